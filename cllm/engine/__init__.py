@@ -1,0 +1,1 @@
+"""Continuous-batching inference on llama.cpp: knows tokens and sequences, and nothing of HTTP."""
