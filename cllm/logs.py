@@ -1,0 +1,68 @@
+"""The log's set-up: human lines or JSON, standard error or a file."""
+
+from __future__ import annotations
+
+import json
+import logging
+import logging.handlers
+import sys
+import time
+import traceback
+
+from cllm.options import SettingsError
+
+# Attributes that every record has; whatever else is on one was passed as `extra`.
+_STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
+
+
+def set_up(level: str = "info", *, file: str | None = None, as_json: bool = False) -> None:
+    """Send every logger to standard error, or to `file`, from `level` upwards.
+
+    Called again it replaces what it set before. Raises SettingsError where `file` cannot be opened.
+    """
+    handler: logging.Handler
+    if file is None:
+        handler = logging.StreamHandler(sys.stderr)
+    else:
+        try:
+            # Watched: log rotation may move the file away and the next line starts a new one.
+            handler = logging.handlers.WatchedFileHandler(file, encoding="utf-8")
+        except OSError as error:
+            raise SettingsError(f"--log-file: cannot write {file}: {error.strerror}") from None
+    handler.setFormatter(JsonFormatter() if as_json else HumanFormatter())
+    logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
+    # What the formats do not show is not collected (the logging manual's own advice): the access
+    # log's lines are on the way of every request.
+    logging.logThreads = False
+    logging.logProcesses = False
+    logging.logMultiprocessing = False
+    logging._srcfile = None  # type: ignore[attr-defined]
+
+
+class HumanFormatter(logging.Formatter):
+    """`2026-01-20 12:00:00.123 INFO    cllm.http  text`, local time."""
+
+    default_msec_format = "%s.%03d"
+
+    def __init__(self) -> None:
+        super().__init__("%(asctime)s %(levelname)-7s %(name)s  %(message)s")
+
+
+class JsonFormatter(logging.Formatter):
+    """One object a line: time (UTC, RFC 3339), level, logger, message, whatever `extra` held."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The record as one line of JSON."""
+        seconds = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created))
+        line: dict[str, object] = {
+            "time": f"{seconds}.{int(record.msecs):03d}Z",
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "message": record.getMessage(),
+        }
+        for name, value in vars(record).items():
+            if name not in _STANDARD:
+                line[name] = value
+        if record.exc_info and record.exc_info[0] is not None:
+            line["traceback"] = "".join(traceback.format_exception(*record.exc_info))
+        return json.dumps(line, ensure_ascii=False, default=str)

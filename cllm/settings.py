@@ -1,0 +1,206 @@
+"""Everything that can be set about a cLLM server: one table, and what each room is told of it."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from cllm.options import (
+    OneLineParser,
+    SettingsError,
+    add_arguments,
+    choice,
+    integer,
+    names,
+    option,
+    options_of,
+    path,
+    resolve,
+    seconds,
+    size,
+    switch,
+    text,
+)
+from cllm.version import __version__
+
+__all__ = ["Settings", "SettingsError", "load_settings"]
+
+MODEL = "Model"
+SERVER = "Server"
+ENGINE = "Engine"
+LIMITS = "Limits and deadlines"
+LOGGING = "Logging"
+OTHER = "Configuration"
+
+ABOUT = {
+    LIMITS: "The most that is allowed of each; past it the answer is the status in brackets\n"
+    "or, where no answer is possible, by closing the connection.",
+}
+
+_DAY = 86_400.0
+_CACHE_TYPES = ("f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0", "iq4_nl")
+
+EXAMPLES = """\
+examples:
+  cllm                                     serve a small built-in model, to try things out
+  cllm --model qwen3-0.6b-q4_k_m.gguf      serve a real one on http://127.0.0.1:8080
+  cllm --model m.gguf --host 0.0.0.0 --parallel 16 --ctx-size 4096
+  CLLM_PORT=9000 cllm --config cllm.yaml   the file holds lines such as "max-body: 16M"
+
+Every option has the name shown in [brackets] in the environment and its own name in a YAML file.
+The command line wins over the environment, the environment over the file.
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What the command line, the environment and the YAML file decided; see `load_settings`."""
+
+    model: str | None = option(
+        None, MODEL, path(), "GGUF file to serve; without it a small built-in model is served"
+    )
+    expose_model_path: bool = option(
+        False, MODEL, switch(), "let /model/info tell the whole path, not only the file's name"
+    )
+
+    host: str = option("127.0.0.1", SERVER, text("ADDRESS"), "address to listen on")
+    port: int = option(8080, SERVER, integer(0, 65535), "port to listen on; 0 picks a free one")
+    workers: int = option(16, SERVER, integer(1, 1024), "threads that handle requests")
+    cors_origins: tuple[str, ...] = option(
+        (), SERVER, names(), "origins that browsers may call from, or *"
+    )
+
+    parallel: int = option(
+        8, ENGINE, integer(1, 256), "sequences generated at once; further requests wait"
+    )
+    ctx_size: int | None = option(
+        None, ENGINE, integer(16, auto=True),
+        "tokens per sequence, prompt and answer; auto: what the model allows within --kv-memory",
+    )  # fmt: skip
+    kv_memory: int | None = option(
+        None, ENGINE, size(1 << 20, auto=True),
+        "memory that an automatic --ctx-size may use for the KV cache",
+    )  # fmt: skip
+    max_queue: int = option(
+        256, ENGINE, integer(0), "requests that may wait for a sequence; more are answered 429"
+    )
+    batch_size: int = option(2048, ENGINE, integer(1), "tokens that one step may decode")
+    ubatch_size: int = option(
+        512, ENGINE, integer(1), "tokens that llama.cpp computes at a time within a step"
+    )
+    threads: int | None = option(
+        None, ENGINE, integer(1, 1024, auto=True), "threads that generate; auto: one per core"
+    )
+    threads_batch: int | None = option(
+        None, ENGINE, integer(1, 1024, auto=True), "threads that read prompts; auto: one per core"
+    )
+    n_gpu_layers: int = option(
+        0, ENGINE, integer(-1), "layers computed on the GPU; -1: all of them"
+    )
+    flash_attn: str = option("auto", ENGINE, choice("auto", "on", "off"), "flash attention")
+    cache_type_k: str = option("f16", ENGINE, choice(*_CACHE_TYPES), "number format of cached keys")
+    cache_type_v: str = option(
+        "f16", ENGINE, choice(*_CACHE_TYPES), "number format of cached values"
+    )
+    mlock: bool = option(False, ENGINE, switch(), "keep the model in memory, never swapped out")
+    mmap: bool = option(True, ENGINE, switch(), "map the file into memory instead of reading it")
+    extra_bufts: str = option(
+        "auto", ENGINE, choice("auto", "on", "off"),
+        "llama.cpp's repacked and AMX kernels; auto: used where a trial run survives them",
+    )  # fmt: skip
+
+    request_timeout: float = option(
+        600.0, LIMITS, seconds(0.1, _DAY), "a generation may take, waiting included (408)"
+    )
+    max_connections: int = option(10_000, LIMITS, integer(1), "open connections")
+    backlog: int = option(1024, LIMITS, integer(1, 65535), "connections not yet accepted")
+    max_request_line: int = option(8 << 10, LIMITS, size(64), "request line (414)")
+    max_head: int = option(32 << 10, LIMITS, size(256), "all header fields (431)")
+    max_fields: int = option(100, LIMITS, integer(1), "number of header fields (431)")
+    max_body: int = option(16 << 20, LIMITS, size(0), "request body (413)")
+    stream_buffer: int = option(
+        1 << 20, LIMITS, size(1 << 10), "unread by a slow client before its stream is cancelled"
+    )
+    head_timeout: float = option(
+        10.0, LIMITS, seconds(0.05, _DAY), "from a request's first byte to the end of its head"
+    )
+    body_timeout: float = option(30.0, LIMITS, seconds(0.05, _DAY), "without a byte of the body")
+    keep_alive_timeout: float = option(
+        75.0, LIMITS, seconds(0.05, _DAY), "between two requests on a connection"
+    )
+    write_timeout: float = option(
+        30.0, LIMITS, seconds(0.05, _DAY), "without the client taking a byte"
+    )
+    grace: float = option(
+        30.0, LIMITS, seconds(0.0, _DAY), "for requests in flight when the server stops"
+    )
+
+    log_level: str = option(
+        "info", LOGGING, choice("debug", "info", "warning", "error"), "least severity that is kept"
+    )
+    log_file: str | None = option(
+        None, LOGGING, path(), "append the log to FILE instead of writing it to standard error"
+    )
+    log_json: bool = option(False, LOGGING, switch(), "one JSON object a line")
+    access_log: bool = option(True, LOGGING, switch(), "one line a request")
+
+    config: str | None = option(None, OTHER, path(), "YAML file of these settings")
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """The command line: every setting in its group, `--version` and `--help`."""
+    parser = OneLineParser(
+        prog="cllm",
+        description="Serves a GGUF language model over HTTP.",
+        epilog=EXAMPLES,
+        usage="cllm [--model FILE] [--host ADDRESS] [--port N] [OPTIONS]",
+        formatter_class=_HelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action=_PrintVersions, help="print the versions and exit")
+    add_arguments(parser, options_of(Settings), ABOUT)
+    return parser
+
+
+def load_settings(argv: Sequence[str], environ: Mapping[str, str]) -> Settings:
+    """Command line over CLLM_* variables over `--config` file over defaults.
+
+    Raises SettingsError: one line that names the source, the value and what was expected.
+    """
+    return resolve(Settings, make_parser(), argv, environ)
+
+
+def versions() -> str:
+    """cLLM's, llama-cpp-python's and Python's versions in one line."""
+    from importlib import metadata
+    from platform import python_version
+
+    try:
+        llama = metadata.version("llama-cpp-python")
+    except metadata.PackageNotFoundError:
+        llama = "not installed"
+    return f"cllm {__version__}, llama-cpp-python {llama}, Python {python_version()}"
+
+
+class _PrintVersions(argparse.Action):
+    """`--version`: like argparse's own, but looks the versions up only when asked."""
+
+    def __init__(self, option_strings: Sequence[str], dest: str, help: str) -> None:
+        super().__init__(option_strings, argparse.SUPPRESS, nargs=0, help=help)
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
+        print(versions())
+        parser.exit()
+
+
+class _HelpFormatter(argparse.RawDescriptionHelpFormatter):
+    """Options in one column; `--[no-]name` for switches; examples left as they are."""
+
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog, max_help_position=28, width=100)
+
+    def _format_action_invocation(self, action: argparse.Action) -> str:
+        if isinstance(action, argparse.BooleanOptionalAction):
+            return action.option_strings[0].replace("--", "--[no-]", 1)
+        return super()._format_action_invocation(action)
