@@ -1,0 +1,192 @@
+# shellcheck shell=bash
+# Sourced by run.sh and test.sh: makes .venv, installs cLLM into it, says what takes long and how far it is.
+
+ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+VENV=$ROOT/.venv
+LOG=$VENV/install.log
+export PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_INPUT=1
+
+say() { printf '%s\n' "cllm: $*" >&2; }
+
+die() {
+    say "$1"
+    shift
+    [ $# -eq 0 ] || printf '      %s\n' "$@" >&2
+    exit 1
+}
+
+# ensure_env run|test: afterwards $VENV/bin/python has cLLM, for tests with the test tools too.
+ensure_env() {
+    local purpose=$1 python stamp
+    python=$(find_python)
+    mkdir -p "$VENV"
+    # Two terminals may start at once; the second one waits and then finds everything done.
+    if command -v flock >/dev/null; then
+        exec 9>"$VENV/.install-lock"
+        flock -n 9 || { say "another installation into $VENV is running; waiting for it"; flock 9; }
+    fi
+    stamp=$(stamp_of)
+    if ! usable_venv "$python" || ! up_to_date "$purpose" "$stamp"; then
+        install "$purpose" "$python"
+        printf '%s %s\n' "$purpose" "$stamp" >>"$VENV/.installed"
+    fi
+    exec 9>&-
+}
+
+# The interpreter: $PYTHON, or the first python3 that is new enough.
+find_python() {
+    local name
+    if [ -n "${PYTHON:-}" ]; then
+        command -v "$PYTHON" >/dev/null || die "PYTHON=$PYTHON: there is no such program"
+        new_enough "$PYTHON" ||
+            die "PYTHON=$PYTHON is $("$PYTHON" --version 2>&1); cLLM needs Python 3.10 or newer"
+        command -v "$PYTHON"
+        return
+    fi
+    for name in python3 python3.13 python3.12 python3.11 python3.10; do
+        if command -v "$name" >/dev/null && new_enough "$name"; then
+            command -v "$name"
+            return
+        fi
+    done
+    die "Python 3.10 or newer is needed; python3 here: $(python3 --version 2>&1 || true)" \
+        "Debian, Ubuntu: sudo apt-get install python3 python3-venv" \
+        "or name an interpreter: PYTHON=/path/to/python3.12 $0"
+}
+
+new_enough() { "$1" -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null; }
+
+# What decides whether an installation is up to date: the requirements, this file, the place.
+stamp_of() {
+    { cat "$ROOT/setup.py" "$ROOT/setup.cfg" "$ROOT/scripts/_env.sh" && echo "$ROOT"; } |
+        cksum | tr ' ' '-'
+}
+
+up_to_date() {
+    [ -f "$VENV/.installed" ] || return 1
+    grep -qxF "$1 $2" "$VENV/.installed" || grep -qxF "test $2" "$VENV/.installed"
+}
+
+# A .venv whose Python is gone, or is not the one that $PYTHON asks for, is made again.
+usable_venv() {
+    local version='import pip, sys; print(sys.version_info[:2])' has
+    has=$("$VENV/bin/python" -c "$version" 2>/dev/null) || return 1
+    [ -z "${PYTHON:-}" ] || [ "$has" = "$("$1" -c "${version/pip, /}")" ]
+}
+
+install() {
+    local purpose=$1 python=$2 extra='' requirement
+    if ! usable_venv "$python"; then
+        say "making $VENV with $("$python" --version)"
+        find "$VENV" -mindepth 1 -maxdepth 1 ! -name .install-lock -exec rm -rf {} +
+        "$python" -m venv "$VENV" >"$LOG" 2>&1 || {
+            cat "$LOG" >&2
+            rm -rf "$VENV"
+            die "$python cannot make a virtual environment" \
+                "Debian, Ubuntu: sudo apt-get install python3-venv"
+        }
+    fi
+    requirement=$(sed -n 's/^ *\(llama-cpp-python.*\)/\1/p' "$ROOT/setup.cfg" | tr -d ' ')
+    if ! satisfied "$requirement"; then
+        compile_llama "$requirement"
+    fi
+    [ "$purpose" = test ] && extra='[test]'
+    say "installing cLLM and the packages it needs"
+    # compat: a plain path file, which starts faster than the import hook that is the default.
+    "$VENV/bin/python" -m pip install --use-pep517 --config-settings editable_mode=compat \
+        -e "$ROOT$extra" >"$LOG" 2>&1 || failed "installing the packages"
+}
+
+satisfied() {
+    "$VENV/bin/python" -m pip install --no-index --no-deps --dry-run --quiet "$1" >/dev/null 2>&1
+}
+
+compile_llama() {
+    local requirement=$1 flags compiler cache cores minutes name
+    flags=$(sed -n '/^flags/{s/^flags[^:]*: //p;q}' /proc/cpuinfo 2>/dev/null || true)
+    choose_compiler "$flags"
+    compiler=${CXX:-}
+    for name in c++ g++ clang++; do
+        [ -n "$compiler" ] || compiler=$(command -v "$name" || true)
+    done
+    command -v "${compiler:-none}" >/dev/null ||
+        die "no C++ compiler is installed${CXX:+ (CXX=$CXX)}; llama.cpp is compiled with one" \
+            "Debian, Ubuntu: sudo apt-get install build-essential"
+    # llama.cpp is compiled for this very CPU: a wheel kept in pip's cache must not be taken after
+    # the compiler or the CPU has changed, so each pair has a cache of its own.
+    cache=${XDG_CACHE_HOME:-$HOME/.cache}/cllm/pip/$({
+        printf '%s\n' "$flags" "${CMAKE_ARGS:-}"
+        uname -m
+        "$compiler" --version
+    } | cksum | cut -d' ' -f1)
+    cores=$(getconf _NPROCESSORS_ONLN 2>/dev/null || echo 1)
+    minutes=$(((9 + cores - 1) / cores))
+    say "compiling llama.cpp with $compiler: about $minutes min on $cores cores (log: $LOG)"
+    "$VENV/bin/python" -m pip install -v --progress-bar off --cache-dir "$cache" \
+        --no-binary llama-cpp-python "$requirement" 2>&1 |
+        show_progress || failed "compiling llama.cpp"
+}
+
+# GCC's AMX kernels crash (llama.cpp#20824); clang's work and are faster.
+choose_compiler() {
+    local name
+    case " $1 " in *" amx_tile "*) ;; *) return 0 ;; esac
+    if [ -n "${CC:-}${CXX:-}" ]; then
+        say "this CPU has AMX; the compiler is the one that CC/CXX name"
+        return 0
+    fi
+    for name in clang-{22,21,20,19,18,17} clang; do
+        if command -v "$name" >/dev/null && command -v "${name/clang/clang++}" >/dev/null; then
+            export CC=$name CXX=${name/clang/clang++}
+            return 0
+        fi
+    done
+    say "this CPU has AMX, which llama.cpp can use only when clang compiles it; to have it:"
+    say "  sudo apt-get install clang-19 libomp-19-dev && rm -r $VENV, then run this again"
+}
+
+# Reads pip's output: keeps it in the log and turns ninja's [117/193], or make's [ 60%], into a
+# bar on a terminal and into a line every 10 % elsewhere.
+show_progress() {
+    local line percent shown=-1 begun=$SECONDS bar
+    : >"$LOG"
+    while IFS= read -r line; do
+        printf '%s\n' "$line" >>"$LOG"
+        if [[ $line =~ ^\ *\[([0-9]+)/([0-9]+)\]\  ]]; then
+            percent=$((100 * BASH_REMATCH[1] / BASH_REMATCH[2]))
+        elif [[ $line =~ ^\ *\[\ *([0-9]+)%\] ]]; then
+            percent=${BASH_REMATCH[1]}
+        else
+            continue
+        fi
+        if [ -t 2 ]; then
+            printf -v bar '%*s' $((percent * 40 / 100)) ''
+            printf '\r  [%-40s] %3d %%  %d:%02d ' "${bar// /#}" "$percent" \
+                $(((SECONDS - begun) / 60)) $(((SECONDS - begun) % 60)) >&2
+        elif ((percent / 10 > shown / 10)) || ((shown < 0)); then
+            say "  compiled $percent % after $((SECONDS - begun)) s"
+        fi
+        shown=$percent
+    done
+    if [ -t 2 ] && ((shown >= 0)); then printf '\n' >&2; fi
+}
+
+failed() {
+    local remedy="the whole log is in $LOG; run this again once its cause is gone"
+    case $(tail -n 400 "$LOG") in
+    *"No space left on device"*) remedy="the disk is full: free some space and run this again" ;;
+    *"Temporary failure in name resolution"* | *"Failed to establish a new connection"* | \
+        *"No matching distribution found"*)
+        remedy="the Python package index was not reached: check the network or pip's configuration"
+        ;;
+    *"signal terminated program cc1plus"* | *"Killed"*)
+        remedy="memory ran out: CMAKE_BUILD_PARALLEL_LEVEL=1 $0 compiles one file at a time"
+        ;;
+    *"No CMAKE_C"*"COMPILER could be found"* | *"is not able to compile a simple test program"*)
+        remedy="the compiler does not work: sudo apt-get install build-essential"
+        ;;
+    esac
+    printf '%s\n' '…' >&2
+    tail -n 25 "$LOG" | cut -c1-240 >&2
+    die "$1 failed" "$remedy"
+}
