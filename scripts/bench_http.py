@@ -1,0 +1,261 @@
+#!/usr/bin/env python3
+"""Measure the HTTP server: throughput against peers, crowds, memory over time, start-up."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import _peers
+from _bench import (
+    HOST,
+    BenchError,
+    Report,
+    Server,
+    cllm_server,
+    parser,
+    percentile,
+    raise_file_limit,
+    run,
+    wait,
+)
+from _crowd import IdleCrowd, SlowHeaderCrowd
+from _load import Client, Load, Probe, measure_load
+from _soak import soak_server
+from tqdm import tqdm
+
+EPILOG = """\
+what is measured:
+  throughput  GET /health over keep-alive connections: cLLM, bare uvicorn, FastAPI on uvicorn,
+              in turns; wrk with one thread when installed, else a client of our own
+  idle        /health while 10 000 connections stay open and silent
+  slow        /health while 1 000 clients send their request heads a byte a second
+  soak        resident memory over 100 000 mixed requests
+  start       seconds from the command to the first generated answer
+
+examples:
+  python scripts/bench_http.py
+  python scripts/bench_http.py throughput --connections 64 --rounds 9
+  python scripts/bench_http.py idle slow --json holds.json
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """The command line, with what --quick makes of it."""
+
+    connections: list[int]
+    rounds: int
+    seconds: float
+    idle: int
+    slow: int
+    requests: int
+    peers: bool
+
+
+def throughput(report: Report, options: Options) -> None:
+    """cLLM and its peers, in turns."""
+    with contextlib.ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        servers = [stack.enter_context(cllm_server())]
+        for name in _peers.NAMES if options.peers else ():
+            if missing := _peers.missing(name):
+                print(f"\nleft out: {name}: not installed: {', '.join(missing)} "
+                      "(pip install -e '.[bench]')")  # fmt: skip
+            else:
+                servers.append(stack.enter_context(_peers.start(name, folder)))
+        runs = _take_turns(servers, options)
+    ours = servers[0].name
+    rows, ratios = [], []
+    for server in servers:
+        rate: dict[str, Any] = {"server": server.name}
+        ratio: dict[str, Any] = {"cLLM against": server.name}
+        for connections in options.connections:
+            mine = runs[server.name, connections]
+            column = f"{connections} conn."
+            rate[f"{column} req/s"] = statistics.median(load.rate for load, _cpu in mine)
+            rate[f"{column} p99 ms"] = statistics.median(load.p99_ms for load, _cpu in mine)
+            rate[f"{column} CPU µs/req"] = statistics.median(cpu for _load, cpu in mine)
+            pairs = zip(runs[ours, connections], mine, strict=True)
+            ratio[column] = statistics.median(us.rate / peer.rate for (us, _), (peer, _) in pairs)
+        rows.append(rate)
+        ratios.append(ratio)
+    report.table(f"GET /health, keep-alive, median of {options.rounds} rounds", rows)
+    if len(servers) == 1:
+        return
+    report.table("Ratio of requests a second, median of the rounds' ratios", ratios[1:])
+    if 64 in options.connections:
+        for row in ratios[1:]:
+            needed = 3.0 if "FastAPI" in row["cLLM against"] else 1.0
+            what = f"at 64 connections at least {needed:g} × {row['cLLM against']}"
+            report.target(what, row["64 conn."], row["64 conn."] >= needed)
+
+
+def _take_turns(
+    servers: list[Server], options: Options
+) -> dict[tuple[str, int], list[tuple[Load, float]]]:
+    """For each server and number of connections, one (load, CPU µs a request) per round."""
+    runs: dict[tuple[str, int], list[tuple[Load, float]]] = {}
+    turns = [
+        (connections, server)
+        for connections in options.connections
+        for _round in range(options.rounds)
+        for server in servers
+    ]
+    for server in servers:
+        measure_load(HOST, server.port, "/health", 8, 1)
+    for connections, server in tqdm(turns, desc="throughput", unit="run", disable=None):
+        before = server.cpu_seconds()
+        load = measure_load(HOST, server.port, "/health", connections, options.seconds)
+        cpu = (server.cpu_seconds() - before) / load.requests * 1e6
+        runs.setdefault((server.name, connections), []).append((load, cpu))
+    return runs
+
+
+def idle(report: Report, options: Options) -> None:
+    """`/health` before, beside and after a crowd of silent connections."""
+    size = options.idle
+    raise_file_limit(size + 1000)
+    with cllm_server("--max-connections", str(size + 500)) as server:
+        rows = [_health(server, options.seconds, "before")]
+        before = server.rss()
+        with IdleCrowd(HOST, server.port, size) as crowd:
+            memory = (server.rss() - before) / size
+            rows.append(_health(server, options.seconds, f"{size} idle connections"))
+        rows.append(_health(server, options.seconds, "after"))
+    report.table(f"/health beside {size} idle connections", rows)
+    print(f"\nserver memory: {memory / 1024:.1f} KiB a connection; {crowd.lost} connections lost")
+    if crowd.lost:
+        raise BenchError(f"{crowd.lost} idle connections were closed by the server")
+    _unaffected(report, f"{size} idle connections", rows)
+
+
+def slow(report: Report, options: Options) -> None:
+    """`/health` before, beside and after clients that never finish a head."""
+    size = options.slow
+    raise_file_limit(size + 1000)
+    with cllm_server() as server:
+        rows = [_health(server, options.seconds, "before")]
+        with SlowHeaderCrowd(HOST, server.port, size) as crowd:
+            rows.append(_health(server, options.seconds, f"{size} slow clients"))
+        rows.append(_health(server, options.seconds, "after"))
+    report.table(f"/health beside {size} clients that send their head a byte a second", rows)
+    print(f"\nturned away and come back meanwhile: {crowd.turned_away}, with 408: {crowd.timeouts}")
+    _unaffected(report, f"{size} slow clients", rows)
+
+
+def _health(server: Server, seconds: float, when: str) -> dict[str, Any]:
+    """One table row: latency of single requests, then throughput at 8 connections."""
+    with Probe(HOST, server.port) as probe:
+        wait(seconds, when)
+    load = measure_load(HOST, server.port, "/health", 8, seconds)
+    milliseconds = [latency * 1e3 for latency in probe.latencies]
+    return {
+        "when": when,
+        "p50 ms": percentile(milliseconds, 50),
+        "p99 ms": percentile(milliseconds, 99),
+        "max ms": max(milliseconds),
+        "8 conn. req/s": load.rate,
+    }
+
+
+def _unaffected(report: Report, crowd: str, rows: list[dict[str, Any]]) -> None:
+    """The crowd costs at most a fifth of the throughput, and less than 5 ms at the 99th."""
+    before, during, after = rows
+    ratio = during["8 conn. req/s"] / statistics.mean(
+        (before["8 conn. req/s"], after["8 conn. req/s"])
+    )
+    report.target(f"{crowd}: at least 0.8 × the throughput without", ratio, ratio >= 0.8)
+    added = during["p99 ms"] - max(before["p99 ms"], after["p99 ms"])
+    report.target(f"{crowd}: p99 at most 5 ms longer than without", added, added <= 5.0)
+
+
+def start(report: Report, options: Options) -> None:
+    """The time a newcomer waits; the first start also makes the built-in model."""
+    rows: list[dict[str, Any]] = []
+    for number in tqdm(range(options.rounds + 1), desc="start", unit="start", disable=None):
+        with cllm_server() as server, Client(HOST, server.port) as client:
+            answer = client.post("/generate", {"prompt": "Hello", "max_tokens": 1})
+            answered = time.monotonic() - server.started_at
+        if answer.status != 200 or not answer.json()["success"]:
+            raise BenchError(f"/generate gave {answer.status}: {answer.body[:400]!r}")
+        label = str(number) if number else "first"
+        rows.append({"start": label, "healthy s": server.healthy_after, "answer s": answered})
+    report.table("From the command to the first answer, built-in model", rows)
+    median = statistics.median(row["answer s"] for row in rows[1:])
+    report.target("first answer within 2 s of the command", median, median < 2.0)
+
+
+def soak(report: Report, options: Options) -> None:
+    """Memory must not grow with the number of requests."""
+    with cllm_server() as server:
+        rows = soak_server(server, options.requests)
+    report.table(f"Resident memory over {options.requests} mixed requests", rows)
+    # The first tenth fills pools, caches and the allocator's arenas.
+    grown = rows[-1]["RSS MiB"] - rows[1]["RSS MiB"]
+    report.target("memory grows by less than 4 MiB after the first tenth", grown, grown < 4.0)
+
+
+MODES: dict[str, Callable[[Report, Options], None]] = {
+    "throughput": throughput,
+    "idle": idle,
+    "slow": slow,
+    "soak": soak,
+    "start": start,
+}
+
+
+def _mode(name: str) -> Callable[[Report, Options], None]:
+    if name not in MODES:
+        raise argparse.ArgumentTypeError(f"{name!r} is none of {', '.join(MODES)}")
+    return MODES[name]
+
+
+def main() -> None:
+    """Parse the command line and run the chosen measurements."""
+    options = parser(__doc__ or "", EPILOG)
+    options.add_argument(
+        "modes", nargs="*", type=_mode, metavar="MODE",
+        help=f"{', '.join(MODES)} (default: throughput)",
+    )  # fmt: skip
+    options.add_argument(
+        "--connections", type=int, nargs="+", default=[1, 8, 64, 256], metavar="N",
+        help="throughput: keep-alive connections (default: 1 8 64 256)",
+    )  # fmt: skip
+    options.add_argument("--rounds", type=int, default=5, help="turns of each server (default: 5)")
+    options.add_argument(
+        "--seconds", type=float, default=3.0, help="one measurement's length (default: 3)"
+    )
+    options.add_argument("--idle", type=int, default=10_000, help="size of the idle crowd")
+    options.add_argument("--slow", type=int, default=1_000, help="size of the slow crowd")
+    options.add_argument("--requests", type=int, default=100_000, help="soak: how many")
+    options.add_argument("--no-peers", action="store_true", help="throughput: cLLM alone")
+    given = options.parse_args()
+    chosen = Options(
+        connections=given.connections,
+        rounds=given.rounds,
+        seconds=given.seconds,
+        idle=given.idle,
+        slow=given.slow,
+        requests=given.requests,
+        peers=not given.no_peers,
+    )
+    if given.quick:
+        chosen = replace(
+            chosen, connections=[1, 8], rounds=1, seconds=1.0, idle=50, slow=20, requests=500
+        )
+    report = Report("HTTP server")
+    for mode in given.modes or [throughput]:
+        mode(report, chosen)
+    report.write(given.json)
+
+
+if __name__ == "__main__":
+    run(main)
