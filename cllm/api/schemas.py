@@ -1,0 +1,184 @@
+"""Request bodies: their fields, types, ranges and defaults, and the text that says what was wrong.
+
+msgspec decodes and checks in one pass; only a body that failed is looked at a second time, to
+name the field, the value it had and what was expected.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Any, Generic, TypeVar
+
+import msgspec
+from msgspec import Meta, Struct, inspect
+
+from cllm.http import HttpError
+
+DEFAULT_MAX_TOKENS = 256
+SEED_PROMPT = "人工智能是计算机科学的一个分支"
+
+NonEmpty = Annotated[str, Meta(min_length=1)]
+Fraction = Annotated[float, Meta(ge=0, le=1)]
+Penalty = Annotated[float, Meta(ge=-2, le=2)]
+TokenId = Annotated[int, Meta(ge=0, le=2**31 - 1)]
+
+
+class GenerateRequest(Struct):
+    """Body of ``/generate`` and ``/generate_stream``. A field left out or null takes its default.
+
+    The defaults of the sampling fields are those of :class:`cllm.engine.SamplingParams`;
+    ``max_tokens`` is 256 unless given.
+    """
+
+    prompt: NonEmpty
+    max_tokens: Annotated[int, Meta(ge=1)] | None = None
+    temperature: Annotated[float, Meta(ge=0, le=2)] | None = None
+    top_p: Fraction | None = None
+    top_k: Annotated[int, Meta(ge=0, le=2**31 - 1)] | None = None
+    min_p: Fraction | None = None
+    repetition_penalty: Annotated[float, Meta(gt=0, le=2)] | None = None
+    presence_penalty: Penalty | None = None
+    frequency_penalty: Penalty | None = None
+    seed: Annotated[int, Meta(ge=0, le=2**32 - 1)] | None = None
+    stop: NonEmpty | Annotated[list[NonEmpty], Meta(max_length=64)] | None = None
+    logit_bias: dict[TokenId, Annotated[float, Meta(ge=-100, le=100)]] | None = None
+    ignore_eos: bool | None = None
+    stream: bool | None = None
+
+
+class EncodeRequest(Struct):
+    """Body of ``/encode``."""
+
+    text: str
+    add_special: bool = True
+    parse_special: bool = False
+
+
+class DecodeRequest(Struct):
+    """Body of ``/decode``. Whether a token is in the vocabulary is checked against the model."""
+
+    tokens: list[int]
+    special: bool = True
+
+
+class BenchmarkRequest(Struct):
+    """Body of ``/benchmark``; may be empty, every field has a default."""
+
+    requests: Annotated[int, Meta(ge=1, le=10_000)] = 10
+    concurrency: Annotated[int, Meta(ge=1, le=256)] = 1
+    max_tokens: Annotated[int, Meta(ge=1)] = 50
+    prompt: NonEmpty = SEED_PROMPT
+    temperature: Annotated[float, Meta(ge=0, le=2)] | None = None
+
+
+T = TypeVar("T", bound=Struct)
+
+_AT = re.compile(r" - at (?:`key` in )?`\$(.*)`$")
+_MISSING = re.compile(r"missing required field `(\w+)`")
+_STEP = re.compile(r"\.(\w+)|\[(\d+)\]|\[\.\.\.\]")
+_SHOWN = 80  # characters of an offending value repeated to the client
+
+
+class Schema(Generic[T]):
+    """Decodes one kind of request body."""
+
+    __slots__ = ("_decode", "_expected")
+
+    def __init__(self, kind: type[T]) -> None:
+        self._decode = msgspec.json.Decoder(kind).decode
+        info = inspect.type_info(kind)
+        assert isinstance(info, inspect.StructType)
+        self._expected = {field.name: _expected(field.type) for field in info.fields}
+
+    def decode(self, body: bytes) -> T:
+        """The checked body.
+
+        The Content-Type is not looked at: curl -d sends a form type around a JSON body.
+        Raises HttpError 400 that names the field, the value and what was expected.
+        """
+        try:
+            # msgspec skips the bytes of unknown fields unread, so UTF-8 is checked here for all.
+            str(body, "utf-8")
+            return self._decode(body)
+        except UnicodeDecodeError as error:
+            raise HttpError(
+                400, f"the body is not valid UTF-8: byte 0x{body[error.start]:02x} at offset "
+                f"{error.start}; expected a JSON object in UTF-8"
+            ) from None
+        except msgspec.ValidationError as error:
+            raise HttpError(400, self._explain(str(error), body)) from None
+        except msgspec.DecodeError as error:
+            if not body.strip():
+                raise HttpError(400, "the body is empty: expected a JSON object") from None
+            raise HttpError(
+                400, f"the body is not valid JSON ({error}): expected a JSON object"
+            ) from None
+        except RecursionError:
+            raise HttpError(400, "the body is nested too deeply") from None
+
+    def _explain(self, problem: str, body: bytes) -> str:
+        missing = _MISSING.search(problem)
+        if missing:
+            name = missing[1]
+            return f"{name} is missing: expected {self._expected[name]}"
+        at = _AT.search(problem)
+        if not at or not at[1]:
+            return f"the body must be a JSON object: {problem[0].lower()}{problem[1:]}"
+        path = at[1].lstrip(".")
+        name = re.split(r"[.\[]", path, maxsplit=1)[0]
+        value = _shown(_lookup(body, at[1]))
+        return f"{path.replace('[...]', '')} is {value}: expected {self._expected[name]}"
+
+
+def _lookup(body: bytes, path: str) -> Any:
+    """The offending value; for an entry of a mapping the whole mapping (msgspec keeps no key)."""
+    value = msgspec.json.decode(body)
+    for step in _STEP.finditer(path):
+        if step[1]:
+            value = value[step[1]]
+        elif step[2]:
+            value = value[int(step[2])]
+        else:
+            break
+    return value
+
+
+def _shown(value: Any) -> str:
+    text = msgspec.json.encode(value).decode()
+    return text if len(text) <= _SHOWN else text[:_SHOWN] + "…"
+
+
+def _expected(kind: inspect.Type) -> str:
+    """What a field takes, in words; ``null`` is accepted for optional fields but not advertised."""
+    if isinstance(kind, inspect.UnionType):
+        return " or ".join(
+            _expected(t) for t in kind.types if not isinstance(t, inspect.NoneType)
+        )
+    if isinstance(kind, inspect.IntType):
+        return "an integer" + _range(kind)
+    if isinstance(kind, inspect.FloatType):
+        return "a number" + _range(kind)
+    if isinstance(kind, inspect.StrType):
+        return "a non-empty string" if kind.min_length else "a string"
+    if isinstance(kind, inspect.BoolType):
+        return "true or false"
+    if isinstance(kind, inspect.ListType):
+        most = f" (at most {kind.max_length})" if kind.max_length else ""
+        return f"a list{most} of which each is {_expected(kind.item_type)}"
+    if isinstance(kind, inspect.DictType):
+        return f"an object from {_expected(kind.key_type)} to {_expected(kind.value_type)}"
+    raise TypeError(f"no words for {kind}")
+
+
+def _range(kind: inspect.IntType | inspect.FloatType) -> str:
+    if kind.ge is not None and kind.le is not None:
+        return f" from {kind.ge:g} to {kind.le:.10g}"
+    if kind.gt is not None and kind.le is not None:
+        return f" above {kind.gt:g} and up to {kind.le:.10g}"
+    return f" of {kind.ge:g} or more" if kind.ge is not None else ""
+
+
+GENERATE = Schema(GenerateRequest)
+ENCODE = Schema(EncodeRequest)
+DECODE = Schema(DecodeRequest)
+BENCHMARK = Schema(BenchmarkRequest)

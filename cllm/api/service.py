@@ -1,0 +1,89 @@
+"""What the endpoints share: the engine once it is there, the server's figures, what was set."""
+
+from __future__ import annotations
+
+import enum
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from cllm.engine import Engine
+from cllm.http import HttpError, ServerStats
+
+
+class State(enum.Enum):
+    """Whether the model can be asked; the values are ``/health``'s ``status``."""
+
+    LOADING = "loading"
+    READY = "healthy"
+    UNHEALTHY = "unhealthy"
+
+
+@dataclass(frozen=True, slots=True)
+class ApiSettings:
+    """What an operator may decide about the endpoints."""
+
+    request_timeout: float = 600.0  # seconds a generation may take, waiting included
+    stream_buffer: int = 1 << 20  # bytes a slow reader may leave behind in its stream
+    retry_after: int = 5  # seconds a client is asked to stay away when the queue is full
+    expose_model_path: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("request_timeout", "stream_buffer", "retry_after"):
+            if getattr(self, name) <= 0:
+                raise ValueError(f"{name} is {getattr(self, name)}: give a number above 0")
+
+
+class Service:
+    """One model behind one handler.
+
+    It starts as LOADING, so that the port can listen before the model is read; whoever loads the
+    model reports ``loading_progress(fraction)`` and then ``ready(engine)`` or ``failed(reason)``.
+    Any thread may call these. The engine stays the caller's: the service never closes it.
+    """
+
+    def __init__(self, engine: Engine | None = None, settings: ApiSettings | None = None) -> None:
+        self.settings = settings or ApiSettings()
+        self.server_stats: Callable[[], ServerStats] | None = None
+        self.started = time.monotonic()
+        self.progress = 0.0  # of loading, 0 … 1
+        self.reason = "the model is still loading"
+        self._state = State.LOADING
+        self._engine: Engine | None = None
+        if engine is not None:
+            self.ready(engine)
+
+    @property
+    def state(self) -> State:
+        """LOADING, READY or UNHEALTHY, as of now: an engine that died is noticed here."""
+        if self._state is State.READY and not self.engine.is_alive:
+            self.failed("the engine has stopped")
+        return self._state
+
+    @property
+    def uptime(self) -> float:
+        """Seconds since this service was made."""
+        return time.monotonic() - self.started
+
+    @property
+    def engine(self) -> Engine:
+        """The engine; raises HttpError 503 while there is none that works."""
+        engine = self._engine
+        if engine is None or self._state is not State.READY:
+            raise HttpError(503, self.reason, (("Retry-After", str(self.settings.retry_after)),))
+        return engine
+
+    def loading_progress(self, fraction: float) -> None:
+        """How much of the model has been read, 0 … 1; shown by ``/health``."""
+        self.progress = fraction
+
+    def ready(self, engine: Engine) -> None:
+        """From now on requests reach this engine."""
+        self._engine = engine
+        self.progress = 1.0
+        self._state = State.READY
+
+    def failed(self, reason: str) -> None:
+        """From now on everything answers 503 with this reason."""
+        self.reason = reason
+        self._state = State.UNHEALTHY
