@@ -1,1 +1,64 @@
-"""Continuous-batching inference on llama.cpp: knows tokens and sequences, and nothing of HTTP."""
+"""Continuous-batching inference on llama.cpp: knows tokens and sequences, and nothing of HTTP.
+
+Names are resolved on first use, so that reading an error or a configuration does not load
+llama.cpp's library.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from cllm.engine.config import EngineConfig
+    from cllm.engine.engine import Engine
+    from cllm.engine.errors import (
+        DeadlineExceeded,
+        EngineClosed,
+        EngineError,
+        InvalidRequest,
+        ModelLoadError,
+        PromptTooLong,
+        QueueFull,
+    )
+    from cllm.engine.generation import Completion, Generation, Timings, Usage
+    from cllm.engine.info import ModelInfo
+    from cllm.engine.params import SamplingParams
+    from cllm.engine.stats import EngineStats
+
+__all__ = [
+    "Completion",
+    "DeadlineExceeded",
+    "Engine",
+    "EngineClosed",
+    "EngineConfig",
+    "EngineError",
+    "EngineStats",
+    "Generation",
+    "InvalidRequest",
+    "ModelInfo",
+    "ModelLoadError",
+    "PromptTooLong",
+    "QueueFull",
+    "SamplingParams",
+    "Timings",
+    "Usage",
+]
+
+_MODULE = {
+    "Completion": "generation",
+    "Engine": "engine",
+    "EngineConfig": "config",
+    "EngineStats": "stats",
+    "Generation": "generation",
+    "ModelInfo": "info",
+    "SamplingParams": "params",
+    "Timings": "generation",
+    "Usage": "generation",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module 'cllm.engine' has no attribute {name!r}")
+    return getattr(import_module(f"cllm.engine.{_MODULE.get(name, 'errors')}"), name)

@@ -1,0 +1,108 @@
+"""The engine's configuration: one slotted dataclass that checks itself."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+CACHE_TYPES = ("f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0", "iq4_nl")
+"""What the key/value cache can be stored as (llama.cpp's names)."""
+
+MAX_PARALLEL = 256
+"""llama.cpp's LLAMA_MAX_SEQ."""
+
+_SWITCH = ("auto", "on", "off")
+
+
+@dataclass(slots=True)
+class EngineConfig:
+    """How a model is loaded and shared between requests; raises ValueError with the remedy.
+
+    parallel: sequences that are generated at once.
+    ctx_size: tokens per sequence, prompt and answer together. None: as many as the model was
+        trained for and as `memory_budget` has room for, in steps of 256.
+    memory_budget: bytes for the key/value cache of all sequences, used only when ctx_size is
+        None. None: 2 GiB, or half of the memory now available if that is less.
+    batch_size: most tokens given to llama_decode at once while no sequence is generating.
+    ubatch_size: most prompt tokens given to it beside running generations, which wait that long.
+    threads, threads_batch: for single tokens and for prompts. None: the physical cores that this
+        process may run on; threads_batch: as threads.
+    n_gpu_layers: layers placed on a GPU; -1: all.
+    flash_attn: "auto" lets llama.cpp decide.
+    cache_type_k, cache_type_v: one of CACHE_TYPES.
+    mlock, mmap: lock the weights into memory; map the file instead of reading it.
+    max_queue: requests that may wait while `parallel` others run.
+    extra_bufts: llama.cpp's repacked/AMX kernels. "auto": on unless a trial in a child process
+        dies with them (preflight.py).
+    kv_unified: one cache for all sequences, or an equal part for each (decodes faster, and the
+        default). In a unified cache shared prefixes are stored once.
+    kv_cells: tokens that a unified cache holds in all; fewer than parallel * ctx_size bets that
+        not every sequence grows long at once, and pays with recomputation when the bet is lost.
+    """
+
+    parallel: int = 8
+    ctx_size: int | None = None
+    memory_budget: int | None = None
+    batch_size: int = 2048
+    ubatch_size: int = 512
+    threads: int | None = None
+    threads_batch: int | None = None
+    n_gpu_layers: int = 0
+    flash_attn: str = "auto"
+    cache_type_k: str = "f16"
+    cache_type_v: str = "f16"
+    mlock: bool = False
+    mmap: bool = True
+    max_queue: int = 256
+    extra_bufts: str = "auto"
+    kv_unified: bool = False
+    kv_cells: int | None = None
+
+    def __post_init__(self) -> None:
+        self._check_range("parallel", self.parallel, 1, MAX_PARALLEL)
+        self._check_range("ctx_size", self.ctx_size, 2, 2**31 // MAX_PARALLEL)
+        self._check_range("memory_budget", self.memory_budget, 1, None)
+        self._check_range("batch_size", self.batch_size, 1, 2**20)
+        self._check_range("ubatch_size", self.ubatch_size, 1, 2**20)
+        self._check_range("threads", self.threads, 1, 512)
+        self._check_range("threads_batch", self.threads_batch, 1, 512)
+        self._check_range("n_gpu_layers", self.n_gpu_layers, -1, None)
+        self._check_range("max_queue", self.max_queue, 0, None)
+        self._check_range("kv_cells", self.kv_cells, 2, 2**31 - 1)
+        self._check_choice("flash_attn", self.flash_attn, _SWITCH)
+        self._check_choice("extra_bufts", self.extra_bufts, _SWITCH)
+        self._check_choice("cache_type_k", self.cache_type_k, CACHE_TYPES)
+        self._check_choice("cache_type_v", self.cache_type_v, CACHE_TYPES)
+        if self.batch_size < self.parallel:
+            raise ValueError(
+                f"batch_size={self.batch_size} cannot hold one token of each of "
+                f"{self.parallel} sequences; raise batch_size or lower parallel"
+            )
+        if self.ubatch_size > self.batch_size:
+            raise ValueError(
+                f"ubatch_size={self.ubatch_size} is more than batch_size={self.batch_size}; "
+                "lower ubatch_size or raise batch_size"
+            )
+        if self.flash_attn == "off" and self.cache_type_v not in ("f32", "f16", "bf16"):
+            raise ValueError(
+                f"cache_type_v={self.cache_type_v} needs flash attention; "
+                "set flash_attn to auto or on, or cache_type_v to f16"
+            )
+        if self.kv_cells is not None and not self.kv_unified:
+            raise ValueError(
+                f"kv_cells={self.kv_cells} needs a unified cache; set kv_unified, or use ctx_size"
+            )
+
+    @staticmethod
+    def _check_range(name: str, value: object, least: int, greatest: int | None) -> None:
+        if value is None:
+            return
+        if not isinstance(value, int) or isinstance(value, bool):
+            raise ValueError(f"{name}={value!r} is not an integer")
+        if value < least or (greatest is not None and value > greatest):
+            bound = f"at least {least}" if greatest is None else f"from {least} to {greatest}"
+            raise ValueError(f"{name}={value} is out of range; give {bound}")
+
+    @staticmethod
+    def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
+        if value not in choices:
+            raise ValueError(f"{name}={value!r} is not known; give one of {', '.join(choices)}")

@@ -1,0 +1,63 @@
+"""What can go wrong in the engine, by name."""
+
+from __future__ import annotations
+
+
+class EngineError(Exception):
+    """Base of every error this package raises on purpose."""
+
+
+class ModelLoadError(EngineError):
+    """A model could not be loaded; the message is one line and ends with the remedy."""
+
+
+class InvalidRequest(EngineError, ValueError):
+    """A request was refused before it was queued: a field holds what it may not hold."""
+
+    def __init__(self, field: str, value: object, expected: str) -> None:
+        self.field = field
+        self.value = value
+        self.expected = expected
+        super().__init__(f"{field}: {_shortened(value)} is not valid; expected {expected}")
+
+
+class PromptTooLong(InvalidRequest):
+    """The prompt leaves no room in a sequence's context for even one new token."""
+
+    def __init__(self, prompt_tokens: int, ctx_size: int) -> None:
+        self.prompt_tokens = prompt_tokens
+        self.ctx_size = ctx_size
+        super().__init__(
+            "prompt",
+            f"{prompt_tokens} tokens",
+            f"at most {ctx_size - 1} tokens (a context of {ctx_size} with room for one more)",
+        )
+
+
+class QueueFull(EngineError):
+    """As many requests are waiting as the configuration allows; retry_after is in seconds."""
+
+    def __init__(self, waiting: int, retry_after: int) -> None:
+        self.waiting = waiting
+        self.retry_after = retry_after
+        super().__init__(f"{waiting} requests are already waiting; try again in {retry_after} s")
+
+
+class DeadlineExceeded(EngineError):
+    """The request's deadline passed; text made before it can still be taken."""
+
+    def __init__(self, deadline: float) -> None:
+        self.deadline = deadline
+        super().__init__(f"the deadline of {deadline:g} s passed")
+
+
+class EngineClosed(EngineError):
+    """The engine was closed, before or while the request ran."""
+
+    def __init__(self, message: str = "the engine is closed") -> None:
+        super().__init__(message)
+
+
+def _shortened(value: object) -> str:
+    text = value if isinstance(value, str) else repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."

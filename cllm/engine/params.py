@@ -1,0 +1,132 @@
+"""How one request wants its tokens chosen: the sampling parameters and their ranges."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from types import MappingProxyType
+from typing import Any
+
+from cllm.engine.errors import InvalidRequest
+
+MAX_STOPS = 32
+MAX_STOP_CHARS = 1024
+
+PENALTY_LAST_N = 64
+"""Tokens that the repetition, presence and frequency penalties look back on, prompt included."""
+
+GREEDY_BELOW = 1e-4
+"""Temperatures below this count as 0: dividing float32 logits by less could overflow."""
+
+_NO_BIAS: Mapping[int, float] = MappingProxyType({})
+
+# Field -> least, greatest, what to tell whoever left the range.
+_RANGES: Mapping[str, tuple[float, float, str]] = {
+    "temperature": (0.0, 100.0, "a number from 0 (greedy) to 100"),
+    "top_p": (0.0, 1.0, "a number from 0 to 1 (1: off)"),
+    "min_p": (0.0, 1.0, "a number from 0 to 1 (0: off)"),
+    "repetition_penalty": (0.01, 100.0, "a number from 0.01 to 100 (1: off)"),
+    "presence_penalty": (-100.0, 100.0, "a number from -100 to 100 (0: off)"),
+    "frequency_penalty": (-100.0, 100.0, "a number from -100 to 100 (0: off)"),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingParams:
+    """How tokens are chosen and when a generation ends.
+
+    max_tokens: new tokens at most; None: until the context is full.
+    temperature: 0 takes the most probable token every time (greedy).
+    top_k: candidates kept; 0 or -1: all. top_p, min_p: as llama.cpp's samplers of those names,
+        applied in the order top_k, top_p, min_p, temperature.
+    repetition_penalty, presence_penalty, frequency_penalty: over the last PENALTY_LAST_N tokens.
+    seed: any 64-bit integer; the same seed and logits give the same tokens. None: chosen anew.
+    stop: texts that end the generation; they are never part of its text. One string or several.
+    logit_bias: token -> what is added to its logit, -100 to 100 or -infinity (never).
+    ignore_eos: never choose a token that ends the generation.
+
+    Raises InvalidRequest, which names the field, its value and what was expected.
+    """
+
+    max_tokens: int | None = None
+    temperature: float = 0.8
+    top_p: float = 0.95
+    top_k: int = 40
+    min_p: float = 0.05
+    repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    seed: int | None = None
+    stop: tuple[str, ...] = ()
+    logit_bias: Mapping[int, float] = field(default_factory=lambda: _NO_BIAS)
+    ignore_eos: bool = False
+
+    def __post_init__(self) -> None:
+        if self.max_tokens is not None:
+            _check_int("max_tokens", self.max_tokens, 1, 2**31 - 1, "an integer of at least 1")
+        for name, (least, greatest, expected) in _RANGES.items():
+            value = getattr(self, name)
+            if not _is_number(value) or not least <= value <= greatest:
+                raise InvalidRequest(name, value, expected)
+        _check_int("top_k", self.top_k, -1, 2**31 - 1, "an integer of at least 1 (0 or -1: all)")
+        if self.seed is not None:
+            _check_int("seed", self.seed, -(2**63), 2**64 - 1, "a 64-bit integer")
+        if not isinstance(self.ignore_eos, bool):
+            raise InvalidRequest("ignore_eos", self.ignore_eos, "true or false")
+        object.__setattr__(self, "stop", _checked_stops(self.stop))
+        object.__setattr__(self, "logit_bias", _checked_bias(self.logit_bias))
+
+    @classmethod
+    def of(cls, **values: Any) -> SamplingParams:
+        """Build from keyword arguments; an unknown one is an InvalidRequest, not a TypeError."""
+        known = {f.name for f in fields(cls)}
+        for name, value in values.items():
+            if name not in known:
+                raise InvalidRequest(name, value, f"one of {', '.join(sorted(known))}")
+        return cls(**values)
+
+    @property
+    def greedy(self) -> bool:
+        """Whether every token is simply the most probable one."""
+        return self.temperature < GREEDY_BELOW
+
+    @property
+    def penalized(self) -> bool:
+        """Whether tokens seen before weigh on the choice."""
+        return (
+            self.repetition_penalty != 1.0
+            or self.presence_penalty != 0.0
+            or self.frequency_penalty != 0.0
+        )
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and value == value
+
+
+def _check_int(name: str, value: object, least: int, greatest: int, expected: str) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= greatest:
+        raise InvalidRequest(name, value, expected)
+
+
+def _checked_stops(stop: object) -> tuple[str, ...]:
+    expected = f"up to {MAX_STOPS} non-empty texts of up to {MAX_STOP_CHARS} characters"
+    stops = (stop,) if isinstance(stop, str) else stop
+    if not isinstance(stops, (tuple, list)) or len(stops) > MAX_STOPS:
+        raise InvalidRequest("stop", stop, expected)
+    for text in stops:
+        if not isinstance(text, str) or not 0 < len(text) <= MAX_STOP_CHARS:
+            raise InvalidRequest("stop", text, expected)
+    return tuple(stops)
+
+
+def _checked_bias(bias: object) -> Mapping[int, float]:
+    if not isinstance(bias, Mapping):
+        raise InvalidRequest("logit_bias", bias, "a mapping from token to bias")
+    for token, value in bias.items():
+        if not isinstance(token, int) or isinstance(token, bool) or token < 0:
+            raise InvalidRequest("logit_bias", token, "token numbers as keys")
+        if not _is_number(value) or not (-100 <= value <= 100 or value == -math.inf):
+            raise InvalidRequest("logit_bias", value, "a bias from -100 to 100, or -infinity")
+    return MappingProxyType(dict(bias)) if bias else _NO_BIAS
