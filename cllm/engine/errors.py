@@ -11,7 +11,7 @@ class ModelLoadError(EngineError):
     """A model could not be loaded; the message is one line and ends with the remedy."""
 
 
-class InvalidRequest(EngineError, ValueError):
+class InvalidRequest(EngineError, ValueError):  # noqa: N818 - a public name
     """A request was refused before it was queued: a field holds what it may not hold."""
 
     def __init__(self, field: str, value: object, expected: str) -> None:
@@ -34,7 +34,7 @@ class PromptTooLong(InvalidRequest):
         )
 
 
-class QueueFull(EngineError):
+class QueueFull(EngineError):  # noqa: N818 - a public name
     """As many requests are waiting as the configuration allows; retry_after is in seconds."""
 
     def __init__(self, waiting: int, retry_after: int) -> None:
@@ -43,7 +43,7 @@ class QueueFull(EngineError):
         super().__init__(f"{waiting} requests are already waiting; try again in {retry_after} s")
 
 
-class DeadlineExceeded(EngineError):
+class DeadlineExceeded(EngineError):  # noqa: N818 - a public name
     """The request's deadline passed; text made before it can still be taken."""
 
     def __init__(self, deadline: float) -> None:
@@ -51,7 +51,7 @@ class DeadlineExceeded(EngineError):
         super().__init__(f"the deadline of {deadline:g} s passed")
 
 
-class EngineClosed(EngineError):
+class EngineClosed(EngineError):  # noqa: N818 - a public name
     """The engine was closed, before or while the request ran."""
 
     def __init__(self, message: str = "the engine is closed") -> None:
