@@ -1,0 +1,39 @@
+"""Tokens to text as they come: only whole characters leave, whatever the tokens cut through."""
+
+from __future__ import annotations
+
+import codecs
+from typing import Protocol
+
+
+class Vocabulary(Protocol):
+    """What is needed of a model's vocabulary."""
+
+    def piece(self, token: int) -> bytes:
+        """The bytes that `token` stands for; none for a control token."""
+
+
+_new_decoder = codecs.getincrementaldecoder("utf-8")
+
+
+class Detokenizer:
+    """One generation's way from tokens to text.
+
+    A character whose bytes are spread over several tokens appears with the last of them. Bytes
+    that cannot become a character give U+FFFD as soon as that is certain, one for each maximal
+    subpart (The Unicode Standard, section 3.9; also what bytes.decode("utf-8", "replace") does).
+    """
+
+    __slots__ = ("_decode", "_piece")
+
+    def __init__(self, vocabulary: Vocabulary) -> None:
+        self._piece = vocabulary.piece
+        self._decode = _new_decoder(errors="replace").decode
+
+    def push(self, token: int) -> str:
+        """The text that `token` completes; often none, seldom more than a word."""
+        return self._decode(self._piece(token))
+
+    def flush(self) -> str:
+        """What the end of the tokens makes of an unfinished character: U+FFFD, or nothing."""
+        return self._decode(b"", final=True)
