@@ -120,7 +120,7 @@ compile_llama() {
         "$compiler" --version
     } | cksum | cut -d' ' -f1)
     cores=$(getconf _NPROCESSORS_ONLN 2>/dev/null || echo 1)
-    minutes=$(((9 + cores - 1) / cores))
+    minutes=$(((10 + cores - 1) / cores))
     say "compiling llama.cpp with $compiler: about $minutes min on $cores cores (log: $LOG)"
     "$VENV/bin/python" -m pip install -v --progress-bar off --cache-dir "$cache" \
         --no-binary llama-cpp-python "$requirement" 2>&1 |
