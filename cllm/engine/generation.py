@@ -167,8 +167,9 @@ class Generation:
         """End it before the next decode, wherever it stands; harmless when it has ended."""
         if not self._cancel_requested and not self.done:
             self._cancel_requested = True
-            if self._cancel is not None:
-                self._cancel(self)
+            cancel = self._cancel
+            if cancel is not None:
+                cancel(self)
 
     def result(self, timeout: float | None = None) -> Completion:
         """Wait for the end and return what take() has not taken.

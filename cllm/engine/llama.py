@@ -1,0 +1,417 @@
+"""The only file that calls llama.cpp's C functions: small owned objects around its handles.
+
+Every owner has close(), which may be called twice. Nothing here decides anything.
+"""
+
+from __future__ import annotations
+
+import atexit
+import ctypes
+import logging
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import llama_cpp.llama_cpp as C  # noqa: N812 - the C interface
+import numpy as np
+from numpy.typing import NDArray
+
+IntArray = NDArray[np.int32]
+FloatArray = NDArray[np.float32]
+
+_log = logging.getLogger("cllm.llama")
+
+# ggml_log_level -> Python's. llama.cpp's "info" is hundreds of lines a load, and most of its
+# warnings tell of choices made on purpose (a context shorter than the one trained for).
+_LEVELS = {1: logging.DEBUG, 2: logging.DEBUG, 3: logging.INFO, 4: logging.ERROR}
+_CONTINUES = 5
+_ERROR = 4
+
+
+class _LogRouter:
+    """llama.cpp's log lines -> the logger "cllm.llama"; keeps the last errors for exceptions.
+
+    llama.cpp may log from any thread, and gives a line in pieces: each but the first has the
+    level "continues".
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._pending: dict[int, tuple[int, str]] = {}  # thread -> level, unfinished line
+        self._captures: list[deque[str]] = []
+
+    def __call__(self, level: int, text: bytes | None, _user_data: object) -> None:
+        piece = (text or b"").decode("utf-8", "replace")
+        thread = threading.get_ident()
+        with self._lock:
+            level_before, line = self._pending.pop(thread, (level, ""))
+            level = level_before if level == _CONTINUES else level
+            line += piece
+            if not line.endswith("\n"):
+                self._pending[thread] = (level, line[-1000:])
+                return
+            captured = level >= _ERROR and bool(self._captures)
+            if captured:
+                for capture in self._captures:
+                    capture.append(line.strip())
+        if line.strip(" .\n"):
+            severity = logging.DEBUG if captured else _LEVELS.get(level, logging.DEBUG)
+            _log.log(severity, "%s", line.rstrip())
+
+    @contextmanager
+    def capture(self) -> Iterator[deque[str]]:
+        """Collect error lines for an exception's message instead of logging them as errors."""
+        lines: deque[str] = deque(maxlen=5)
+        with self._lock:
+            self._captures.append(lines)
+        try:
+            yield lines
+        finally:
+            with self._lock:
+                self._captures.remove(lines)
+
+
+log_router = _LogRouter()
+# llama.cpp keeps the raw pointer: without this reference the next log line would crash.
+_log_callback = C.llama_log_callback(log_router)
+_backend_lock = threading.Lock()
+_backend_ready = False
+
+
+def init_backend() -> None:
+    """Initialize llama.cpp once for the process and take over its log."""
+    global _backend_ready
+    with _backend_lock:
+        if _backend_ready:
+            return
+        C.llama_log_set(_log_callback, ctypes.c_void_p(0))
+        C.llama_backend_init()
+        # A line logged by a C++ destructor must not call into a finished interpreter.
+        atexit.register(C.llama_log_set, C.llama_log_callback(0), ctypes.c_void_p(0))
+        _backend_ready = True
+
+
+def version() -> str:
+    """Which llama.cpp this is."""
+    return str(C.llama_version().decode())
+
+
+def system_info() -> str:
+    """The kernels llama.cpp was built with."""
+    return str(C.llama_print_system_info().decode("utf-8", "replace")).strip()
+
+
+class Vocab:
+    """A model's vocabulary. Thread-safe, as llama.cpp's is, for as long as the model lives."""
+
+    def __init__(self, handle: int) -> None:
+        self._handle = handle
+        self.n_tokens = int(C.llama_vocab_n_tokens(handle))
+        self.bos = int(C.llama_vocab_bos(handle))
+        self.eos = int(C.llama_vocab_eos(handle))
+        self.eot = int(C.llama_vocab_eot(handle))
+        self.adds_bos = bool(C.llama_vocab_get_add_bos(handle))
+        self.adds_eos = bool(C.llama_vocab_get_add_eos(handle))
+        self._pieces: dict[int, bytes] = {}
+        self._eog: IntArray | None = None
+
+    def tokenize(self, text: str, add_special: bool, parse_special: bool) -> list[int]:
+        """Text -> tokens. Raises UnicodeEncodeError for lone surrogates."""
+        data = text.encode("utf-8")
+        room = len(data) + 16  # a token is a byte at least; special tokens come on top
+        while True:
+            tokens = np.empty(room, dtype=np.int32)
+            pointer = tokens.ctypes.data_as(C.llama_token_p)
+            count = C.llama_tokenize(
+                self._handle, data, len(data), pointer, room, add_special, parse_special
+            )
+            if count >= 0:
+                return list(tokens[:count].tolist())
+            if -count <= room:
+                raise OverflowError("the text has too many tokens for llama.cpp")
+            room = -count
+
+    def token_to_piece(self, token: int, special: bool) -> bytes:
+        """The bytes a token stands for; of control tokens only if `special`."""
+        if not 0 <= token < self.n_tokens:
+            raise IndexError(f"token {token} is not among the vocabulary's {self.n_tokens}")
+        room = 64
+        while True:
+            buffer = ctypes.create_string_buffer(room)
+            count = C.llama_token_to_piece(self._handle, token, buffer, room, 0, special)
+            if count >= 0:
+                return buffer.raw[:count]
+            room = -count
+
+    def piece(self, token: int) -> bytes:
+        """token_to_piece(token, special=False), remembered."""
+        piece = self._pieces.get(token)
+        if piece is None:
+            piece = self._pieces[token] = self.token_to_piece(token, special=False)
+        return piece
+
+    def is_eog(self, token: int) -> bool:
+        """Whether the token ends a generation."""
+        return bool(C.llama_vocab_is_eog(self._handle, token))
+
+    def eog_tokens(self) -> IntArray:
+        """All tokens that end a generation."""
+        if self._eog is None:
+            found = [t for t in range(self.n_tokens) if C.llama_vocab_is_eog(self._handle, t)]
+            self._eog = np.array(found, dtype=np.int32)
+        return self._eog
+
+
+class Model:
+    """Weights and vocabulary of one GGUF file; raises OSError with llama.cpp's last words."""
+
+    def __init__(
+        self,
+        path: str,
+        *,
+        n_gpu_layers: int = 0,
+        mmap: bool = True,
+        mlock: bool = False,
+        use_extra_bufts: bool = True,
+        progress: Callable[[float], None] | None = None,
+    ) -> None:
+        init_backend()
+        self._handle: int | None = None
+        params = C.llama_model_default_params()
+        params.n_gpu_layers = n_gpu_layers
+        params.load_mode = {
+            (True, True): C.LLAMA_LOAD_MODE_MMAP_MLOCK,
+            (True, False): C.LLAMA_LOAD_MODE_MMAP,
+            (False, True): C.LLAMA_LOAD_MODE_MLOCK,
+            (False, False): C.LLAMA_LOAD_MODE_NONE,
+        }[mmap, mlock]
+        params.use_extra_bufts = use_extra_bufts
+
+        def report(fraction: float, _user_data: object) -> bool:
+            if progress is not None:
+                progress(fraction)
+            return True
+
+        callback = C.llama_progress_callback(report)  # referenced until the load has returned
+        params.progress_callback = callback
+        with log_router.capture() as errors:
+            handle = C.llama_model_load_from_file(path.encode(), params)
+            if not handle:
+                raise OSError(errors[-1] if errors else "llama.cpp gave no reason")
+        self._handle = handle
+        self.vocab = Vocab(C.llama_model_get_vocab(handle))
+        self.n_ctx_train = int(C.llama_model_n_ctx_train(handle))
+        self.n_embd = int(C.llama_model_n_embd(handle))
+        self.n_layer = int(C.llama_model_n_layer(handle))
+        self.n_head = int(C.llama_model_n_head(handle))
+        self.n_head_kv = int(C.llama_model_n_head_kv(handle))
+        self.n_params = int(C.llama_model_n_params(handle))
+        self.size_bytes = int(C.llama_model_size(handle))
+        self.can_generate = bool(
+            C.llama_model_has_decoder(handle) and not C.llama_model_has_encoder(handle)
+        )
+        ftype = C.llama_ftype_name(C.llama_model_ftype(handle))
+        self.ftype = ftype.decode() if ftype else "unknown"
+
+    @property
+    def handle(self) -> int:
+        """The C pointer; raises RuntimeError once closed."""
+        if self._handle is None:
+            raise RuntimeError("the model is closed")
+        return self._handle
+
+    def close(self) -> None:
+        """Free the weights and the vocabulary; every Context must be closed before."""
+        handle, self._handle = self._handle, None
+        if handle is not None:
+            C.llama_model_free(handle)
+
+
+class Batch:
+    """Tokens for one llama_decode; arrays that numpy and C share, filled by slices."""
+
+    def __init__(self, capacity: int) -> None:
+        self.capacity = capacity
+        self.token: IntArray = np.zeros(capacity, dtype=np.int32)
+        self.pos: IntArray = np.zeros(capacity, dtype=np.int32)
+        self.seq: IntArray = np.zeros(capacity, dtype=np.int32)
+        self.output: NDArray[np.int8] = np.zeros(capacity, dtype=np.int8)
+        self._one: IntArray = np.ones(capacity, dtype=np.int32)
+        # Each token belongs to one sequence: seq_id[i] points at seq[i].
+        self._seq_pointers = self.seq.ctypes.data + 4 * np.arange(capacity, dtype=np.uint64)
+        self._struct = C.llama_batch()
+        self._struct.token = self.token.ctypes.data_as(C.llama_token_p)
+        self._struct.pos = self.pos.ctypes.data_as(ctypes.POINTER(C.llama_pos))
+        self._struct.n_seq_id = self._one.ctypes.data_as(ctypes.POINTER(ctypes.c_int32))
+        self._struct.seq_id = self._seq_pointers.ctypes.data_as(
+            ctypes.POINTER(ctypes.POINTER(C.llama_seq_id))
+        )
+        self._struct.logits = self.output.ctypes.data_as(ctypes.POINTER(ctypes.c_int8))
+
+    def as_struct(self, count: int) -> Any:
+        """The C struct over the first `count` tokens."""
+        self._struct.n_tokens = count
+        return self._struct
+
+
+class Context:
+    """A key/value cache and the compute buffers around a model; raises OSError as Model does.
+
+    n_ctx: tokens that the cache holds in all sequences together.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        *,
+        n_ctx: int,
+        n_seq: int,
+        n_batch: int,
+        n_ubatch: int,
+        n_threads: int,
+        n_threads_batch: int,
+        flash_attn: str,
+        type_k: str,
+        type_v: str,
+        kv_unified: bool,
+    ) -> None:
+        self._handle: int | None = None
+        self.n_vocab = model.vocab.n_tokens
+        params = C.llama_context_default_params()
+        params.n_ctx = n_ctx
+        params.n_seq_max = n_seq
+        params.n_batch = n_batch
+        params.n_ubatch = n_ubatch
+        # One row of logits a sequence, not one a token: at 151 936 tokens of vocabulary a
+        # compute buffer for 512 rows would be 300 MB that nothing uses.
+        params.n_outputs_max = n_seq
+        params.n_threads = n_threads
+        params.n_threads_batch = n_threads_batch
+        params.flash_attn_type = _FLASH_ATTN[flash_attn]
+        params.type_k = _GGML_TYPES[type_k]
+        params.type_v = _GGML_TYPES[type_v]
+        params.kv_unified = kv_unified
+        params.no_perf = True
+        with log_router.capture() as errors:
+            handle = C.llama_init_from_model(model.handle, params)
+            if not handle:
+                raise OSError(errors[-1] if errors else "llama.cpp gave no reason")
+        self._handle = handle
+        self._memory = C.llama_get_memory(handle)
+        self.n_ctx = int(C.llama_n_ctx(handle))
+        self.n_ctx_seq = int(C.llama_n_ctx_seq(handle))
+        self.n_batch = int(C.llama_n_batch(handle))
+        self.n_ubatch = int(C.llama_n_ubatch(handle))
+
+    def decode(self, batch: Batch, count: int) -> int:
+        """llama_decode: 0 done, 1 no room in the cache (nothing changed), else failed."""
+        return int(C.llama_decode(self._handle, batch.as_struct(count)))
+
+    def logits(self, rows: int) -> FloatArray:
+        """The last decode's output rows in batch order, [rows, n_vocab]; valid until the next.
+
+        It is llama.cpp's own buffer: what is written there is what is sampled from.
+        """
+        pointer = C.llama_get_logits(self._handle)
+        if not pointer:
+            raise RuntimeError("llama.cpp has no logits")
+        address = ctypes.addressof(pointer.contents)
+        buffer = (ctypes.c_float * (rows * self.n_vocab)).from_address(address)
+        return np.ctypeslib.as_array(buffer).reshape(rows, self.n_vocab)
+
+    def warm_up(self, batch: Batch, token: int) -> int:
+        """Decode one token so that weights and buffers are touched; leaves the cache empty."""
+        batch.token[0], batch.pos[0], batch.seq[0], batch.output[0] = token, 0, 0, 1
+        C.llama_set_warmup(self._handle, True)
+        code = self.decode(batch, 1)
+        C.llama_synchronize(self._handle)
+        C.llama_set_warmup(self._handle, False)
+        C.llama_memory_clear(self._memory, False)
+        return code
+
+    def remove(self, seq: int, start: int = -1) -> bool:
+        """Forget a sequence from position `start` on; False if the memory cannot keep a part."""
+        return bool(C.llama_memory_seq_rm(self._memory, seq, start, -1))
+
+    def copy(self, source: int, target: int) -> None:
+        """Copy a whole sequence; of a part, a cache that is split by sequence is not capable."""
+        C.llama_memory_seq_cp(self._memory, source, target, -1, -1)
+
+    def first_position(self, seq: int) -> int:
+        """The least position still in memory (more than 0: windowed or recurrent); -1: empty."""
+        return int(C.llama_memory_seq_pos_min(self._memory, seq))
+
+    def last_position(self, seq: int) -> int:
+        """The greatest position in memory; -1: empty."""
+        return int(C.llama_memory_seq_pos_max(self._memory, seq))
+
+    def close(self) -> None:
+        """Free the cache and the buffers."""
+        handle, self._handle = self._handle, None
+        if handle is not None:
+            C.llama_free(handle)
+
+
+_FLASH_ATTN = {
+    "auto": C.LLAMA_FLASH_ATTN_TYPE_AUTO,
+    "on": C.LLAMA_FLASH_ATTN_TYPE_ENABLED,
+    "off": C.LLAMA_FLASH_ATTN_TYPE_DISABLED,
+}
+# enum ggml_type (ggml.h); the Python names stop short of bf16.
+_GGML_TYPES = {
+    "f32": 0,
+    "f16": 1,
+    "q4_0": 2,
+    "q4_1": 3,
+    "q5_0": 6,
+    "q5_1": 7,
+    "q8_0": 8,
+    "iq4_nl": 20,
+    "bf16": 30,
+}
+
+
+class SamplerChain:
+    """llama.cpp's samplers, one after the other, ending in a draw with its own random numbers."""
+
+    def __init__(self, top_k: int, top_p: float, min_p: float, temperature: float, seed: int):
+        params = C.llama_sampler_chain_default_params()
+        params.no_perf = True
+        self._handle = C.llama_sampler_chain_init(params)
+        if top_k > 0:
+            self._add(C.llama_sampler_init_top_k(top_k))
+        if top_p < 1.0:
+            self._add(C.llama_sampler_init_top_p(top_p, 1))
+        if min_p > 0.0:
+            self._add(C.llama_sampler_init_min_p(min_p, 1))
+        if temperature != 1.0:
+            self._add(C.llama_sampler_init_temp(temperature))
+        self._add(C.llama_sampler_init_dist(seed))
+        self._candidates = C.llama_token_data_array()
+
+    def _add(self, sampler: Any) -> None:
+        C.llama_sampler_chain_add(self._handle, sampler)  # the chain owns it from here
+
+    def choose(self, candidates: NDArray[np.void]) -> int:
+        """Draw one token from candidates (CANDIDATE records, which are overwritten)."""
+        array = self._candidates
+        array.data = ctypes.cast(candidates.ctypes.data, C.llama_token_data_p)
+        array.size = len(candidates)
+        array.selected = -1
+        array.sorted = False
+        C.llama_sampler_apply(self._handle, ctypes.byref(array))
+        if not 0 <= array.selected < array.size:
+            raise RuntimeError("llama.cpp's samplers chose no token")
+        return int(array.data[array.selected].id)
+
+    def close(self) -> None:
+        """Free the samplers."""
+        handle, self._handle = self._handle, None
+        if handle is not None:
+            C.llama_sampler_free(handle)
+
+
+CANDIDATE = np.dtype([("id", np.int32), ("logit", np.float32), ("p", np.float32)])
+"""llama_token_data."""
