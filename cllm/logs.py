@@ -36,7 +36,7 @@ def set_up(level: str = "info", *, file: str | None = None, as_json: bool = Fals
     logging.logThreads = False
     logging.logProcesses = False
     logging.logMultiprocessing = False
-    logging._srcfile = None  # type: ignore[attr-defined]
+    logging._srcfile = None
 
 
 class HumanFormatter(logging.Formatter):

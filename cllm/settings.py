@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Any
 
 from cllm.options import (
     OneLineParser,
@@ -24,7 +26,11 @@ from cllm.options import (
 )
 from cllm.version import __version__
 
-__all__ = ["Settings", "SettingsError", "load_settings"]
+if TYPE_CHECKING:
+    from cllm.engine.config import EngineConfig
+    from cllm.http.limits import ServerConfig
+
+__all__ = ["Settings", "SettingsError", "engine_config", "load_settings", "server_config"]
 
 MODEL = "Model"
 SERVER = "Server"
@@ -75,25 +81,28 @@ class Settings:
         8, ENGINE, integer(1, 256), "sequences generated at once; further requests wait"
     )
     ctx_size: int | None = option(
-        None, ENGINE, integer(16, auto=True),
-        "tokens per sequence, prompt and answer; auto: what the model allows within --kv-memory",
+        None, ENGINE, integer(2, 1 << 23, auto=True),
+        "tokens per sequence, prompt and answer; auto: what model and --memory-budget allow",
     )  # fmt: skip
-    kv_memory: int | None = option(
+    memory_budget: int | None = option(
         None, ENGINE, size(1 << 20, auto=True),
-        "memory that an automatic --ctx-size may use for the KV cache",
+        "bytes that an automatic --ctx-size may use for the key/value cache of all sequences; "
+        "auto: 2G, or half of the free memory if that is less",
     )  # fmt: skip
     max_queue: int = option(
         256, ENGINE, integer(0), "requests that may wait for a sequence; more are answered 429"
     )
-    batch_size: int = option(2048, ENGINE, integer(1), "tokens that one step may decode")
+    batch_size: int = option(
+        2048, ENGINE, integer(1, 1 << 20), "most tokens in a step while nothing is generated"
+    )
     ubatch_size: int = option(
-        512, ENGINE, integer(1), "tokens that llama.cpp computes at a time within a step"
+        512, ENGINE, integer(1, 1 << 20), "most prompt tokens in a step beside running generations"
     )
     threads: int | None = option(
-        None, ENGINE, integer(1, 1024, auto=True), "threads that generate; auto: one per core"
+        None, ENGINE, integer(1, 512, auto=True), "threads that generate; auto: one per core"
     )
     threads_batch: int | None = option(
-        None, ENGINE, integer(1, 1024, auto=True), "threads that read prompts; auto: one per core"
+        None, ENGINE, integer(1, 512, auto=True), "threads that read prompts; auto: as --threads"
     )
     n_gpu_layers: int = option(
         0, ENGINE, integer(-1), "layers computed on the GPU; -1: all of them"
@@ -103,6 +112,14 @@ class Settings:
     cache_type_v: str = option(
         "f16", ENGINE, choice(*_CACHE_TYPES), "number format of cached values"
     )
+    kv_unified: bool = option(
+        False, ENGINE, switch(),
+        "one cache that all sequences share, instead of an equal part for each (slower)",
+    )  # fmt: skip
+    kv_cells: int | None = option(
+        None, ENGINE, integer(2, (1 << 31) - 1, auto=True),
+        "tokens that a unified cache holds in all; auto: --parallel times --ctx-size",
+    )  # fmt: skip
     mlock: bool = option(False, ENGINE, switch(), "keep the model in memory, never swapped out")
     mmap: bool = option(True, ENGINE, switch(), "map the file into memory instead of reading it")
     extra_bufts: str = option(
@@ -115,8 +132,8 @@ class Settings:
     )
     max_connections: int = option(10_000, LIMITS, integer(1), "open connections")
     backlog: int = option(1024, LIMITS, integer(1, 65535), "connections not yet accepted")
-    max_request_line: int = option(8 << 10, LIMITS, size(64), "request line (414)")
-    max_head: int = option(32 << 10, LIMITS, size(256), "all header fields (431)")
+    max_request_line: int = option(8 << 10, LIMITS, size(14), "request line (414)")
+    max_head: int = option(32 << 10, LIMITS, size(16), "request line and header fields (431)")
     max_fields: int = option(100, LIMITS, integer(1), "number of header fields (431)")
     max_body: int = option(16 << 20, LIMITS, size(0), "request body (413)")
     stream_buffer: int = option(
@@ -169,6 +186,45 @@ def load_settings(argv: Sequence[str], environ: Mapping[str, str]) -> Settings:
     Raises SettingsError: one line that names the source, the value and what was expected.
     """
     return resolve(Settings, make_parser(), argv, environ)
+
+
+def server_config(settings: Settings) -> ServerConfig:
+    """What the HTTP room is told; SettingsError where it finds a contradiction."""
+    from cllm.http.limits import Limits, ServerConfig
+
+    limits = Limits(
+        request_line=settings.max_request_line,
+        head=settings.max_head,
+        fields=settings.max_fields,
+        body=settings.max_body,
+    )
+    with _as_settings_error():
+        return ServerConfig(
+            limits=limits,
+            high_water=settings.stream_buffer,
+            **_fields_shared_with(ServerConfig, settings),
+        )
+
+
+def engine_config(settings: Settings) -> EngineConfig:
+    """What the engine room is told; SettingsError where it finds a contradiction."""
+    from cllm.engine.config import EngineConfig
+
+    with _as_settings_error():
+        return EngineConfig(**_fields_shared_with(EngineConfig, settings))
+
+
+def _fields_shared_with(target: type[Any], settings: Settings) -> dict[str, Any]:
+    own = {item.name for item in fields(settings)}
+    return {f.name: getattr(settings, f.name) for f in fields(target) if f.name in own}
+
+
+@contextmanager
+def _as_settings_error() -> Iterator[None]:
+    try:
+        yield
+    except ValueError as error:
+        raise SettingsError(str(error)) from None
 
 
 def versions() -> str:

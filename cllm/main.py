@@ -1,0 +1,247 @@
+"""The program: settings to engine, handler and server, and from the first signal to the exit."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from queue import SimpleQueue
+from typing import TYPE_CHECKING
+
+from cllm import logs
+from cllm.settings import Settings, SettingsError, engine_config, load_settings, server_config
+
+if TYPE_CHECKING:
+    from types import FrameType
+
+    from cllm.engine import Engine
+
+log = logging.getLogger("cllm.main")
+
+OK = 0
+BUG = 1
+UNUSABLE = 2
+"""Exit status when something the user gave cannot be used: one line on standard error."""
+
+
+@dataclass(frozen=True, slots=True)
+class StopSignal:
+    """SIGINT or SIGTERM arrived for the first time."""
+
+    number: int
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """The loader has the engine."""
+
+    engine: Engine
+
+
+@dataclass(frozen=True, slots=True)
+class LoadFailed:
+    """The loader gave up."""
+
+    error: BaseException
+
+
+@dataclass(frozen=True, slots=True)
+class Stopped:
+    """Server and engine are closed, or closing them failed."""
+
+    error: BaseException | None = None
+
+
+Message = StopSignal | Loaded | LoadFailed | Stopped
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Serve until a signal asks to stop; returns the exit status."""
+    # SimpleQueue and not an Event: its put() may be called in a signal handler.
+    mailbox: SimpleQueue[Message] = SimpleQueue()
+    watch_signals(mailbox)
+    try:
+        settings = load_settings(sys.argv[1:] if argv is None else argv, os.environ)
+        logs.set_up(settings.log_level, file=settings.log_file, as_json=settings.log_json)
+        status = Program(settings, mailbox).run()
+    except SettingsError as error:
+        status = refuse(str(error))
+    return leave(status)
+
+
+def watch_signals(mailbox: SimpleQueue[Message]) -> None:
+    """The first SIGINT or SIGTERM is mailed, a second one ends the process at once."""
+    received: list[int] = []
+
+    def on_signal(number: int, _frame: FrameType | None) -> None:
+        received.append(number)
+        if len(received) > 1:
+            os._exit(128 + number)
+        mailbox.put(StopSignal(number))
+
+    signal.signal(signal.SIGINT, on_signal)
+    signal.signal(signal.SIGTERM, on_signal)
+
+
+def refuse(message: str) -> int:
+    """Say in one line on standard error why there is nothing to serve."""
+    print("cllm: " + " ".join(message.split()), file=sys.stderr, flush=True)
+    return UNUSABLE
+
+
+def leave(status: int) -> int:
+    """The exit status, unless a thread would keep the interpreter from ending: then exit here."""
+    lasting = [t for t in threading.enumerate() if t is not threading.main_thread()]
+    if lasting:
+        # Such as a loader inside llama.cpp, or a handler that blocks: nothing can end it but this.
+        logging.shutdown()
+        sys.stdout.flush()
+        os._exit(status)
+    return status
+
+
+class Program:
+    """One run: listen, load, serve, stop.
+
+    The main thread only waits for messages, so that a signal is acted on whatever else goes on;
+    loading and stopping, which take long, have threads of their own.
+    """
+
+    def __init__(self, settings: Settings, mailbox: SimpleQueue[Message]) -> None:
+        from cllm.api import ApiSettings, Service, create_handler
+        from cllm.http import Server
+
+        self.settings = settings
+        self.mailbox = mailbox
+        self.engine_config = engine_config(settings)
+        self.service = Service(
+            settings=ApiSettings(
+                request_timeout=settings.request_timeout,
+                expose_model_path=settings.expose_model_path,
+            )
+        )
+        self.handler = create_handler(self.service)
+        self.server = Server(self.handler, settings.host, settings.port, server_config(settings))
+        self.service.server_stats = self.server.stats
+        self.engine: Engine | None = None
+        self.stopping = False
+
+    def run(self) -> int:
+        """Listen at once, load beside that, serve until told to stop; returns the exit status."""
+        from cllm.http import HttpServerError
+
+        try:
+            self.server.start()
+        except HttpServerError as error:
+            return refuse(str(error))
+        log.info("listening on %s, loading the model", self.url)
+        _start_thread("cllm-loader", self._load)
+        while True:
+            message = self.mailbox.get()
+            if isinstance(message, Loaded):
+                self._serve(message.engine)
+            elif isinstance(message, LoadFailed):
+                self.server.stop(0)
+                return self._explain(message.error)
+            elif isinstance(message, StopSignal):
+                self._begin_stop(message.number)
+            else:
+                return self._end(message.error)
+
+    @property
+    def url(self) -> str:
+        """Where programs on this machine reach the server."""
+        host = self.settings.host
+        host = {"": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
+        return f"http://{f'[{host}]' if ':' in host else host}:{self.server.port}"
+
+    def _load(self) -> None:
+        """On the loader's thread: read the model, mail the engine or what went wrong."""
+        try:
+            from cllm.engine import Engine
+            from cllm.startup import showing_progress
+
+            model = self.settings.model or _builtin_model()
+            with showing_progress(self.settings, self.service.loading_progress) as progress:
+                engine = Engine.load(model, self.engine_config, progress=progress)
+            self.mailbox.put(Loaded(engine))
+        except BaseException as error:
+            self.mailbox.put(LoadFailed(error))
+
+    def _serve(self, engine: Engine) -> None:
+        from cllm.startup import announce
+
+        self.engine = engine
+        if not self.stopping:
+            self.service.ready(engine)
+            announce(self.settings, self.url, engine.info(), self.handler.routes())
+
+    def _explain(self, error: BaseException) -> int:
+        """One line for what the user can remedy; a traceback in the log for a bug."""
+        from cllm.engine import EngineError
+
+        if isinstance(error, MemoryError):
+            message = "out of memory; give a smaller model, --ctx-size or --parallel"
+        elif isinstance(error, (EngineError, SettingsError)):
+            message = str(error)
+        else:
+            log.error("loading the model failed unexpectedly", exc_info=error)
+            return BUG
+        if self.settings.log_file is not None:
+            log.error("%s", message)
+        return refuse(message)
+
+    def _begin_stop(self, number: int) -> None:
+        self.stopping = True
+        name = signal.Signals(number).name
+        if self.engine is None:
+            log.info("%s: stopping, the model was still loading", name)
+            grace = 0.0
+        else:
+            grace = self.settings.grace
+            stats = self.engine.stats()
+            log.info(
+                "%s: stopping; %d generations in flight have %g s to finish (again: at once)",
+                name, stats.slots_busy + stats.queue_depth, grace,
+            )  # fmt: skip
+        _start_thread("cllm-stopper", lambda: self._stop(grace))
+
+    def _stop(self, grace: float) -> None:
+        try:
+            self.server.stop(grace)
+            if self.engine is not None:
+                self.engine.close()
+            self.mailbox.put(Stopped())
+        except BaseException as error:
+            self.mailbox.put(Stopped(error))
+
+    def _end(self, error: BaseException | None) -> int:
+        if error is not None:
+            log.error("stopping failed unexpectedly", exc_info=error)
+            return BUG
+        log.info("stopped")
+        return OK
+
+
+def _builtin_model() -> str:
+    from cllm.engine.builtin import builtin_path
+
+    try:
+        return str(builtin_path())
+    except OSError as error:
+        raise SettingsError(
+            f"the built-in model cannot be written: {error}; set XDG_CACHE_HOME to a folder that "
+            "can be written to, or give --model"
+        ) from None
+
+
+def _start_thread(name: str, target: Callable[[], None]) -> None:
+    threading.Thread(target=target, name=name, daemon=True).start()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

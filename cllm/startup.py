@@ -1,0 +1,155 @@
+"""What a person sees while the server starts: how far loading is, then the banner."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from cllm.version import __version__
+
+if TYPE_CHECKING:
+    from cllm.engine.info import ModelInfo
+    from cllm.settings import Settings
+
+log = logging.getLogger("cllm.main")
+
+Report = Callable[[float], None]
+
+_STEP = 10  # percent between two lines about loading
+_PAUSE = 1.0  # seconds between two lines about loading, so that a quick load says nothing
+
+
+@contextmanager
+def showing_progress(settings: Settings, also: Report) -> Iterator[Report]:
+    """A function that takes the loaded fraction, 0 … 1, shows it, and passes it on to `also`.
+
+    A bar on a terminal; elsewhere a log line every 10 %, and at most one a second.
+    """
+    if sys.stderr.isatty() and not settings.log_json:
+        from tqdm import tqdm
+        from tqdm.contrib.logging import logging_redirect_tqdm
+
+        tqdm.monitor_interval = 0  # no thread of tqdm's own
+        with logging_redirect_tqdm(), tqdm(
+            total=1.0, desc="loading", leave=False, file=sys.stderr,
+            bar_format="{desc} {percentage:3.0f} % |{bar}| {elapsed} s",
+        ) as bar:  # fmt: skip
+
+            def show(fraction: float) -> None:
+                bar.update(fraction - bar.n)
+                also(fraction)
+
+            yield show
+        return
+
+    shown, shown_at = 0.0, time.monotonic()
+
+    def tell(fraction: float) -> None:
+        nonlocal shown, shown_at
+        also(fraction)
+        percent, now = fraction * 100, time.monotonic()
+        if percent // _STEP > shown // _STEP and now - shown_at >= _PAUSE:
+            log.info("loading the model: %d %%", percent)
+            shown, shown_at = percent, now
+
+    yield tell
+
+
+def announce(
+    settings: Settings, url: str, info: ModelInfo, endpoints: Sequence[tuple[str, str]]
+) -> None:
+    """Say once what is served and where: a banner, and a log line where the log is elsewhere.
+
+    endpoints: (method, path) of each.
+    """
+    context = info.context
+    if settings.log_file is not None or settings.log_json:
+        log.info(
+            "serving %s on %s: %d sequences of %d tokens (%s), %d threads",
+            info.name, url, context.parallel, context.ctx_size,
+            chosen_because(settings, info), context.threads,
+        )  # fmt: skip
+    if settings.log_json and settings.log_file is None:
+        return
+    try:
+        print(banner(settings, url, info, endpoints), flush=True)
+    except BrokenPipeError:
+        # Whoever read our output is gone; a later flush at exit must not complain about it.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def banner(
+    settings: Settings, url: str, info: ModelInfo, endpoints: Sequence[tuple[str, str]]
+) -> str:
+    """URL, model, sequences and context and why so large, threads, endpoints."""
+    context = info.context
+    lines = [
+        "",
+        f"  cLLM {__version__} serves {url}",
+        "",
+        f"  model      {info.name}: {info.architecture}, {_count(info.parameters)} parameters, "
+        f"{info.quantization_type}, {_bytes(info.size_bytes)}",
+        f"  context    {context.parallel} sequences of {context.ctx_size} tokens "
+        f"({chosen_because(settings, info)})",
+        f"  threads    {context.threads} generating, {context.threads_batch} reading prompts, "
+        f"{settings.workers} serving HTTP",
+    ]
+    lines += _folded("endpoints", [f"{method} {path}" for method, path in endpoints])
+    if settings.model is None:
+        lines += [
+            "",
+            "  This is the built-in model: its weights are random and so is what it says.",
+            "  To serve a real one:  cllm --model FILE.gguf",
+        ]
+    lines += [
+        "",
+        f"""  curl {url}/generate -d '{{"prompt":"Hello","max_tokens":20}}'""",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def chosen_because(settings: Settings, info: ModelInfo) -> str:
+    """Why a sequence has as many tokens as it has, and what its cache takes."""
+    context = info.context
+    cache = f"{_bytes(context.kv_bytes)} of key/value cache"
+    if settings.ctx_size is not None:
+        return f"as asked for; {cache}"
+    if context.ctx_size >= info.max_sequence_length:
+        return f"all the model was trained for; {cache}"
+    if settings.kv_cells is not None:
+        return f"as --kv-cells has room for; {cache}"
+    budget = "--memory-budget" if settings.memory_budget is not None else "the memory budget"
+    return f"of {info.max_sequence_length}, as {budget} has room for; {cache}"
+
+
+def _folded(title: str, items: Sequence[str], width: int = 88) -> list[str]:
+    lines, line = [], ""
+    for item in items:
+        if line and len(line) + 2 + len(item) > width:
+            lines.append(line)
+            line = ""
+        line += f"  {item}" if line else item
+    lines.append(line)
+    return [f"  {title if i == 0 else '':9}  {text}" for i, text in enumerate(lines)]
+
+
+def _count(number: int) -> str:
+    return _scaled(number, 1000, ("", " K", " M", " B", " T"))
+
+
+def _bytes(number: int) -> str:
+    return _scaled(number, 1024, (" B", " KiB", " MiB", " GiB", " TiB"))
+
+
+def _scaled(number: float, base: int, units: Sequence[str]) -> str:
+    power = 0
+    while number >= base and power < len(units) - 1:
+        number /= base
+        power += 1
+    return f"{number:.3g}{units[power]}" if number < 100 else f"{number:.0f}{units[power]}"
