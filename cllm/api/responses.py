@@ -1,23 +1,14 @@
-"""The two envelopes every JSON answer wears, and engine errors in HTTP's words."""
+"""The two envelopes that every JSON answer wears."""
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import msgspec
 
-from cllm.engine import (
-    DeadlineExceeded,
-    EngineClosed,
-    EngineError,
-    InvalidRequest,
-    QueueFull,
-)
+from cllm.api.service import RETRY_AFTER
 from cllm.http import HttpRequest, HttpResponse
-
-log = logging.getLogger("cllm.api")
 
 JSON = "application/json"
 
@@ -33,15 +24,12 @@ def failure(
     status: int,
     error: str,
     *,
-    headers: tuple[tuple[str, str], ...] = (),
+    headers: Sequence[tuple[str, str]] = (),
     **more: Any,
 ) -> HttpResponse:
     """``{"success": false, "error": …}``; further keys stand beside ``error``."""
-    response = HttpResponse.bytes(
-        encode({"success": False, "error": error, **more}), JSON, status=status
-    )
-    response.headers.extend(headers)
-    return response
+    body = encode({"success": False, "error": error, **more})
+    return HttpResponse.bytes(body, JSON, status, headers)
 
 
 def error_body(status: int, message: str, request: HttpRequest | None) -> tuple[bytes, str]:
@@ -49,12 +37,12 @@ def error_body(status: int, message: str, request: HttpRequest | None) -> tuple[
     return encode({"success": False, "error": message}), JSON
 
 
-def too_many_requests(retry_after: int) -> HttpResponse:
-    """429: the engine's queue is full."""
+def too_many_requests() -> HttpResponse:
+    """429: as many requests wait already as may."""
     return failure(
         429,
         "Too many concurrent requests",
-        headers=(("Retry-After", str(retry_after)),),
-        message=f"The waiting queue is full; try again in {retry_after} seconds.",
-        retry_after=retry_after,
+        headers=(("Retry-After", str(RETRY_AFTER)),),
+        message=f"The waiting queue is full; try again in {RETRY_AFTER} seconds.",
+        retry_after=RETRY_AFTER,
     )

@@ -12,15 +12,19 @@ from typing import Annotated, Any, Generic, TypeVar
 import msgspec
 from msgspec import Meta, Struct, inspect
 
+from cllm.engine import SamplingParams
+from cllm.engine.params import MAX_STOPS
 from cllm.http import HttpError
 
 DEFAULT_MAX_TOKENS = 256
 SEED_PROMPT = "人工智能是计算机科学的一个分支"
 
+_INT32 = 2**31 - 1  # llama.cpp counts tokens in 32 bits
+
 NonEmpty = Annotated[str, Meta(min_length=1)]
 Fraction = Annotated[float, Meta(ge=0, le=1)]
 Penalty = Annotated[float, Meta(ge=-2, le=2)]
-TokenId = Annotated[int, Meta(ge=0, le=2**31 - 1)]
+TokenId = Annotated[int, Meta(ge=0, le=_INT32)]
 
 
 class GenerateRequest(Struct):
@@ -31,19 +35,30 @@ class GenerateRequest(Struct):
     """
 
     prompt: NonEmpty
-    max_tokens: Annotated[int, Meta(ge=1)] | None = None
+    max_tokens: Annotated[int, Meta(ge=1, le=_INT32)] | None = None
     temperature: Annotated[float, Meta(ge=0, le=2)] | None = None
     top_p: Fraction | None = None
-    top_k: Annotated[int, Meta(ge=0, le=2**31 - 1)] | None = None
+    top_k: Annotated[int, Meta(ge=-1, le=_INT32)] | None = None
     min_p: Fraction | None = None
     repetition_penalty: Annotated[float, Meta(gt=0, le=2)] | None = None
     presence_penalty: Penalty | None = None
     frequency_penalty: Penalty | None = None
-    seed: Annotated[int, Meta(ge=0, le=2**32 - 1)] | None = None
-    stop: NonEmpty | Annotated[list[NonEmpty], Meta(max_length=64)] | None = None
+    seed: int | None = None
+    stop: NonEmpty | Annotated[list[NonEmpty], Meta(max_length=MAX_STOPS)] | None = None
     logit_bias: dict[TokenId, Annotated[float, Meta(ge=-100, le=100)]] | None = None
     ignore_eos: bool | None = None
     stream: bool | None = None
+
+    def sampling(self) -> SamplingParams:
+        """The fields that decide which tokens are chosen; raises InvalidRequest."""
+        given = {
+            name: value for name in _SAMPLING if (value := getattr(self, name)) is not None
+        }
+        given.setdefault("max_tokens", DEFAULT_MAX_TOKENS)
+        return SamplingParams(**given)
+
+
+_SAMPLING = tuple(f for f in GenerateRequest.__struct_fields__ if f not in ("prompt", "stream"))
 
 
 class EncodeRequest(Struct):
@@ -66,7 +81,7 @@ class BenchmarkRequest(Struct):
 
     requests: Annotated[int, Meta(ge=1, le=10_000)] = 10
     concurrency: Annotated[int, Meta(ge=1, le=256)] = 1
-    max_tokens: Annotated[int, Meta(ge=1)] = 50
+    max_tokens: Annotated[int, Meta(ge=1, le=_INT32)] = 50
     prompt: NonEmpty = SEED_PROMPT
     temperature: Annotated[float, Meta(ge=0, le=2)] | None = None
 
@@ -120,14 +135,16 @@ class Schema(Generic[T]):
         missing = _MISSING.search(problem)
         if missing:
             name = missing[1]
-            return f"{name} is missing: expected {self._expected[name]}"
+            return f"{name}: missing; expected {self._expected[name]}"
         at = _AT.search(problem)
         if not at or not at[1]:
             return f"the body must be a JSON object: {problem[0].lower()}{problem[1:]}"
         path = at[1].lstrip(".")
         name = re.split(r"[.\[]", path, maxsplit=1)[0]
         value = _shown(_lookup(body, at[1]))
-        return f"{path.replace('[...]', '')} is {value}: expected {self._expected[name]}"
+        return (
+            f"{path.replace('[...]', '')}: {value} is not valid; expected {self._expected[name]}"
+        )
 
 
 def _lookup(body: bytes, path: str) -> Any:

@@ -6,9 +6,14 @@ import enum
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from cllm.engine import Engine
 from cllm.http import HttpError, ServerStats
+
+if TYPE_CHECKING:
+    from cllm.engine import Engine  # not at run time: the port listens before llama.cpp is loaded
+
+RETRY_AFTER = 5  # seconds a client is asked to stay away from a full queue or a loading model
 
 
 class State(enum.Enum):
@@ -24,14 +29,11 @@ class ApiSettings:
     """What an operator may decide about the endpoints."""
 
     request_timeout: float = 600.0  # seconds a generation may take, waiting included
-    stream_buffer: int = 1 << 20  # bytes a slow reader may leave behind in its stream
-    retry_after: int = 5  # seconds a client is asked to stay away when the queue is full
     expose_model_path: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("request_timeout", "stream_buffer", "retry_after"):
-            if getattr(self, name) <= 0:
-                raise ValueError(f"{name} is {getattr(self, name)}: give a number above 0")
+        if not self.request_timeout > 0:
+            raise ValueError(f"request_timeout is {self.request_timeout}; give seconds above 0")
 
 
 class Service:
@@ -56,7 +58,8 @@ class Service:
     @property
     def state(self) -> State:
         """LOADING, READY or UNHEALTHY, as of now: an engine that died is noticed here."""
-        if self._state is State.READY and not self.engine.is_alive:
+        engine = self._engine
+        if engine is not None and self._state is State.READY and not engine.healthy:
             self.failed("the engine has stopped")
         return self._state
 
@@ -70,7 +73,7 @@ class Service:
         """The engine; raises HttpError 503 while there is none that works."""
         engine = self._engine
         if engine is None or self._state is not State.READY:
-            raise HttpError(503, self.reason, (("Retry-After", str(self.settings.retry_after)),))
+            raise HttpError(503, self.reason, (("Retry-After", str(RETRY_AFTER)),))
         return engine
 
     def loading_progress(self, fraction: float) -> None:

@@ -1,0 +1,28 @@
+"""What the engine refuses or fails at, as an HTTP status and words for the client."""
+
+from __future__ import annotations
+
+import logging
+
+from cllm.engine import DeadlineExceeded, EngineClosed, EngineError, InvalidRequest
+from cllm.http import HttpError
+
+log = logging.getLogger("cllm.api")
+
+
+def describe(error: BaseException, request_id: str) -> HttpError:
+    """The status and the text for an error of a generation.
+
+    InvalidRequest 400, DeadlineExceeded 408, EngineClosed 503; anything else is a fault of the
+    server: 500, with the request's id, under which the log has the rest.
+    """
+    if isinstance(error, InvalidRequest):
+        return HttpError(400, str(error))
+    if isinstance(error, DeadlineExceeded):
+        return HttpError(408, str(error))
+    if isinstance(error, EngineClosed):
+        return HttpError(503, str(error))
+    log.error("request=%s generation failed", request_id, exc_info=error)
+    if isinstance(error, EngineError):
+        return HttpError(500, f"the generation failed: {error} (id {request_id})")
+    return HttpError(500, f"internal error (id {request_id})")

@@ -1,0 +1,146 @@
+"""``/metrics``: what the engine and the server count, in Prometheus text format 0.0.4.
+
+Everything is read when a scrape asks; only the histograms cost something at other times, about
+five microseconds at the end of a generation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from prometheus_client import CollectorRegistry, Histogram, ProcessCollector, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from cllm.api.service import Service
+from cllm.http import HttpRequest, HttpResponse
+from cllm.version import __version__
+
+if TYPE_CHECKING:
+    from cllm.engine import EngineStats, Generation
+    from cllm.http import ServerStats
+
+CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+
+_SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
+_TOKENS = (1, 4, 16, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384, 32768)
+
+# Metric name (a counter gets "_total"), help, field of EngineStats.
+_ENGINE_COUNTERS = (
+    ("requests_submitted", "Generations accepted by the engine", "requests_submitted"),
+    ("requests_refused", "Generations refused because the queue was full", "requests_refused"),
+    ("prompt_tokens", "Prompt tokens of admitted generations", "prompt_tokens"),
+    ("generated_tokens", "Tokens generated", "completion_tokens"),
+    ("prefix_cached_tokens", "Prompt tokens found in the prefix cache", "cached_tokens"),
+    ("recomputed_tokens", "Tokens evaluated again after a preemption", "recomputed_tokens"),
+    ("preemptions", "Sequences preempted for lack of KV cache", "preemptions"),
+    ("failed_decodes", "llama_decode calls that failed", "failed_decodes"),
+    ("steps", "Scheduler steps", "steps"),
+    ("decode_seconds", "Time in llama_decode", "decode_s"),
+    ("sampling_seconds", "Time choosing tokens", "sampling_s"),
+    ("other_step_seconds", "Time in steps outside llama_decode and sampling", "other_s"),
+)
+_ENGINE_GAUGES = (
+    ("queue_depth", "Generations waiting for a slot", "queue_depth"),
+    ("queue_limit", "Generations that may wait", "queue_limit"),
+    ("slots_busy", "Sequence slots in use", "slots_busy"),
+    ("slots", "Sequence slots", "slots_total"),
+    ("kv_tokens", "Tokens held in the KV cache", "kv_tokens"),
+    ("kv_cells", "Tokens the KV cache can hold", "kv_cells"),
+)
+# The same for ServerStats.
+_SERVER_COUNTERS = (
+    ("http_connections_accepted", "Connections accepted", "accepted_total"),
+    ("http_requests", "HTTP requests read", "requests_total"),
+)
+_SERVER_GAUGES = (
+    ("http_connections", "Connections open", "connections_open"),
+    ("http_connections_parked", "Connections that wait for bytes, tokens or time", "parked"),
+    ("http_queue_depth", "Connections that wait for a worker", "queue_depth"),
+    ("http_workers_busy", "Workers at work", "workers_busy"),
+)
+
+
+class Metrics:
+    """One registry of its own, so that several servers in a process do not mix their figures."""
+
+    __slots__ = ("_length", "_queued", "_registry", "_seconds", "_ttft")
+
+    def __init__(self, service: Service) -> None:
+        registry = CollectorRegistry()
+        self._registry = registry
+        self._seconds = _histogram(registry, "generation_seconds", "From request to end", _SECONDS)
+        self._queued = _histogram(registry, "queued_seconds", "From request to slot", _SECONDS)
+        self._ttft = _histogram(
+            registry, "time_to_first_token_seconds", "From request to first token", _SECONDS
+        )
+        self._length = _histogram(registry, "generation_tokens", "Tokens generated", _TOKENS)
+        registry.register(_Figures(service))
+        ProcessCollector(registry=registry)
+
+    def finished(self, generation: Generation) -> None:
+        """Count a generation that was answered to its end. Any thread."""
+        timings = generation.timings
+        self._seconds.observe(timings.total_s)
+        self._queued.observe(timings.queued_s)
+        self._length.observe(generation.usage.completion_tokens)
+        if timings.ttft_s > 0:
+            self._ttft.observe(timings.ttft_s)
+
+    def endpoint(self, request: HttpRequest) -> HttpResponse:
+        """GET ``/metrics``."""
+        return HttpResponse.bytes(generate_latest(self._registry), CONTENT_TYPE)
+
+
+class _Figures(Collector):
+    """Reads the engine's and the server's figures at each scrape."""
+
+    def __init__(self, service: Service) -> None:
+        self._service = service
+
+    def describe(self) -> list[Metric]:
+        # Keeps registration from collecting before there is an engine.
+        return []
+
+    def collect(self) -> Iterator[Metric]:
+        service = self._service
+        build = GaugeMetricFamily("cllm_build", "Which cLLM this is", labels=["version"])
+        build.add_metric([__version__], 1)
+        yield build
+        yield GaugeMetricFamily("cllm_uptime_seconds", "Since the service began", service.uptime)
+        yield from _engine(service.engine.stats())
+        if service.server_stats is not None:
+            yield from _server(service.server_stats())
+
+
+def _engine(stats: EngineStats) -> Iterator[Metric]:
+    for name, text, field in _ENGINE_COUNTERS:
+        yield CounterMetricFamily(f"cllm_{name}", text, getattr(stats, field))
+    for name, text, field in _ENGINE_GAUGES:
+        yield GaugeMetricFamily(f"cllm_{name}", text, getattr(stats, field))
+    finished = CounterMetricFamily(
+        "cllm_requests_finished", "Generations that ended", labels=["reason"]
+    )
+    for reason in ("stop", "length", "cancelled", "error"):
+        finished.add_metric([reason], stats.requests_finished.get(reason, 0))
+    yield finished
+
+
+def _server(stats: ServerStats) -> Iterator[Metric]:
+    for name, text, field in _SERVER_COUNTERS:
+        yield CounterMetricFamily(f"cllm_{name}", text, getattr(stats, field))
+    for name, text, field in _SERVER_GAUGES:
+        yield GaugeMetricFamily(f"cllm_{name}", text, getattr(stats, field))
+    responses = CounterMetricFamily(
+        "cllm_http_responses", "HTTP responses by status", labels=["status"]
+    )
+    for status, count in sorted(stats.responses_by_status.items()):
+        responses.add_metric([str(status)], count)
+    yield responses
+
+
+def _histogram(
+    registry: CollectorRegistry, name: str, text: str, buckets: tuple[float, ...]
+) -> Histogram:
+    return Histogram(f"cllm_{name}", text, buckets=buckets, registry=registry)

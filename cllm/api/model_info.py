@@ -1,0 +1,40 @@
+"""GET ``/model/info``: what is loaded, as the GGUF and the live context say it."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+from cllm.api.responses import success
+from cllm.api.service import Service
+from cllm.http import HttpRequest, HttpResponse
+
+if TYPE_CHECKING:
+    from cllm.engine import ModelInfo
+
+
+def model_info(service: Service, request: HttpRequest) -> HttpResponse:
+    """The model's shape and the context in force; raises HttpError 503."""
+    return success(_described(service.engine.info(), service.settings.expose_model_path))
+
+
+def _described(info: ModelInfo, expose_path: bool) -> dict[str, Any]:
+    return {
+        "model_path": str(info.path) if expose_path else info.path.name,
+        "model_name": info.name,
+        "model_family": info.family,
+        "architecture": info.architecture,
+        "vocab_size": info.vocab_size,
+        "hidden_size": info.hidden_size,
+        "num_layers": info.num_layers,
+        "num_attention_heads": info.num_attention_heads,
+        "num_key_value_heads": info.num_key_value_heads,
+        "max_sequence_length": info.max_sequence_length,
+        "intermediate_size": info.intermediate_size,
+        "rope_theta": info.rope_theta,
+        "rms_norm_eps": info.rms_norm_eps,
+        "quantization": {"enabled": info.quantized, "type": info.quantization_type},
+        "parameters": info.parameters,
+        "size_bytes": info.size_bytes,
+        "llama_cpp": asdict(info.context),
+    }

@@ -1,0 +1,92 @@
+"""Every endpoint on one page: what is served where, and what guards it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+from cllm.api import tokens
+from cllm.api.benchmark import Benchmarks
+from cllm.api.errors import describe
+from cllm.api.generate import Generating
+from cllm.api.health import health, unavailable
+from cllm.api.metrics import Metrics
+from cllm.api.model_info import model_info
+from cllm.api.responses import error_body, success, too_many_requests
+from cllm.api.service import Service, State
+from cllm.engine import EngineError, QueueFull
+from cllm.http import DeferredResponse, HttpHandler, HttpRequest, HttpResponse
+from cllm.version import __version__
+
+Answer = HttpResponse | DeferredResponse
+Endpoint = Callable[[HttpRequest], Answer]
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """One line of ``/``."""
+
+    method: str
+    path: str
+    description: str
+    endpoint: Endpoint
+
+
+def create_handler(service: Service) -> HttpHandler:
+    """The native API of one service, ready to be given to a Server.
+
+    Its ``/metrics`` and ``/health`` tell of the server too once ``service.server_stats`` is set.
+    """
+    metrics = Metrics(service)
+    generating = Generating(service, metrics)
+    benchmarks = Benchmarks(service)
+
+    def index(request: HttpRequest) -> HttpResponse:
+        listed = [
+            {"method": r.method, "path": r.path, "description": r.description} for r in routes
+        ]
+        return success({"name": "cLLM", "version": __version__, "endpoints": listed})
+
+    routes = (
+        Route("GET", "/", "This list", index),
+        Route("GET", "/health", "State of the server; ?level=basic|detailed|full",
+              partial(health, service)),
+        Route("POST", "/generate", "Continue a prompt", generating.generate),
+        Route("POST", "/generate_stream", "Continue a prompt, as server-sent events",
+              generating.generate_stream),
+        Route("POST", "/encode", "Text to tokens", partial(tokens.encode, service)),
+        Route("POST", "/decode", "Tokens to text", partial(tokens.decode, service)),
+        Route("POST", "/benchmark", "Measure the server with requests of its own",
+              benchmarks.endpoint),
+        Route("GET", "/model/info", "The model and the context in force",
+              partial(model_info, service)),
+        Route("GET", "/metrics", "Figures in Prometheus text format", metrics.endpoint),
+    )  # fmt: skip
+
+    handler = HttpHandler()
+    handler.error_body = error_body
+    for route in routes:
+        # /health says itself what it thinks of the state, in a single look.
+        endpoint = (
+            route.endpoint if route.path == "/health" else _guarded(service, route.endpoint)
+        )
+        register = handler.get if route.method == "GET" else handler.post
+        register(route.path, endpoint)
+    return handler
+
+
+def _guarded(service: Service, endpoint: Endpoint) -> Endpoint:
+    """Answer 503 while there is no model, and put what the engine refuses into HTTP's words."""
+
+    def guarded(request: HttpRequest) -> Answer:
+        if service.state is not State.READY:
+            return unavailable(service)
+        try:
+            return endpoint(request)
+        except QueueFull:
+            return too_many_requests()
+        except EngineError as error:
+            raise describe(error, request.id) from None
+
+    return guarded
