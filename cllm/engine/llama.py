@@ -106,8 +106,10 @@ def system_info() -> str:
 class Vocab:
     """A model's vocabulary. Thread-safe, as llama.cpp's is, for as long as the model lives."""
 
-    def __init__(self, handle: int) -> None:
+    def __init__(self, handle: int, adds_space: bool) -> None:
+        """adds_space: whether tokenizing puts a space before a text (SentencePiece)."""
         self._handle = handle
+        self._adds_space = adds_space
         self.n_tokens = int(C.llama_vocab_n_tokens(handle))
         self.bos = int(C.llama_vocab_bos(handle))
         self.eos = int(C.llama_vocab_eos(handle))
@@ -151,6 +153,18 @@ class Vocab:
         if piece is None:
             piece = self._pieces[token] = self.token_to_piece(token, special=False)
         return piece
+
+    def detokenize(self, tokens: list[int], special: bool) -> bytes:
+        """Tokens -> the bytes of their text; what tokenize adds around a text is taken off.
+
+        Unlike llama_detokenize it never tidies up spaces, so it undoes tokenize exactly.
+        """
+        if self.adds_bos and tokens and tokens[0] == self.bos:
+            tokens = tokens[1:]
+        if self.adds_eos and tokens and tokens[-1] == self.eos:
+            tokens = tokens[:-1]
+        text = b"".join(self.token_to_piece(token, special) for token in tokens)
+        return text[1:] if self._adds_space and text.startswith(b" ") else text
 
     def is_eog(self, token: int) -> bool:
         """Whether the token ends a generation."""
@@ -201,7 +215,10 @@ class Model:
             if not handle:
                 raise OSError(errors[-1] if errors else "llama.cpp gave no reason")
         self._handle = handle
-        self.vocab = Vocab(C.llama_model_get_vocab(handle))
+        vocab = C.llama_model_get_vocab(handle)
+        by_default = C.llama_vocab_type(vocab) == C.LLAMA_VOCAB_TYPE_SPM
+        says = self.metadata("tokenizer.ggml.add_space_prefix")
+        self.vocab = Vocab(vocab, adds_space=says == "true" if says else by_default)
         self.n_ctx_train = int(C.llama_model_n_ctx_train(handle))
         self.n_embd = int(C.llama_model_n_embd(handle))
         self.n_layer = int(C.llama_model_n_layer(handle))
@@ -221,6 +238,12 @@ class Model:
         if self._handle is None:
             raise RuntimeError("the model is closed")
         return self._handle
+
+    def metadata(self, key: str) -> str | None:
+        """A scalar of the GGUF's metadata as text; None if it is not there."""
+        buffer = ctypes.create_string_buffer(256)
+        count = C.llama_model_meta_val_str(self.handle, key.encode(), buffer, len(buffer))
+        return buffer.value.decode("utf-8", "replace") if count >= 0 else None
 
     def close(self) -> None:
         """Free the weights and the vocabulary; every Context must be closed before."""

@@ -1,0 +1,284 @@
+"""The engine's public face: load a model, submit prompts, count tokens, look inside, close."""
+
+from __future__ import annotations
+
+import math
+import threading
+import weakref
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from cllm.engine.config import EngineConfig
+from cllm.engine.errors import EngineClosed, EngineError, InvalidRequest, PromptTooLong
+from cllm.engine.generation import Completion, Generation
+from cllm.engine.info import ModelInfo
+from cllm.engine.loading import Loaded, load
+from cllm.engine.params import SamplingParams
+from cllm.engine.prefix_cache import PrefixCache
+from cllm.engine.scheduler import Scheduler
+from cllm.engine.sequence import Sequence as EngineSequence
+from cllm.engine.stats import EngineStats
+
+_DEFAULTS = SamplingParams()
+
+# Copying a slot in a split cache moves its whole buffer, ctx_size tokens long, at memory speed;
+# a token of a 0.6B model's cache is 112 KiB, copied some 100 times faster than it is computed.
+_COPY_COST = 64
+
+
+class Engine:
+    """A loaded model that serves many requests at once. Make one with Engine.load().
+
+    submit, generate, stream, cancel, tokenize, detokenize, info and stats are for any thread.
+    """
+
+    def __init__(self, loaded: Loaded) -> None:
+        config = loaded.config
+        self._info = loaded.info
+        self._vocab = loaded.model.vocab
+        self._ctx_size = loaded.info.context.ctx_size
+        copy_gain = 1 if config.kv_unified else max(2, self._ctx_size // _COPY_COST)
+        cache = PrefixCache(config.parallel, copy_gain)
+        self._cache = cache
+        self._scheduler = Scheduler(
+            loaded.context,
+            loaded.batch,
+            self._vocab,
+            cache,
+            config.max_queue,
+            loaded.context.n_ctx if config.kv_cells is not None else None,
+        )
+        thread = threading.Thread(target=self._scheduler.run, name="cllm-engine", daemon=True)
+        self._guard = _Guard()
+        # Also runs at interpreter exit and when the engine is forgotten: freeing the model while
+        # the thread decodes, or leaving the thread to a finished interpreter, would crash.
+        self._finalizer = weakref.finalize(
+            self, _release, self._scheduler, thread, self._guard, loaded
+        )
+        self._thread = thread
+        thread.start()
+
+    @classmethod
+    def load(
+        cls,
+        path: str | Path,
+        config: EngineConfig | None = None,
+        *,
+        progress: Callable[[float], None] | None = None,
+        **overrides: Any,
+    ) -> Engine:
+        """Load a GGUF file; the file's other parts are found if it is split.
+
+        overrides: fields of EngineConfig, over `config`. progress: called with 0.0 to 1.0.
+        Raises ModelLoadError (one line with the remedy) or ValueError (a bad configuration).
+        """
+        config = replace(config or EngineConfig(), **overrides)
+        return cls(load(Path(path), config, progress))
+
+    def submit(
+        self,
+        prompt: str | Sequence[int],
+        params: SamplingParams = _DEFAULTS,
+        *,
+        deadline: float | None = None,
+        on_update: Callable[[], None] | None = None,
+    ) -> Generation:
+        """Queue a prompt, text or tokens, and return at once.
+
+        Text gets the special tokens that the model's own rules add (BOS); special tokens spelled
+        out in it are text. deadline: seconds from now to the end of the generation; it is looked
+        at before each step. on_update: see Generation.
+        Raises InvalidRequest, PromptTooLong, QueueFull, EngineClosed.
+        """
+        if deadline is not None and not 0 < deadline < math.inf:
+            raise InvalidRequest("deadline", deadline, "a positive number of seconds")
+        with self._guard.borrowed():
+            tokens = self._prompt_tokens(prompt)
+            self._check_against_vocabulary(params)
+        if len(tokens) >= self._ctx_size:
+            raise PromptTooLong(len(tokens), self._ctx_size)
+        generation = Generation(len(tokens), on_update, self._scheduler.cancel)
+        self._scheduler.submit(
+            EngineSequence(tokens, params, generation, self._vocab, self._ctx_size, deadline)
+        )
+        return generation
+
+    def generate(
+        self, prompt: str | Sequence[int], *, deadline: float | None = None, **params: Any
+    ) -> Completion:
+        """Generate and wait. params: fields of SamplingParams. Raises as submit and result do."""
+        generation = self.submit(prompt, SamplingParams.of(**params), deadline=deadline)
+        try:
+            return generation.result()
+        finally:
+            generation.cancel()
+
+    def stream(
+        self, prompt: str | Sequence[int], *, deadline: float | None = None, **params: Any
+    ) -> Iterator[str]:
+        """Generate and yield the text as it comes; closing the iterator cancels.
+
+        Raises as submit does at once, and the generation's error at the end of its text.
+        """
+        ready = threading.Event()
+        generation = self.submit(
+            prompt, SamplingParams.of(**params), deadline=deadline, on_update=ready.set
+        )
+        return _follow(generation, ready)
+
+    def cancel(self, generation: Generation) -> None:
+        """End a generation before the next decode; what it has is kept. Same as its cancel()."""
+        generation.cancel()
+
+    def tokenize(
+        self, text: str, add_special: bool = True, parse_special: bool = False
+    ) -> list[int]:
+        """Text -> tokens. add_special: BOS and EOS by the model's rules. parse_special: take
+        special tokens spelled out in the text for such. Raises InvalidRequest, EngineClosed.
+        """
+        with self._guard.borrowed():
+            return self._tokenize("text", text, add_special, parse_special)
+
+    def detokenize(self, tokens: Sequence[int], special: bool = True) -> str:
+        """Tokens -> text. special: spell out special tokens, but for the BOS and EOS that
+        tokenize adds by itself. Bytes that are not UTF-8 become U+FFFD. Raises as tokenize.
+        """
+        with self._guard.borrowed():
+            checked = self._checked_tokens("tokens", tokens)
+            return self._vocab.detokenize(checked, special).decode("utf-8", "replace")
+
+    def info(self) -> ModelInfo:
+        """What is loaded and the context in force."""
+        return self._info
+
+    def stats(self) -> EngineStats:
+        """Counters and gauges, as of now."""
+        scheduler, cache = self._scheduler, self._cache
+        return replace(
+            scheduler.stats,
+            requests_finished=dict(scheduler.stats.requests_finished),
+            queue_depth=scheduler.queue_depth,
+            slots_busy=cache.busy,
+            kv_tokens=cache.held,
+            healthy=self.healthy,
+        )
+
+    @property
+    def healthy(self) -> bool:
+        """Whether requests are served: not closed, and the engine thread has not given up."""
+        return self._finalizer.alive and self._scheduler.failure is None
+
+    @property
+    def failure(self) -> Exception | None:
+        """What made the engine thread give up, if it did."""
+        return self._scheduler.failure
+
+    def close(self) -> None:
+        """End every request with EngineClosed, join the engine thread, free everything.
+
+        Waits for the step in progress. Harmless when called again; not for on_update callbacks.
+        """
+        if threading.current_thread() is self._thread:
+            raise EngineError("close() must not be called on the engine thread")
+        self._finalizer()
+
+    def __enter__(self) -> Engine:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _prompt_tokens(self, prompt: str | Sequence[int]) -> list[int]:
+        if isinstance(prompt, str):
+            if not prompt:
+                raise InvalidRequest("prompt", prompt, "a text that is not empty")
+            tokens = self._tokenize("prompt", prompt, True, False)
+        else:
+            tokens = self._checked_tokens("prompt", prompt)
+        if not tokens:
+            raise InvalidRequest("prompt", prompt, "at least one token")
+        return tokens
+
+    def _tokenize(
+        self, name: str, text: str, add_special: bool, parse_special: bool
+    ) -> list[int]:
+        try:
+            return self._vocab.tokenize(text, add_special, parse_special)
+        except UnicodeEncodeError as error:
+            found = f"a lone surrogate at character {error.start}"
+            raise InvalidRequest(name, found, "text that UTF-8 can express") from None
+        except OverflowError:
+            raise InvalidRequest(name, f"{len(text)} characters", "a shorter text") from None
+
+    def _checked_tokens(self, name: str, tokens: Sequence[int]) -> list[int]:
+        n_vocab = self._vocab.n_tokens
+        checked = list(tokens)
+        for token in checked:
+            if type(token) is not int or not 0 <= token < n_vocab:
+                raise InvalidRequest(name, token, f"tokens from 0 to {n_vocab - 1}")
+        return checked
+
+    def _check_against_vocabulary(self, params: SamplingParams) -> None:
+        n_vocab = self._vocab.n_tokens
+        for token in params.logit_bias:
+            if token >= n_vocab:
+                raise InvalidRequest("logit_bias", token, f"tokens from 0 to {n_vocab - 1}")
+        if params.ignore_eos:
+            self._vocab.eog_tokens()  # found once, here and not on the engine thread
+
+
+@dataclass(slots=True)
+class _Guard:
+    """Keeps the vocabulary from being freed while a thread tokenizes with it."""
+
+    _changed: threading.Condition = field(default_factory=threading.Condition)
+    _borrowers: int = 0
+    _closed: bool = False
+
+    @contextmanager
+    def borrowed(self) -> Iterator[None]:
+        with self._changed:
+            if self._closed:
+                raise EngineClosed
+            self._borrowers += 1
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._borrowers -= 1
+                self._changed.notify_all()
+
+    def close(self) -> None:
+        with self._changed:
+            self._closed = True
+            self._changed.wait_for(lambda: self._borrowers == 0)
+
+
+def _release(
+    scheduler: Scheduler, thread: threading.Thread, guard: _Guard, loaded: Loaded
+) -> None:
+    scheduler.stop()
+    if threading.current_thread() is thread:
+        return  # The last reference died in a callback; the process's end frees the rest.
+    if thread.ident is not None:
+        thread.join()
+    guard.close()
+    loaded.close()
+
+
+def _follow(generation: Generation, ready: threading.Event) -> Iterator[str]:
+    try:
+        while True:
+            ready.clear()
+            done = generation.done
+            yield from generation.take()
+            if done:
+                break
+            ready.wait()
+        if generation.error is not None:
+            raise generation.error
+    finally:
+        generation.cancel()

@@ -1,0 +1,135 @@
+"""What is loaded, as the file and the live context say it, never guessed from the file's name."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from cllm.engine import llama
+from cllm.engine.config import EngineConfig
+from cllm.engine.sizing import ContextSize
+
+
+@dataclass(frozen=True, slots=True)
+class ContextInfo:
+    """The context in force. kv_bytes is an estimate from the model's metadata."""
+
+    version: str
+    system_info: str
+    ctx_size: int
+    parallel: int
+    kv_cells: int
+    kv_unified: bool
+    kv_bytes: int
+    batch_size: int
+    ubatch_size: int
+    threads: int
+    threads_batch: int
+    n_gpu_layers: int
+    flash_attn: str
+    cache_type_k: str
+    cache_type_v: str
+    mmap: bool
+    mlock: bool
+    extra_bufts: bool
+
+
+@dataclass(frozen=True, slots=True)
+class ModelInfo:
+    """The model: None where the file does not say."""
+
+    path: Path
+    name: str
+    family: str
+    architecture: str
+    vocab_size: int
+    hidden_size: int
+    num_layers: int
+    num_attention_heads: int
+    num_key_value_heads: int
+    max_sequence_length: int
+    intermediate_size: int | None
+    rope_theta: float | None
+    rms_norm_eps: float | None
+    quantized: bool
+    quantization_type: str
+    parameters: int
+    size_bytes: int
+    chat_template: str | None
+    bos_token: int | None
+    eos_token: int | None
+    context: ContextInfo
+    metadata: Mapping[str, Any] = field(repr=False)
+
+
+def describe(
+    path: Path,
+    model: llama.Model,
+    metadata: Mapping[str, Any],
+    context: ContextInfo,
+    quantized: bool,
+) -> ModelInfo:
+    """Put together what the GGUF's metadata and llama.cpp say."""
+    arch = str(metadata.get("general.architecture", "unknown"))
+
+    def of(name: str) -> Any:
+        value = metadata.get(f"{arch}.{name}")
+        return max(value, default=None) if isinstance(value, list) else value
+
+    name = str(metadata.get("general.name") or path.stem)
+    return ModelInfo(
+        path=path,
+        name=name,
+        family=str(metadata.get("general.basename") or arch),
+        architecture=arch,
+        vocab_size=model.vocab.n_tokens,
+        hidden_size=model.n_embd,
+        num_layers=model.n_layer,
+        num_attention_heads=int(of("attention.head_count") or model.n_head),
+        num_key_value_heads=int(of("attention.head_count_kv") or model.n_head_kv),
+        max_sequence_length=model.n_ctx_train,
+        intermediate_size=of("feed_forward_length"),
+        rope_theta=of("rope.freq_base"),
+        rms_norm_eps=of("attention.layer_norm_rms_epsilon"),
+        quantized=quantized,
+        quantization_type=model.ftype,
+        parameters=model.n_params,
+        size_bytes=model.size_bytes,
+        chat_template=metadata.get("tokenizer.chat_template"),
+        bos_token=_token(model.vocab.bos),
+        eos_token=_token(model.vocab.eos),
+        context=context,
+        metadata=metadata,
+    )
+
+
+def context_info(
+    context: llama.Context, size: ContextSize, config: EngineConfig, threads: int, extra: bool
+) -> ContextInfo:
+    """Describe the live context."""
+    return ContextInfo(
+        version=llama.version(),
+        system_info=llama.system_info(),
+        ctx_size=size.ctx_size,
+        parallel=config.parallel,
+        kv_cells=context.n_ctx,
+        kv_unified=config.kv_unified,
+        kv_bytes=size.kv_bytes,
+        batch_size=context.n_batch,
+        ubatch_size=context.n_ubatch,
+        threads=threads,
+        threads_batch=config.threads_batch or threads,
+        n_gpu_layers=config.n_gpu_layers,
+        flash_attn=config.flash_attn,
+        cache_type_k=config.cache_type_k,
+        cache_type_v=config.cache_type_v,
+        mmap=config.mmap,
+        mlock=config.mlock,
+        extra_bufts=extra,
+    )
+
+
+def _token(token: int) -> int | None:
+    return token if token >= 0 else None

@@ -1,0 +1,146 @@
+"""From a path to a model in memory with a context around it, or one line that says why not."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from cllm.engine import llama
+from cllm.engine.config import EngineConfig
+from cllm.engine.errors import ModelLoadError
+from cllm.engine.gguf_header import GgufHeader, NotGgufError, TruncatedError, read_header
+from cllm.engine.info import ModelInfo, context_info, describe
+from cllm.engine.sizing import ContextSize, available_memory, context_size, physical_cores
+
+_log = logging.getLogger("cllm.engine")
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """A model, its context and its batch; close() frees them in the right order."""
+
+    config: EngineConfig
+    model: llama.Model
+    context: llama.Context
+    batch: llama.Batch
+    info: ModelInfo
+
+    def close(self) -> None:
+        """Free everything."""
+        self.context.close()
+        self.model.close()
+
+
+def load(path: Path, config: EngineConfig, progress: Callable[[float], None] | None) -> Loaded:
+    """Load a model and warm it up. Raises ModelLoadError, or ValueError for the configuration."""
+    header = _checked_header(path)
+    extra = _wants_extra_bufts(config, header)
+    try:
+        model = llama.Model(
+            str(path),
+            n_gpu_layers=config.n_gpu_layers,
+            mmap=config.mmap,
+            mlock=config.mlock,
+            use_extra_bufts=extra,
+            progress=progress,
+        )
+    except OSError as error:
+        raise ModelLoadError(
+            f"llama.cpp cannot load {path.name} ({error}); check that the file is whole, that this "
+            "llama.cpp knows the architecture, and that there is enough memory"
+        ) from None
+    try:
+        if not model.can_generate:
+            raise ModelLoadError(
+                f"{path.name} is an encoder and cannot generate text; give a decoder-only model"
+            )
+        size = context_size(header.metadata, model.n_ctx_train, config)
+        threads = config.threads or physical_cores()
+        context = _make_context(model, size, config, threads)
+        try:
+            batch = llama.Batch(min(config.batch_size, context.n_batch))
+            code = context.warm_up(batch, max(0, model.vocab.bos))
+            if code:
+                raise ModelLoadError(
+                    f"{path.name} loads but cannot be run (llama_decode gave {code}); "
+                    "look for llama.cpp's own words with log level debug"
+                )
+        except BaseException:
+            context.close()
+            raise
+    except BaseException:
+        model.close()
+        raise
+    live = context_info(context, size, config, threads, extra)
+    info = describe(path, model, header.metadata, live, header.quantized)
+    return Loaded(config, model, context, batch, info)
+
+
+def _checked_header(path: Path) -> GgufHeader:
+    try:
+        header = read_header(path)
+    except FileNotFoundError as error:
+        raise ModelLoadError(
+            f"there is no file {error.filename}; check the path, or download the model first"
+        ) from None
+    except IsADirectoryError:
+        raise ModelLoadError(f"{path} is a directory; give the .gguf file in it") from None
+    except NotGgufError as error:
+        raise ModelLoadError(f"{error}; give a model in GGUF format") from None
+    except TruncatedError as error:
+        raise ModelLoadError(f"the file is cut short: {error}; download it again") from None
+    except OSError as error:
+        raise ModelLoadError(
+            f"{path} cannot be read ({error.strerror}); check its permissions"
+        ) from None
+    if header.n_tensors == 0:
+        raise ModelLoadError(f"{path.name} is a vocabulary without weights; give a whole model")
+    return header
+
+
+def _wants_extra_bufts(config: EngineConfig, header: GgufHeader) -> bool:
+    """Whether the repacked/AMX kernels are to be used; tries them out first if "auto"."""
+    if config.extra_bufts != "auto" or not header.quantized:
+        return config.extra_bufts != "off"
+    from cllm.engine import preflight
+
+    verdict = preflight.check()
+    if not verdict.ok:
+        _log.warning("%s", verdict.detail)
+    return verdict.ok
+
+
+def _make_context(
+    model: llama.Model, size: ContextSize, config: EngineConfig, threads: int
+) -> llama.Context:
+    remedy = "lower ctx_size or parallel, or choose a smaller cache_type_k and cache_type_v"
+    available = available_memory()
+    if config.n_gpu_layers == 0 and available is not None and size.kv_bytes > available:
+        raise ModelLoadError(
+            f"{config.parallel} sequences of {size.ctx_size} tokens need {_gib(size.kv_bytes)} of "
+            f"cache and {_gib(available)} of memory are free; {remedy}"
+        )
+    try:
+        return llama.Context(
+            model,
+            n_ctx=size.cells,
+            n_seq=config.parallel,
+            n_batch=config.batch_size,
+            n_ubatch=config.ubatch_size,
+            n_threads=threads,
+            n_threads_batch=config.threads_batch or threads,
+            flash_attn=config.flash_attn,
+            type_k=config.cache_type_k,
+            type_v=config.cache_type_v,
+            kv_unified=config.kv_unified,
+        )
+    except OSError as error:
+        raise ModelLoadError(
+            f"llama.cpp cannot make a context of {size.cells} tokens ({error}); {remedy}"
+        ) from None
+
+
+def _gib(size: int) -> str:
+    return f"{size / 1024**3:.1f} GiB"

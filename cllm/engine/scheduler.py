@@ -1,0 +1,387 @@
+"""The engine thread's loop and its policy: who is admitted, what is decoded, who must wait."""
+
+from __future__ import annotations
+
+import logging
+import math
+import threading
+import time
+from collections import deque
+
+from cllm.engine.errors import DeadlineExceeded, EngineClosed, EngineError, QueueFull
+from cllm.engine.generation import FinishReason, Generation
+from cllm.engine.llama import Batch, Context, Vocab
+from cllm.engine.prefix_cache import PrefixCache, Slot
+from cllm.engine.sampling import TokenSampler
+from cllm.engine.sequence import Sequence
+from cllm.engine.stats import EngineStats
+
+_log = logging.getLogger("cllm.engine")
+
+_FAILURES_TO_GIVE_UP = 3  # steps in a row that ended in an unexpected exception
+_NO_ROOM = 1  # llama_decode: no place in the cache; nothing was changed
+
+Plan = list[tuple[Sequence, int]]  # whose next tokens to decode, and how many
+
+
+class Scheduler:
+    """Runs sequences on a context. submit, cancel and stop are for any thread, run is the loop."""
+
+    def __init__(
+        self,
+        context: Context,
+        batch: Batch,
+        vocab: Vocab,
+        cache: PrefixCache,
+        max_queue: int,
+        shared_cells: int | None,
+    ) -> None:
+        """shared_cells: what all sequences share if it may be too little for all of them."""
+        self._context = context
+        self._batch = batch
+        self._vocab = vocab
+        self._cache = cache
+        self._max_in_flight = len(cache.slots) + max_queue
+        self._shared_cells = shared_cells
+        self.stats = EngineStats(
+            queue_limit=max_queue, slots_total=len(cache.slots), kv_cells=context.n_ctx
+        )
+        self.failure: Exception | None = None
+        self._wake = threading.Condition()
+        # Written by any thread, under _wake:
+        self._arrivals: list[Sequence] = []
+        self._cancellations: list[Generation] = []
+        self._in_flight = 0
+        self._stopping = False
+        # The engine thread's own:
+        self._waiting: deque[Sequence] = deque()
+        self._running: list[Sequence] = []
+        self._changed: list[Generation] = []
+        self._next_deadline = math.inf
+        self._mean_s = 0.0
+        self._failures = 0
+
+    # Any thread.
+
+    def submit(self, sequence: Sequence) -> None:
+        """Queue a request. Raises QueueFull, EngineClosed, or EngineError if the loop has died."""
+        with self._wake:
+            if self.failure is not None:
+                raise EngineError(f"the engine has failed: {self.failure}") from self.failure
+            if self._stopping:
+                raise EngineClosed
+            if self._in_flight >= self._max_in_flight:
+                self.stats.requests_refused += 1
+                raise QueueFull(self.queue_depth, self._retry_after())
+            self._in_flight += 1
+            self.stats.requests_submitted += 1
+            self._arrivals.append(sequence)
+            self._wake.notify()
+
+    def cancel(self, generation: Generation) -> None:
+        """End a generation before the next decode."""
+        with self._wake:
+            self._cancellations.append(generation)
+            self._wake.notify()
+
+    def stop(self) -> None:
+        """Make run() return after the step it is in; every request then ends with EngineClosed."""
+        with self._wake:
+            self._stopping = True
+            self._wake.notify()
+
+    @property
+    def queue_depth(self) -> int:
+        """Requests that wait for a slot."""
+        return max(0, self._in_flight - len(self._running))
+
+    def _retry_after(self) -> int:
+        """Seconds until the queue has likely moved on by as many requests as run at once."""
+        return min(60, max(1, math.ceil(self._mean_s))) if self._mean_s else 5
+
+    # The engine thread.
+
+    def run(self) -> None:
+        """Serve until stop(), or until nothing works any more."""
+        try:
+            while self._take_messages():
+                self._guarded_step()
+                self._notify()
+        finally:
+            error = self.failure
+            message = f"the engine has failed: {error}" if error else "the engine was closed"
+            with self._wake:
+                self._stopping = True
+                self._waiting.extend(self._arrivals)
+                self._arrivals.clear()
+            for sequence in [*self._running, *self._waiting]:
+                closed = EngineError(message) if error else EngineClosed(message)
+                self._finish(sequence, FinishReason.ERROR, closed)
+            self._notify()
+
+    def _take_messages(self) -> bool:
+        """Take what other threads left; sleep while there is nothing to do. False: stop."""
+        with self._wake:
+            while not (self._arrivals or self._cancellations or self._stopping):
+                if self._running or self._waiting:
+                    break
+                self._wake.wait()
+            if self._stopping:
+                return False
+            arrivals, self._arrivals = self._arrivals, []
+            cancellations, self._cancellations = self._cancellations, []
+        for sequence in arrivals:
+            self._waiting.append(sequence)
+            self._next_deadline = min(self._next_deadline, sequence.deadline)
+        if cancellations:
+            gone = set(cancellations)
+            for sequence in [*self._running, *self._waiting]:
+                if sequence.generation in gone:
+                    self._finish(sequence, FinishReason.CANCELLED)
+        return True
+
+    def _guarded_step(self) -> None:
+        try:
+            self._step()
+            self._failures = 0
+        except Exception as error:
+            _log.exception("a step failed; the requests in it are given up")
+            for sequence in list(self._running):
+                self._fail(sequence, EngineError(f"internal error: {error}"))
+            self._failures += 1
+            if self._failures >= _FAILURES_TO_GIVE_UP:
+                self.failure = error
+                self.stats.healthy = False
+                self.stop()
+
+    def _step(self) -> None:
+        began = time.perf_counter()
+        stats = self.stats
+        self._expire()
+        self._admit()
+        plan = self._plan()
+        if not plan:
+            return
+        decode_began = time.perf_counter()
+        plan, code = self._decode(plan)
+        decode_ended = time.perf_counter()
+        if code:
+            stats.failed_decodes += 1
+            for sequence, _ in plan:
+                self._fail(sequence, EngineError(f"llama_decode failed with code {code}"))
+        chosen = self._sample(plan) if not code else []
+        sampled = time.perf_counter()
+        self._publish(chosen)
+        stats.steps += 1
+        stats.decode_s += decode_ended - decode_began
+        stats.sampling_s += sampled - decode_ended
+        stats.other_s += time.perf_counter() - sampled + decode_began - began
+
+    def _expire(self) -> None:
+        if self._next_deadline == math.inf:
+            return
+        now = time.monotonic()
+        if now < self._next_deadline:
+            return
+        for sequence in [*self._running, *self._waiting]:
+            if sequence.deadline <= now:
+                assert sequence.deadline_s is not None
+                error = DeadlineExceeded(sequence.deadline_s)
+                self._finish(sequence, FinishReason.ERROR, error)
+        alive = [*self._running, *self._waiting]
+        self._next_deadline = min((s.deadline for s in alive), default=math.inf)
+
+    def _admit(self) -> None:
+        """Give free slots to those who wait, first come first served."""
+        while self._waiting and self._cache.has_idle and self._fits(self._waiting[0]):
+            sequence = self._waiting[0]
+            first_time = sequence.sampler is None
+            if first_time:
+                sequence.sampler = TokenSampler(sequence.params, self._vocab)
+            reused = self._place(sequence)
+            self._running.append(self._waiting.popleft())
+            if first_time:
+                sequence.generation._note_admitted(reused)
+                self.stats.prompt_tokens += sequence.n_prompt
+                self.stats.cached_tokens += reused
+            else:
+                self.stats.recomputed_tokens += len(sequence.tokens) - reused
+
+    def _fits(self, sequence: Sequence) -> bool:
+        """Whether a cache that is too small for everybody can take one more at their lengths."""
+        if self._shared_cells is None or not self._running:
+            return True
+        lengths = sum(len(other.tokens) + 1 for other in self._running)
+        return lengths + len(sequence.tokens) + 1 <= self._shared_cells
+
+    def _place(self, sequence: Sequence) -> int:
+        """Give a sequence its slot; return how many of its tokens are there already."""
+        placement = self._cache.choose(sequence.tokens)
+        slot, reuse, source = placement.slot, placement.reuse, placement.source
+        if source is not None:
+            self._context.remove(slot.id)
+            self._context.copy(source.id, slot.id)
+            slot.length = source.length
+        if reuse < slot.length:
+            # Windowed and recurrent memories cannot go back to an earlier token.
+            partly = reuse > 0 and self._context.first_position(slot.id) == 0
+            if not (partly and self._context.remove(slot.id, reuse)):
+                self._context.remove(slot.id)
+                reuse = 0
+        self._cache.occupy(slot, sequence.tokens, reuse)
+        sequence.slot = slot
+        return reuse
+
+    def _plan(self) -> Plan:
+        """One token of each sequence that is generating, then chunks of prompts, shared fairly."""
+        counts = {s: 1 for s in self._running if s.decoding}
+        prompts = [s for s in self._running if s not in counts]
+        if prompts:
+            room = self._batch.capacity - len(counts)
+            if counts:
+                room = min(room, max(1, self._context.n_ubatch - len(counts)))
+            shares = fair_shares([s.pending for s in prompts], room)
+            counts.update(zip(prompts, shares, strict=True))
+        # A cache split by sequence is decoded together only for consecutive slots in order.
+        return sorted(((s, n) for s, n in counts.items() if n), key=lambda item: _slot(item[0]).id)
+
+    def _decode(self, plan: Plan) -> tuple[Plan, int]:
+        """Decode a plan, or what of it finds room; return what was tried last and the code."""
+        while True:
+            code = self._context.decode(self._batch, self._fill(plan))
+            if code == 0:
+                for sequence, count in plan:
+                    _slot(sequence).length += count
+                return plan, 0
+            if code != _NO_ROOM:
+                return plan, code
+            smaller = self._make_room(plan)
+            if smaller is None:
+                return plan, code
+            plan = smaller
+
+    def _fill(self, plan: Plan) -> int:
+        batch, at = self._batch, 0
+        for sequence, count in plan:
+            slot = _slot(sequence)
+            start, end = slot.length, slot.length + count
+            if count == 1:
+                batch.token[at] = sequence.tokens[start]
+                batch.pos[at] = start
+                batch.seq[at] = slot.id
+            else:
+                batch.token[at : at + count] = sequence.tokens[start:end]
+                batch.pos[at : at + count] = range(start, end)
+                batch.seq[at : at + count] = slot.id
+                batch.output[at : at + count] = 0
+            at += count
+            batch.output[at - 1] = end == len(sequence.tokens)
+        return at
+
+    def _make_room(self, plan: Plan) -> Plan | None:
+        """After "no room": give up the cheapest thing. None: there is nothing left to give up."""
+        idle = self._cache.oldest_idle()
+        if idle is not None:
+            self._forget(idle)
+            return plan
+        generating = [(s, n) for s, n in plan if s.decoding]
+        if generating and len(generating) < len(plan):
+            return generating
+        if len(self._running) > 1:
+            youngest = max(self._running, key=lambda s: s.generation._submitted)
+            self._preempt(youngest)
+            remaining = [(s, n) for s, n in plan if s is not youngest]
+            return remaining or self._plan()
+        (only, count) = plan[0]
+        return [(only, count // 2)] if count > 1 else None
+
+    def _preempt(self, sequence: Sequence) -> None:
+        """Take a sequence's slot away; it waits at the front and is computed again."""
+        slot = _slot(sequence)
+        self.stats.preemptions += 1
+        self._running.remove(sequence)
+        sequence.slot = None
+        self._forget(slot)
+        self._cache.release(slot)
+        self._waiting.appendleft(sequence)
+
+    def _sample(self, plan: Plan) -> list[tuple[Sequence, int]]:
+        """Choose a token for each sequence whose last token was decoded."""
+        outputs = [s for s, _ in plan if s.pending == 0]
+        chosen = []
+        rows = self._context.logits(len(outputs)) if outputs else ()
+        for sequence, row in zip(outputs, rows, strict=True):
+            assert sequence.sampler is not None
+            try:
+                chosen.append((sequence, sequence.sampler.choose(row, sequence.tokens)))
+            except EngineError as error:
+                self._fail(sequence, error)
+        return chosen
+
+    def _publish(self, chosen: list[tuple[Sequence, int]]) -> None:
+        now = time.monotonic()
+        self.stats.completion_tokens += len(chosen)
+        for sequence, token in chosen:
+            reason = sequence.accept(token, now)
+            if reason is not None:
+                self._finish(sequence, reason)
+            else:
+                self._changed.append(sequence.generation)
+
+    def _fail(self, sequence: Sequence, error: EngineError) -> None:
+        """End a sequence whose part of the cache is in doubt."""
+        if sequence.slot is not None:
+            self._forget(sequence.slot)
+        self._finish(sequence, FinishReason.ERROR, error)
+
+    def _forget(self, slot: Slot) -> None:
+        self._context.remove(slot.id)
+        slot.length = 0
+
+    def _finish(
+        self, sequence: Sequence, reason: FinishReason, error: EngineError | None = None
+    ) -> None:
+        generation = sequence.generation
+        slot = sequence.slot
+        if slot is not None:
+            self._running.remove(sequence)
+            sequence.slot = None
+            self._cache.release(slot)
+        else:
+            self._waiting.remove(sequence)
+        sequence.close()
+        generation._finish(reason, error)
+        finished = self.stats.requests_finished
+        finished[reason.value] = finished.get(reason.value, 0) + 1
+        ran_s = generation.timings.total_s - generation.timings.queued_s
+        self._mean_s += 0.2 * (ran_s - self._mean_s)
+        self._changed.append(generation)
+        with self._wake:
+            self._in_flight -= 1
+
+    def _notify(self) -> None:
+        changed, self._changed = self._changed, []
+        for generation in changed:
+            generation._notify()
+
+
+def fair_shares(wants: list[int], room: int) -> list[int]:
+    """Divide `room` so that nobody gets more than it wants, or less than another that wants more.
+
+    What does not divide evenly goes to the first ones.
+    """
+    shares = [0] * len(wants)
+    open_ = [i for i, want in enumerate(wants) if want]
+    while room > 0 and open_:
+        each = max(1, room // len(open_))
+        for i in open_[:room]:
+            given = min(each, wants[i] - shares[i])
+            shares[i] += given
+            room -= given
+        open_ = [i for i in open_ if shares[i] < wants[i]]
+    return shares
+
+
+def _slot(sequence: Sequence) -> Slot:
+    assert sequence.slot is not None
+    return sequence.slot

@@ -1,0 +1,145 @@
+"""How large a context fits and how many threads are worth having: measured, not configured."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cllm.engine.config import EngineConfig
+
+_log = logging.getLogger("cllm.engine")
+
+CELLS_STEP = 256
+"""llama.cpp rounds a cache's size up to a multiple of this."""
+
+DEFAULT_BUDGET = 2 * 1024**3
+
+# Bytes per 32 values (ggml-common.h: block_q8_0 and so on).
+_BYTES_PER_32 = {
+    "f32": 128, "f16": 64, "bf16": 64, "q8_0": 34, "q5_1": 24, "q5_0": 22, "q4_1": 20, "q4_0": 18,
+    "iq4_nl": 18,
+}  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class ContextSize:
+    """ctx_size: tokens per sequence. cells: of the whole cache. kv_bytes: its size, estimated."""
+
+    ctx_size: int
+    cells: int
+    kv_bytes: int
+
+
+def kv_bytes_per_token(metadata: Mapping[str, Any], config: EngineConfig) -> int:
+    """Bytes that one token takes in the key/value cache, by the model's own metadata.
+
+    An upper bound for models whose attention is windowed, latent or in some layers missing.
+    """
+    arch = metadata.get("general.architecture", "")
+
+    def of(name: str, default: Any = 0) -> Any:
+        return metadata.get(f"{arch}.{name}", default)
+
+    layers, width = int(of("block_count")), int(of("embedding_length"))
+    heads_by_layer = _by_layer(of("attention.head_count", 1), layers)
+    kv_heads = sum(_by_layer(of("attention.head_count_kv", heads_by_layer), layers))
+    head = width // max(1, max(heads_by_layer, default=1))
+    keys = kv_heads * int(of("attention.key_length", head))
+    values = kv_heads * int(of("attention.value_length", head))
+    size = keys * _BYTES_PER_32[config.cache_type_k] + values * _BYTES_PER_32[config.cache_type_v]
+    return size // 32
+
+
+def context_size(
+    metadata: Mapping[str, Any], n_ctx_train: int, config: EngineConfig
+) -> ContextSize:
+    """Decide tokens per sequence and cells of the cache.
+
+    Raises ValueError if a cache of kv_cells could not hold even one full sequence.
+    """
+    per_token = kv_bytes_per_token(metadata, config)
+    ctx_size = config.ctx_size
+    if ctx_size is None:
+        budget = config.memory_budget or default_budget()
+        sharers = 1 if config.kv_cells else config.parallel
+        fits = budget // max(1, per_token * sharers)
+        fits = max(CELLS_STEP, fits // CELLS_STEP * CELLS_STEP)
+        ctx_size = min(fits, n_ctx_train, config.kv_cells or fits)
+    elif ctx_size > n_ctx_train:
+        _log.warning(
+            "ctx_size %d is more than the %d tokens that the model was trained for; "
+            "text beyond those may be poor",
+            ctx_size,
+            n_ctx_train,
+        )
+    if config.kv_cells is not None:
+        if config.kv_cells < ctx_size:
+            raise ValueError(
+                f"kv_cells={config.kv_cells} is less than one sequence of ctx_size={ctx_size}; "
+                "raise kv_cells or lower ctx_size"
+            )
+        cells = _rounded_up(config.kv_cells)
+    else:
+        cells = _rounded_up(ctx_size) * config.parallel
+    return ContextSize(ctx_size, cells, cells * per_token)
+
+
+def default_budget() -> int:
+    """2 GiB, or half of the memory that is available now if that is less."""
+    available = available_memory()
+    return DEFAULT_BUDGET if available is None else min(DEFAULT_BUDGET, available // 2)
+
+
+def available_memory() -> int | None:
+    """Bytes that this process could still get: of the machine and of its control group."""
+    found = []
+    try:
+        for line in Path("/proc/meminfo").read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                found.append(int(line.split()[1]) * 1024)
+        group = Path("/sys/fs/cgroup")
+        limit = (group / "memory.max").read_text().strip()
+        if limit.isdigit():
+            found.append(int(limit) - int((group / "memory.current").read_text()))
+    except (OSError, ValueError):
+        pass
+    if not found:
+        try:
+            return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
+        except (OSError, ValueError):
+            return None
+    return max(0, min(found))
+
+
+def physical_cores() -> int:
+    """Cores that this process may run on, two hardware threads of one core counted once."""
+    if not hasattr(os, "sched_getaffinity"):
+        return os.cpu_count() or 1
+    cpus = os.sched_getaffinity(0)
+    cores = set()
+    for cpu in cpus:
+        siblings = Path(f"/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list")
+        try:
+            cores.add(siblings.read_text().strip())
+        except OSError:
+            return len(cpus)
+    count = len(cores)
+    try:  # A container's share of the processors: "quota period" in microseconds, or "max ...".
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+        if quota.isdigit():
+            count = min(count, max(1, round(int(quota) / int(period))))
+    except (OSError, ValueError):
+        pass
+    return max(1, count)
+
+
+def _by_layer(value: Any, layers: int) -> list[int]:
+    return [int(v) for v in value] if isinstance(value, list) else [int(value)] * layers
+
+
+def _rounded_up(cells: int) -> int:
+    return -(-cells // CELLS_STEP) * CELLS_STEP

@@ -1,0 +1,38 @@
+"""What the engine has done so far: counters the engine thread keeps and anyone may read."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+
+@dataclass(slots=True)
+class EngineStats:
+    """Counters since the engine was loaded and gauges of the moment; times are in seconds.
+
+    requests_finished: by finish reason. prompt_tokens counts those of admitted requests, of
+    which cached_tokens needed no evaluation. recomputed_tokens were evaluated again after a
+    preemption. decode_s is spent in llama_decode, sampling_s in choosing tokens, other_s in
+    everything else of a step; together they are the time that steps took.
+    kv_tokens: tokens held in the cache, those of finished requests included, of kv_cells.
+    """
+
+    requests_submitted: int = 0
+    requests_refused: int = 0
+    requests_finished: dict[str, int] = field(default_factory=dict)
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    cached_tokens: int = 0
+    recomputed_tokens: int = 0
+    preemptions: int = 0
+    failed_decodes: int = 0
+    steps: int = 0
+    decode_s: float = 0.0
+    sampling_s: float = 0.0
+    other_s: float = 0.0
+    queue_depth: int = 0
+    queue_limit: int = 0
+    slots_busy: int = 0
+    slots_total: int = 0
+    kv_tokens: int = 0
+    kv_cells: int = 0
+    healthy: bool = True
