@@ -85,9 +85,10 @@ class _Answer:
     def on_update(self) -> None:
         """On the engine thread after a step."""
         generation = self._generation
-        if generation is not None and generation.done:
-            if self.deferred.resolve(self._response(generation)):
-                self._metrics.finished(generation)
+        if generation is None or not generation.done or self.deferred.cancelled:
+            return
+        if self.deferred.resolve(self._response(generation)):
+            self._metrics.finished(generation)
 
     def _response(self, generation: Generation) -> HttpResponse:
         if generation.error is not None:

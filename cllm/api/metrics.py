@@ -53,11 +53,15 @@ _ENGINE_GAUGES = (
 _SERVER_COUNTERS = (
     ("http_connections_accepted", "Connections accepted", "accepted_total"),
     ("http_requests", "HTTP requests read", "requests_total"),
+    ("http_sent_bytes", "Bytes of response bodies sent", "bytes_sent_total"),
+    ("http_clients_left", "Clients that left before their response ended", "clients_left_total"),
+    ("http_timeouts", "Deadlines of a head, a body or a write that passed", "timeouts_total"),
 )
 _SERVER_GAUGES = (
     ("http_connections", "Connections open", "connections_open"),
     ("http_connections_parked", "Connections that wait for bytes, tokens or time", "parked"),
     ("http_queue_depth", "Connections that wait for a worker", "queue_depth"),
+    ("http_workers", "Worker threads", "workers"),
     ("http_workers_busy", "Workers at work", "workers_busy"),
 )
 

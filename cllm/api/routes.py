@@ -68,9 +68,7 @@ def create_handler(service: Service) -> HttpHandler:
     handler.error_body = error_body
     for route in routes:
         # /health says itself what it thinks of the state, in a single look.
-        endpoint = (
-            route.endpoint if route.path == "/health" else _guarded(service, route.endpoint)
-        )
+        endpoint = route.endpoint if route.path == "/health" else _guarded(service, route.endpoint)
         register = handler.get if route.method == "GET" else handler.post
         register(route.path, endpoint)
     return handler

@@ -51,9 +51,7 @@ class GenerateRequest(Struct):
 
     def sampling(self) -> SamplingParams:
         """The fields that decide which tokens are chosen; raises InvalidRequest."""
-        given = {
-            name: value for name in _SAMPLING if (value := getattr(self, name)) is not None
-        }
+        given = {name: value for name in _SAMPLING if (value := getattr(self, name)) is not None}
         given.setdefault("max_tokens", DEFAULT_MAX_TOKENS)
         return SamplingParams(**given)
 
@@ -117,8 +115,9 @@ class Schema(Generic[T]):
             return self._decode(body)
         except UnicodeDecodeError as error:
             raise HttpError(
-                400, f"the body is not valid UTF-8: byte 0x{body[error.start]:02x} at offset "
-                f"{error.start}; expected a JSON object in UTF-8"
+                400,
+                f"the body is not valid UTF-8: byte 0x{body[error.start]:02x} at offset "
+                f"{error.start}; expected a JSON object in UTF-8",
             ) from None
         except msgspec.ValidationError as error:
             raise HttpError(400, self._explain(str(error), body)) from None
@@ -142,9 +141,7 @@ class Schema(Generic[T]):
         path = at[1].lstrip(".")
         name = re.split(r"[.\[]", path, maxsplit=1)[0]
         value = _shown(_lookup(body, at[1]))
-        return (
-            f"{path.replace('[...]', '')}: {value} is not valid; expected {self._expected[name]}"
-        )
+        return f"{path.replace('[...]', '')}: {value} is not valid; expected {self._expected[name]}"
 
 
 def _lookup(body: bytes, path: str) -> Any:
@@ -168,9 +165,7 @@ def _shown(value: Any) -> str:
 def _expected(kind: inspect.Type) -> str:
     """What a field takes, in words; ``null`` is accepted for optional fields but not advertised."""
     if isinstance(kind, inspect.UnionType):
-        return " or ".join(
-            _expected(t) for t in kind.types if not isinstance(t, inspect.NoneType)
-        )
+        return " or ".join(_expected(t) for t in kind.types if not isinstance(t, inspect.NoneType))
     if isinstance(kind, inspect.IntType):
         return "an integer" + _range(kind)
     if isinstance(kind, inspect.FloatType):

@@ -82,7 +82,7 @@ class GenerationStream(BodyStream):
         return self._ended
 
     def cancel(self, reason: str) -> None:
-        """The client left or reads too slowly: the sequence leaves the batch before its next step."""
+        """The client left or reads too slowly: the sequence leaves before the next step."""
         generation = self._generation
         with self._lock:
             if self._ended or self.cancel_reason is not None:
