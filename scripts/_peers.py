@@ -6,7 +6,7 @@ import importlib.util
 import sys
 from pathlib import Path
 
-from _bench import HOST, Server, free_port
+from _servers import HOST, Server, free_port
 
 # The answer that cLLM gives, so that all send the same body.
 _BARE = """

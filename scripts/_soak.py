@@ -9,8 +9,9 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
-from _bench import HOST, BenchError, Server
+from _bench import BenchError
 from _load import Client, ClientError, request_bytes
+from _servers import HOST, Server
 from tqdm import tqdm
 
 CLIENTS = 8

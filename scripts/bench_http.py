@@ -14,20 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import _peers
-from _bench import (
-    HOST,
-    BenchError,
-    Report,
-    Server,
-    cllm_server,
-    parser,
-    percentile,
-    raise_file_limit,
-    run,
-    wait,
-)
+from _bench import BenchError, Report, parser, percentile, run, wait
 from _crowd import IdleCrowd, SlowHeaderCrowd
 from _load import Client, Load, Probe, measure_load
+from _servers import HOST, Server, cllm_server, raise_file_limit
 from _soak import soak_server
 from tqdm import tqdm
 

@@ -12,21 +12,9 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from _bench import (
-    HOST,
-    BenchError,
-    PeakRss,
-    Report,
-    Server,
-    cllm_server,
-    free_port,
-    parser,
-    percentile,
-    raise_file_limit,
-    run,
-    wait,
-)
+from _bench import BenchError, Report, parser, percentile, run, wait
 from _load import Client, ClientError, Probe, request_bytes
+from _servers import HOST, PeakRss, Server, cllm_server, free_port, raise_file_limit
 from _streams import Stream, read_streams
 from tqdm import tqdm
 
