@@ -1,0 +1,266 @@
+"""Streams between one producer (any thread) and one connection: who writes, who is woken, who ends.
+
+The rule: a stream's callbacks run outside its lock, and a consumer that calls `take()` each time it
+is woken sees every byte and the end. `wake` is called once when the stream turns from empty to
+non-empty (or ends) and not again before the next `take()`.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, ClassVar
+
+from cllm.http.errors import StreamClosed
+
+HIGH_WATER = 1024 * 1024  # bytes; the connection sets its own from ServerConfig.high_water
+
+_log = logging.getLogger("cllm.http")
+
+
+class BodyStream:
+    """A body written piece by piece.
+
+    Producer, any thread: `write`, `close`, `on_cancel`, `cancelled`.
+    Consumer, the connection: `attach`, then `take` after each wake-up, and look at `cancelled`
+    before `finished`: a cancelled stream is truncated, so its connection must break off instead of
+    ending the body well.
+
+    Subclasses may pull instead: override `take`, `finished` and `cancel`.
+    """
+
+    __slots__ = (
+        "__weakref__", "_cancel_callbacks", "_chunks", "_closed", "_lock", "_notified", "_pending",
+        "_wake", "cancel_reason", "high_water",
+    )  # fmt: skip
+
+    content_type: ClassVar[str] = "application/octet-stream"
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._chunks: list[bytes] = []
+        self._pending = 0  # bytes in _chunks
+        self._closed = False
+        self._notified = False
+        self._wake: Callable[[], None] | None = None
+        self._cancel_callbacks: list[Callable[[str], object]] = []
+        self.cancel_reason: str | None = None
+        self.high_water = HIGH_WATER
+
+    # Producer
+
+    def write(self, data: bytes) -> None:
+        """Hand over bytes; never blocks.
+
+        Raises StreamClosed once the stream is closed or cancelled, also when this write takes what
+        is pending past `high_water`: the reader is too slow and the stream is cancelled.
+        """
+        if not data:
+            return
+        wake = None
+        with self._lock:
+            if self._closed or self.cancel_reason is not None:
+                raise StreamClosed(self.cancel_reason or "the stream was closed")
+            overflow = self._pending + len(data) > self.high_water
+            if not overflow:
+                self._chunks.append(data)
+                self._pending += len(data)
+                wake = self._wake_once()
+        if overflow:
+            reason = f"the reader is too slow: more than {self.high_water} bytes are pending"
+            self.cancel(reason)
+            raise StreamClosed(reason)
+        if wake is not None:
+            wake()
+
+    def close(self) -> None:
+        """No more data follows; what was written still leaves. Closing again does nothing."""
+        with self._lock:
+            if self._closed or self.cancel_reason is not None:
+                return
+            self._closed = True
+            self._cancel_callbacks.clear()
+            wake = self._wake_once()
+        if wake is not None:
+            wake()
+
+    def on_cancel(self, callback: Callable[[str], object]) -> None:
+        """Call `callback(reason)` once when the stream is cancelled, at once if it already is."""
+        with self._lock:
+            if self.cancel_reason is None:
+                if not self._closed:
+                    self._cancel_callbacks.append(callback)
+                return
+        callback(self.cancel_reason)
+
+    @property
+    def cancelled(self) -> bool:
+        return self.cancel_reason is not None
+
+    # Consumer
+
+    def attach(self, wake: Callable[[], None]) -> None:
+        """Have `wake` called, from any thread, when there is something to take, or is already."""
+        with self._lock:
+            self._wake = wake
+            pending = bool(self._chunks) or self._closed or self.cancel_reason is not None
+            self._notified = pending
+        if pending:
+            wake()
+
+    def take(self) -> list[bytes]:
+        """Everything written since the last call; never blocks, raises nothing."""
+        with self._lock:
+            chunks, self._chunks = self._chunks, []
+            self._pending = 0
+            self._notified = False
+        return chunks
+
+    @property
+    def finished(self) -> bool:
+        """Closed by the producer and drained; False for a cancelled stream."""
+        return self._closed and not self._chunks and self.cancel_reason is None
+
+    def cancel(self, reason: str) -> None:
+        """Drop what is pending and tell the producer; the first reason stays. Any thread."""
+        with self._lock:
+            if self.cancel_reason is not None or (self._closed and not self._chunks):
+                return
+            self.cancel_reason = reason
+            self._chunks = []
+            self._pending = 0
+            callbacks, self._cancel_callbacks = self._cancel_callbacks, []
+            wake = self._wake_once()
+        call_all(callbacks, reason)
+        if wake is not None:
+            wake()
+
+    def end_event(self, reason: str) -> bytes:
+        """A well-formed end for where the server stops the stream; b"" if the format has none."""
+        return b""
+
+    def _wake_once(self) -> Callable[[], None] | None:
+        """Under the lock: what to call after it, unless this wake-up is already under way."""
+        if self._notified or self._wake is None:
+            return None
+        self._notified = True
+        return self._wake
+
+
+class IterableStream(BodyStream):
+    """A body pulled from an iterator, one item for each `take()`.
+
+    Items are bytes (sent as they are), text (UTF-8) or dicts (a line of JSON). The iterator runs on
+    the worker that writes the response, and only when the socket has taken the item before: a slow
+    reader slows the iterator. It may block; that holds one worker. It is closed when the stream is
+    cancelled.
+    """
+
+    __slots__ = ("_first", "_iterator", "_pulling")
+
+    def __init__(self, items: Iterable[Any]) -> None:
+        super().__init__()
+        self._iterator: Iterator[Any] = iter(items)
+        self._first: list[bytes] = []
+        self._pulling = False
+        self.on_cancel(self._close_unless_pulling)
+
+    def frame(self, item: Any) -> bytes:
+        """One item as bytes of the body."""
+        if isinstance(item, (bytes, bytearray, memoryview)):
+            return bytes(item)
+        if isinstance(item, str):
+            return item.encode()
+        return compact_json(item) + b"\n"
+
+    def write(self, data: bytes) -> None:
+        raise TypeError("an IterableStream is fed by its iterator, not by write()")
+
+    def prime(self) -> None:
+        """Pull the first item now, so that an exception before it reaches the caller.
+
+        A handler written as a generator thereby still answers with a proper status.
+        """
+        for item in self._iterator:
+            self._first = [self.frame(item)]
+            return
+        self.close()
+
+    def attach(self, wake: Callable[[], None]) -> None:
+        with self._lock:
+            self._wake = wake
+            self._notified = True
+        wake()
+
+    def take(self) -> list[bytes]:
+        """The next item, and a wake-up for the one after it; [] when the iterator has ended.
+
+        An exception in the iterator is logged; the body ends with `end_event`, or is cancelled
+        where it has none.
+        """
+        with self._lock:
+            self._notified = False
+            if self._closed or self.cancel_reason is not None:
+                return []
+            self._pulling = True
+        chunks, ended = self._pull()
+        with self._lock:
+            self._pulling = False
+            cancelled = self.cancel_reason is not None
+            self._closed = ended and not cancelled
+            wake = self._wake_once()
+        if cancelled:
+            self._close_unless_pulling()
+            return []
+        if wake is not None:
+            wake()
+        return chunks
+
+    def _pull(self) -> tuple[list[bytes], bool]:
+        """(bytes, whether the iterator has ended)."""
+        if self._first:
+            first, self._first = self._first, []
+            return first, False
+        try:
+            for item in self._iterator:
+                return [self.frame(item)], False
+        except Exception:
+            _log.exception("a streaming handler failed after its response had begun")
+            end = self.end_event("internal error")
+            if end:
+                return [end], True
+            self.cancel("the iterator failed")
+        return [], True
+
+    def _close_unless_pulling(self, _reason: str = "") -> None:
+        # A running generator cannot be closed; its `take` comes here when it has returned, and once
+        # the stream is cancelled no other begins.
+        with self._lock:
+            if self._pulling:
+                return
+        close = getattr(self._iterator, "close", None)
+        if close is not None:
+            try:
+                close()
+            except Exception:
+                _log.exception("a streaming handler failed while it was being closed")
+
+
+def compact_json(value: Any) -> bytes:
+    """JSON as UTF-8 without spaces and escapes; raises TypeError, ValueError as json.dumps does."""
+    return _ENCODER.encode(value).encode()
+
+
+# NaN and infinities are not JSON (RFC 8259 section 6).
+_ENCODER = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+
+
+def call_all(callbacks: Iterable[Callable[[str], object]], reason: str) -> None:
+    """Call each with the reason; one that fails is logged and does not keep the others from it."""
+    for callback in callbacks:
+        try:
+            callback(reason)
+        except Exception:
+            _log.exception("a cancel callback failed")

@@ -1,0 +1,86 @@
+"""Limits and deadlines of the server: sizes in bytes, times in seconds; they check themselves."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+
+KIB = 1024
+MIB = 1024 * KIB
+
+_TOKEN = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
+_ORIGIN = re.compile(r"\*|null|[a-z][a-z0-9+.\-]*://[^/\s,?#@]+", re.IGNORECASE)
+
+
+def _at_least(owner: object, name: str, least: float) -> None:
+    value = getattr(owner, name)
+    wanted = (int,) if isinstance(least, int) else (int, float)
+    # `not >=` rather than `<`, so that a NaN is refused too.
+    if isinstance(value, bool) or not isinstance(value, wanted) or not value >= least:
+        kind = "a whole number" if isinstance(least, int) else "a number"
+        raise ValueError(
+            f"{type(owner).__name__}.{name} is {value!r}; give {kind} that is {least:g} or more"
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Largest sizes a request may have, in bytes unless said otherwise."""
+
+    request_line: int = 8 * KIB  # without its CRLF; past it 414
+    head: int = 32 * KIB  # request line, fields and the empty line; past it 431
+    fields: int = 100  # field lines; past it 431
+    body: int = 16 * MIB  # decoded content; past it 413
+    chunk_line: int = 256  # one chunk-size line with its extensions; past it 400
+    trailers: int = 8 * KIB  # trailer fields and the empty line after them; past it 431
+
+    def __post_init__(self) -> None:
+        # The shortest request line is "GET / HTTP/1.1".
+        for name, least in (
+            ("request_line", 14), ("head", 18), ("fields", 1),
+            ("body", 0), ("chunk_line", 16), ("trailers", 0),
+        ):  # fmt: skip
+            _at_least(self, name, least)
+
+
+@dataclass(frozen=True, slots=True)
+class ServerConfig:
+    """Everything about a server that is not its address; times in seconds, sizes in bytes."""
+
+    workers: int = 16  # threads that run connections and handlers
+    backlog: int = 1024  # listen(2)
+    max_connections: int = 10_000  # at the limit, accepting waits until one closes
+    limits: Limits = field(default_factory=Limits)
+    head_timeout: float = 10.0  # from the first byte of a head to its end
+    body_timeout: float = 30.0  # without a byte of progress
+    keep_alive_timeout: float = 75.0  # between two requests, and before the first
+    write_timeout: float = 30.0  # without a byte of progress
+    linger_timeout: float = 2.0  # reading on after an error response, so that it is not reset away
+    grace: float = 30.0  # for requests in flight when the server stops
+    high_water: int = 1 * MIB  # what a slow reader may leave pending in a stream
+    cors_origins: tuple[str, ...] = ()  # allowed origins, ("*",) for all, () for no CORS
+    access_log: bool = True
+    server_name: str = "cLLM"  # the Server field; "" leaves it out
+
+    def __post_init__(self) -> None:
+        for name in ("workers", "backlog", "max_connections", "high_water"):
+            _at_least(self, name, 1)
+        for name in ("head_timeout", "body_timeout", "keep_alive_timeout", "write_timeout"):
+            _at_least(self, name, 0.001)
+        for name in ("linger_timeout", "grace"):
+            _at_least(self, name, 0.0)
+        if not isinstance(self.limits, Limits):
+            raise ValueError(f"ServerConfig.limits is {self.limits!r}; give a Limits object")
+        if not isinstance(self.cors_origins, tuple):
+            raise ValueError(f"ServerConfig.cors_origins is {self.cors_origins!r}; give a tuple")
+        for origin in self.cors_origins:
+            if not _ORIGIN.fullmatch(origin):
+                raise ValueError(
+                    f"ServerConfig.cors_origins has {origin!r}; "
+                    'give "*" or scheme://host[:port] without a path'
+                )
+        if self.server_name and not _TOKEN.fullmatch(self.server_name):
+            raise ValueError(
+                f"ServerConfig.server_name is {self.server_name!r}; "
+                'give a product token such as "cLLM", or ""'
+            )

@@ -1,0 +1,336 @@
+"""The request state machine: bytes in, requests or a typed error out (RFC 9110, RFC 9112). No I/O.
+
+The rule it lives by: what comes out depends on the bytes and not on how they were cut. Where two
+things are wrong, the one that stands first in the stream is reported; a limit is passed at the byte
+that passes it.
+"""
+
+from __future__ import annotations
+
+import enum
+import re
+from collections.abc import Callable
+
+from cllm.http.errors import ProtocolError
+from cllm.http.head import (
+    CRLF,
+    NOT_IN_HEAD,
+    Head,
+    check_section,
+    parse_fields,
+    parse_head,
+    remember,
+    remembered_heads,
+)
+from cllm.http.limits import Limits
+from cllm.http.request import HttpRequest
+
+# RFC 9112 section 2.2 asks for "at least one"; two is what old clients send after a body.
+MAX_EMPTY_LINES = 2
+CR = 13
+
+# RFC 9112 section 7.1: chunk-size [ chunk-ext ]. Sixteen digits hold every 64-bit size.
+CHUNK_SIZE = re.compile(rb"([0-9A-Fa-f]{1,16})(?:[ \t]*;[\t\x20-\x7e\x80-\xff]*)?")
+# Bytes of chunk framing forgiven before extensions must stay in proportion to the data.
+CHUNK_OVERHEAD = 16 * 1024
+
+
+class ParserState(enum.Enum):
+    """Where the stream stands after the last `next_request()`."""
+
+    IDLE = "idle"  # between requests, nothing buffered
+    HEAD = "head"  # part of a head, or a further request not yet asked for
+    BODY = "body"  # a head is read and its body is not complete
+
+
+class _Step(enum.Enum):
+    """What the parser reads next."""
+
+    HEAD = enum.auto()
+    LENGTH_BODY = enum.auto()
+    CHUNK_SIZE = enum.auto()
+    CHUNK_DATA = enum.auto()
+    CHUNK_END = enum.auto()
+    TRAILERS = enum.auto()
+    DONE = enum.auto()
+
+
+class RequestParser:
+    """Turns one connection's bytes into requests; pipelined ones come out one by one.
+
+    After `feed`, call `next_request` until it gives None. Once it has raised ProtocolError it
+    raises that error for ever: the stream has no next request.
+    """
+
+    __slots__ = (
+        "_body", "_buffer", "_continue", "_empty_lines", "_error", "_head", "_heads", "_limits",
+        "_overhead", "_position", "_remaining", "_scan", "_step",
+    )  # fmt: skip
+
+    def __init__(self, limits: Limits) -> None:
+        self._limits = limits
+        self._heads = remembered_heads(limits)
+        # Received and not yet consumed: `_buffer` from `_position`. It is the received bytes object
+        # itself as long as each read ends where a request ends, and a bytearray otherwise.
+        self._buffer: bytes | bytearray = b""
+        self._position = 0
+        self._scan = 0  # nothing before this index needs looking at again for a line's end
+        self._step = _Step.HEAD
+        self._empty_lines = 0
+        self._head: Head | None = None
+        self._body = bytearray()  # decoded chunks
+        self._remaining = 0  # bytes of the length-delimited body, or of this chunk
+        self._overhead = 0  # see CHUNK_OVERHEAD
+        self._continue = False
+        self._error: ProtocolError | None = None
+
+    def feed(self, data: bytes | bytearray | memoryview) -> None:
+        """Take received bytes. A `bytes` object is kept, not copied, where nothing is buffered."""
+        if self._position == len(self._buffer):
+            self._buffer = bytes(data)  # the same object where it is one
+            self._position = self._scan = 0
+            return
+        buffer = self._buffer
+        if isinstance(buffer, bytes):
+            buffer = self._buffer = bytearray(memoryview(buffer)[self._position :])
+        elif self._position:
+            del buffer[: self._position]
+        self._scan = max(self._scan - self._position, 0)
+        self._position = 0
+        buffer += data
+
+    def next_request(self) -> HttpRequest | None:
+        """The next complete request, or None where bytes are missing.
+
+        `client` and `id` are left for the connection to fill. Raises ProtocolError.
+        """
+        if self._error is not None:
+            raise self._error
+        if self._position == len(self._buffer):
+            return None
+        try:
+            if self._step is _Step.HEAD:
+                head = self._read_head()
+                if head is None:
+                    return None
+                if not (head.length or head.chunked):
+                    return self._finish(head, b"")
+                self._begin_body(head)
+            return self._read_body()
+        except ProtocolError as error:
+            self._error = error
+            self._buffer = b""
+            self._position = self._scan = 0
+            self._body = bytearray()
+            raise
+
+    @property
+    def state(self) -> ParserState:
+        if self._step is not _Step.HEAD:
+            return ParserState.BODY
+        return ParserState.IDLE if self._position == len(self._buffer) else ParserState.HEAD
+
+    @property
+    def wants_continue(self) -> bool:
+        """The client waits for 100 (Continue) before it sends more (RFC 9110 section 10.1.1)."""
+        return self._continue
+
+    def continue_sent(self) -> None:
+        """The 100 response was written."""
+        self._continue = False
+
+    def eof(self) -> bool:
+        """Whether the peer may end the stream here: no request is cut off (RFC 9112 section 8)."""
+        return self.state is ParserState.IDLE
+
+    @property
+    def buffered(self) -> int:
+        """Bytes received and not yet given out; grows by what is fed, never by itself."""
+        return len(self._buffer) - self._position + len(self._body)
+
+    # Heads
+
+    def _read_head(self) -> Head | None:
+        buffer = self._buffer
+        while buffer.startswith(CRLF, self._position):
+            self._empty_lines += 1
+            if self._empty_lines > MAX_EMPTY_LINES:
+                raise ProtocolError(
+                    400, f"more than {MAX_EMPTY_LINES} empty lines before a request"
+                )
+            self._position += 2
+        start = self._position
+        end = buffer.find(b"\r\n\r\n", max(self._scan - 3, start))
+        if end < 0:
+            self._check_head(len(buffer), complete=False)
+            return None
+        raw = bytes(buffer[start : end + 2])
+        head = self._heads.get(raw)
+        if head is None:
+            self._check_head(end + 4, complete=True)
+            head = parse_head(raw, self._limits)
+            remember(self._heads, raw, head)
+        self._position = self._scan = end + 4
+        self._empty_lines = 0
+        if head.length > self._limits.body:
+            raise self._body_too_large()
+        return head
+
+    def _check_head(self, stop: int, *, complete: bool) -> None:
+        """Refuse a head at the first byte that makes it unacceptable; note what was looked at."""
+        buffer, start, limits = self._buffer, self._position, self._limits
+        too_long = []
+        line_stop = start + limits.request_line
+        if (
+            stop > line_stop
+            and self._scan <= line_stop + 1
+            and buffer.find(CRLF, start, line_stop + 2) < 0
+            and not (stop == line_stop + 1 and buffer[line_stop] == CR)
+        ):
+            message = f"the request line is longer than {limits.request_line} bytes"
+            too_long.append((line_stop, ProtocolError(414, message)))
+        if stop - start > limits.head:
+            message = f"the head is longer than {limits.head} bytes"
+            too_long.append((start + limits.head, ProtocolError(431, message)))
+        self._check(stop, complete, too_long)
+
+    def _check(self, stop: int, complete: bool, too_long: list[tuple[int, ProtocolError]]) -> None:
+        # Whether a CR at the very end is a bare one shows with the next byte.
+        if not complete and self._buffer[stop - 1] == CR:
+            stop -= 1
+        check_section(self._buffer, max(self._scan, self._position), stop, too_long)
+        self._scan = stop
+
+    # Bodies
+
+    def _begin_body(self, head: Head) -> None:
+        self._head = head
+        self._continue = head.expects_continue
+        if head.chunked:
+            self._overhead = 0
+            self._step = _Step.CHUNK_SIZE
+        else:
+            self._remaining = head.length
+            self._step = _Step.LENGTH_BODY
+
+    def _read_body(self) -> HttpRequest | None:
+        if self._position < len(self._buffer):
+            # RFC 9110 section 10.1.1: no 100 is needed for content that is already coming.
+            self._continue = False
+        if self._step is _Step.LENGTH_BODY:
+            end = self._position + self._remaining
+            if len(self._buffer) < end:
+                return None
+            body = bytes(self._buffer[self._position : end])
+            self._position = self._scan = end
+        else:
+            while self._step is not _Step.DONE:
+                if not _CHUNK_STEPS[self._step](self):
+                    return None
+            body = bytes(self._body)
+            self._body = bytearray()
+        assert self._head is not None
+        return self._finish(self._head, body)
+
+    def _finish(self, head: Head, body: bytes) -> HttpRequest:
+        if self._position == len(self._buffer):
+            self._buffer = b""  # an idle connection keeps nothing of its last request
+            self._position = self._scan = 0
+        self._head = None
+        self._step = _Step.HEAD
+        return HttpRequest(
+            head.method,
+            head.target,
+            head.path,
+            head.query_string,
+            head.version,
+            head.headers,
+            body,
+            head.keep_alive,
+        )
+
+    def _read_chunk_size(self) -> bool:
+        buffer, start, limit = self._buffer, self._position, self._limits.chunk_line
+        end = buffer.find(CRLF, max(self._scan, start))
+        if end < 0:
+            length = len(buffer) - start
+            if length and buffer[-1] == CR:
+                length -= 1
+            found = NOT_IN_HEAD.search(buffer, max(self._scan, start), start + length)
+            if length > limit or found is not None:
+                raise self._bad_chunk_size()
+            self._scan = start + length
+            return False
+        line = CHUNK_SIZE.fullmatch(buffer, start, end)
+        if line is None or end - start > limit:
+            raise self._bad_chunk_size()
+        size = int(line[1], 16)
+        if len(self._body) + size > self._limits.body:
+            raise self._body_too_large()
+        # A size line costs up to 16 bytes, and extensions as much as the data they come with.
+        self._overhead = max(self._overhead + (end - start) - 16 - size, 0)
+        if self._overhead > CHUNK_OVERHEAD:
+            raise ProtocolError(400, "the chunk extensions outweigh the body")
+        self._position = self._scan = end + 2
+        self._remaining = size
+        self._step = _Step.CHUNK_DATA if size else _Step.TRAILERS
+        return True
+
+    def _read_chunk_data(self) -> bool:
+        part = self._buffer[self._position : self._position + self._remaining]
+        self._body += part
+        self._position += len(part)
+        self._remaining -= len(part)
+        if self._remaining:
+            return False
+        self._step = _Step.CHUNK_END
+        return True
+
+    def _read_chunk_end(self) -> bool:
+        end = bytes(self._buffer[self._position : self._position + 2])
+        if not CRLF.startswith(end):
+            raise ProtocolError(400, "a chunk is longer than its size says")
+        if len(end) < 2:
+            return False
+        self._position = self._scan = self._position + 2
+        self._step = _Step.CHUNK_SIZE
+        return True
+
+    def _read_trailers(self) -> bool:
+        buffer, start, limit = self._buffer, self._position, self._limits.trailers
+        if buffer.startswith(CRLF, start):
+            self._position = self._scan = start + 2
+            self._step = _Step.DONE
+            return True
+        end = buffer.find(b"\r\n\r\n", max(self._scan - 3, start))
+        stop = len(buffer) if end < 0 else end + 4
+        if stop == start:
+            return False
+        too_long = []
+        if stop - start > limit:
+            message = f"the trailers are longer than {limit} bytes"
+            too_long.append((start + limit, ProtocolError(431, message)))
+        self._check(stop, end >= 0, too_long)
+        if end < 0:
+            return False
+        # RFC 9110 section 6.5.1: they may be dropped, and nothing here needs one.
+        parse_fields(buffer[start : end + 2].decode("latin-1"))
+        self._position = self._scan = stop
+        self._step = _Step.DONE
+        return True
+
+    def _bad_chunk_size(self) -> ProtocolError:
+        # One text for both, so that it does not depend on which shows first.
+        limit = self._limits.chunk_line
+        return ProtocolError(400, f"a chunk-size line is malformed or longer than {limit} bytes")
+
+    def _body_too_large(self) -> ProtocolError:
+        return ProtocolError(413, f"the body is larger than {self._limits.body} bytes")
+
+
+_CHUNK_STEPS: dict[_Step, Callable[[RequestParser], bool]] = {
+    _Step.CHUNK_SIZE: RequestParser._read_chunk_size,
+    _Step.CHUNK_DATA: RequestParser._read_chunk_data,
+    _Step.CHUNK_END: RequestParser._read_chunk_end,
+    _Step.TRAILERS: RequestParser._read_trailers,
+}
