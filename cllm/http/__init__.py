@@ -3,25 +3,33 @@
 from __future__ import annotations
 
 from cllm.http.body_stream import BodyStream, IterableStream
+from cllm.http.cors import cors
 from cllm.http.errors import HttpError, HttpServerError, ProtocolError, StreamClosed
+from cllm.http.handler import HttpHandler, Route
 from cllm.http.limits import Limits, ServerConfig
 from cllm.http.parser import ParserState, RequestParser
 from cllm.http.request import Headers, HttpRequest
 from cllm.http.response import DeferredResponse, HttpResponse
+from cllm.http.sse import EventStream, IterableEventStream
 
 __all__ = [
     "BodyStream",
     "DeferredResponse",
+    "EventStream",
     "Headers",
     "HttpError",
+    "HttpHandler",
     "HttpRequest",
     "HttpResponse",
     "HttpServerError",
+    "IterableEventStream",
     "IterableStream",
     "Limits",
     "ParserState",
     "ProtocolError",
     "RequestParser",
+    "Route",
     "ServerConfig",
     "StreamClosed",
+    "cors",
 ]

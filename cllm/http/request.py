@@ -141,7 +141,8 @@ def decode_path(raw: str) -> str:
 
     Refused rather than repaired: control characters, which no resource has and which would forge
     log lines, and the segments "." and "..", which a client removes before it sends (section
-    5.2.4). Normalising them here would make this server and a proxy before it see two paths. Raises ProtocolError 400.
+    5.2.4). Normalising them here would make this server and a proxy before it see two paths.
+    Raises ProtocolError 400.
     """
     path = raw
     if "%" in raw:

@@ -13,6 +13,7 @@ from http import HTTPStatus
 from typing import Any
 
 from cllm.http.body_stream import BodyStream, call_all, compact_json
+from cllm.http.sse import EVENT_STREAM
 
 _log = logging.getLogger("cllm.http")
 
@@ -20,7 +21,6 @@ Octets = bytes  # the name `bytes` is a constructor inside HttpResponse
 
 JSON = "application/json"
 TEXT = "text/plain; charset=utf-8"
-EVENT_STREAM = "text/event-stream"
 
 
 class HttpResponse:

@@ -1,0 +1,67 @@
+"""Cross-origin resource sharing as a middleware (WHATWG Fetch section 3.2)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from cllm.http.handler import Answer, Middleware, Next
+from cllm.http.request import HttpRequest
+from cllm.http.response import DeferredResponse, HttpResponse
+
+METHODS = "GET, HEAD, POST, PUT, DELETE, OPTIONS"
+EXPOSED = "X-Request-Id, Retry-After"
+MAX_AGE = 600  # seconds a browser remembers a preflight; Chromium caps at 7200
+
+
+def cors(origins: Sequence[str]) -> Middleware:
+    """A middleware that lets pages of these origins read the responses; ("*",) means any page.
+
+    It must be outermost, since a preflight carries no credentials for an inner middleware to check.
+    A server puts it around the handler, so that the handler stays as it is:
+
+        allow = cors(config.cors_origins)
+        response = allow(request, handler.handle_request)
+
+    Credentials mode is not offered: cookies play no part in this API.
+    """
+    anyone = "*" in origins
+    allowed = frozenset(origin.lower() for origin in origins)
+
+    def allow(request: HttpRequest, next: Next) -> Answer:
+        origin = request.headers.get("origin")
+        if anyone:
+            fields = [("Access-Control-Allow-Origin", "*")] if origin else []
+        elif origin is not None and origin.lower() in allowed:
+            fields = [("Access-Control-Allow-Origin", origin), ("Vary", "Origin")]
+        else:
+            # A cache must not give this answer, without the field, to a page that may read it.
+            return _with_fields(next(request), [("Vary", "Origin")])
+        if not fields:
+            return next(request)
+        if request.method == "OPTIONS" and "access-control-request-method" in request.headers:
+            return HttpResponse.empty(204, [*fields, *_preflight(request)])
+        return _with_fields(next(request), [*fields, ("Access-Control-Expose-Headers", EXPOSED)])
+
+    return allow
+
+
+def _preflight(request: HttpRequest) -> list[tuple[str, str]]:
+    fields = [
+        ("Access-Control-Allow-Methods", METHODS),
+        ("Access-Control-Max-Age", str(MAX_AGE)),
+    ]
+    wanted = request.headers.get("access-control-request-headers")
+    if wanted:
+        fields.append(("Access-Control-Allow-Headers", wanted))
+    return fields
+
+
+def _with_fields(answer: Answer, fields: list[tuple[str, str]]) -> Answer:
+    if isinstance(answer, DeferredResponse):
+        return answer.then(lambda response: _add(response, fields))
+    return _add(answer, fields)
+
+
+def _add(response: HttpResponse, fields: list[tuple[str, str]]) -> HttpResponse:
+    """A response of its own: the handler may give the same object again and again."""
+    return HttpResponse(response.status, [*response.headers, *fields], response.body)
