@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import os
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -153,13 +152,11 @@ def cllm(work: Workload) -> CllmContender:
     return CllmContender(server, "/generate", body, ("data", "usage", "completion_tokens"))
 
 
-def llama_server(work: Workload, binary: Path) -> HttpContender:
+def llama_server(work: Workload, program: str) -> HttpContender:
     """llama.cpp's own server, `/completion`."""
-    if not os.access(binary, os.X_OK):
-        raise BenchError(f"--llama-server: {binary} is not a program")
     port = free_port()
     command = [
-        str(binary), "--model", str(work.model), "--host", HOST, "--port", str(port),
+        program, "--model", str(work.model), "--host", HOST, "--port", str(port),
         "--parallel", str(work.parallel), "--ctx-size", str(work.parallel * work.ctx_size),
         "--threads", str(work.threads), "--no-webui", "--log-disable",
     ]  # fmt: skip

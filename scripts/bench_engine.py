@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import shutil
 import statistics
 import threading
 import time
@@ -191,12 +192,15 @@ def main() -> None:
         help="let this server take part too; may be given twice",
     )  # fmt: skip
     options.add_argument(
-        "--llama-server", type=Path, metavar="PATH", default=Path("llama-server"),
+        "--llama-server", metavar="PATH", default="llama-server",
         help="the program for --peer llama-server",
     )  # fmt: skip
     given = options.parse_args()
     if given.quick:
         given.requests, given.concurrency, given.tokens, given.rounds = 6, 2, 5, 1
+    program = shutil.which(given.llama_server)
+    if "llama-server" in given.peer and program is None:
+        raise BenchError(f"--llama-server: {given.llama_server} is not a program")
     work = Workload(
         model=given.model or builtin_path(),
         parallel=given.parallel or given.concurrency,
@@ -212,8 +216,8 @@ def main() -> None:
         alone = EngineContender(work)
         stack.callback(alone.close)
         contenders: list[Contender] = [over_http, alone]
-        if "llama-server" in given.peer:
-            contenders.append(llama_server(work, given.llama_server))
+        if "llama-server" in given.peer and program is not None:
+            contenders.append(llama_server(work, program))
             stack.callback(contenders[-1].close)
         if "llama_cpp.server" in given.peer:
             contenders.append(llama_cpp_server(work))

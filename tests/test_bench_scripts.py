@@ -1,0 +1,276 @@
+"""The benchmarks check what they measure: smallest runs work, and wrong answers are noticed."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+SCRIPTS = Path(__file__).resolve().parent.parent / "scripts"
+sys.path.insert(0, str(SCRIPTS))
+
+import _load  # noqa: E402
+from _crowd import IdleCrowd, SlowHeaderCrowd  # noqa: E402
+from _streams import Stream, read_streams  # noqa: E402
+from bench_streams import Outcome, check  # noqa: E402
+
+HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
+OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
+FAILED = b"HTTP/1.1 500 Internal Server Error\r\nContent-Length: 2\r\n\r\nno"
+LAST: dict[str, Any] = {
+    "id": "a", "token": "", "done": True, "finish_reason": "length",
+    "usage": {"completion_tokens": 2},
+}  # fmt: skip
+
+
+def run_script(
+    name: str, *arguments: str, timeout: float = 110
+) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(SCRIPTS / name), *arguments]
+    return subprocess.run(command, check=False, capture_output=True, text=True, timeout=timeout)
+
+
+def results(tmp_path: Path, name: str, *arguments: str) -> tuple[dict[str, Any], str]:
+    """The JSON and the printed report of a smallest run."""
+    file = tmp_path / "results.json"
+    done = run_script(name, "--quick", "--json", str(file), *arguments)
+    assert done.returncode == 0, done.stderr
+    return json.loads(file.read_text()), done.stdout
+
+
+def rows_of(found: dict[str, Any], heading: str) -> list[dict[str, Any]]:
+    tables = [table for name, table in found.items() if name.startswith(heading)]
+    assert len(tables) == 1, list(found)
+    rows: list[dict[str, Any]] = tables[0]
+    return rows
+
+
+@contextmanager
+def answering(*answers: bytes) -> Iterator[int]:
+    """A port whose connections give these answers in turn, one for each request; b"" closes."""
+    listener = socket.create_server(("127.0.0.1", 0))
+
+    def serve(connection: socket.socket) -> None:
+        with connection:
+            for answer in answers:
+                if not connection.recv(65536) or not answer:
+                    return
+                connection.sendall(answer)
+
+    def accept() -> None:
+        while True:
+            try:
+                connection, _address = listener.accept()
+            except OSError:
+                return
+            threading.Thread(target=serve, args=(connection,), daemon=True).start()
+
+    thread = threading.Thread(target=accept, daemon=True)
+    thread.start()
+    try:
+        yield listener.getsockname()[1]
+    finally:
+        listener.shutdown(socket.SHUT_RDWR)
+        listener.close()
+        thread.join(10)
+
+
+def chunked(*pieces: bytes) -> bytes:
+    return b"".join(b"%x\r\n%s\r\n" % (len(piece), piece) for piece in pieces) + b"0\r\n\r\n"
+
+
+def stream_of(*events: dict[str, Any]) -> Stream:
+    raw = HEAD + chunked(*(b"data: %s\n\n" % json.dumps(event).encode() for event in events))
+    return Stream(sent=1.0, raw=bytearray(raw), arrivals=[(len(raw), 2.0)])
+
+
+def token(text: str, name: str = "a") -> dict[str, Any]:
+    return {"id": name, "token": text, "done": False}
+
+
+# The scripts as they are called
+
+
+@pytest.mark.parametrize("name", ["bench_http.py", "bench_streams.py", "bench_engine.py"])
+def test_help_explains_itself(name: str) -> None:
+    done = run_script(name, "--help")
+    assert done.returncode == 0
+    assert "examples:" in done.stdout and "--quick" in done.stdout
+
+
+def test_throughput_reports_every_installed_server_and_the_ratios(tmp_path: Path) -> None:
+    found, text = results(tmp_path, "bench_http.py")
+    servers = rows_of(found, "GET /health")
+    assert servers[0]["server"] == "cLLM"
+    assert all(row["1 conn. req/s"] > 0 and row["8 conn. req/s"] > 0 for row in servers)
+    installed = all(map(importlib.util.find_spec, ("fastapi", "uvicorn", "httptools", "uvloop")))
+    if installed:
+        assert [row["cLLM against"] for row in rows_of(found, "Ratio")] == [
+            "uvicorn (bare ASGI)", "FastAPI on uvicorn",
+        ]  # fmt: skip
+    else:
+        assert "left out" in text
+    assert "- command: `python scripts/bench_http.py --quick" in text
+    assert "| server " in text
+
+
+def test_crowds_soak_and_start_run_one_after_another(tmp_path: Path) -> None:
+    found, _text = results(tmp_path, "bench_http.py", "idle", "slow", "soak", "start")
+    for heading in ("/health beside 50 idle", "/health beside 20 clients"):
+        assert all(row["8 conn. req/s"] > 0 for row in rows_of(found, heading))
+    assert [row["requests"] for row in rows_of(found, "Resident memory")] == [*range(0, 501, 50)]
+    assert all(
+        row["answer s"] >= row["healthy s"] > 0 for row in rows_of(found, "From the command")
+    )
+
+
+@pytest.mark.parametrize("mode", [[], ["--http-only"]], ids=["whole server", "http only"])
+def test_streams_are_all_counted_and_correct(tmp_path: Path, mode: list[str]) -> None:
+    found, _text = results(tmp_path, "bench_streams.py", *mode)
+    (row,) = rows_of(found, "40 ")
+    assert row["streams"] == 40 and row["all correct"] == "yes"
+    beside = {line[""]: line for line in rows_of(found, "Milliseconds")}["/health beside"]
+    assert beside["count"] > 0
+
+
+def test_generation_is_measured_over_http_and_in_the_engine(tmp_path: Path) -> None:
+    found, _text = results(tmp_path, "bench_engine.py")
+    contenders = rows_of(found, "6 requests")
+    assert [row[""] for row in contenders] == ["cLLM over HTTP", "cLLM engine alone"]
+    assert all(row["tokens/s"] > 0 for row in contenders)
+    for row in rows_of(found, "Where a step goes"):
+        assert row["steps"] > 0
+        assert row["llama_decode %"] + row["sampling %"] + row["Python %"] == pytest.approx(100)
+
+
+def test_an_unknown_mode_is_named_with_those_there_are() -> None:
+    done = run_script("bench_http.py", "speed")
+    assert done.returncode == 2
+    assert "'speed' is none of throughput, idle" in done.stderr
+
+
+def test_a_missing_peer_program_is_one_line(tmp_path: Path) -> None:
+    done = run_script(
+        "bench_engine.py", "--quick", "--peer", "llama-server", "--llama-server", str(tmp_path)
+    )
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr and str(tmp_path) in done.stderr
+
+
+# What the load clients notice
+
+
+def test_hammer_counts_exactly_what_it_was_asked_for() -> None:
+    with answering(*[OK] * 100) as port:
+        load = _load.hammer("127.0.0.1", port, [b"GET / HTTP/1.1\r\n\r\n"], 3, count=20)
+    assert load.requests == 20
+
+
+@pytest.mark.parametrize(
+    "answers", [(OK, FAILED), (OK, OK + OK), (OK, b"")], ids=["status", "surplus", "close"]
+)
+def test_hammer_refuses_a_wrong_answer(answers: tuple[bytes, ...]) -> None:
+    with answering(*answers) as port, pytest.raises(_load.ClientError):
+        _load.hammer("127.0.0.1", port, [b"GET / HTTP/1.1\r\n\r\n"], 1, count=5)
+
+
+def test_a_probe_reports_what_went_wrong() -> None:
+    probe_fails = pytest.raises(_load.ClientError, match="gave 500")
+    with answering(OK, OK, FAILED) as port, probe_fails, _load.Probe("127.0.0.1", port) as probe:
+        probe._process.join(30)
+
+
+def test_an_idle_crowd_counts_the_connections_it_lost() -> None:
+    # Every second connection sends a request; it is answered and, when it stays, kept.
+    with answering(OK, OK) as port, IdleCrowd("127.0.0.1", port, 4) as kept:
+        pass
+    assert kept.lost == 0
+    with answering(OK) as port, IdleCrowd("127.0.0.1", port, 4) as closed:
+        for connection in closed._sockets[1::2]:
+            connection.settimeout(10)
+            assert connection.recv(1, socket.MSG_PEEK) == b""
+    assert closed.lost == 2
+
+
+def test_a_slow_client_that_is_turned_away_comes_back() -> None:
+    timeout = b"HTTP/1.1 408 Request Timeout\r\nConnection: close\r\n\r\n"
+    with answering(timeout) as port:
+        crowd = SlowHeaderCrowd("127.0.0.1", port, 2, interval=0.05)
+        again = threading.Event()
+        join = crowd._join
+
+        def count_joins() -> None:
+            join()
+            if crowd.turned_away >= 3:
+                again.set()
+
+        crowd._join = count_joins  # type: ignore[method-assign]
+        with crowd:
+            assert again.wait(10)
+    assert crowd.timeouts >= 1
+
+
+# What a stream must be
+
+
+def test_a_correct_stream_is_counted_with_its_times() -> None:
+    outcome = Outcome(0.0, 0, [], [], [])
+    check(stream_of(token("x"), token("y"), LAST), 2, "xy", outcome)
+    assert outcome.tokens == 2
+    assert outcome.first == [1.0] and outcome.gaps == [0.0, 0.0]
+
+
+@pytest.mark.parametrize(
+    "events",
+    [
+        (token("x"), token("z"), LAST),
+        (token("x"), token("y", "b"), LAST),
+        (token("x"), LAST, LAST),
+        (token("x"), token("y")),
+        (token("x"), token("y"), {**LAST, "finish_reason": "cancelled"}),
+        (token("x"), token("y"), {**LAST, "usage": {"completion_tokens": 1}}),
+    ],
+    ids=["text", "id", "two ends", "no end", "reason", "count"],
+)
+def test_a_wrong_stream_is_refused(events: tuple[dict[str, Any], ...]) -> None:
+    with pytest.raises(_load.ClientError):
+        check(stream_of(*events), 2, "xy", Outcome(0.0, 0, [], [], []))
+
+
+def test_each_event_has_the_time_of_its_last_byte() -> None:
+    first, second = b'data: {"n":1}\n\n', b'data: {"n":2}\n\n'
+    raw = HEAD + chunked(first[:7], first[7:] + second)
+    cut = len(HEAD) + len(b"7\r\n") + 7 + 2
+    stream = Stream(raw=bytearray(raw), arrivals=[(cut, 1.0), (len(raw) - 3, 2.0), (len(raw), 3.0)])
+    events, times = stream.events()
+    assert events == [{"n": 1}, {"n": 2}]
+    assert times == [2.0, 2.0]
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        FAILED,
+        HEAD + chunked(b'data: {"n":1}\n'),
+        HEAD + chunked(b'event: x\n\ndata: {"n":1}\n\n'),
+        HEAD + b"5\r\nlonger than five\r\n0\r\n\r\n",
+    ],
+    ids=["status", "cut short", "no data", "chunk size"],
+)
+def test_a_malformed_stream_is_refused(raw: bytes) -> None:
+    with pytest.raises(_load.ClientError):
+        Stream(raw=bytearray(raw), arrivals=[(len(raw), 1.0)]).events()
+
+
+def test_streams_that_fall_silent_are_given_up() -> None:
+    with answering(HEAD, b"") as port, pytest.raises(_load.ClientError, match="1 streams silent"):
+        read_streams("127.0.0.1", port, [b"x"], silence=0.2, progress=lambda: None)
