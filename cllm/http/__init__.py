@@ -10,7 +10,9 @@ from cllm.http.limits import Limits, ServerConfig
 from cllm.http.parser import ParserState, RequestParser
 from cllm.http.request import Headers, HttpRequest
 from cllm.http.response import DeferredResponse, HttpResponse
+from cllm.http.server import HttpServer, Server
 from cllm.http.sse import EventStream, IterableEventStream
+from cllm.http.stats import ServerStats
 
 __all__ = [
     "BodyStream",
@@ -21,6 +23,7 @@ __all__ = [
     "HttpHandler",
     "HttpRequest",
     "HttpResponse",
+    "HttpServer",
     "HttpServerError",
     "IterableEventStream",
     "IterableStream",
@@ -29,7 +32,9 @@ __all__ = [
     "ProtocolError",
     "RequestParser",
     "Route",
+    "Server",
     "ServerConfig",
+    "ServerStats",
     "StreamClosed",
     "cors",
 ]

@@ -1,0 +1,222 @@
+"""The acceptor thread: takes new connections, sees deadlines pass, keeps an eye on the queue."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import socket
+import threading
+from collections.abc import Callable
+from time import monotonic, sleep
+from typing import TYPE_CHECKING
+
+from cllm.http.connection_queue import LOOK_INTERVAL, ConnectionQueue
+from cllm.http.limits import ServerConfig
+from cllm.http.poller import READ, Poller, WakeUp, new_poller
+
+if TYPE_CHECKING:
+    from cllm.http.connection import Connection
+
+_log = logging.getLogger("cllm.http")
+
+ACCEPT_BATCH = 64  # connections taken from one listener before anything else is looked at
+RETRY_ACCEPT = 1.0  # s until accepting is tried again although no connection closed
+AFTER_FAILURE = 0.05  # s
+LONG_REST = 3600.0  # s; epoll takes no infinity
+
+# Deadlines are compared in a sweep over all connections: nothing is done for them per request, and
+# 10 000 connections cost half a millisecond. A deadline is seen this part of its length late.
+SWEEP_PART = 0.1
+SWEEP_LEAST, SWEEP_MOST = 0.01, 1.0  # s
+
+WARN_INTERVAL = 10.0  # s between two warnings about the same state
+
+# The peer left before it was accepted, or its network did (accept(2)). Anything else, EMFILE above
+# all, would come again at once: accepting pauses.
+_PEER_FAULTS = frozenset(
+    (errno.ECONNABORTED, errno.EPROTO, errno.ENETDOWN, errno.EHOSTDOWN, errno.EHOSTUNREACH,
+     errno.ENETUNREACH, errno.ETIMEDOUT, errno.EINTR)
+)  # fmt: skip
+
+
+class Acceptor:
+    """Owns the listening sockets. `admit` makes a connection of an accepted socket."""
+
+    def __init__(
+        self,
+        listeners: list[socket.socket],
+        config: ServerConfig,
+        poller: Poller,
+        connections: dict[int, Connection],
+        admit: Callable[[socket.socket, tuple[str, int]], None],
+    ) -> None:
+        self._listeners = {listener.fileno(): listener for listener in listeners}
+        self._limit = config.max_connections
+        self._connections_poller = poller
+        self._connections = connections
+        self._admit = admit
+        self._wake_up = WakeUp()
+        self._poller = new_poller()
+        self._poller.register(self._wake_up.fileno(), READ, once=False)
+        self._poller.register(poller.fileno(), READ)
+        for fd in self._listeners:
+            self._poller.register(fd, READ, once=False)
+        self.queue = ConnectionQueue(poller, connections, self._wake_up.set)
+        self._sweep_interval = _sweep_interval(config)
+        self._next_look = 0.0
+        self._next_sweep = monotonic() + self._sweep_interval
+        self._next_warning = 0.0
+        self._paused = False
+        self._room = False  # while paused: a connection closed
+        self._retry_at = 0.0  # while paused
+        self._listening = True  # False: close the listeners
+        self._running = True
+        self.listeners_closed = threading.Event()
+        self.accepted = 0
+
+    def run(self) -> None:
+        """The thread: until `stop`."""
+        while self._running:
+            try:
+                self._turn()
+            except Exception:
+                # Whatever it was: without this thread nobody could connect any more.
+                _log.exception("the acceptor failed; it goes on")
+                sleep(AFTER_FAILURE)
+        self._close_listeners()
+
+    def _turn(self) -> None:
+        queue = self.queue
+        watched = queue.watched
+        if watched:
+            timeout = LOOK_INTERVAL
+        else:
+            if queue.vacant:
+                self._poller.rearm(self._connections_poller.fileno(), READ)
+            timeout = self._rest()
+        events = self._poller.poll(timeout)
+        now = monotonic()
+        for fd, _ in events:
+            self._handle(fd)
+        if not self._listening and self._listeners:
+            self._close_listeners()
+        if not watched:
+            self._next_look = now + LOOK_INTERVAL
+        elif now >= self._next_look:
+            queue.look()
+            self._next_look = now + LOOK_INTERVAL
+        if now >= self._next_sweep:
+            self._sweep(now)
+            self._next_sweep = now + self._sweep_interval
+        if self._paused and (self._room or now >= self._retry_at):
+            self._resume()
+
+    def wake(self) -> None:
+        """Have the thread look at everything again. Any thread."""
+        self._wake_up.set()
+
+    def connection_closed(self) -> None:
+        """There may be room for another one. Any thread."""
+        if self._paused:
+            self._room = True
+            self.wake()
+
+    def stop_listening(self) -> None:
+        """Close the listening sockets; `listeners_closed` is set when it is done."""
+        self._listening = False
+        self.wake()
+
+    def stop(self) -> None:
+        """End the thread soon."""
+        self._running = False
+        self.wake()
+
+    def release(self) -> None:
+        """Free the descriptors, after the thread has ended."""
+        self._poller.close()
+        self._wake_up.close()
+
+    def _rest(self) -> float:
+        """Seconds until something is due although nothing happens."""
+        now = monotonic()
+        due = self._next_sweep if self._connections else now + LONG_REST
+        if self._paused:
+            due = min(due, self._retry_at)
+        return max(due - now, 0.0)
+
+    def _handle(self, fd: int) -> None:
+        if fd == self._wake_up.fileno():
+            self._wake_up.clear()
+        elif fd == self._connections_poller.fileno():
+            self.queue.collect()
+        else:
+            self._accept(self._listeners[fd])
+
+    # Accepting
+
+    def _accept(self, listener: socket.socket) -> None:
+        for _ in range(ACCEPT_BATCH):
+            if self._paused:
+                return
+            if len(self._connections) >= self._limit:
+                self._pause(f"{self._limit} connections are open")
+                return
+            try:
+                sock, address = listener.accept()
+            except BlockingIOError:
+                return
+            except OSError as error:
+                if error.errno in _PEER_FAULTS:
+                    continue
+                self._pause(str(error))
+                return
+            self.accepted += 1
+            try:
+                self._admit(sock, address[:2])
+            except OSError as error:
+                sock.close()
+                self._pause(str(error))
+                return
+
+    def _pause(self, reason: str) -> None:
+        now = monotonic()
+        self._retry_at = now + RETRY_ACCEPT
+        self._room = False
+        self._paused = True
+        for fd in self._listeners:
+            self._poller.forget(fd)
+        if now >= self._next_warning:
+            self._next_warning = now + WARN_INTERVAL
+            _log.warning("accepting waits until a connection closes: %s", reason)
+
+    def _resume(self) -> None:
+        self._paused = False
+        for fd in self._listeners:
+            self._poller.register(fd, READ, once=False)
+
+    def _close_listeners(self) -> None:
+        for fd, listener in self._listeners.items():
+            if not self._paused:
+                self._poller.forget(fd)
+            listener.close()
+        self._listeners.clear()
+        self._paused = False
+        self.listeners_closed.set()
+
+    # Deadlines
+
+    def _sweep(self, now: float) -> None:
+        for connection in list(self._connections.values()):
+            if connection.deadline <= now:
+                connection.attend()
+
+
+def _sweep_interval(config: ServerConfig) -> float:
+    shortest = min(
+        config.head_timeout,
+        config.body_timeout,
+        config.keep_alive_timeout,
+        config.write_timeout,
+        config.linger_timeout or SWEEP_MOST,
+    )
+    return min(max(shortest * SWEEP_PART, SWEEP_LEAST), SWEEP_MOST)

@@ -1,0 +1,58 @@
+"""The access log, one line a request, and the request id that ties it to the client's."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import logging
+import re
+import secrets
+
+from cllm.http.request import HttpRequest
+
+_log = logging.getLogger("cllm.access")
+
+# Taken over from the client only where it can stand in a header field and in a log line as it is.
+_ID = re.compile(r"[0-9A-Za-z._:/+=@~\-]{1,128}")
+_PLAIN = re.compile(r"[!#-<>-~]+")  # visible ASCII without '"' and "="
+
+_prefix = secrets.token_hex(4) + "-"  # another one in each process
+_next = itertools.count(1).__next__
+
+CLIENT_LEFT = 499  # nginx's: nothing, or not everything, could be sent
+
+
+def request_id(request: HttpRequest) -> str:
+    """The client's X-Request-Id where it is usable, else a new one."""
+    given = request.headers.get("x-request-id")
+    if given is not None and _ID.fullmatch(given):
+        return given
+    return f"{_prefix}{_next():x}"
+
+
+def enabled() -> bool:
+    """Whether a line would be seen by anybody."""
+    return _log.isEnabledFor(logging.INFO)
+
+
+def write(
+    client: tuple[str, int],
+    request: HttpRequest | None,
+    status: int,
+    size: int,
+    seconds: float,
+) -> None:
+    """`client=… method=… path=… status=… bytes=… ms=… id=…`; a request that was none has "-"."""
+    if request is None:
+        method = path = identifier = "-"
+    else:
+        method, path, identifier = request.method, _quoted(request.path), request.id
+    host = f"[{client[0]}]" if ":" in client[0] else client[0]
+    _log.info(
+        "client=%s:%d method=%s path=%s status=%d bytes=%d ms=%.2f id=%s",
+        host, client[1], method, path, status, size, seconds * 1000, identifier,
+    )  # fmt: skip
+
+
+def _quoted(text: str) -> str:
+    return text if _PLAIN.fullmatch(text) else json.dumps(text)

@@ -1,0 +1,221 @@
+"""One connection: who may run it, when it is woken, how it ends. What it says is the protocol's.
+
+The rule it lives by: at most one thread runs a connection, and every wake-up (socket, response,
+deadline, stop) is a call of `schedule`, so that none is lost.
+"""
+
+from __future__ import annotations
+
+import enum
+import logging
+import threading
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Protocol
+
+from cllm.http.cors import cors
+from cllm.http.transport import ConnectionLost, Transport
+
+if TYPE_CHECKING:
+    from cllm.http.handler import HttpHandler, Next
+    from cllm.http.limits import ServerConfig
+    from cllm.http.poller import Poller
+    from cllm.http.worker import Worker
+
+_log = logging.getLogger("cllm.http")
+
+NEVER = float("inf")  # a deadline that does not pass
+
+# What `advance` gives instead of an interest of the poller.
+DONE = 0  # the connection is to be closed
+AGAIN = -1  # it could go on; others first
+
+
+class Schedule(enum.IntEnum):
+    """Who has the connection."""
+
+    IDLE = 0  # nobody: parked
+    QUEUED = 1  # the queue
+    RUNNING = 2  # a worker
+    RUNNING_AGAIN = 3  # a worker, and something happened meanwhile
+
+
+IDLE, QUEUED, RUNNING, RUNNING_AGAIN = Schedule
+
+# The whole state machine; turning QUEUED puts the connection into the queue.
+ON_SCHEDULE = {
+    IDLE: QUEUED,
+    QUEUED: QUEUED,
+    RUNNING: RUNNING_AGAIN,
+    RUNNING_AGAIN: RUNNING_AGAIN,
+}
+ON_FINISH = {RUNNING: IDLE, RUNNING_AGAIN: QUEUED}
+
+
+class Context:
+    """What the connections of one server share."""
+
+    __slots__ = (
+        "closed", "config", "connections", "draining", "ending", "handle", "handler", "poller",
+        "push",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        handler: HttpHandler,
+        config: ServerConfig,
+        poller: Poller,
+        connections: dict[int, Connection],
+        push: Callable[[Connection], None],
+        closed: Callable[[], None],
+    ) -> None:
+        self.handler = handler
+        self.handle = _with_cors(handler.handle_request, config.cors_origins)
+        self.config = config
+        self.poller = poller
+        self.connections = connections  # by file descriptor
+        self.push = push
+        self.closed = closed  # called after each close
+        self.draining = False  # the server stops: answers close their connection
+        self.ending = False  # the grace period has passed: what is under way is ended
+
+
+def _with_cors(handle: Next, origins: tuple[str, ...]) -> Next:
+    if not origins:
+        return handle
+    allow = cors(origins)
+    return lambda request: allow(request, handle)
+
+
+class ConnectionProtocol(Protocol):
+    """HTTP/1.1, and whatever else a connection may speak. Run by the owner only."""
+
+    def advance(self, connection: Connection, worker: Worker) -> int:
+        """Do what can be done without waiting; an interest to park with, DONE or AGAIN.
+
+        Raises ConnectionLost.
+        """
+
+    def attend(self, connection: Connection, worker: Worker) -> int:
+        """The same after a deadline has passed or the server has begun to stop."""
+
+    def lost(self, connection: Connection, worker: Worker) -> None:
+        """The connection broke, or the protocol failed: cancel what is under way."""
+
+
+class Connection:
+    """A transport, the protocol spoken on it, and who runs it."""
+
+    __slots__ = (
+        "_context", "_lock", "_protocol", "_push", "_rearm", "_state", "armed", "attention",
+        "client", "deadline", "fd", "transport",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        context: Context,
+        transport: Transport,
+        protocol: ConnectionProtocol,
+        client: tuple[str, int],
+        armed: int,
+        deadline: float,
+    ) -> None:
+        self._context = context
+        self._push = context.push
+        self._rearm = context.poller.rearm
+        self._protocol = protocol
+        self._lock = threading.Lock()
+        self._state = IDLE
+        self.transport = transport
+        self.fd = transport.fileno()
+        self.client = client
+        # The interest the poller has; 0: it reported an event and is silent. Set before the poller
+        # is told, so that the event which may follow at once is not overwritten.
+        self.armed = armed
+        self.attention = False  # a deadline passed or the server stops
+        self.deadline = deadline  # time.monotonic(); compared by the acceptor
+
+    @property
+    def state(self) -> Schedule:
+        return self._state
+
+    def schedule(self) -> None:
+        """Something happened: have a worker run the connection. Any thread."""
+        with self._lock:
+            state = self._state
+            if state is not IDLE:
+                self._state = ON_SCHEDULE[state]
+                return
+            self._state = QUEUED
+        self._push(self)
+
+    def attend(self) -> None:
+        """Have the protocol look at its deadline and at whether the server stops. Any thread."""
+        self.attention = True
+        self.schedule()
+
+    def run(self, worker: Worker) -> None:
+        """By the worker that took it from the queue: until it would block. Raises nothing."""
+        with self._lock:
+            self._state = RUNNING
+        try:
+            if self.attention:
+                self.attention = False
+                interest = self._protocol.attend(self, worker)
+            else:
+                interest = self._protocol.advance(self, worker)
+            if interest > 0 and self.armed != interest:
+                self.armed = interest
+                self._rearm(self.fd, interest)
+        except ConnectionLost:
+            self._break_off(worker)
+            interest = DONE
+        except Exception:
+            _log.exception("a connection failed and is closed: %s", self.client)
+            self._break_off(worker)
+            interest = DONE
+        if interest == DONE:
+            self.close()
+        with self._lock:
+            state = RUNNING_AGAIN if interest == AGAIN else self._state
+            self._state = state = ON_FINISH[state]
+        if state is QUEUED:
+            self._push(self)
+
+    def close(self, *, abort: bool = False) -> None:
+        """By the owner; `abort`: the peer sees an error, not an end. Closing again does nothing."""
+        connections = self._context.connections
+        if connections.get(self.fd) is not self:
+            return
+        # Out of the table first: once it is closed the descriptor may be another connection's.
+        del connections[self.fd]
+        self.deadline = NEVER
+        self._protocol = CLOSED
+        try:
+            if abort:
+                self.transport.abort()
+            else:
+                self.transport.close()
+        except OSError as error:
+            _log.debug("closing %s: %s", self.client, error)
+        self._context.closed()
+
+    def _break_off(self, worker: Worker) -> None:
+        try:
+            self._protocol.lost(self, worker)
+        except Exception:
+            _log.exception("a cancellation failed: %s", self.client)
+
+
+class _Closed:
+    """What is left of a protocol: wake-ups that come late find nothing to do."""
+
+    def advance(self, connection: Connection, worker: Worker) -> int:
+        return DONE
+
+    attend = advance
+
+    def lost(self, connection: Connection, worker: Worker) -> None:
+        return None
+
+
+CLOSED = _Closed()

@@ -1,0 +1,226 @@
+"""The connections that can go on, and who looks for more of them: few, hot workers.
+
+Under the interpreter lock sixteen threads woken for sixteen events are slower than one that keeps
+going, and each hand-over from a polling thread to a working one costs more than the request. So a
+worker that finds the queue empty takes the *seat* and polls the sockets itself; the others sleep.
+Two promises keep that safe, whoever pushes:
+
+1. While the queue is not empty, a worker is awake, or about to be. If all that are awake are held
+   by handlers, the acceptor looks once a millisecond (`look`) and wakes one more each time.
+2. While nobody is in the seat, the acceptor looks, or sleeps watching the poller (`vacant`).
+
+Each side first publishes what it did and then looks at what the other one published: the pusher
+appends, then reads `_awake` and `_watched`; a worker or the acceptor says that it will sleep, then
+reads the queue once more. So at least one of the two sees the other, and no wake-up is lost.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from cllm.http.poller import READ, Poller, WakeUp
+
+if TYPE_CHECKING:
+    from cllm.http.connection import Connection
+
+LOOK_INTERVAL = 0.001  # s between two looks of the acceptor while there is work
+
+# Fewer connections taken than this between two looks, with more waiting: the workers that are awake
+# are held up in handlers. A worker that is only busy takes fifty in a millisecond.
+STALLED = 8
+
+# After so many looks without a poll the acceptor polls, although the queue moves: responses that
+# always have more to send keep it from ever being empty.
+UNPOLLED_LOOKS = 4
+
+# Looks without work before the acceptor sleeps: waking it costs more than some empty looks.
+QUIET_LOOKS = 20
+
+
+class ConnectionQueue:
+    """Deque and one condition variable; `push` from any thread, `take` by workers."""
+
+    def __init__(
+        self,
+        poller: Poller,
+        connections: dict[int, Connection],
+        wake_acceptor: Callable[[], None],
+    ) -> None:
+        self._poller = poller
+        self._connections = connections
+        self._wake_acceptor = wake_acceptor
+        self._items: deque[Connection] = deque()
+        self._seat = threading.Lock()  # held by the worker that polls
+        self._wake_up = WakeUp()  # ends that poll
+        poller.register(self._wake_up.fileno(), READ, once=False)
+        self._condition = threading.Condition(threading.Lock())
+        # Under the condition's lock:
+        self._awake = 0  # workers that will look at the queue before they sleep
+        self._asleep = 0  # workers in wait(); the one that polls is in neither number
+        self._called = False  # the one that polls is counted awake already, and `_wake_up` is set
+        self._closed = False
+        # The acceptor looks every LOOK_INTERVAL; cleared by the acceptor only, set by anybody.
+        self._watched = False
+        # Written without a lock: a lost count makes one look too cautious.
+        self._taken = 0
+        self._polls = 0
+        # The acceptor's own
+        self._seen_taken = 0
+        self._seen_polls = 0
+        self._unpolled = 0
+        self._quiet = 0
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+    @property
+    def awake(self) -> int:
+        """Workers that run a connection or are about to."""
+        return self._awake
+
+    def push(self, connection: Connection) -> None:
+        """Have a worker run this connection. Any thread; never blocks for long."""
+        self._items.append(connection)
+        if not self._awake:
+            self._wake_worker()
+        elif not self._watched:
+            self._watch()
+
+    # Workers
+
+    def enter(self) -> None:
+        """A worker begins."""
+        with self._condition:
+            self._awake += 1
+
+    def take(self) -> Connection | None:
+        """The next connection to run; waits for one. None once the queue is closed."""
+        items = self._items
+        while True:
+            try:
+                connection = items.popleft()
+            except IndexError:
+                if self._closed:
+                    return None
+                if self._seat.acquire(False):
+                    self._poll()
+                else:
+                    self._sleep()
+                continue
+            self._taken += 1
+            return connection
+
+    def _poll(self) -> None:
+        """In the seat: wait for sockets that are ready and push their connections."""
+        try:
+            with self._condition:
+                self._awake -= 1
+                timeout = 0 if self._items or self._closed else None
+            events = self._poller.poll(timeout)
+            with self._condition:
+                if self._called:
+                    self._called = False
+                    if not self._closed:
+                        self._wake_up.clear()
+                else:
+                    self._awake += 1
+        finally:
+            self._seat.release()
+        self._polls += 1
+        self._dispatch(events)
+        if not self._watched:
+            self._watch()
+
+    def _sleep(self) -> None:
+        condition = self._condition
+        with condition:
+            if self._items or self._closed:
+                return
+            self._awake -= 1
+            self._asleep += 1
+            condition.wait()  # who wakes it corrects the counts
+
+    # Whoever wakes
+
+    def _wake_worker(self, *, even_if_awake: bool = False) -> None:
+        condition = self._condition
+        with condition:
+            if self._awake and not even_if_awake:
+                return
+            if self._asleep:
+                self._asleep -= 1
+                self._awake += 1
+                condition.notify()
+            elif self._seat.locked() and not self._called and not self._closed:
+                self._called = True
+                self._awake += 1
+                self._wake_up.set()
+
+    def _watch(self) -> None:
+        self._watched = True
+        if not self._closed:
+            self._wake_acceptor()
+
+    def _dispatch(self, events: list[tuple[int, int]]) -> None:
+        get = self._connections.get
+        for fd, _ in events:
+            connection = get(fd)
+            if connection is not None:
+                connection.armed = 0
+                connection.schedule()
+
+    # The acceptor
+
+    @property
+    def watched(self) -> bool:
+        """Whether the acceptor must look every LOOK_INTERVAL."""
+        return self._watched
+
+    @property
+    def vacant(self) -> bool:
+        """Nobody polls."""
+        return not self._seat.locked()
+
+    def collect(self) -> None:
+        """Push the connections whose sockets are ready now, and go on looking."""
+        self._watched = True
+        self._dispatch(self._poller.poll(0))
+
+    def look(self) -> None:
+        """Wake one more worker if all that are awake are stuck; poll if nobody does."""
+        taken, polls = self._taken, self._polls
+        moved = taken - self._seen_taken
+        stalled = moved < STALLED
+        self._unpolled = self._unpolled + 1 if polls == self._seen_polls else 0
+        self._seen_taken, self._seen_polls = taken, polls
+        if self._unpolled and self.vacant and (stalled or self._unpolled >= UNPOLLED_LOOKS):
+            self._unpolled = 0
+            self.collect()
+        if self._items:
+            if stalled:
+                self._wake_worker(even_if_awake=True)
+        elif not moved:
+            self._quiet += 1
+            if self._quiet >= QUIET_LOOKS:
+                self._quiet = 0
+                self._watched = False
+                if self._items:
+                    self._watched = True
+            return
+        self._quiet = 0
+
+    def close(self) -> None:
+        """Send every worker home; what is still queued stays there."""
+        with self._condition:
+            self._closed = True
+            self._awake += self._asleep
+            self._asleep = 0
+            self._condition.notify_all()
+            self._wake_up.set()
+
+    def release(self) -> None:
+        """Free the descriptor; after `close`, when no worker polls any more."""
+        self._wake_up.close()

@@ -1,0 +1,154 @@
+"""Which sockets are ready: epoll and kqueue behind one small interface, and a wake-up for either.
+
+Registrations fire once and are then silent until `rearm`: one system call, no lock, and a socket
+whose connection is being worked on wakes nobody.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import sys
+from typing import Protocol
+
+READ = 1  # bytes to read, or the peer ended its side
+WRITE = 2  # room to write
+HANGUP = 4  # the peer ended its side or the connection broke, whatever is still unread
+# A broken connection is reported under every interest.
+
+
+class Poller(Protocol):
+    """Any number of threads may poll; an event goes to one. Descriptors leave on close(2)."""
+
+    def register(self, fd: int, interest: int, *, once: bool = True) -> None:
+        """Begin to watch `fd`; `once=False`: it fires as long as it is ready."""
+
+    def rearm(self, fd: int, interest: int) -> None:
+        """Watch `fd` for one more event."""
+
+    def forget(self, fd: int) -> None:
+        """Stop watching an open `fd`."""
+
+    def poll(self, timeout: float | None) -> list[tuple[int, int]]:
+        """(fd, the system's own event mask) of what is ready; waits `timeout` s, None: for ever."""
+
+    def fileno(self) -> int:
+        """Readable while an event is waiting, so that one poller can watch another."""
+
+    def close(self) -> None: ...
+
+
+if sys.platform == "linux":
+    _EPOLL = tuple(
+        (select.EPOLLIN | select.EPOLLRDHUP if interest & READ else 0)
+        | (select.EPOLLOUT if interest & WRITE else 0)
+        | (select.EPOLLRDHUP if interest & HANGUP else 0)
+        for interest in range(8)
+    )
+    _EPOLL_ONCE = tuple(mask | select.EPOLLONESHOT for mask in _EPOLL)
+
+    class EpollPoller:
+        """epoll(7), level-triggered, EPOLLONESHOT."""
+
+        __slots__ = ("_epoll", "_modify", "close", "fileno")
+
+        def __init__(self) -> None:
+            self._epoll = select.epoll()
+            self._modify = self._epoll.modify
+            self.close = self._epoll.close
+            self.fileno = self._epoll.fileno
+
+        def register(self, fd: int, interest: int, *, once: bool = True) -> None:
+            self._epoll.register(fd, (_EPOLL_ONCE if once else _EPOLL)[interest])
+
+        def rearm(self, fd: int, interest: int) -> None:
+            self._modify(fd, _EPOLL_ONCE[interest])
+
+        def forget(self, fd: int) -> None:
+            self._epoll.unregister(fd)
+
+        def poll(self, timeout: float | None) -> list[tuple[int, int]]:
+            return self._epoll.poll(timeout, 512)
+
+    def new_poller() -> Poller:
+        """The best poller of this system."""
+        return EpollPoller()
+
+else:
+    # A low-water mark that no receive buffer reaches: the read filter fires for the end only.
+    _NEVER = 1 << 30
+
+    class KqueuePoller:
+        """kqueue(2), EV_ONESHOT; one filter for each direction."""
+
+        __slots__ = ("_kqueue", "close", "fileno")
+
+        def __init__(self) -> None:
+            self._kqueue = select.kqueue()
+            self.close = self._kqueue.close
+            self.fileno = self._kqueue.fileno
+
+        def register(self, fd: int, interest: int, *, once: bool = True) -> None:
+            flags = select.KQ_EV_ADD | (select.KQ_EV_ONESHOT if once else 0)
+            changes = []
+            if interest & READ:
+                changes.append(select.kevent(fd, select.KQ_FILTER_READ, flags))
+            elif interest & (HANGUP | WRITE):
+                changes.append(
+                    select.kevent(fd, select.KQ_FILTER_READ, flags, select.KQ_NOTE_LOWAT, _NEVER)
+                )
+            if interest & WRITE:
+                changes.append(select.kevent(fd, select.KQ_FILTER_WRITE, flags))
+            self._kqueue.control(changes, 0)
+
+        def rearm(self, fd: int, interest: int) -> None:
+            # A write filter left over from before fires once for nothing, which costs one look.
+            self.register(fd, interest)
+
+        def forget(self, fd: int) -> None:
+            for kind in (select.KQ_FILTER_READ, select.KQ_FILTER_WRITE):
+                try:
+                    self._kqueue.control([select.kevent(fd, kind, select.KQ_EV_DELETE)], 0)
+                except OSError:
+                    continue  # that filter was not set
+
+        def poll(self, timeout: float | None) -> list[tuple[int, int]]:
+            events = self._kqueue.control(None, 512, timeout)
+            return [(event.ident, event.filter) for event in events]
+
+    def new_poller() -> Poller:
+        """The best poller of this system."""
+        return KqueuePoller()
+
+
+class WakeUp:
+    """Ends another thread's poll: `set` from anywhere, `clear` by the thread that polls."""
+
+    __slots__ = ("_read", "_write")
+
+    def __init__(self) -> None:
+        if hasattr(os, "eventfd"):
+            self._read = self._write = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        else:
+            self._read, self._write = os.pipe()
+            os.set_blocking(self._read, False)
+            os.set_blocking(self._write, False)
+
+    def set(self) -> None:
+        try:
+            os.write(self._write, b"\1\0\0\0\0\0\0\0")  # an eventfd takes eight bytes
+        except BlockingIOError:
+            return  # set so often already that nothing more fits
+
+    def clear(self) -> None:
+        try:
+            os.read(self._read, 4096)
+        except BlockingIOError:
+            return
+
+    def fileno(self) -> int:
+        return self._read
+
+    def close(self) -> None:
+        for fd in {self._read, self._write}:
+            os.close(fd)

@@ -1,0 +1,395 @@
+"""A server: its sockets, its threads, its start and its end; and the static facade HttpServer."""
+
+from __future__ import annotations
+
+import enum
+import errno
+import logging
+import os
+import socket
+import sys
+import threading
+import traceback
+from collections.abc import Sequence
+from time import monotonic
+from types import TracebackType
+from typing import TYPE_CHECKING, ClassVar
+
+from cllm.http.acceptor import Acceptor
+from cllm.http.connection import Connection, Context
+from cllm.http.errors import HttpServerError
+from cllm.http.http1 import Http1
+from cllm.http.limits import ServerConfig
+from cllm.http.poller import READ, new_poller
+from cllm.http.stats import ServerStats, add_up
+from cllm.http.transport import PlainTransport
+from cllm.http.worker import Worker
+
+if TYPE_CHECKING:
+    from cllm.http.handler import HttpHandler
+
+_log = logging.getLogger("cllm.http")
+
+# After the grace period: for the last events and 503s to leave, and for threads to end. A handler
+# that blocks longer is left behind, named in the log.
+ENDING_TIME = 2.0  # s
+JOIN_TIME = 2.0  # s
+
+FREE_PORT_ATTEMPTS = 8  # port 0 on several addresses: the first one's port may be taken on another
+
+
+class _State(enum.Enum):
+    STOPPED = enum.auto()
+    RUNNING = enum.auto()
+    STOPPING = enum.auto()
+
+
+class Server:
+    """Serves a handler on one port. Several may run in one process; each may be started again."""
+
+    def __init__(
+        self,
+        handler: HttpHandler,
+        host: str = "127.0.0.1",
+        port: int = 8080,
+        config: ServerConfig | None = None,
+    ) -> None:
+        if not 0 <= port <= 65535:
+            raise ValueError(f"port is {port}; give 0 to 65535, 0 for one that is free")
+        self.host = host
+        self.config = config or ServerConfig()
+        self._handler = handler
+        self._wanted_port = port
+        self._port = 0
+        self._state = _State.STOPPED
+        self._lock = threading.Lock()  # of the state
+        self._stopped = threading.Event()
+        self._empty = threading.Event()  # the last connection closed
+        self._connections: dict[int, Connection] = {}
+        self._workers: list[Worker] = []
+        self._context: Context
+        self._acceptor: Acceptor
+
+    def __enter__(self) -> Server:
+        self.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.stop()
+
+    @property
+    def is_running(self) -> bool:
+        """From the return of `start` until `stop` is called."""
+        return self._state is _State.RUNNING
+
+    @property
+    def port(self) -> int:
+        """The port in use; before the first start the one that was asked for."""
+        return self._port or self._wanted_port
+
+    def start(self) -> None:
+        """Listen and serve; returns once clients can connect.
+
+        Raises HttpServerError where the server runs already or the address cannot be had.
+        """
+        with self._lock:
+            if self._state is not _State.STOPPED:
+                raise HttpServerError("the server runs already; stop() it first")
+            listeners = _listen(self.host, self._wanted_port, self.config.backlog)
+            self._port = listeners[0].getsockname()[1]
+            self._build(listeners)
+            self._state = _State.RUNNING
+        names = ", ".join(_named(listener) for listener in listeners)
+        _log.info("listening on %s with %d workers", names, len(self._workers))
+
+    def _build(self, listeners: list[socket.socket]) -> None:
+        self._stopped.clear()
+        self._empty.clear()
+        # New ones each time: a thread that an earlier stop() left behind keeps the old ones.
+        self._connections = {}
+        self._poller = new_poller()
+        self._acceptor = Acceptor(
+            listeners, self.config, self._poller, self._connections, self._admit
+        )
+        queue = self._acceptor.queue
+        self._context = Context(
+            self._handler, self.config, self._poller, self._connections, queue.push, self._closed
+        )
+        self._workers = [Worker(queue, number) for number in range(self.config.workers)]
+        self._acceptor_thread = threading.Thread(
+            target=self._acceptor.run, name="cllm-acceptor", daemon=True
+        )
+        for worker in self._workers:
+            queue.enter()
+            worker.thread.start()
+        self._acceptor_thread.start()
+
+    def _admit(self, sock: socket.socket, client: tuple[str, int]) -> None:
+        """A connection of an accepted socket; on the acceptor's thread."""
+        sock.setblocking(False)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        context = self._context
+        connection = Connection(
+            context,
+            PlainTransport(sock),
+            Http1(context),
+            client,
+            READ,
+            monotonic() + self.config.keep_alive_timeout,
+        )
+        fd = connection.fd
+        self._connections[fd] = connection  # before the poller, which may report it at once
+        try:
+            self._poller.register(fd, READ)
+        except OSError:
+            del self._connections[fd]
+            raise
+
+    def _closed(self) -> None:
+        """A connection closed; on the thread that closed it."""
+        self._acceptor.connection_closed()
+        if self._context.draining and not self._connections:
+            self._empty.set()
+
+    # The end
+
+    def stop(self, grace: float | None = None) -> None:
+        """Stop: no new connections, then the end of what is under way, then of every thread.
+
+        Requests in flight have `grace` seconds (default: the configuration's); then streams end
+        with their last event and deferred responses with 503. Returns when the port is free and the
+        threads have ended, in any case ENDING_TIME + JOIN_TIME after the grace period.
+
+        On a server that does not run it does nothing; while another thread stops the server it
+        waits for that. A handler may call it: it then returns at once and the server stops behind
+        it, since the handler's own response is one of those that are waited for.
+        """
+        with self._lock:
+            if self._state is _State.RUNNING:
+                self._state = _State.STOPPING
+                mine = True
+            else:
+                mine = False
+                if self._state is _State.STOPPED:
+                    return
+        here = threading.current_thread()
+        if any(worker.thread is here for worker in self._workers):
+            if mine:
+                arguments = (self.config.grace if grace is None else grace,)
+                threading.Thread(target=self._stop, args=arguments, name="cllm-stop").start()
+        elif mine:
+            self._stop(self.config.grace if grace is None else grace)
+        else:
+            self._stopped.wait()
+
+    def _stop(self, grace: float) -> None:
+        try:
+            self._drain(grace)
+            self._end_threads()
+        finally:
+            with self._lock:
+                self._state = _State.STOPPED
+            self._stopped.set()
+        _log.info("stopped")
+
+    def _drain(self, grace: float) -> None:
+        self._acceptor.stop_listening()
+        self._acceptor.listeners_closed.wait(JOIN_TIME)
+        self._context.draining = True
+        if self._wait_until_empty(grace):
+            return
+        _log.warning(
+            "%d connections are not done after the grace period of %g s; ending them",
+            len(self._connections), grace,
+        )  # fmt: skip
+        self._context.ending = True
+        self._wait_until_empty(ENDING_TIME)
+
+    def _wait_until_empty(self, seconds: float) -> bool:
+        for connection in list(self._connections.values()):
+            connection.attend()
+        if self._connections:
+            self._empty.wait(seconds)
+        return not self._connections
+
+    def _end_threads(self) -> None:
+        queue = self._acceptor.queue
+        queue.close()
+        self._acceptor.stop()
+        limit = monotonic() + JOIN_TIME
+        for thread in (self._acceptor_thread, *(worker.thread for worker in self._workers)):
+            thread.join(max(limit - monotonic(), 0.0))
+        for connection in list(self._connections.values()):
+            connection.close(abort=True)
+        stuck = [worker.thread for worker in self._workers if worker.thread.is_alive()]
+        for thread in stuck:
+            _log.error("%s is held by a handler and left behind:\n%s", thread.name, _stack(thread))
+        if not self._acceptor_thread.is_alive():
+            self._acceptor.release()
+        # A thread left behind will only look at `queue`, find it closed and end.
+        queue.release()
+        self._poller.close()
+
+    # What it is doing
+
+    def stats(self) -> ServerStats:
+        """Counters since the start; cheap enough to be asked for by every scrape."""
+        workers = self._workers
+        total = add_up(worker.counters for worker in workers)
+        connections = len(self._connections)
+        running = [worker.current for worker in workers]
+        busy = len(running) - running.count(None)
+        depth = len(self._acceptor.queue) if workers else 0
+        return ServerStats(
+            connections_open=connections,
+            parked=max(connections - busy - depth, 0),
+            queue_depth=depth,
+            workers=len(workers),
+            workers_busy=busy,
+            accepted_total=self._acceptor.accepted if workers else 0,
+            requests_total=total.requests,
+            bytes_sent_total=total.bytes_sent,
+            clients_left_total=total.clients_left,
+            timeouts_total=total.timeouts,
+            responses_by_status=total.by_status,
+        )
+
+
+class HttpServer:
+    """One server for a process, without an object to carry around: init, start, stop, isRunning."""
+
+    _lock: ClassVar[threading.Lock] = threading.Lock()
+    _server: ClassVar[Server | None] = None
+
+    @classmethod
+    def init(
+        cls, host: str, port: int, handler: HttpHandler, config: ServerConfig | None = None
+    ) -> None:
+        """Configure it. Raises HttpServerError where it was before and stop() did not follow."""
+        with cls._lock:
+            if cls._server is not None:
+                raise HttpServerError("HttpServer.init was called already; call stop() first")
+            cls._server = Server(handler, host, port, config)
+
+    @classmethod
+    def start(cls) -> None:
+        """Listen and serve; returns once clients can connect. Raises as `Server.start`."""
+        cls.instance().start()
+
+    @classmethod
+    def stop(cls, grace: float | None = None) -> None:
+        """Stop as `Server.stop`, and forget the configuration: `init` may be called again."""
+        with cls._lock:
+            server = cls._server
+        if server is None:
+            return
+        server.stop(grace)
+        with cls._lock:
+            if cls._server is server:
+                cls._server = None
+
+    @classmethod
+    def isRunning(cls) -> bool:  # noqa: N802 - the C++ interface's name
+        server = cls._server
+        return server is not None and server.is_running
+
+    @classmethod
+    def port(cls) -> int:
+        """The port in use. Raises HttpServerError before `init`."""
+        return cls.instance().port
+
+    @classmethod
+    def instance(cls) -> Server:
+        """The server itself. Raises HttpServerError before `init`."""
+        server = cls._server
+        if server is None:
+            raise HttpServerError("call HttpServer.init(host, port, handler) first")
+        return server
+
+
+def _listen(host: str, port: int, backlog: int) -> list[socket.socket]:
+    """A listening socket for each address of `host`, all on one port. Raises HttpServerError."""
+    try:
+        addresses = socket.getaddrinfo(
+            host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )
+    except (OSError, UnicodeError) as error:
+        raise HttpServerError(
+            f"cannot listen on {host!r}: {error}; give an address of this machine, "
+            "such as 127.0.0.1, or 0.0.0.0 for all"
+        ) from None
+    unique = list(dict.fromkeys((family, address) for family, _, _, _, address in addresses))
+    for attempt in range(FREE_PORT_ATTEMPTS):
+        try:
+            return _bind_all(unique, port, backlog)
+        except OSError as error:
+            if port == 0 and error.errno == errno.EADDRINUSE and attempt < FREE_PORT_ATTEMPTS - 1:
+                continue
+            raise HttpServerError(_trouble(host, port, error)) from error
+    raise AssertionError("the last attempt returns or raises")
+
+
+def _bind_all(
+    addresses: Sequence[tuple[socket.AddressFamily, tuple[object, ...]]], port: int, backlog: int
+) -> list[socket.socket]:
+    listeners: list[socket.socket] = []
+    unavailable: OSError | None = None
+    try:
+        for family, address in addresses:
+            try:
+                listener = socket.socket(family, socket.SOCK_STREAM)
+            except OSError as error:
+                unavailable = error  # a family this machine does not have
+                continue
+            listeners.append(listener)
+            listener.setblocking(False)
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            if family == socket.AF_INET6:
+                listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+            try:
+                listener.bind((address[0], port, *address[2:]))
+            except OSError as error:
+                if error.errno != errno.EADDRNOTAVAIL:
+                    raise
+                listeners.pop().close()
+                unavailable = error
+                continue
+            listener.listen(backlog)
+            port = listener.getsockname()[1]
+    except OSError:
+        for listener in listeners:
+            listener.close()
+        raise
+    if not listeners:
+        assert unavailable is not None
+        raise unavailable
+    return listeners
+
+
+def _trouble(host: str, port: int, error: OSError) -> str:
+    place = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+    if error.errno == errno.EADDRINUSE:
+        return (
+            f"{place} is in use by another program; stop that one (find it with "
+            f"`ss -ltnp sport = :{port}`), or choose another port, 0 for one that is free"
+        )
+    if error.errno in (errno.EACCES, errno.EPERM):
+        return f"{place} needs rights this user does not have; choose a port above 1023"
+    if error.errno == errno.EADDRNOTAVAIL:
+        return f"{place} is no address of this machine; use 127.0.0.1, or 0.0.0.0 for all"
+    return f"cannot listen on {place}: {os.strerror(error.errno or 0)}"
+
+
+def _named(listener: socket.socket) -> str:
+    host, port = listener.getsockname()[:2]
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+def _stack(thread: threading.Thread) -> str:
+    frame = sys._current_frames().get(thread.ident or 0)
+    return "".join(traceback.format_stack(frame)) if frame is not None else "(it just ended)"

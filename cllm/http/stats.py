@@ -1,0 +1,54 @@
+"""Counters without locks: each worker writes its own, whoever asks adds them up."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+
+@dataclass(slots=True)
+class Counters:
+    """One worker's; written by its thread only."""
+
+    requests: int = 0
+    bytes_sent: int = 0  # of response bodies
+    clients_left: int = 0  # before their response was complete
+    timeouts: int = 0  # deadlines of a head, a body or a write that passed
+    by_status: dict[int, int] = field(default_factory=dict)
+
+    def count(self, status: int, size: int) -> None:
+        """A response was finished."""
+        self.bytes_sent += size
+        self.by_status[status] = self.by_status.get(status, 0) + 1
+
+
+@dataclass(frozen=True, slots=True)
+class ServerStats:
+    """What a server has done since it started, and is doing. Taken without a lock: each number is
+    right, their sums may be off by what happened meanwhile."""
+
+    connections_open: int
+    parked: int  # open, waiting for a client, a token or a deadline
+    queue_depth: int  # ready to run, no worker yet
+    workers: int
+    workers_busy: int
+    accepted_total: int
+    requests_total: int
+    bytes_sent_total: int
+    clients_left_total: int
+    timeouts_total: int
+    responses_by_status: dict[int, int]
+
+
+def add_up(all_counters: Iterable[Counters]) -> Counters:
+    """The sum of the workers' counters."""
+    total = Counters()
+    for counters in all_counters:
+        total.requests += counters.requests
+        total.bytes_sent += counters.bytes_sent
+        total.clients_left += counters.clients_left
+        total.timeouts += counters.timeouts
+        # A copy of a dict is made in one step; iterating while its thread adds a status fails.
+        for status, count in counters.by_status.copy().items():
+            total.by_status[status] = total.by_status.get(status, 0) + count
+    return total

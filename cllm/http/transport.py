@@ -1,0 +1,117 @@
+"""The bytes of one connection: a plain socket now, TLS later, behind the same few calls."""
+
+from __future__ import annotations
+
+import enum
+import select
+import socket
+import struct
+from collections.abc import Sequence
+from typing import Protocol
+
+Buffer = bytes | memoryview
+
+# Instead of a count: the call would block until the socket is readable, or writable.
+WANT_READ = -1
+WANT_WRITE = -2
+
+IOV_MAX = 1024  # buffers in one sendmsg(2); Linux's and macOS's limit
+
+_RESET_ON_CLOSE = struct.pack("ii", 1, 0)  # struct linger: on, 0 s
+
+
+class ConnectionLost(Exception):  # noqa: N818 - an event of every day, not a failure
+    """The connection broke: reset, timed out, unreachable."""
+
+
+class Peer(enum.Enum):
+    """What a look at the peer found, with nothing read."""
+
+    QUIET = enum.auto()  # there, and has sent nothing
+    SENDING = enum.auto()  # there, and has sent something
+    GONE = enum.auto()  # ended its side, or the connection broke
+
+
+class Transport(Protocol):
+    """Never blocks. Raises ConnectionLost."""
+
+    def read(self, buffer: memoryview) -> int:
+        """Bytes read into `buffer`; 0 at the end; WANT_READ or WANT_WRITE."""
+
+    def write(self, buffers: Sequence[Buffer]) -> int:
+        """Bytes taken of at most IOV_MAX buffers, WANT_READ or WANT_WRITE."""
+
+    def probe(self) -> Peer:
+        """Is the peer still there?"""
+
+    def shut_write(self) -> None:
+        """End this side, so that the peer sees the end of what was written."""
+
+    def close(self) -> None: ...
+
+    def abort(self) -> None:
+        """Close so that the peer sees an error, not an end."""
+
+    def fileno(self) -> int: ...
+
+
+class PlainTransport:
+    """TCP without encryption."""
+
+    __slots__ = ("_recv_into", "_sendmsg", "_socket", "fileno")
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._socket = sock
+        self._recv_into = sock.recv_into
+        self._sendmsg = sock.sendmsg
+        self.fileno = sock.fileno
+
+    def read(self, buffer: memoryview) -> int:
+        try:
+            return self._recv_into(buffer)
+        except BlockingIOError:
+            return WANT_READ
+        except OSError as error:
+            raise ConnectionLost(str(error)) from None
+
+    def write(self, buffers: Sequence[Buffer]) -> int:
+        try:
+            return self._sendmsg(buffers)
+        except BlockingIOError:
+            return WANT_WRITE
+        except OSError as error:
+            raise ConnectionLost(str(error)) from None
+
+    def probe(self) -> Peer:
+        fd = self._socket.fileno()
+        if fd < 0:
+            return Peer.GONE
+        if hasattr(select, "POLLRDHUP"):
+            # Tells the end apart from unread bytes before it; a peek would only see the bytes.
+            poll = select.poll()
+            poll.register(fd, select.POLLIN | select.POLLRDHUP)
+            ready = poll.poll(0)
+            if not ready:
+                return Peer.QUIET
+            return Peer.SENDING if ready[0][1] == select.POLLIN else Peer.GONE
+        try:
+            return Peer.SENDING if self._socket.recv(1, socket.MSG_PEEK) else Peer.GONE
+        except BlockingIOError:
+            return Peer.QUIET
+        except OSError:
+            return Peer.GONE
+
+    def shut_write(self) -> None:
+        try:
+            self._socket.shutdown(socket.SHUT_WR)
+        except OSError as error:
+            raise ConnectionLost(str(error)) from None
+
+    def close(self) -> None:
+        self._socket.close()
+
+    def abort(self) -> None:
+        try:
+            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
+        finally:
+            self._socket.close()
