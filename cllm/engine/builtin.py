@@ -144,7 +144,7 @@ class _Vocabulary:
     def __init__(self) -> None:
         import gguf
 
-        self._spelling = _byte_spelling()
+        self._spelling = byte_spelling()
         self.tokens: list[str] = list(self._spelling)
         self.merges: list[str] = []
         self.bias = [_FRAGMENT if 32 <= byte < 127 else _NOT_TEXT for byte in range(256)]
@@ -181,7 +181,7 @@ def _is_text(data: bytes) -> bool:
     return True
 
 
-def _byte_spelling() -> list[str]:
+def byte_spelling() -> list[str]:
     """GPT-2's alphabet: printable Latin-1 stands for itself, the other bytes for U+0100 onward.
 
     Source: bytes_to_unicode in openai/gpt-2, src/encoder.py.
