@@ -6,8 +6,10 @@ llama.cpp runs on repacked weights, and dies (or hangs) in them as the miscompil
 
 from __future__ import annotations
 
+import ctypes
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -18,6 +20,7 @@ import llama_cpp
 import pytest
 
 from cllm.engine import preflight
+from cllm.engine.builtin import builtin_path
 from cllm.engine.preflight import Library, check
 
 LIBRARIES = Path(llama_cpp.__file__).parent / "lib"
@@ -209,3 +212,60 @@ def test_nothing_is_left_behind(
     assert not check().ok
     assert os.listdir(temporary) == []
     assert len(os.listdir(cache)) == 1
+
+
+@pytest.fixture(scope="session")
+def repacked_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The built-in model in Q4_0, which llama.cpp repacks on every CPU that it repacks for."""
+    path = tmp_path_factory.mktemp("model") / "q4_0.gguf"
+    parameters = llama_cpp.llama_model_quantize_default_params()
+    parameters.ftype = llama_cpp.LLAMA_FTYPE_MOSTLY_Q4_0
+    parameters.allow_requantize = True
+    status = llama_cpp.llama_model_quantize(
+        os.fsencode(builtin_path()), os.fsencode(path), ctypes.byref(parameters)
+    )
+    assert status == 0
+    return path
+
+
+SERVE = """
+import logging, sys
+logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s")
+from cllm import Engine
+with Engine.load(sys.argv[1], parallel=1, extra_bufts=sys.argv[2]) as engine:
+    print(engine.info().context.extra_bufts)
+    print(repr(engine.generate("Once upon a time", max_tokens=20, temperature=0).text))
+"""
+
+
+def serve(model: Path, extra_bufts: str, shim: str = "") -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", SERVE, model, extra_bufts],
+        env={**os.environ, "LD_PRELOAD": shim},
+        capture_output=True, text=True, check=False, timeout=60,
+    )  # fmt: skip
+
+
+@NEEDS_COMPILER
+def test_where_the_kernels_crash_an_engine_left_to_itself_serves_all_the_same(
+    crashing: str, repacked_model: Path
+) -> None:
+    forced = serve(repacked_model, "on", crashing)
+    assert forced.returncode == -signal.SIGSEGV
+
+    healthy = serve(repacked_model, "off")
+    saved = serve(repacked_model, "auto", crashing)
+    assert saved.returncode == 0, saved.stderr
+    assert saved.stdout == healthy.stdout
+    assert saved.stdout.startswith("False\n")
+
+    warnings = [line for line in saved.stderr.splitlines() if line.startswith("WARNING")]
+    assert len(warnings) == 1
+    assert "CC=clang-19" in warnings[0]
+
+
+def test_where_they_work_an_engine_left_to_itself_uses_them(repacked_model: Path) -> None:
+    result = serve(repacked_model, "auto")
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.startswith("True\n")
+    assert "WARNING" not in result.stderr
