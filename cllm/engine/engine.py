@@ -41,7 +41,7 @@ class Engine:
         self._vocab = loaded.model.vocab
         self._ctx_size = loaded.info.context.ctx_size
         copy_gain = 1 if config.kv_unified else max(2, self._ctx_size // _COPY_COST)
-        cache = PrefixCache(config.parallel, copy_gain)
+        cache = PrefixCache(config.parallel, copy_gain, adjacent=not config.kv_unified)
         self._cache = cache
         self._scheduler = Scheduler(
             loaded.context,

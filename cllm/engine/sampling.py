@@ -17,7 +17,9 @@ from cllm.engine.errors import EngineError
 from cllm.engine.llama import CANDIDATE, FloatArray, IntArray, SamplerChain, Vocab
 from cllm.engine.params import PENALTY_LAST_N, SamplingParams
 
-_BLOCK = 128
+_GROUP = 64
+_NOTHING_BELOW = 104.0  # exp(-104) is 0 in float32
+_NAN = "the model's output is not a number (NaN)"
 _RANDOM_SEED = 0xFFFFFFFF  # llama.h: LLAMA_DEFAULT_SEED, "choose one"
 
 
@@ -40,7 +42,7 @@ class TokenSampler:
         if not params.greedy:
             self._chain = SamplerChain(
                 params.top_k,
-                params.top_p,
+                params.top_p if params.top_k > 0 else 1.0,  # else candidates() has done it
                 params.min_p,
                 params.temperature,
                 folded_seed(params.seed),
@@ -58,9 +60,9 @@ class TokenSampler:
         if self._chain is None:
             token = int(row.argmax())
             if row[token] != row[token]:
-                raise EngineError("the model's output is not a number (NaN)")
+                raise EngineError(_NAN)
             return token
-        return self._chain.choose(candidates(row, self._params.top_k))
+        return self._chain.choose(candidates(row, self._params))
 
     def close(self) -> None:
         """Free the samplers."""
@@ -68,27 +70,56 @@ class TokenSampler:
             self._chain.close()
 
 
-def candidates(row: FloatArray, top_k: int) -> NDArray[np.void]:
-    """Return all tokens that can be among the top_k (0 or less: all) as CANDIDATE records.
+def candidates(row: FloatArray, params: SamplingParams) -> NDArray[np.void]:
+    """Return the tokens worth showing to the samplers as CANDIDATE records.
 
-    The top_k-th greatest of the maxima of blocks of logits cannot be greater than the top_k-th
-    greatest logit, so nothing below it need be looked at.
+    Raises EngineError if a logit that matters is not a number.
     """
-    blocks = len(row) // _BLOCK
-    if 0 < top_k <= blocks:
-        maxima = row[: blocks * _BLOCK].reshape(blocks, _BLOCK).max(axis=1)
-        floor = np.partition(maxima, blocks - top_k)[blocks - top_k]
-        ids = np.flatnonzero(row >= floor)
-        records = np.empty(len(ids), dtype=CANDIDATE)
-        records["id"] = ids
-        records["logit"] = row[ids]
+    if params.top_k > 0:
+        ids = _top(row, params.top_k)
+    elif params.top_p < 1.0:
+        ids = _nucleus(row, params.top_p)
     else:
-        records = np.empty(len(row), dtype=CANDIDATE)
-        records["id"] = np.arange(len(row), dtype=np.int32)
-        records["logit"] = row
-    if np.isnan(records["logit"]).any() or not len(records):
-        raise EngineError("the model's output is not a number (NaN)")
+        ids = np.arange(len(row))
+    records = np.empty(len(ids), dtype=CANDIDATE)
+    records["id"] = ids
+    records["logit"] = row[ids]
+    if not len(records) or np.isnan(records["logit"]).any():
+        raise EngineError(_NAN)
     return records
+
+
+def _top(row: FloatArray, top_k: int) -> NDArray[np.intp]:
+    """All tokens that can be among the top_k, and mostly not many more.
+
+    The top_k-th greatest of the maxima of disjoint groups of logits cannot be greater than the
+    top_k-th greatest logit, so nothing below it need be looked at.
+    """
+    groups = len(row) // _GROUP
+    if top_k > groups:
+        return np.arange(len(row))
+    maxima = row[: groups * _GROUP].reshape(_GROUP, groups).max(axis=0)
+    floor = np.partition(maxima, groups - top_k)[groups - top_k]
+    return np.flatnonzero(row >= floor)
+
+
+def _nucleus(row: FloatArray, top_p: float) -> NDArray[np.intp]:
+    """The most probable tokens that together have the probability top_p, as llama.cpp's top_p.
+
+    Of a whole vocabulary llama.cpp sorts more than that takes: 8 ms for 151 936 flat logits.
+    """
+    best = row.max()
+    weights = np.exp(row - best)
+    enough = top_p * float(weights.sum(dtype=np.float64))
+    depth = 4.0
+    while True:
+        ids = np.flatnonzero(row >= best - depth)
+        if depth > _NOTHING_BELOW or weights[ids].sum(dtype=np.float64) >= enough:
+            break
+        depth *= 2
+    ids = ids[np.argsort(-weights[ids], kind="stable")]
+    reached = np.cumsum(weights[ids], dtype=np.float64)
+    return ids[: int(np.searchsorted(reached, enough)) + 1]
 
 
 def folded_seed(seed: int | None) -> int:
