@@ -42,6 +42,15 @@ def parser(description: str, epilog: str) -> argparse.ArgumentParser:
     return result
 
 
+def parse(options: argparse.ArgumentParser, **quick: Any) -> argparse.Namespace:
+    """The command line; with --quick, the values in `quick` are the defaults."""
+    given = options.parse_args()
+    if given.quick:
+        options.set_defaults(**quick)
+        given = options.parse_args()
+    return given
+
+
 def run(main: Callable[[], None]) -> None:
     """Run a script: a `BenchError` is one line and status 1, Ctrl-C is status 130."""
     try:

@@ -15,29 +15,33 @@ import time
 import uuid
 
 from cllm.http import (
+    EventStream,
     HttpHandler,
     HttpRequest,
     HttpResponse,
     Server,
     ServerConfig,
-    SseStream,
     StreamClosed,
 )
+
+Batch = tuple[list[EventStream], int, float]  # streams, tokens of each, tokens a second
 
 
 class Batches:
     """Gathers streams; a batch that is complete is fed until its last token."""
 
     def __init__(self) -> None:
-        self._gathering: list[SseStream] = []
+        self._gathering: list[EventStream] = []
         self._lock = threading.Lock()
-        self._complete: queue.SimpleQueue[tuple[list[SseStream], int, float]] = queue.SimpleQueue()
+        self._complete: queue.SimpleQueue[tuple[list[EventStream], int, float]] = (
+            queue.SimpleQueue()
+        )
         threading.Thread(target=self._feed, name="producer", daemon=True).start()
 
     def stream(self, request: HttpRequest) -> HttpResponse:
         """Join the batch of `size` streams, of `tokens` tokens each, at `pace` tokens a second."""
         asked = request.json()
-        stream = SseStream()
+        stream = EventStream()
         with self._lock:
             self._gathering.append(stream)
             if len(self._gathering) == asked["size"]:
@@ -65,7 +69,7 @@ class Batches:
                 stream.close()
 
 
-def _send(stream: SseStream, event: dict[str, object]) -> None:
+def _send(stream: EventStream, event: dict[str, object]) -> None:
     # Where the client left, the benchmark notices it by itself.
     with contextlib.suppress(StreamClosed):
         stream.send(event)

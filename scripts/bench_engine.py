@@ -16,7 +16,7 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
-from _bench import BenchError, Report, parser, percentile, run
+from _bench import BenchError, Report, parse, parser, percentile, run
 from _contenders import (
     Contender,
     EngineContender,
@@ -195,9 +195,7 @@ def main() -> None:
         "--llama-server", metavar="PATH", default="llama-server",
         help="the program for --peer llama-server",
     )  # fmt: skip
-    given = options.parse_args()
-    if given.quick:
-        given.requests, given.concurrency, given.tokens, given.rounds = 6, 2, 5, 1
+    given = parse(options, requests=6, concurrency=2, tokens=5, rounds=1)
     program = shutil.which(given.llama_server)
     if "llama-server" in given.peer and program is None:
         raise BenchError(f"--llama-server: {given.llama_server} is not a program")

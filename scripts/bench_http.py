@@ -9,12 +9,11 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import _peers
-from _bench import BenchError, Report, parser, percentile, run, wait
+from _bench import BenchError, Report, parse, parser, percentile, run, wait
 from _crowd import IdleCrowd, SlowHeaderCrowd
 from _load import Client, Load, Probe, measure_load
 from _servers import HOST, Server, cllm_server, raise_file_limit
@@ -37,25 +36,12 @@ examples:
 """
 
 
-@dataclass(frozen=True, slots=True)
-class Options:
-    """The command line, with what --quick makes of it."""
-
-    connections: list[int]
-    rounds: int
-    seconds: float
-    idle: int
-    slow: int
-    requests: int
-    peers: bool
-
-
-def throughput(report: Report, options: Options) -> None:
+def throughput(report: Report, options: argparse.Namespace) -> None:
     """cLLM and its peers, in turns."""
     with contextlib.ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         servers = [stack.enter_context(cllm_server())]
-        for name in _peers.NAMES if options.peers else ():
+        for name in _peers.NAMES if not options.no_peers else ():
             if missing := _peers.missing(name):
                 print(f"\nleft out: {name}: not installed: {', '.join(missing)} "
                       "(pip install -e '.[bench]')")  # fmt: skip
@@ -89,7 +75,7 @@ def throughput(report: Report, options: Options) -> None:
 
 
 def _take_turns(
-    servers: list[Server], options: Options
+    servers: list[Server], options: argparse.Namespace
 ) -> dict[tuple[str, int], list[tuple[Load, float]]]:
     """For each server and number of connections, one (load, CPU µs a request) per round."""
     runs: dict[tuple[str, int], list[tuple[Load, float]]] = {}
@@ -109,7 +95,7 @@ def _take_turns(
     return runs
 
 
-def idle(report: Report, options: Options) -> None:
+def idle(report: Report, options: argparse.Namespace) -> None:
     """`/health` before, beside and after a crowd of silent connections."""
     size = options.idle
     raise_file_limit(size + 1000)
@@ -127,7 +113,7 @@ def idle(report: Report, options: Options) -> None:
     _unaffected(report, f"{size} idle connections", rows)
 
 
-def slow(report: Report, options: Options) -> None:
+def slow(report: Report, options: argparse.Namespace) -> None:
     """`/health` before, beside and after clients that never finish a head."""
     size = options.slow
     raise_file_limit(size + 1000)
@@ -167,7 +153,7 @@ def _unaffected(report: Report, crowd: str, rows: list[dict[str, Any]]) -> None:
     report.target(f"{crowd}: p99 at most 5 ms longer than without", added, added <= 5.0)
 
 
-def start(report: Report, options: Options) -> None:
+def start(report: Report, options: argparse.Namespace) -> None:
     """The time a newcomer waits; the first start also makes the built-in model."""
     rows: list[dict[str, Any]] = []
     for number in tqdm(range(options.rounds + 1), desc="start", unit="start", disable=None):
@@ -183,7 +169,7 @@ def start(report: Report, options: Options) -> None:
     report.target("first answer within 2 s of the command", median, median < 2.0)
 
 
-def soak(report: Report, options: Options) -> None:
+def soak(report: Report, options: argparse.Namespace) -> None:
     """Memory must not grow with the number of requests."""
     with cllm_server() as server:
         rows = soak_server(server, options.requests)
@@ -193,7 +179,8 @@ def soak(report: Report, options: Options) -> None:
     report.target("memory grows by less than 4 MiB after the first tenth", grown, grown < 4.0)
 
 
-MODES: dict[str, Callable[[Report, Options], None]] = {
+Mode = Callable[[Report, argparse.Namespace], None]
+MODES: dict[str, Mode] = {
     "throughput": throughput,
     "idle": idle,
     "slow": slow,
@@ -202,7 +189,7 @@ MODES: dict[str, Callable[[Report, Options], None]] = {
 }
 
 
-def _mode(name: str) -> Callable[[Report, Options], None]:
+def _mode(name: str) -> Mode:
     if name not in MODES:
         raise argparse.ArgumentTypeError(f"{name!r} is none of {', '.join(MODES)}")
     return MODES[name]
@@ -227,23 +214,12 @@ def main() -> None:
     options.add_argument("--slow", type=int, default=1_000, help="size of the slow crowd")
     options.add_argument("--requests", type=int, default=100_000, help="soak: how many")
     options.add_argument("--no-peers", action="store_true", help="throughput: cLLM alone")
-    given = options.parse_args()
-    chosen = Options(
-        connections=given.connections,
-        rounds=given.rounds,
-        seconds=given.seconds,
-        idle=given.idle,
-        slow=given.slow,
-        requests=given.requests,
-        peers=not given.no_peers,
+    given = parse(
+        options, connections=[1, 8], rounds=1, seconds=1.0, idle=50, slow=20, requests=500
     )
-    if given.quick:
-        chosen = replace(
-            chosen, connections=[1, 8], rounds=1, seconds=1.0, idle=50, slow=20, requests=500
-        )
     report = Report("HTTP server")
     for mode in given.modes or [throughput]:
-        mode(report, chosen)
+        mode(report, given)
     report.write(given.json)
 
 

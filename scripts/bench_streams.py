@@ -12,7 +12,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from _bench import BenchError, Report, parser, percentile, run, wait
+from _bench import BenchError, Report, parse, parser, percentile, run, wait
 from _load import Client, ClientError, Probe, request_bytes
 from _servers import HOST, PeakRss, Server, cllm_server, free_port, raise_file_limit
 from _streams import Stream, read_streams
@@ -194,9 +194,7 @@ def main() -> None:
     options.add_argument(
         "--parallel", type=int, default=32, metavar="N", help="sequences; default: 32"
     )
-    given = options.parse_args()
-    if given.quick:
-        given.streams, given.tokens, given.parallel = 40, 5, 8
+    given = parse(options, streams=40, tokens=5, parallel=8)
     raise_file_limit(given.streams + 1000)
     report = Report("Concurrent streams")
     (http_only if given.http_only else whole_server)(report, given)
