@@ -138,7 +138,7 @@ class Program:
             self.server.start()
         except HttpServerError as error:
             return refuse(str(error))
-        log.info("listening on %s, loading the model", self.url)
+        log.info("loading %s", self.settings.model or "the built-in model")
         _start_thread("cllm-loader", self._load)
         while True:
             message = self.mailbox.get()
@@ -186,7 +186,7 @@ class Program:
 
         if isinstance(error, MemoryError):
             message = "out of memory; give a smaller model, --ctx-size or --parallel"
-        elif isinstance(error, (EngineError, SettingsError)):
+        elif isinstance(error, (EngineError, ValueError)):
             message = str(error)
         else:
             log.error("loading the model failed unexpectedly", exc_info=error)
