@@ -11,7 +11,7 @@ import logging
 import threading
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Any
 
@@ -113,8 +113,10 @@ class _Run:
         self._engine = engine
         self._asked = asked
         self._request_timeout = request_timeout
-        given = {} if asked.temperature is None else {"temperature": asked.temperature}
-        self._sampling = SamplingParams(max_tokens=asked.max_tokens, **given)
+        sampling = SamplingParams(max_tokens=asked.max_tokens)
+        if asked.temperature is not None:
+            sampling = replace(sampling, temperature=asked.temperature)
+        self._sampling = sampling
         # An entry is a request that ended, or None: stop.
         self._ended: SimpleQueue[_Request | None] = SimpleQueue()
         self._in_flight: set[_Request] = set()

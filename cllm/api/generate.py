@@ -87,7 +87,13 @@ class _Answer:
         generation = self._generation
         if generation is None or not generation.done or self.deferred.cancelled:
             return
-        if self.deferred.resolve(self._response(generation)):
+        try:
+            response = self._response(generation)
+        except Exception as error:
+            # Whatever it is, the client must not wait for ever.
+            fault = describe(error, self._request_id)
+            response = failure(fault.status, fault.message)
+        if self.deferred.resolve(response):
             self._metrics.finished(generation)
 
     def _response(self, generation: Generation) -> HttpResponse:

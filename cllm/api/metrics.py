@@ -19,7 +19,7 @@ from cllm.version import __version__
 
 if TYPE_CHECKING:
     from cllm.engine import EngineStats, Generation
-    from cllm.http import ServerStats
+    from cllm.http.stats import ServerStats
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 

@@ -31,10 +31,15 @@ def _described(info: ModelInfo, expose_path: bool) -> dict[str, Any]:
         "num_key_value_heads": info.num_key_value_heads,
         "max_sequence_length": info.max_sequence_length,
         "intermediate_size": info.intermediate_size,
-        "rope_theta": info.rope_theta,
-        "rms_norm_eps": info.rms_norm_eps,
+        "rope_theta": _single(info.rope_theta),
+        "rms_norm_eps": _single(info.rms_norm_eps),
         "quantization": {"enabled": info.quantized, "type": info.quantization_type},
         "parameters": info.parameters,
         "size_bytes": info.size_bytes,
         "llama_cpp": asdict(info.context),
     }
+
+
+def _single(value: float | None) -> float | None:
+    """A GGUF float32 as it was meant: 1e-05, not its nearest double 9.999999747378752e-06."""
+    return None if value is None else float(f"{value:.7g}")

@@ -7,7 +7,8 @@ name the field, the value it had and what was expected.
 from __future__ import annotations
 
 import re
-from typing import Annotated, Any, Generic, TypeVar
+from contextlib import suppress
+from typing import Annotated, Generic, TypeVar
 
 import msgspec
 from msgspec import Meta, Struct, inspect
@@ -88,7 +89,7 @@ T = TypeVar("T", bound=Struct)
 
 _AT = re.compile(r" - at (?:`key` in )?`\$(.*)`$")
 _MISSING = re.compile(r"missing required field `(\w+)`")
-_STEP = re.compile(r"\.(\w+)|\[(\d+)\]|\[\.\.\.\]")
+_STEP = re.compile(r"\.(\w+)|\[(\d+)\]")
 _SHOWN = 80  # characters of an offending value repeated to the client
 
 
@@ -140,25 +141,27 @@ class Schema(Generic[T]):
             return f"the body must be a JSON object: {problem[0].lower()}{problem[1:]}"
         path = at[1].lstrip(".")
         name = re.split(r"[.\[]", path, maxsplit=1)[0]
-        value = _shown(_lookup(body, at[1]))
+        value = _lookup(body, at[1])
         return f"{path.replace('[...]', '')}: {value} is not valid; expected {self._expected[name]}"
 
 
-def _lookup(body: bytes, path: str) -> Any:
-    """The offending value; for an entry of a mapping the whole mapping (msgspec keeps no key)."""
-    value = msgspec.json.decode(body)
-    for step in _STEP.finditer(path):
-        if step[1]:
-            value = value[step[1]]
-        elif step[2]:
-            value = value[int(step[2])]
-        else:
-            break
-    return value
+def _lookup(body: bytes, path: str) -> str:
+    """The offending value as compact JSON, shortened.
 
-
-def _shown(value: Any) -> str:
-    text = msgspec.json.encode(value).decode()
+    For an entry of a mapping the whole mapping: msgspec does not tell the key.
+    """
+    raw = body
+    try:
+        for name, index in _STEP.findall(path):
+            if name:
+                raw = msgspec.json.decode(raw, type=dict[str, msgspec.Raw])[name]
+            else:
+                raw = msgspec.json.decode(raw, type=list[msgspec.Raw])[int(index)]
+    except (msgspec.MsgspecError, RecursionError):
+        return "what was given"  # a later part of the body is malformed
+    with suppress(msgspec.MsgspecError, RecursionError):  # 1e999 stays as the client wrote it
+        raw = msgspec.json.encode(msgspec.json.decode(raw))
+    text = str(raw, "utf-8")
     return text if len(text) <= _SHOWN else text[:_SHOWN] + "…"
 
 

@@ -8,10 +8,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from cllm.http import HttpError, ServerStats
+from cllm.http import HttpError
 
 if TYPE_CHECKING:
-    from cllm.engine import Engine  # not at run time: the port listens before llama.cpp is loaded
+    # Not at run time: the port listens before llama.cpp is loaded.
+    from cllm.engine import Engine
+    from cllm.http.stats import ServerStats
 
 RETRY_AFTER = 5  # seconds a client is asked to stay away from a full queue or a loading model
 

@@ -57,7 +57,9 @@ class GenerationStream(BodyStream):
 
     def attach(self, wake: Callable[[], None]) -> None:
         self._wake = wake
-        wake()
+        generation = self._generation
+        if generation is not None and (generation.done or generation.pending_chars):
+            wake()
 
     def take(self) -> list[bytes]:
         """The events of every delta since the last call, as one piece: they leave together."""
