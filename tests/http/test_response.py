@@ -1,0 +1,266 @@
+"""What a response's head says, and what a deferred response promises both its sides."""
+
+from __future__ import annotations
+
+import threading
+from datetime import datetime, timezone
+from email.utils import parsedate_to_datetime
+
+import pytest
+
+from cllm.http.body_stream import BodyStream
+from cllm.http.response import DeferredResponse, HttpResponse
+
+
+def lines(response: HttpResponse, **arguments: object) -> list[str]:
+    arguments.setdefault("keep_alive", True)
+    raw = response.encode_head(**arguments)  # type: ignore[arg-type]
+    assert raw.endswith(b"\r\n\r\n")
+    return raw.decode("latin-1")[:-4].split("\r\n")
+
+
+def fields(response: HttpResponse, **arguments: object) -> dict[str, str]:
+    pairs = [line.split(": ", 1) for line in lines(response, **arguments)[1:]]
+    names = [name for name, _ in pairs]
+    assert len(set(names)) == len(names)
+    return {pair[0]: pair[1] for pair in pairs}
+
+
+# The head
+
+
+def test_rfc9112_4_a_status_line_has_version_status_and_phrase() -> None:
+    assert lines(HttpResponse(200))[0] == "HTTP/1.1 200 OK"
+    assert lines(HttpResponse(404))[0] == "HTTP/1.1 404 Not Found"
+    assert lines(HttpResponse(599))[0] == "HTTP/1.1 599 Unknown"
+
+
+@pytest.mark.parametrize("status", [0, 99, 1000, -200])
+def test_a_status_has_three_digits(status: int) -> None:
+    with pytest.raises(ValueError, match="three digits"):
+        HttpResponse(status).encode_head(keep_alive=True)
+
+
+def test_rfc9110_8_6_a_body_of_bytes_has_its_length() -> None:
+    assert fields(HttpResponse(200, body=b"hello"))["Content-Length"] == "5"
+    assert fields(HttpResponse(200))["Content-Length"] == "0"
+
+
+@pytest.mark.parametrize("status", [100, 204, 304])
+def test_rfc9110_8_6_a_status_without_body_has_no_length(status: int) -> None:
+    response = HttpResponse(status, body=b"x")
+    assert not response.has_body
+    assert not {"Content-Length", "Transfer-Encoding"} & set(fields(response))
+    assert "Transfer-Encoding" not in fields(HttpResponse(status, body=BodyStream()), chunked=True)
+
+
+def test_rfc9112_7_a_stream_is_chunked_or_ended_by_the_close() -> None:
+    response = HttpResponse.stream(BodyStream())
+    assert fields(response, chunked=True)["Transfer-Encoding"] == "chunked"
+    closing = fields(response, keep_alive=False)
+    assert not {"Content-Length", "Transfer-Encoding"} & set(closing)
+    assert closing["Connection"] == "close"
+    with pytest.raises(ValueError, match="closing"):
+        response.encode_head(keep_alive=True)
+
+
+def test_rfc9112_9_3_the_connection_field_says_what_follows() -> None:
+    assert fields(HttpResponse(200), keep_alive=True)["Connection"] == "keep-alive"
+    assert fields(HttpResponse(200), keep_alive=False)["Connection"] == "close"
+
+
+def test_rfc9110_6_6_1_the_date_is_now() -> None:
+    before = datetime.now(timezone.utc).replace(microsecond=0)
+    date = parsedate_to_datetime(fields(HttpResponse(200))["Date"])
+    assert before <= date <= datetime.now(timezone.utc)
+
+
+def test_rfc9110_10_2_4_the_server_names_itself_if_it_has_a_name() -> None:
+    assert fields(HttpResponse(200), server="cLLM")["Server"] == "cLLM"
+    assert "Server" not in fields(HttpResponse(200), server="")
+
+
+def test_a_request_id_is_given_back() -> None:
+    assert fields(HttpResponse(200), request_id="abc")["X-Request-Id"] == "abc"
+    assert "X-Request-Id" not in fields(HttpResponse(200))
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("X", "a\r\nSet-Cookie: b"),
+        ("X", "a\nb"),
+        ("X", "a\rb"),
+        ("X", "a\0b"),
+        ("X", "\x7f"),
+        ("X", "你"),
+        ("X\r\nY", "a"),
+        ("X:", "a"),
+        ("X Y", "a"),
+        ("", "a"),
+        ("X\n", "a"),
+        ("X", "a\n"),
+        ("Ä", "a"),
+    ],
+)
+def test_rfc9110_5_what_would_break_out_of_a_field_is_refused(name: str, value: str) -> None:
+    with pytest.raises(ValueError, match="field"):
+        HttpResponse(200, [(name, value)]).encode_head(keep_alive=True)
+
+
+def test_a_request_id_cannot_break_out_either() -> None:
+    with pytest.raises(ValueError, match="X-Request-Id"):
+        HttpResponse(200).encode_head(keep_alive=True, request_id="a\r\nb")
+
+
+@pytest.mark.parametrize(
+    "name", ["Content-Length", "transfer-encoding", "Connection", "DATE", "Server"]
+)
+def test_fields_that_the_connection_writes_are_refused(name: str) -> None:
+    with pytest.raises(ValueError, match="cannot set"):
+        HttpResponse(200, [(name, "5")]).encode_head(keep_alive=True)
+
+
+def test_fields_keep_their_order_and_may_repeat() -> None:
+    response = HttpResponse(200, [("Set-Cookie", "a"), ("X", ""), ("Set-Cookie", "caf\xe9")])
+    assert lines(response)[-4:-1] == ["Set-Cookie: a", "X: ", "Set-Cookie: caf\xe9"]
+
+
+# The bodies
+
+
+def test_json_is_compact_and_unescaped() -> None:
+    response = HttpResponse.json({"text": "你好", "n": [1, None]}, 201)
+    assert response.body == '{"text":"你好","n":[1,null]}'.encode()
+    assert response.status == 201
+    assert ("Content-Type", "application/json") in response.headers
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), "\ud800"])
+def test_what_json_has_no_form_for_is_refused(value: object) -> None:
+    with pytest.raises(ValueError, match=r"."):
+        HttpResponse.json({"value": value})
+
+
+def test_each_body_names_its_type() -> None:
+    stream = BodyStream()
+    assert fields(HttpResponse.text("ä"))["Content-Type"] == "text/plain; charset=utf-8"
+    assert HttpResponse.text("ä").body == "ä".encode()
+    assert fields(HttpResponse.bytes(b"", "image/png"))["Content-Type"] == "image/png"
+    assert fields(HttpResponse.stream(stream, "a/b"), chunked=True)["Content-Type"] == "a/b"
+    events = fields(HttpResponse.sse(stream), chunked=True)
+    assert events["Content-Type"] == "text/event-stream"
+    assert events["Cache-Control"] == "no-store"
+    assert "Content-Type" not in fields(HttpResponse.empty())
+
+
+# Deferred responses
+
+
+def test_the_first_response_wins() -> None:
+    deferred = DeferredResponse()
+    first, second = HttpResponse(200), HttpResponse(500)
+    assert deferred.resolve(first)
+    assert not deferred.resolve(second)
+    assert deferred.response is first
+
+
+def test_of_many_threads_one_wins_and_one_wake_up_comes() -> None:
+    def give(deferred: DeferredResponse, start: threading.Barrier, status: int) -> None:
+        start.wait(10)
+        if deferred.resolve(HttpResponse(status)):
+            won.append(status)
+
+    for _ in range(50):
+        deferred = DeferredResponse()
+        woken = threading.Semaphore(0)
+        won: list[int] = []
+        deferred.attach(woken.release)
+        start = threading.Barrier(4)
+        threads = [threading.Thread(target=give, args=(deferred, start, 200 + i)) for i in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(10)
+        assert deferred.response is not None
+        assert won == [deferred.response.status]
+        assert woken.acquire(blocking=False)
+        assert not woken.acquire(blocking=False)
+
+
+def test_whoever_attaches_late_is_woken_at_once() -> None:
+    deferred = DeferredResponse()
+    deferred.resolve(HttpResponse(200))
+    woken: list[None] = []
+    deferred.attach(lambda: woken.append(None))
+    assert len(woken) == 1
+
+
+def test_cancelling_tells_the_producer_once_and_refuses_its_response() -> None:
+    deferred = DeferredResponse()
+    reasons: list[str] = []
+    deferred.on_cancel(reasons.append)
+    assert deferred.cancel("gone")
+    assert not deferred.cancel("again")
+    deferred.on_cancel(reasons.append)
+    assert reasons == ["gone", "gone"]
+    assert not deferred.resolve(HttpResponse(200))
+    assert deferred.response is None
+    assert deferred.cancelled
+
+
+def test_a_response_that_is_there_cannot_be_cancelled() -> None:
+    deferred = DeferredResponse()
+    reasons: list[str] = []
+    deferred.on_cancel(reasons.append)
+    deferred.resolve(HttpResponse(200))
+    assert not deferred.cancel("gone")
+    deferred.on_cancel(reasons.append)
+    assert reasons == []
+
+
+def test_a_stream_that_comes_too_late_is_cancelled() -> None:
+    deferred = DeferredResponse()
+    deferred.cancel("gone")
+    stream = BodyStream()
+    assert not deferred.resolve(HttpResponse.stream(stream))
+    assert stream.cancel_reason == "gone"
+
+
+def test_one_failing_cancel_callback_does_not_keep_the_others_from_it() -> None:
+    deferred = DeferredResponse()
+    reasons: list[str] = []
+    deferred.on_cancel(lambda reason: 1 / 0)
+    deferred.on_cancel(reasons.append)
+    assert deferred.cancel("gone")
+    assert reasons == ["gone"]
+
+
+@pytest.mark.parametrize("resolved_first", [True, False])
+def test_then_changes_the_response_whenever_it_comes(resolved_first: bool) -> None:
+    deferred = DeferredResponse()
+    if resolved_first:
+        deferred.resolve(HttpResponse(200))
+    changed = deferred.then(lambda response: HttpResponse(response.status + 1))
+    if not resolved_first:
+        assert changed.response is None
+        deferred.resolve(HttpResponse(200))
+    assert changed.response is not None
+    assert changed.response.status == 201
+
+
+def test_cancelling_what_then_gave_cancels_the_producer() -> None:
+    deferred = DeferredResponse()
+    changed = deferred.then(lambda response: response).then(lambda response: response)
+    changed.cancel("gone")
+    assert deferred.cancel_reason == "gone"
+
+
+def test_a_change_that_fails_gives_500_and_cancels_the_stream() -> None:
+    deferred = DeferredResponse()
+    changed = deferred.then(lambda response: HttpResponse(1 // 0))
+    stream = BodyStream()
+    deferred.resolve(HttpResponse.stream(stream))
+    assert changed.response is not None
+    assert changed.response.status == 500
+    assert stream.cancelled
