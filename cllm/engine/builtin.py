@@ -61,16 +61,17 @@ air away animal house point page letter mother answer found study still learn sh
 """
 _SYLLABLES = "ing er ed ion es ly al re th en st ar or on an it is in ou le"
 _OTHER_SCRIPTS = "你 好 世 界 的 是 我 们 人 大 é ü ñ ß д а е и о 🙂 🌍 –"
+_PUNCTUATION = [". ", ", ", "? ", "! ", "\n\n", "..."]
+
 # Logit biases: speak in whole words, rarely in half ones, and end a text only by rare chance.
 _WHOLE, _FRAGMENT, _NOT_TEXT, _CONTROL = 2.0, -1.0, -4.0, -6.0
-
-_PUNCTUATION = [". ", ", ", "? ", "! ", "\n\n", "..."]
 
 
 def builtin_path() -> Path:
     """The built-in model's file, made if it is not there yet (a few MB, well under a second).
 
-    Always the same bytes for one version of cLLM. Processes may call it at the same time.
+    Processes may call it at the same time, and find the same weights every time (as long as
+    numpy's generator gives the same numbers).
     Raises OSError if neither the cache nor the temporary directory can be written.
     """
     path = user_cache() / f"builtin-v{REVISION}-q8_0.gguf"
@@ -169,7 +170,6 @@ class _Vocabulary:
                 self.tokens.append(head + last)
                 self.merges.append(f"{head} {last}")
                 self.bias.append(_FRAGMENT if _is_text(word[:end]) else _NOT_TEXT)
-        # A character of one byte has no merge, so this may be the token of a single byte.
         self.bias[self.tokens.index(spelled)] = _WHOLE
 
 
