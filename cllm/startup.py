@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -37,7 +38,9 @@ def showing_progress(settings: Settings, also: Report) -> Iterator[Report]:
         tqdm.monitor_interval = 0  # no thread of tqdm's own
         with logging_redirect_tqdm(), tqdm(
             total=1.0, desc="loading", leave=False, file=sys.stderr,
-            bar_format="{desc} {percentage:3.0f} % |{bar}| {elapsed} s",
+            bar_format="{desc} {percentage:3.0f} % |{bar}| {elapsed}",
+            # A terminal may not know its size, and tqdm shows nothing then.
+            ncols=min(100, shutil.get_terminal_size().columns), nrows=20,
         ) as bar:  # fmt: skip
 
             def show(fraction: float) -> None:

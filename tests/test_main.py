@@ -1,0 +1,466 @@
+"""The command line as a child process: what it prints, how it refuses, how it starts and stops."""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import json
+import os
+import pty
+import queue
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cllm.engine.builtin import builtin_path
+from cllm.version import __version__
+
+WAIT = 60.0  # seconds; generous, since the machine may be busy with other tests
+ENDLESS = {"prompt": "Hello", "max_tokens": 1900, "ignore_eos": True, "temperature": 0.0}
+
+
+def clean_environment(**more: str) -> dict[str, str]:
+    own = {name: value for name, value in os.environ.items() if not name.startswith("CLLM_")}
+    return own | {"PYTHONUNBUFFERED": "1"} | more
+
+
+def run(*argv: str, **environ: str) -> subprocess.CompletedProcess[str]:
+    """Run to the end; for what ends by itself."""
+    return subprocess.run(
+        [sys.executable, "-m", "cllm.main", *argv], env=clean_environment(**environ),
+        capture_output=True, text=True, timeout=WAIT, stdin=subprocess.DEVNULL, check=False,
+    )  # fmt: skip
+
+
+def refusal(*argv: str, **environ: str) -> str:
+    """Run to a refusal: status 2, one line on standard error and no traceback; returns the line."""
+    done = run("--log-level", "error", *argv, **environ)
+    assert done.returncode == 2, done.stderr
+    assert done.stdout == ""
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("cllm: ")
+    return line.removeprefix("cllm: ")
+
+
+class Child:
+    """A running `cllm`: its output by lines as they come, its port, its end."""
+
+    def __init__(self, *argv: str, command: list[str] | None = None, **environ: str) -> None:
+        self.process = subprocess.Popen(
+            [*(command or [sys.executable, "-m", "cllm.main"]), "--port", "0", *argv],
+            env=clean_environment(**environ), stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        )  # fmt: skip
+        self.lines: queue.SimpleQueue[str] = queue.SimpleQueue()
+        self.seen: list[str] = []
+        self._readers = [
+            threading.Thread(target=self._read, args=(stream,), daemon=True)
+            for stream in (self.process.stdout, self.process.stderr)
+        ]
+        for reader in self._readers:
+            reader.start()
+        self.port = 0
+
+    def _read(self, stream: Any) -> None:
+        for line in stream:
+            self.lines.put(line.rstrip("\n"))
+
+    def until(self, pattern: str) -> re.Match[str]:
+        """The next line that matches; fails after WAIT, or when the child ended without it."""
+        limit = time.monotonic() + WAIT
+        while True:
+            try:
+                line = self.lines.get(timeout=0.1)
+            except queue.Empty:
+                ended = not any(reader.is_alive() for reader in self._readers)
+                if (ended and self.lines.empty()) or time.monotonic() > limit:
+                    said = "\n".join(self.seen)
+                    raise AssertionError(f"no line matched {pattern!r} in:\n{said}") from None
+                continue
+            self.seen.append(line)
+            found = re.search(pattern, line)
+            if found:
+                return found
+
+    def listening(self) -> Child:
+        """Wait until the port is open."""
+        self.port = int(self.until(r"listening on http://127\.0\.0\.1:(\d+)")[1])
+        return self
+
+    def ready(self) -> Child:
+        """Wait until the model is loaded."""
+        self.listening()
+        self.until(r"cLLM \S+ serves http")
+        return self
+
+    def signal(self, number: int) -> None:
+        self.process.send_signal(number)
+
+    def wait(self) -> int:
+        return self.process.wait(WAIT)
+
+    def get(self, path: str) -> tuple[int, Any]:
+        return self.ask("GET", path)
+
+    def ask(self, method: str, path: str, body: Any = None) -> tuple[int, Any]:
+        with contextlib.closing(self.connection()) as connection:
+            connection.request(method, path, None if body is None else json.dumps(body))
+            response = connection.getresponse()
+            return response.status, json.loads(response.read())
+
+    def connection(self) -> http.client.HTTPConnection:
+        return http.client.HTTPConnection("127.0.0.1", self.port, timeout=WAIT)
+
+    def close(self) -> None:
+        if self.process.poll() is None:
+            self.process.kill()
+        self.process.wait(WAIT)
+        for reader in self._readers:
+            reader.join(WAIT)
+
+
+Start = Callable[..., Child]
+
+
+@pytest.fixture
+def start() -> Iterator[Start]:
+    """Starts children and sees to it that none outlives the test."""
+    with contextlib.ExitStack() as stack:
+
+        def start_one(*argv: str, **more: Any) -> Child:
+            child = Child(*argv, **more)
+            stack.callback(child.close)
+            return child
+
+        yield start_one
+
+
+@pytest.fixture
+def unreadable_yet(tmp_path: Path) -> Path:
+    """A model whose loading lasts: a pipe into which nobody writes."""
+    path = tmp_path / "slow.gguf"
+    os.mkfifo(path)
+    return path
+
+
+def events_of(response: http.client.HTTPResponse) -> Iterator[dict[str, Any]]:
+    for line in response:
+        if line.startswith(b"data: "):
+            yield json.loads(line.removeprefix(b"data: "))
+
+
+# What ends at once
+
+
+def test_version_names_cllm_and_llama_cpp_python() -> None:
+    done = run("--version")
+    assert done.returncode == 0
+    assert re.fullmatch(
+        rf"cllm {re.escape(__version__)}, llama-cpp-python \d\S+, Python \d\S+\n", done.stdout
+    )
+
+
+def test_help_is_on_standard_output_and_needs_no_library() -> None:
+    code = (
+        "import sys, cllm.main\n"
+        "try: cllm.main.main(['--help'])\n"
+        "except SystemExit as end: print(end.code, sorted({'llama_cpp', 'numpy', 'yaml', 'tqdm',"
+        " 'msgspec', 'prometheus_client'} & set(sys.modules)))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=clean_environment(), capture_output=True, text=True,
+        timeout=WAIT, check=True,
+    )  # fmt: skip
+    assert "usage: cllm" in done.stdout
+    assert done.stdout.splitlines()[-1] == "0 []"
+
+
+# Refusals
+
+
+def test_an_unknown_option() -> None:
+    assert refusal("--prot", "1") == 'unknown option "--prot"; did you mean "--port"?'
+
+
+def test_a_bad_file_of_settings(tmp_path: Path) -> None:
+    path = tmp_path / "cllm.yaml"
+    path.write_text("max-bdoy: 1")
+    assert refusal("--config", str(path)) == (
+        f'unknown key {path}: max-bdoy; did you mean "max-body"?'
+    )
+
+
+def test_a_bad_variable() -> None:
+    assert "CLLM_PORT" in refusal(CLLM_PORT="http")
+
+
+def test_settings_that_contradict_each_other() -> None:
+    assert "raise batch_size or lower parallel" in refusal("--batch-size", "4")
+
+
+def test_a_missing_model(tmp_path: Path) -> None:
+    said = refusal("--port", "0", "--model", str(tmp_path / "no.gguf"))
+    assert "there is no file" in said and "no.gguf" in said
+
+
+def test_a_file_that_is_not_gguf(tmp_path: Path) -> None:
+    path = tmp_path / "page.gguf"
+    path.write_text("<html>not found</html>")
+    assert "give a model in GGUF format" in refusal("--port", "0", "--model", str(path))
+
+
+def test_an_empty_file(tmp_path: Path) -> None:
+    path = tmp_path / "empty.gguf"
+    path.touch()
+    assert "empty.gguf" in refusal("--port", "0", "--model", str(path))
+
+
+@pytest.mark.parametrize("share", [0.001, 0.5, 0.999])
+def test_a_model_cut_short(tmp_path: Path, share: float) -> None:
+    whole = builtin_path().read_bytes()
+    path = tmp_path / "part.gguf"
+    path.write_bytes(whole[: int(len(whole) * share)])
+    assert "download it again" in refusal("--port", "0", "--model", str(path))
+
+
+def test_a_damaged_model(tmp_path: Path) -> None:
+    whole = builtin_path().read_bytes()
+    path = tmp_path / "damaged.gguf"
+    path.write_bytes(whole[:8] + b"\xff" * 64 + whole[72:])
+    assert "damaged.gguf" in refusal("--port", "0", "--model", str(path))
+
+
+def test_a_folder_as_model(tmp_path: Path) -> None:
+    assert "is a directory" in refusal("--port", "0", "--model", str(tmp_path))
+
+
+def test_a_port_in_use() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as holder:
+        port = holder.getsockname()[1]
+        said = refusal("--port", str(port))
+    assert f"127.0.0.1:{port} is in use" in said
+    assert "choose another port" in said
+
+
+def test_an_address_of_another_machine() -> None:
+    assert "is no address of this machine" in refusal("--port", "0", "--host", "192.0.2.1")
+
+
+def test_more_memory_than_there_is() -> None:
+    said = refusal("--port", "0", "--parallel", "256", "--ctx-size", "8000000")
+    assert "lower ctx_size or parallel" in said
+
+
+def test_a_log_file_that_cannot_be_written(tmp_path: Path) -> None:
+    said = refusal("--log-file", str(tmp_path / "no" / "folder.log"))
+    assert said.startswith("--log-file: cannot write")
+
+
+# Starting
+
+
+def test_the_banner_says_what_is_served_and_why_so_much(start: Start) -> None:
+    child = start("--parallel", "3")
+    child.ready()
+    child.until(r"model +cLLM built-in: llama, .* parameters, Q8_0")
+    child.until(r"context +3 sequences of 2048 tokens \(all the model was trained for; .*\)")
+    child.until(r"threads +\d+ generating, \d+ reading prompts, 16 serving HTTP")
+    child.until(r"endpoints +GET / .*POST /generate")
+    child.until(r"built-in model: its weights are random")
+    child.until(r"cllm --model FILE\.gguf")
+    child.until(rf"curl http://127\.0\.0\.1:{child.port}/generate")
+
+
+def test_a_small_memory_budget_makes_a_smaller_context_and_the_banner_says_so(start: Start) -> None:
+    child = start("--memory-budget", "8M")
+    child.ready()
+    child.until(r"8 sequences of 512 tokens \(of 2048, as --memory-budget has room for")
+
+
+def test_a_model_of_ones_own_is_named(start: Start, tmp_path: Path) -> None:
+    path = tmp_path / "mine.gguf"
+    shutil.copy(builtin_path(), path)
+    child = start("--model", str(path), "--ctx-size", "256")
+    child.ready()
+    child.until(r"8 sequences of 256 tokens \(as asked for;")
+    status, answer = child.get("/model/info")
+    assert status == 200
+    assert answer["data"]["model_path"] == "mine.gguf"
+    assert answer["data"]["llama_cpp"]["ctx_size"] == 256
+    assert not any("random" in line for line in child.seen)
+
+
+def test_the_port_listens_and_answers_503_while_the_model_loads(
+    start: Start, unreadable_yet: Path
+) -> None:
+    child = start("--model", str(unreadable_yet)).listening()
+    status, answer = child.get("/health")
+    assert (status, answer["data"]["status"]) == (503, "loading")
+    for method, path in [("GET", "/"), ("GET", "/model/info"), ("POST", "/generate")]:
+        status, answer = child.ask(method, path, {"prompt": "x"} if method == "POST" else None)
+        assert (status, answer["success"]) == (503, False)
+    unreadable_yet.write_bytes(b"not a model")
+    child.until("give a model in GGUF format")
+    assert child.wait() == 2
+
+
+def test_a_signal_while_the_model_loads_exits_0(start: Start, unreadable_yet: Path) -> None:
+    child = start("--model", str(unreadable_yet)).listening()
+    child.signal(signal.SIGINT)
+    assert child.wait() == 0
+    child.until("the model was still loading")
+
+
+def test_sources_are_weighed_in_the_running_program(start: Start, tmp_path: Path) -> None:
+    path = tmp_path / "cllm.yaml"
+    path.write_text("parallel: 2\nctx-size: 256\nbatch-size: 1024\n")
+    child = start(
+        "--config", str(path), "--parallel", "5", CLLM_PARALLEL="4", CLLM_CTX_SIZE="512"
+    ).ready()  # fmt: skip
+    live = child.get("/model/info")[1]["data"]["llama_cpp"]
+    assert (live["parallel"], live["ctx_size"], live["batch_size"]) == (5, 512, 1024)
+
+
+def test_the_console_script_serves_too(start: Start) -> None:
+    script = Path(sys.executable).with_name("cllm")
+    child = start(command=[str(script)]).ready()
+    assert child.get("/health")[0] == 200
+    child.signal(signal.SIGTERM)
+    assert child.wait() == 0
+
+
+def test_a_terminal_sees_a_progress_bar_that_vanishes_and_log_lines_stay_whole() -> None:
+    ours, theirs = pty.openpty()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "cllm.main", "--port", "0"],
+        env=clean_environment(TERM="xterm", COLUMNS="100"),
+        stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=theirs, text=True,
+    )  # fmt: skip
+    os.close(theirs)
+    assert process.stdout is not None
+    try:
+        for line in process.stdout:
+            if "curl" in line:
+                break
+        process.send_signal(signal.SIGTERM)
+        shown = b""
+        with contextlib.suppress(OSError):  # a terminal nobody has open any more reads as EIO
+            while piece := os.read(ours, 65536):
+                shown += piece
+        assert process.wait(WAIT) == 0
+    finally:
+        process.kill()
+        process.wait(WAIT)
+        process.stdout.close()
+        os.close(ours)
+    text = shown.decode()
+    assert re.search(r"\rloading +\d+ % \|", text)
+    assert re.search(r"[\r\n]\d{4}-\d\d-\d\d \S+ INFO +cllm\.main  stopped\r\n$", text)
+
+
+# The log
+
+
+def test_json_log_lines_are_objects_and_the_banner_is_one_of_them(start: Start) -> None:
+    child = start("--log-json")
+    child.port = int(child.until(r'"listening on http://127\.0\.0\.1:(\d+)')[1])
+    child.until(r'"serving cLLM built-in on http')
+    child.get("/health")
+    child.signal(signal.SIGTERM)
+    assert child.wait() == 0
+    child.until('"message": "stopped"')
+    lines = [json.loads(line) for line in child.seen]
+    assert all({"time", "level", "logger", "message"} <= line.keys() for line in lines)
+    assert any(line["logger"] == "cllm.access" for line in lines)
+
+
+def test_a_log_file_takes_the_log_and_standard_error_stays_empty(tmp_path: Path) -> None:
+    path = tmp_path / "server.log"
+    process = subprocess.Popen(
+        [sys.executable, "-m", "cllm.main", "--port", "0", "--log-file", str(path)],
+        env=clean_environment(), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert process.stdout is not None
+    for line in process.stdout:
+        if "curl" in line:
+            break
+    process.send_signal(signal.SIGTERM)
+    _, errors = process.communicate(timeout=WAIT)
+    assert (process.returncode, errors) == (0, "")
+    log = path.read_text()
+    assert "listening on" in log and "serving cLLM built-in" in log and "stopped" in log
+
+
+def test_the_access_log_can_be_turned_off(start: Start) -> None:
+    child = start("--no-access-log").ready()
+    child.get("/health")
+    child.signal(signal.SIGTERM)
+    child.until("cllm.main  stopped")
+    assert not any("cllm.access" in line for line in child.seen)
+
+
+# Stopping
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_idle_server_stops_with_status_0(start: Start, number: signal.Signals) -> None:
+    child = start().ready()
+    child.signal(number)
+    assert child.wait() == 0
+    child.until(rf"{number.name}: stopping; 0 generations in flight")
+
+
+def test_a_stream_in_flight_is_finished_before_the_exit(start: Start) -> None:
+    child = start().ready()
+    with contextlib.closing(child.connection()) as connection:
+        connection.request("POST", "/generate_stream", json.dumps(ENDLESS))
+        events = events_of(connection.getresponse())
+        next(events)
+        child.signal(signal.SIGTERM)
+        child.until(r"SIGTERM: stopping; 1 generations in flight have 30 s to finish")
+        with pytest.raises(ConnectionRefusedError):
+            socket.create_connection(("127.0.0.1", child.port), timeout=WAIT)
+        *_, last = events
+    assert last["done"] is True
+    assert last["finish_reason"] == "length"
+    assert last["usage"]["completion_tokens"] == ENDLESS["max_tokens"]
+    assert child.wait() == 0
+
+
+def test_a_stream_past_the_grace_period_ends_with_a_last_event(start: Start) -> None:
+    child = start("--grace", "0").ready()
+    with contextlib.closing(child.connection()) as connection:
+        connection.request("POST", "/generate_stream", json.dumps(ENDLESS))
+        events = events_of(connection.getresponse())
+        next(events)
+        child.signal(signal.SIGTERM)
+        *_, last = events
+    assert last["done"] is True
+    assert child.wait() == 0
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_second_signal_exits_at_once(start: Start, number: signal.Signals) -> None:
+    child = start("--grace", "600").ready()
+    with contextlib.ExitStack() as stack:
+        # A request that never comes to its end: its body is awaited for as long as the grace lasts.
+        half = stack.enter_context(
+            socket.create_connection(("127.0.0.1", child.port), timeout=WAIT)
+        )
+        half.sendall(b"POST /generate HTTP/1.1\r\nHost: x\r\nContent-Length: 10\r\n\r\n{")
+        assert child.get("/health")[0] == 200  # later than the half request on the same poller
+        child.signal(number)
+        child.until("stopping; ")
+        child.signal(number)
+        assert child.wait() == 128 + number
