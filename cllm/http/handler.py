@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from cllm.http.body_stream import BodyStream, compact_json
 from cllm.http.errors import HttpError
 from cllm.http.request import HttpRequest
-from cllm.http.response import JSON, DeferredResponse, HttpResponse
+from cllm.http.response import JSON, DeferredResponse, HttpResponse, field_line
 from cllm.http.sse import IterableEventStream
 
 _log = logging.getLogger("cllm.http")
@@ -105,6 +105,7 @@ class HttpHandler:
         """The response for an error; without a request where there is none yet."""
         try:
             body, content_type = self.error_body(error.status, error.message, request)
+            field_line("Content-Type", content_type)  # this response must not fail in its turn
         except Exception:
             _log.exception("the error_body hook failed")
             body, content_type = json_error_body(error.status, error.message, request)

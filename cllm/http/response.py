@@ -111,18 +111,28 @@ class HttpResponse:
 
         A bytes body gives Content-Length, also in answer to HEAD. For a stream, `chunked` gives
         Transfer-Encoding; without it (HTTP/1.0) the close ends the body and `keep_alive` must be
-        False. Raises ValueError for fields that cannot be sent: answer 500 instead.
+        False. Raises ValueError for what cannot be sent: answer 500 instead.
         """
+        try:
+            return self._encode_head(keep_alive, chunked, server, request_id)
+        except TypeError as error:  # such as a number for a field's value
+            raise ValueError(f"the response has a part of the wrong type: {error}") from error
+
+    def _encode_head(
+        self, keep_alive: bool, chunked: bool, server: str, request_id: str | None
+    ) -> Octets:
+        body = self.body
         parts = [_status_line(self.status), _server_line(server), _date_line()]
         if not self.has_body:
             pass
-        elif isinstance(self.body, BodyStream):
-            if chunked:
-                parts.append(b"Transfer-Encoding: chunked\r\n")
-            elif keep_alive:
-                raise ValueError("a stream that is not chunked ends by closing the connection")
-        else:
-            parts.append(b"Content-Length: %d\r\n" % len(self.body))
+        elif isinstance(body, bytes):
+            parts.append(b"Content-Length: %d\r\n" % len(body))
+        elif not isinstance(body, BodyStream):
+            raise TypeError(f"the body is a {type(body).__name__}; give bytes or a BodyStream")
+        elif chunked:
+            parts.append(b"Transfer-Encoding: chunked\r\n")
+        elif keep_alive:
+            raise ValueError("a stream that is not chunked ends by closing the connection")
         for name_value in self.headers:
             parts.append(_PREBUILT_FIELDS.get(name_value) or field_line(*name_value))
         if request_id:

@@ -319,6 +319,13 @@ def test_an_error_body_that_fails_gives_the_default_one(caplog: pytest.LogCaptur
     assert "error_body" in caplog.text
 
 
+def test_so_does_one_whose_content_type_cannot_be_sent(caplog: pytest.LogCaptureFixture) -> None:
+    handler = HttpHandler()
+    handler.error_body = lambda status, message, request: (b"", "a\r\nb")
+    assert content(call(handler, "GET", "/"))["success"] is False
+    assert "error_body" in caplog.text
+
+
 def test_errors_are_for_errors() -> None:
     with pytest.raises(ValueError, match="400"):
         HttpError(200, "fine")

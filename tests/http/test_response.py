@@ -121,6 +121,21 @@ def test_fields_that_the_connection_writes_are_refused(name: str) -> None:
         HttpResponse(200, [(name, "5")]).encode_head(keep_alive=True)
 
 
+@pytest.mark.parametrize(
+    "response",
+    [
+        HttpResponse(200, [("X", 5)]),  # type: ignore[list-item]
+        HttpResponse(200, [["X", "5"]]),  # type: ignore[list-item]
+        HttpResponse("200"),  # type: ignore[arg-type]
+        HttpResponse(200, body="text"),  # type: ignore[arg-type]
+        HttpResponse(200, body=None),  # type: ignore[arg-type]
+    ],
+)
+def test_parts_of_the_wrong_type_are_refused_the_same_way(response: HttpResponse) -> None:
+    with pytest.raises(ValueError, match="wrong type"):
+        response.encode_head(keep_alive=True)
+
+
 def test_fields_keep_their_order_and_may_repeat() -> None:
     response = HttpResponse(200, [("Set-Cookie", "a"), ("X", ""), ("Set-Cookie", "caf\xe9")])
     assert lines(response)[-4:-1] == ["Set-Cookie: a", "X: ", "Set-Cookie: caf\xe9"]
