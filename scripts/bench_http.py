@@ -9,13 +9,15 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
+from operator import attrgetter, truediv
 from pathlib import Path
 from typing import Any
 
 import _peers
 from _bench import BenchError, Report, parse, parser, percentile, run, wait
 from _crowd import IdleCrowd, SlowHeaderCrowd
-from _load import Client, Load, Probe, measure_load
+from _load import Client, Probe, measure_load
 from _servers import HOST, Server, cllm_server, raise_file_limit
 from _soak import soak_server
 from tqdm import tqdm
@@ -36,6 +38,15 @@ examples:
 """
 
 
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """One load run: requests a second, latency, the server's processor time a request."""
+
+    rate: float
+    p99_ms: float
+    cpu_us: float
+
+
 def throughput(report: Report, options: argparse.Namespace) -> None:
     """cLLM and its peers, in turns."""
     with contextlib.ExitStack() as stack:
@@ -48,37 +59,14 @@ def throughput(report: Report, options: argparse.Namespace) -> None:
             else:
                 servers.append(stack.enter_context(_peers.start(name, folder)))
         runs = _take_turns(servers, options)
-    ours = servers[0].name
-    rows, ratios = [], []
-    for server in servers:
-        rate: dict[str, Any] = {"server": server.name}
-        ratio: dict[str, Any] = {"cLLM against": server.name}
-        for connections in options.connections:
-            mine = runs[server.name, connections]
-            column = f"{connections} conn."
-            rate[f"{column} req/s"] = statistics.median(load.rate for load, _cpu in mine)
-            rate[f"{column} p99 ms"] = statistics.median(load.p99_ms for load, _cpu in mine)
-            rate[f"{column} CPU µs/req"] = statistics.median(cpu for _load, cpu in mine)
-            pairs = zip(runs[ours, connections], mine, strict=True)
-            ratio[column] = statistics.median(us.rate / peer.rate for (us, _), (peer, _) in pairs)
-        rows.append(rate)
-        ratios.append(ratio)
-    report.table(f"GET /health, keep-alive, median of {options.rounds} rounds", rows)
-    if len(servers) == 1:
-        return
-    report.table("Ratio of requests a second, median of the rounds' ratios", ratios[1:])
-    if 64 in options.connections:
-        for row in ratios[1:]:
-            needed = 3.0 if "FastAPI" in row["cLLM against"] else 1.0
-            what = f"at 64 connections at least {needed:g} × {row['cLLM against']}"
-            report.target(what, row["64 conn."], row["64 conn."] >= needed)
+    _compare(report, [server.name for server in servers], runs, options)
 
 
 def _take_turns(
     servers: list[Server], options: argparse.Namespace
-) -> dict[tuple[str, int], list[tuple[Load, float]]]:
-    """For each server and number of connections, one (load, CPU µs a request) per round."""
-    runs: dict[tuple[str, int], list[tuple[Load, float]]] = {}
+) -> dict[tuple[str, int], list[Turn]]:
+    """By server and number of connections, one for each round."""
+    runs: dict[tuple[str, int], list[Turn]] = {}
     turns = [
         (connections, server)
         for connections in options.connections
@@ -91,8 +79,50 @@ def _take_turns(
         before = server.cpu_seconds()
         load = measure_load(HOST, server.port, "/health", connections, options.seconds)
         cpu = (server.cpu_seconds() - before) / load.requests * 1e6
-        runs.setdefault((server.name, connections), []).append((load, cpu))
+        runs.setdefault((server.name, connections), []).append(Turn(load.rate, load.p99_ms, cpu))
     return runs
+
+
+def _compare(
+    report: Report,
+    servers: list[str],
+    runs: dict[tuple[str, int], list[Turn]],
+    options: argparse.Namespace,
+) -> None:
+    """Medians of each server; ratios from the turns of the same round, so that noise cancels."""
+    for heading, measure in (
+        ("Requests a second", attrgetter("rate")),
+        ("Latency, 99th percentile, ms", attrgetter("p99_ms")),
+        ("Server's processor time a request, µs", attrgetter("cpu_us")),
+    ):
+        report.table(
+            f"{heading}; GET /health, keep-alive, median of {options.rounds} rounds",
+            [
+                {"server": server}
+                | {
+                    f"{connections} conn.": statistics.median(
+                        map(measure, runs[server, connections])
+                    )
+                    for connections in options.connections
+                }
+                for server in servers
+            ],
+        )
+    ours, *peers = servers
+    if not peers:
+        return
+    ratios: list[dict[str, Any]] = [{"cLLM against": peer} for peer in peers]
+    for connections in options.connections:
+        mine = [turn.rate for turn in runs[ours, connections]]
+        for row in ratios:
+            theirs = [turn.rate for turn in runs[row["cLLM against"], connections]]
+            row[f"{connections} conn."] = statistics.median(map(truediv, mine, theirs))
+    report.table("Ratio of requests a second, median of the rounds' ratios", ratios)
+    if 64 in options.connections:
+        for row in ratios:
+            needed = 3.0 if "FastAPI" in row["cLLM against"] else 1.0
+            what = f"at 64 connections at least {needed:g} × {row['cLLM against']}"
+            report.target(what, row["64 conn."], row["64 conn."] >= needed)
 
 
 def idle(report: Report, options: argparse.Namespace) -> None:
@@ -120,7 +150,8 @@ def slow(report: Report, options: argparse.Namespace) -> None:
     with cllm_server() as server:
         rows = [_health(server, options.seconds, "before")]
         with SlowHeaderCrowd(HOST, server.port, size) as crowd:
-            rows.append(_health(server, options.seconds, f"{size} slow clients"))
+            # Long enough for the head's deadline, 10 s, to turn every one of them away.
+            rows.append(_health(server, 3 * options.seconds, f"{size} slow clients"))
         rows.append(_health(server, options.seconds, "after"))
     report.table(f"/health beside {size} clients that send their head a byte a second", rows)
     print(f"\nturned away and come back meanwhile: {crowd.turned_away}, with 408: {crowd.timeouts}")
