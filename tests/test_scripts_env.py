@@ -1,0 +1,152 @@
+"""The installing part of run.sh and test.sh, function by function; nothing is installed here."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+SCRIPTS = Path(__file__).parent.parent / "scripts"
+NINJA = "".join(
+    f"  [{n}/193] /usr/bin/g++ -o x.o -c [1/2].cpp\n  a warning\n" for n in range(1, 194)
+)
+MAKE = "".join(f"[{n:3d}%] Building CXX object\n" for n in range(0, 101, 5))
+
+
+def shell(
+    code: str, *, feed: str = "", path: str = os.environ["PATH"], **environ: str
+) -> subprocess.CompletedProcess[str]:
+    """Run bash code after sourcing _env.sh as the two scripts do."""
+    bash = shutil.which("bash")
+    assert bash is not None
+    return subprocess.run(
+        [bash, "-c", f"set -euo pipefail; source '{SCRIPTS}/_env.sh'; {code}"],
+        env={"PATH": path, "HOME": "/nonexistent", **environ}, input=feed, text=True,
+        capture_output=True, timeout=60, check=False,
+    )  # fmt: skip
+
+
+def program(folder: Path, name: str, code: str = "exit 0") -> Path:
+    path = folder / name
+    path.write_text(f"#!/bin/sh\n{code}\n")
+    path.chmod(0o755)
+    return path
+
+
+@pytest.fixture
+def log(tmp_path: Path) -> Path:
+    return tmp_path / "install.log"
+
+
+# The interpreter
+
+
+def test_an_interpreter_that_does_not_exist_is_named() -> None:
+    done = shell("find_python", PYTHON="/no/python")
+    assert done.returncode == 1
+    assert done.stderr == "cllm: PYTHON=/no/python: there is no such program\n"
+
+
+def test_an_interpreter_that_is_too_old_is_refused_with_its_version(tmp_path: Path) -> None:
+    old = program(tmp_path, "python", '[ "$1" = --version ] && echo Python 3.9.2 || exit 1')
+    done = shell("find_python", PYTHON=str(old))
+    assert done.returncode == 1
+    assert "is Python 3.9.2; cLLM needs Python 3.10 or newer" in done.stderr
+
+
+def test_an_old_python3_is_passed_over_for_a_newer_one(tmp_path: Path) -> None:
+    program(tmp_path, "python3", "exit 1")
+    newer = program(tmp_path, "python3.12")
+    done = shell("find_python", path=f"{tmp_path}:/usr/bin:/bin")
+    assert done.stdout.strip() == str(newer)
+
+
+# The compiler
+
+
+def test_clang_compiles_where_the_cpu_has_amx(tmp_path: Path) -> None:
+    for name in ("clang-18", "clang++-18", "clang-19", "clang++-19", "clang", "clang++"):
+        program(tmp_path, name)
+    done = shell('choose_compiler "fpu amx_tile avx2"; echo $CC $CXX', path=f"{tmp_path}:/bin")
+    assert done.stdout == "clang-19 clang++-19\n"
+
+
+def test_the_users_own_choice_of_a_compiler_is_kept(tmp_path: Path) -> None:
+    program(tmp_path, "clang-19")
+    program(tmp_path, "clang++-19")
+    done = shell("choose_compiler amx_tile; echo $CXX", path=f"{tmp_path}:/bin", CXX="g++-13")
+    assert done.stdout == "g++-13\n"
+
+
+def test_nothing_is_chosen_where_the_cpu_has_no_amx() -> None:
+    done = shell('choose_compiler "fpu avx2"; echo "${CC:-none}"')
+    assert (done.stdout, done.stderr) == ("none\n", "")
+
+
+def test_a_cpu_with_amx_and_no_clang_gets_a_hint(tmp_path: Path) -> None:
+    done = shell('choose_compiler amx_tile; echo "${CC:-none}"', path=str(tmp_path))
+    assert done.stdout == "none\n"
+    assert "apt-get install clang-19" in done.stderr
+
+
+def test_a_missing_compiler_is_told_before_anything_is_downloaded(tmp_path: Path) -> None:
+    for name in ("sed", "cat"):
+        os.symlink(shutil.which(name) or name, tmp_path / name)
+    done = shell("compile_llama llama-cpp-python", path=str(tmp_path))
+    assert done.returncode == 1
+    assert "no C++ compiler is installed" in done.stderr
+    assert "apt-get install build-essential" in done.stderr
+
+
+# Progress and failure
+
+
+@pytest.mark.parametrize("output", [NINJA, MAKE], ids=["ninja", "make"])
+def test_compiling_is_told_every_ten_percent_where_there_is_no_terminal(
+    output: str, log: Path
+) -> None:
+    done = shell(f"LOG={log}; show_progress", feed=output)
+    told = [int(line.split()[2]) for line in done.stderr.splitlines()]
+    assert told == [0, *range(10, 101, 10)]
+    assert log.read_text() == output
+
+
+@pytest.mark.parametrize(
+    ("said", "remedy"),
+    [
+        ("c++: fatal error: Killed signal terminated program cc1plus", "memory ran out"),
+        ("OSError: [Errno 28] No space left on device", "the disk is full"),
+        ("ERROR: No matching distribution found for llama-cpp-python", "check the network"),
+        ("CMake Error: No CMAKE_CXX_COMPILER could be found.", "build-essential"),
+        ("something else", "the whole log is in"),
+    ],
+)
+def test_a_failure_shows_the_end_of_the_log_and_a_remedy(said: str, remedy: str, log: Path) -> None:
+    log.write_text("much before\n" * 1000 + said + "\n")
+    done = shell(f"LOG={log}; failed 'compiling llama.cpp'")
+    assert done.returncode == 1
+    assert said in done.stderr
+    assert "compiling llama.cpp failed" in done.stderr
+    assert remedy in done.stderr
+    assert len(done.stderr.splitlines()) < 40
+
+
+def test_a_failing_pip_is_a_failure_in_spite_of_the_pipe(log: Path) -> None:
+    done = shell(f"LOG={log}; {{ echo '[1/2] x'; exit 3; }} 2>&1 | show_progress || echo failed")
+    assert done.stdout == "failed\n"
+
+
+# Style
+
+
+@pytest.mark.skipif(shutil.which("shellcheck") is None, reason="shellcheck is not installed")
+def test_shellcheck_finds_nothing() -> None:
+    scripts = [*SCRIPTS.glob("*.sh"), SCRIPTS.parent / ".ci" / "run"]
+    done = subprocess.run(
+        ["shellcheck", "-x", *scripts], capture_output=True, text=True, timeout=60, check=False,
+        cwd=SCRIPTS.parent,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout
