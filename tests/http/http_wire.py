@@ -1,0 +1,206 @@
+"""A client that shows every byte, and handlers that wait for a test."""
+
+from __future__ import annotations
+
+import json
+import socket
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from cllm.http import HttpHandler, HttpRequest, HttpResponse, Server
+
+PATIENCE = 10.0  # s; every wait in these tests ends after this, and then fails
+
+
+@dataclass
+class Reply:
+    """A response as it came."""
+
+    status: int
+    headers: dict[str, str]  # names in lower case
+    head: bytes
+    body: bytes = b""
+    chunks: list[bytes] = field(default_factory=list)
+
+    def json(self) -> Any:
+        return json.loads(self.body)
+
+
+class RawClient:
+    """A TCP connection; what is sent is exactly what the test says."""
+
+    def __init__(self, port: int, host: str = "127.0.0.1", receive_buffer: int = 0) -> None:
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        self.socket = socket.socket(family)
+        if receive_buffer:
+            self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
+        self.socket.settimeout(PATIENCE)
+        self.socket.connect((host, port))
+        self.buffer = b""
+
+    def __enter__(self) -> RawClient:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def send(self, data: bytes) -> None:
+        self.socket.sendall(data)
+
+    def request(
+        self,
+        method: str = "GET",
+        path: str = "/",
+        body: bytes = b"",
+        headers: dict[str, str] | None = None,
+        version: str = "HTTP/1.1",
+    ) -> Reply:
+        """Send one request and read its response."""
+        self.send(encode(method, path, body, headers, version))
+        return self.reply(method)
+
+    def get(self, path: str = "/", **headers: str) -> Reply:
+        return self.request("GET", path, headers=headers)
+
+    def reply(self, method: str = "GET") -> Reply:
+        """Read one response."""
+        reply = self.reply_head()
+        if method == "HEAD" or reply.status in (204, 304) or reply.status < 200:
+            return reply
+        if reply.headers.get("transfer-encoding") == "chunked":
+            while chunk := self.chunk():
+                reply.chunks.append(chunk)
+            reply.body = b"".join(reply.chunks)
+        elif "content-length" in reply.headers:
+            reply.body = self.exactly(int(reply.headers["content-length"]))
+        else:
+            reply.body = self.rest()
+        return reply
+
+    def reply_head(self) -> Reply:
+        head = self.until(b"\r\n\r\n")
+        lines = head[:-4].decode("latin-1").split("\r\n")
+        version, status, _ = lines[0].split(" ", 2)
+        assert version == "HTTP/1.1"
+        headers = dict(line.split(": ", 1) for line in lines[1:])
+        return Reply(int(status), {n.lower(): v for n, v in headers.items()}, head)
+
+    def chunk(self) -> bytes:
+        """One chunk of a chunked body; b"" is the last."""
+        size = int(self.until(b"\r\n")[:-2], 16)
+        data = self.exactly(size)
+        assert self.exactly(2) == b"\r\n"
+        return data
+
+    def until(self, end: bytes) -> bytes:
+        while end not in self.buffer:
+            self._more()
+        at = self.buffer.index(end) + len(end)
+        data, self.buffer = self.buffer[:at], self.buffer[at:]
+        return data
+
+    def exactly(self, size: int) -> bytes:
+        parts = [self.buffer]
+        missing = size - len(self.buffer)
+        while missing > 0:
+            data = self.socket.recv(min(missing, 1 << 20))
+            if not data:
+                raise EOFError(f"the server ended; {missing} of {size} bytes are missing")
+            parts.append(data)
+            missing -= len(data)
+        whole = b"".join(parts)
+        self.buffer = whole[size:]
+        return whole[:size]
+
+    def rest(self) -> bytes:
+        """Everything until the server ends the connection."""
+        parts = [self.buffer]
+        self.buffer = b""
+        while data := self.socket.recv(1 << 16):
+            parts.append(data)
+        return b"".join(parts)
+
+    def ended(self) -> bool:
+        """The server ended the connection, without another byte; waits for it."""
+        try:
+            return self.rest() == b""
+        except ConnectionResetError:
+            return True
+
+    def half_close(self) -> None:
+        self.socket.shutdown(socket.SHUT_WR)
+
+    def reset(self) -> None:
+        """Close with a TCP reset."""
+        self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+        self.socket.close()
+
+    def close(self) -> None:
+        self.socket.close()
+
+    def _more(self) -> None:
+        data = self.socket.recv(1 << 16)
+        if not data:
+            raise EOFError(f"the server ended after {self.buffer!r}")
+        self.buffer += data
+
+
+def encode(
+    method: str = "GET",
+    path: str = "/",
+    body: bytes = b"",
+    headers: dict[str, str] | None = None,
+    version: str = "HTTP/1.1",
+) -> bytes:
+    """The bytes of a request."""
+    lines = [f"{method} {path} {version}", "Host: test"]
+    if body:
+        lines.append(f"Content-Length: {len(body)}")
+    lines += [f"{name.replace('_', '-')}: {value}" for name, value in (headers or {}).items()]
+    return "\r\n".join(lines).encode() + b"\r\n\r\n" + body
+
+
+def wait_until(condition: Callable[[], bool], what: str) -> None:
+    """For what has no event to wait on: another thread's counters, the kernel's queues."""
+    limit = time.monotonic() + PATIENCE
+    while not condition():
+        assert time.monotonic() < limit, f"in {PATIENCE:g} s it did not come about that {what}"
+        time.sleep(0.002)
+
+
+def server_threads() -> list[str]:
+    return [thread.name for thread in threading.enumerate() if thread.name.startswith("cllm-")]
+
+
+def basic_handler() -> HttpHandler:
+    """What most tests need."""
+    handler = HttpHandler()
+    handler.get("/", lambda request: HttpResponse.text("root"))
+    handler.get("/health", lambda request: HttpResponse.json({"status": "healthy"}))
+    handler.post("/echo", lambda request: HttpResponse.bytes(request.body))
+    handler.get("/path/{name}", lambda request: request.path_params["name"])
+    return handler
+
+
+class Gate:
+    """A handler that holds its worker until the test opens it."""
+
+    def __init__(self) -> None:
+        self.entered = threading.Semaphore(0)
+        self.opened = threading.Event()
+
+    def __call__(self, request: HttpRequest) -> str:
+        self.entered.release()
+        assert self.opened.wait(PATIENCE)
+        return "through"
+
+    def wait_entered(self, times: int = 1) -> None:
+        for _ in range(times):
+            assert self.entered.acquire(timeout=PATIENCE)
+
+
+Serve = Callable[..., Server]
+Connect = Callable[..., RawClient]

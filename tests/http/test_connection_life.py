@@ -1,0 +1,505 @@
+"""A connection's life: keep-alive, pipelining, 100-continue, half-closed and vanished clients."""
+
+from __future__ import annotations
+
+import socket
+import threading
+
+import pytest
+from http_wire import (
+    PATIENCE,
+    Connect,
+    Gate,
+    RawClient,
+    Serve,
+    basic_handler,
+    encode,
+    wait_until,
+)
+
+from cllm.http import BodyStream, DeferredResponse, HttpHandler, HttpRequest, HttpResponse
+from cllm.http.connection import (
+    AGAIN,
+    IDLE,
+    ON_FINISH,
+    ON_SCHEDULE,
+    QUEUED,
+    RUNNING,
+    RUNNING_AGAIN,
+    Connection,
+    Context,
+)
+from cllm.http.limits import ServerConfig
+from cllm.http.poller import READ, new_poller
+from cllm.http.stats import Counters
+from cllm.http.transport import PlainTransport
+from cllm.http.worker import Worker
+
+# The scheduling state machine
+
+
+def test_the_schedule_is_the_table_of_the_design() -> None:
+    assert ON_SCHEDULE == {
+        IDLE: QUEUED,
+        QUEUED: QUEUED,
+        RUNNING: RUNNING_AGAIN,
+        RUNNING_AGAIN: RUNNING_AGAIN,
+    }
+    assert ON_FINISH == {RUNNING: IDLE, RUNNING_AGAIN: QUEUED}
+
+
+class Scripted:
+    """A protocol that calls back into the test while it runs."""
+
+    def __init__(self) -> None:
+        self.states: list[object] = []
+        self.on_run = lambda: READ
+
+    def advance(self, connection: Connection, worker: Worker) -> int:
+        self.states.append(connection.state)
+        return self.on_run()
+
+    attend = advance
+
+    def lost(self, connection: Connection, worker: Worker) -> None:
+        self.states.append("lost")
+
+
+class Bench:
+    """A connection without a server: the test plays queue and worker."""
+
+    def __init__(self) -> None:
+        ours, self.theirs = socket.socketpair()
+        ours.setblocking(False)
+        self.pushed: list[Connection] = []
+        self.closes = 0
+        poller = new_poller()
+        poller.register(ours.fileno(), READ)
+        table: dict[int, Connection] = {}
+        context = Context(
+            HttpHandler(), ServerConfig(), poller, table, self.pushed.append, self._closed
+        )
+        self.protocol = Scripted()
+        self.connection = Connection(
+            context, PlainTransport(ours), self.protocol, ("", 0), READ, float("inf")
+        )
+        table[self.connection.fd] = self.connection
+
+    def _closed(self) -> None:
+        self.closes += 1
+
+    def run(self) -> None:
+        self.pushed.pop().run(Worker.__new__(Worker))
+
+
+def test_many_wake_ups_queue_it_once() -> None:
+    bench = Bench()
+    for _ in range(3):
+        bench.connection.schedule()
+    assert bench.pushed == [bench.connection]
+    assert bench.connection.state is QUEUED
+
+
+def test_a_run_without_a_wake_up_parks_it() -> None:
+    bench = Bench()
+    bench.connection.schedule()
+    bench.run()
+    assert bench.protocol.states == [RUNNING]
+    assert bench.connection.state is IDLE
+    assert bench.pushed == []
+
+
+def test_a_wake_up_during_a_run_queues_it_again_once() -> None:
+    bench = Bench()
+
+    def woken_twice() -> int:
+        bench.connection.schedule()
+        bench.connection.schedule()
+        assert bench.connection.state is RUNNING_AGAIN
+        assert bench.pushed == [], "at most one thread has it"
+        return READ
+
+    bench.protocol.on_run = woken_twice
+    bench.connection.schedule()
+    bench.run()
+    assert bench.pushed == [bench.connection]
+    assert bench.connection.state is QUEUED
+
+
+def test_what_could_go_on_queues_itself_behind_the_others() -> None:
+    bench = Bench()
+    bench.protocol.on_run = lambda: AGAIN
+    bench.connection.schedule()
+    bench.run()
+    assert bench.pushed == [bench.connection]
+
+
+def test_a_protocol_that_fails_closes_its_connection_only() -> None:
+    bench = Bench()
+
+    def fail() -> int:
+        raise ZeroDivisionError
+
+    bench.protocol.on_run = fail
+    bench.connection.schedule()
+    bench.run()
+    assert bench.protocol.states == [RUNNING, "lost"]
+    assert bench.closes == 1
+    assert bench.theirs.recv(1) == b""
+
+
+def test_late_wake_ups_of_a_closed_connection_do_nothing() -> None:
+    bench = Bench()
+    bench.connection.close()
+    bench.connection.close()
+    bench.connection.attend()
+    bench.run()
+    assert bench.closes == 1
+    assert bench.protocol.states == []
+    assert bench.connection.state is IDLE
+
+
+def test_wake_ups_from_many_threads_are_all_seen() -> None:
+    """Each thread publishes, then schedules: the last run must see everything published."""
+    bench = Bench()
+    published = [0] * 4
+    seen = [0] * 4
+
+    def look() -> int:
+        seen[:] = published
+        return READ
+
+    bench.protocol.on_run = look
+
+    def publish(index: int) -> None:
+        for count in range(1, 2001):
+            published[index] = count
+            bench.connection.schedule()
+
+    threads = [threading.Thread(target=publish, args=(index,)) for index in range(4)]
+    for thread in threads:
+        thread.start()
+    while any(thread.is_alive() for thread in threads) or bench.pushed:
+        if bench.pushed:
+            assert len(bench.pushed) == 1
+            bench.run()
+    assert seen == published == [2000] * 4
+
+
+# Keep-alive and pipelining
+
+
+def test_a_connection_serves_many_requests(serve: Serve, connect: Connect) -> None:
+    client = connect(serve())
+    for number in range(200):
+        assert client.get(f"/path/{number}").body == str(number).encode()
+
+
+@pytest.mark.parametrize(
+    ("version", "headers", "stays"),
+    [
+        ("HTTP/1.1", {}, True),
+        ("HTTP/1.1", {"Connection": "close"}, False),
+        ("HTTP/1.0", {}, False),
+        ("HTTP/1.0", {"Connection": "keep-alive"}, True),
+    ],
+)
+def test_who_keeps_a_connection_open(
+    serve: Serve, connect: Connect, version: str, headers: dict[str, str], stays: bool
+) -> None:
+    client = connect(serve())
+    reply = client.request("GET", "/", headers=headers, version=version)
+    assert reply.headers["connection"] == ("keep-alive" if stays else "close")
+    if stays:
+        assert client.get().status == 200
+    else:
+        assert client.ended()
+
+
+def test_pipelined_requests_are_answered_in_order(serve: Serve, connect: Connect) -> None:
+    client = connect(serve())
+    count = 500  # more than one turn takes
+    client.send(b"".join(encode(path=f"/path/{number}") for number in range(count)))
+    assert [client.reply().body for _ in range(count)] == [b"%d" % n for n in range(count)]
+
+
+def test_pipelined_requests_wait_for_a_deferred_response(serve: Serve, connect: Connect) -> None:
+    waiting: list[DeferredResponse] = []
+    given = threading.Event()
+
+    def defer(request: HttpRequest) -> DeferredResponse:
+        waiting.append(DeferredResponse())
+        given.set()
+        return waiting[-1]
+
+    handler = basic_handler()
+    handler.get("/later", defer)
+    client = connect(serve(handler))
+    client.send(encode(path="/later") + encode(path="/health"))
+    assert given.wait(PATIENCE)
+    client.send(encode(path="/path/third"))
+    waiting[0].resolve(HttpResponse.text("first"))
+    assert [client.reply().body for _ in range(3)] == [b"first", b'{"status":"healthy"}', b"third"]
+
+
+def test_pipelined_requests_wait_for_a_stream_and_do_not_end_it(
+    serve: Serve, connect: Connect
+) -> None:
+    stream = BodyStream()
+    handler = basic_handler()
+    handler.get_streaming("/stream", lambda request: stream)
+    client = connect(serve(handler))
+    client.send(encode(path="/stream"))
+    assert client.reply_head().status == 200
+    client.send(encode(path="/health"))
+    for number in range(20):
+        stream.write(b"%d" % number)
+        assert client.chunk() == b"%d" % number
+        client.send(encode(path=f"/path/{number}"))
+    stream.close()
+    assert client.chunk() == b""
+    assert client.reply().body == b'{"status":"healthy"}'
+    assert [client.reply().body for _ in range(20)] == [b"%d" % n for n in range(20)]
+
+
+def test_a_request_may_come_byte_by_byte(serve: Serve, connect: Connect) -> None:
+    client = connect(serve())
+    for byte in encode("POST", "/echo", b"body"):
+        client.send(bytes([byte]))
+    assert client.reply().body == b"body"
+
+
+def test_a_large_body_comes_back_whole(serve: Serve, connect: Connect) -> None:
+    body = bytes(range(256)) * 4096 * 8  # 8 MiB
+    client = connect(serve())
+    sender = threading.Thread(target=client.send, args=(encode("POST", "/echo", body),))
+    sender.start()
+    assert client.reply().body == body
+    sender.join(PATIENCE)
+
+
+def test_a_slow_reader_gets_a_large_response_whole(serve: Serve, connect: Connect) -> None:
+    body = bytes(range(256)) * 4096 * 8
+    handler = HttpHandler()
+    handler.get("/", lambda request: HttpResponse.bytes(body))
+    server = serve(handler, workers=1)
+    client = connect(server, receive_buffer=4096)
+    client.send(encode())
+    other = connect(server)
+    assert other.request("HEAD").status == 200, "a socket that is full holds no worker"
+    assert client.reply().body == body
+    assert client.request("HEAD").status == 200, "the connection goes on"
+
+
+# 100-continue
+
+
+def test_100_continue_comes_before_the_body(serve: Serve, connect: Connect) -> None:
+    client = connect(serve())
+    head = encode("POST", "/echo", headers={"Content-Length": "4", "Expect": "100-continue"})
+    for _ in range(2):
+        client.send(head)
+        assert client.reply().head == b"HTTP/1.1 100 Continue\r\n\r\n"
+        client.send(b"body")
+        assert client.reply().body == b"body"
+
+
+def test_no_100_where_the_body_is_there_already(serve: Serve, connect: Connect) -> None:
+    client = connect(serve())
+    assert client.request("POST", "/echo", b"body", {"Expect": "100-continue"}).status == 200
+
+
+def test_no_100_for_a_body_that_is_refused(serve: Serve, connect: Connect) -> None:
+    client = connect(serve())
+    headers = {"Content-Length": str(1 << 40), "Expect": "100-continue"}
+    assert client.request("POST", "/echo", headers=headers).status == 413
+
+
+# Clients that half-close
+
+
+def test_a_client_that_half_closes_gets_its_response(serve: Serve, connect: Connect) -> None:
+    client = connect(serve())
+    client.send(encode("POST", "/echo", b"x" * 1000) + encode(path="/health"))
+    client.half_close()
+    assert client.reply().body == b"x" * 1000
+    assert client.reply().status == 200
+    assert client.ended()
+
+
+def test_a_client_that_half_closes_gets_all_of_a_large_response(
+    serve: Serve, connect: Connect
+) -> None:
+    body = b"x" * (8 << 20)
+    handler = HttpHandler()
+    handler.get("/", lambda request: HttpResponse.bytes(body))
+    client = connect(serve(handler), receive_buffer=4096)
+    client.send(encode())
+    client.half_close()
+    assert client.reply().body == body
+
+
+# Clients that vanish
+
+
+def vanish_politely(client: RawClient) -> None:
+    client.close()
+
+
+def vanish_with_a_reset(client: RawClient) -> None:
+    client.reset()
+
+
+ways = pytest.mark.parametrize("vanish", [vanish_politely, vanish_with_a_reset])
+
+
+@ways
+@pytest.mark.parametrize(
+    "sent",
+    [
+        b"",
+        b"GET / HT",
+        b"POST /echo HTTP/1.1\r\nHost: a\r\nContent-Length: 9\r\n\r\nhalf",
+        b"POST /echo HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nha",
+    ],
+    ids=["idle", "in-head", "in-body", "in-chunk"],
+)
+def test_one_that_vanishes_before_a_request_is_complete(
+    serve: Serve, connect: Connect, vanish: type, sent: bytes
+) -> None:
+    server = serve()
+    client = connect(server)
+    client.send(sent)
+    wait_until(lambda: server.stats().connections_open == 1, "it is accepted")
+    vanish(client)
+    wait_until(lambda: server.stats().connections_open == 0, "its connection is closed")
+    assert server.stats().requests_total == 0
+    assert connect(server).get().status == 200
+
+
+@ways
+def test_one_that_vanishes_while_its_handler_runs(
+    serve: Serve, connect: Connect, vanish: type
+) -> None:
+    gate = Gate()
+    handler = basic_handler()
+    handler.get("/gate", gate)
+    server = serve(handler)
+    client = connect(server)
+    client.send(encode(path="/gate"))
+    gate.wait_entered()
+    vanish(client)
+    gate.opened.set()
+    wait_until(lambda: server.stats().connections_open == 0, "its connection is closed")
+    assert connect(server).get().status == 200
+
+
+@ways
+@pytest.mark.parametrize("pipelined", [b"", encode(path="/health")], ids=["alone", "pipelined"])
+def test_one_that_vanishes_cancels_its_deferred_response(
+    serve: Serve, connect: Connect, vanish: type, pipelined: bytes
+) -> None:
+    deferred = DeferredResponse()
+    asked, cancelled = threading.Event(), threading.Event()
+
+    def defer(request: HttpRequest) -> DeferredResponse:
+        asked.set()
+        return deferred
+
+    deferred.on_cancel(lambda reason: cancelled.set())
+    handler = basic_handler()
+    handler.get("/later", defer)
+    server = serve(handler)
+    client = connect(server)
+    client.send(encode(path="/later"))
+    assert asked.wait(PATIENCE)
+    client.send(pipelined)
+    vanish(client)
+    assert cancelled.wait(PATIENCE)
+    assert deferred.cancel_reason == "the client left"
+    wait_until(lambda: server.stats().connections_open == 0, "its connection is closed")
+    assert not deferred.resolve(HttpResponse.text("too late"))
+    assert server.stats().clients_left_total == 1
+
+
+@ways
+@pytest.mark.parametrize("pipelined", [b"", encode(path="/health")], ids=["alone", "pipelined"])
+def test_one_that_vanishes_cancels_its_stream_although_nothing_is_written(
+    serve: Serve, connect: Connect, vanish: type, pipelined: bytes
+) -> None:
+    stream, cancelled = BodyStream(), threading.Event()
+    stream.on_cancel(lambda reason: cancelled.set())
+    handler = basic_handler()
+    handler.get_streaming("/stream", lambda request: stream)
+    server = serve(handler)
+    client = connect(server)
+    client.send(encode(path="/stream"))
+    client.reply_head()
+    client.send(pipelined)
+    vanish(client)
+    assert cancelled.wait(PATIENCE)
+    assert stream.cancel_reason == "the client left"
+    wait_until(lambda: server.stats().connections_open == 0, "its connection is closed")
+
+
+@ways
+def test_one_that_vanishes_in_a_large_response(
+    serve: Serve, connect: Connect, vanish: type
+) -> None:
+    handler = basic_handler()
+    handler.get("/large", lambda request: HttpResponse.bytes(bytes(16 << 20)))
+    server = serve(handler)
+    client = connect(server, receive_buffer=4096)
+    client.send(encode(path="/large"))
+    client.exactly(1000)
+    vanish(client)
+    wait_until(lambda: server.stats().connections_open == 0, "its connection is closed")
+    assert connect(server).get().status == 200
+
+
+@ways
+def test_one_that_vanishes_during_the_lingering_read(
+    serve: Serve, connect: Connect, vanish: type
+) -> None:
+    server = serve(linger_timeout=60.0)
+    client = connect(server)
+    client.send(b"NONSENSE\r\n\r\n")
+    assert client.reply().status == 400
+    vanish(client)
+    wait_until(lambda: server.stats().connections_open == 0, "its connection is closed")
+
+
+# Ends after an error
+
+
+def test_an_error_response_is_seen_although_the_client_goes_on_sending(
+    serve: Serve, connect: Connect
+) -> None:
+    client = connect(serve())
+    client.send(encode("POST", "/echo", headers={"Content-Length": str(1 << 40)}))
+    client.send(bytes(512 * 1024))
+    assert client.reply().status == 413
+    assert client.rest() == b"", "an end, not a reset"
+
+
+def test_bytes_after_a_last_request_do_not_take_its_response_back(
+    serve: Serve, connect: Connect
+) -> None:
+    client = connect(serve())
+    client.send(encode(headers={"Connection": "close"}) + encode() * 100)
+    assert client.reply().body == b"root"
+    assert client.rest() == b"", "an end, not a reset"
+
+
+def test_the_lingering_read_is_bounded_in_bytes(serve: Serve, connect: Connect) -> None:
+    server = serve(linger_timeout=60.0)
+    client = connect(server)
+    client.send(b"NONSENSE\r\n\r\n")
+    with pytest.raises((ConnectionResetError, BrokenPipeError)):
+        for _ in range(1000):
+            client.send(bytes(1 << 20))
+    wait_until(lambda: server.stats().connections_open == 0, "its connection is closed")
+
+
+def test_counters_start_at_nothing() -> None:
+    assert Counters() == Counters(0, 0, 0, 0, {})

@@ -1,0 +1,276 @@
+"""The queue: no wake-up is lost, and blocked handlers hold up nobody but themselves."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from typing import cast
+
+import pytest
+from http_wire import PATIENCE, Connect, Gate, Serve, basic_handler, encode, wait_until
+
+from cllm.http import BodyStream, DeferredResponse, HttpHandler, HttpResponse
+from cllm.http.connection import Connection
+from cllm.http.connection_queue import ConnectionQueue
+from cllm.http.poller import new_poller
+
+# The queue alone. Nobody looks at it once a millisecond here: every wake-up has to be the pusher's.
+
+
+class Item:
+    """Stands in for a connection, which the queue only passes on."""
+
+    def __init__(self) -> None:
+        self.taken = threading.Event()
+
+
+class Takers:
+    """Workers that take and do nothing else."""
+
+    def __init__(self, count: int) -> None:
+        self.poller = new_poller()
+        self.queue = ConnectionQueue(self.poller, {}, lambda: None)
+        self.threads = [threading.Thread(target=self._run) for _ in range(count)]
+        for thread in self.threads:
+            self.queue.enter()
+            thread.start()
+
+    def _run(self) -> None:
+        while (item := self.queue.take()) is not None:
+            cast(Item, item).taken.set()
+
+    def push(self, item: Item) -> None:
+        self.queue.push(cast(Connection, item))
+
+    def close(self) -> None:
+        self.queue.close()
+        for thread in self.threads:
+            thread.join(PATIENCE)
+            assert not thread.is_alive(), "close() sends every worker home"
+        self.queue.release()
+        self.poller.close()
+
+
+@pytest.fixture(params=[1, 2, 4])
+def takers(request: pytest.FixtureRequest) -> Iterator[Takers]:
+    takers = Takers(request.param)
+    yield takers
+    takers.close()
+
+
+def test_one_push_at_a_time_is_always_seen(takers: Takers) -> None:
+    # Each push meets workers that are about to fall asleep: where a lost wake-up would show.
+    for _ in range(3000):
+        item = Item()
+        takers.push(item)
+        assert item.taken.wait(PATIENCE)
+
+
+def test_pushes_of_many_threads_are_all_seen(takers: Takers) -> None:
+    items = [[Item() for _ in range(1000)] for _ in range(4)]
+
+    def push(mine: list[Item]) -> None:
+        for item in mine:
+            takers.push(item)
+
+    threads = [threading.Thread(target=push, args=(mine,)) for mine in items]
+    for thread in threads:
+        thread.start()
+    for item in sum(items, []):
+        assert item.taken.wait(PATIENCE)
+
+
+def test_all_sleep_when_nothing_is_left(takers: Takers) -> None:
+    for _ in range(100):
+        takers.push(Item())
+    wait_until(lambda: takers.queue.awake == 0, "no worker is awake")
+    assert len(takers.queue) == 0
+
+
+# The queue in a server, with handlers that block
+
+
+def test_health_answers_while_all_other_workers_are_blocked(
+    serve: Serve, connect: Connect
+) -> None:
+    gate = Gate()
+    handler = basic_handler()
+    handler.get("/gate", gate)
+    server = serve(handler, workers=16)
+    blocked = [connect(server) for _ in range(15)]
+    for client in blocked:
+        client.send(encode(path="/gate"))
+    gate.wait_entered(15)
+    client = connect(server)
+    for _ in range(100):
+        assert client.get("/health").status == 200
+    gate.opened.set()
+    assert [client.reply().body for client in blocked] == [b"through"] * 15
+
+
+def test_every_worker_can_be_put_to_use(serve: Serve, connect: Connect) -> None:
+    gate = Gate()
+    handler = HttpHandler()
+    handler.get("/", gate)
+    server = serve(handler, workers=8)
+    clients = [connect(server) for _ in range(9)]
+    for client in clients:
+        client.send(encode())
+    gate.wait_entered(8)
+    wait_until(lambda: server.stats().queue_depth == 1, "the ninth waits in the queue")
+    assert server.stats().workers_busy == 8
+    gate.opened.set()
+    assert [client.reply().status for client in clients] == [200] * 9
+
+
+class Blocked:
+    """A server of four workers, one of them held by a handler and the acceptor asleep."""
+
+    def __init__(self, serve: Serve, connect: Connect) -> None:
+        self.gate = Gate()
+        self.deferred: list[DeferredResponse] = []
+        self.asked = threading.Semaphore(0)
+        self.stream = BodyStream()
+        handler = basic_handler()
+        handler.get("/gate", self.gate)
+        handler.get("/later", lambda request: self.defer())
+        handler.get_streaming("/stream", lambda request: self.stream)
+        self.server = serve(handler, workers=4)
+        self.queue = self.server._acceptor.queue
+        self.connect = lambda: connect(self.server)
+
+    def defer(self) -> DeferredResponse:
+        self.deferred.append(DeferredResponse())
+        self.asked.release()
+        return self.deferred[-1]
+
+    def block(self, count: int) -> None:
+        for _ in range(count):
+            self.connect().send(encode(path="/gate"))
+        self.gate.wait_entered(count)
+
+    def wait_until_acceptor_sleeps(self) -> None:
+        wait_until(lambda: not self.queue.watched, "the acceptor has gone to sleep")
+
+
+@pytest.fixture
+def blocked(serve: Serve, connect: Connect) -> Iterator[Blocked]:
+    blocked = Blocked(serve, connect)
+    yield blocked
+    blocked.gate.opened.set()
+
+
+@pytest.mark.parametrize("held", [1, 2, 3])
+def test_a_response_from_outside_is_sent_while_handlers_block_and_the_acceptor_sleeps(
+    blocked: Blocked, held: int
+) -> None:
+    client = blocked.connect()
+    for number in range(20):
+        client.send(encode(path="/later"))
+        assert blocked.asked.acquire(timeout=PATIENCE)
+        if number == 0:
+            blocked.block(held)
+        if number % 5 == 0:
+            blocked.wait_until_acceptor_sleeps()
+        blocked.deferred[-1].resolve(HttpResponse.text("later"))
+        assert client.reply().body == b"later"
+
+
+@pytest.mark.parametrize("held", [1, 2, 3])
+def test_tokens_from_outside_are_sent_while_handlers_block(blocked: Blocked, held: int) -> None:
+    client = blocked.connect()
+    client.send(encode(path="/stream"))
+    client.reply_head()
+    blocked.block(held)
+    for number in range(200):
+        if number % 50 == 0:
+            blocked.wait_until_acceptor_sleeps()
+        blocked.stream.write(b"token")
+        assert client.chunk() == b"token"
+
+
+@pytest.mark.parametrize("held", [1, 2, 3])
+def test_parked_and_new_connections_are_served_while_handlers_block(
+    blocked: Blocked, held: int
+) -> None:
+    parked = blocked.connect()
+    assert parked.get().status == 200
+    blocked.block(held)
+    for _ in range(3):
+        blocked.wait_until_acceptor_sleeps()
+        assert parked.get("/health").status == 200
+        blocked.wait_until_acceptor_sleeps()
+        assert blocked.connect().get("/health").status == 200
+
+
+def test_a_free_worker_takes_over_when_the_polling_one_is_held(
+    serve: Serve, connect: Connect
+) -> None:
+    gate = Gate()
+    handler = basic_handler()
+    handler.get("/gate", gate)
+    server = serve(handler, workers=2)
+    for _ in range(20):
+        holder, client = connect(server), connect(server)
+        holder.send(encode(path="/gate"))
+        gate.wait_entered()
+        assert client.get("/health").status == 200
+        gate.opened.set()
+        assert holder.reply().status == 200
+        gate.opened.clear()
+
+
+def test_an_idle_server_sleeps(serve: Serve, connect: Connect) -> None:
+    server = serve()
+    client = connect(server)
+    for _ in range(50):
+        client.get()
+    queue = server._acceptor.queue
+    wait_until(lambda: not queue.watched, "the acceptor has gone to sleep")
+    wait_until(lambda: queue.awake == 0, "no worker is awake")
+    assert not queue.vacant, "one of them waits in the poll, so a request costs no hand-over"
+
+
+def test_responses_without_end_leave_room_for_others(serve: Serve, connect: Connect) -> None:
+    def endless() -> Iterator[str]:
+        while True:
+            yield "x" * 1000
+
+    handler = basic_handler()
+    handler.get_streaming("/endless", lambda request: endless())
+    server = serve(handler, workers=1)
+    readers = [connect(server) for _ in range(3)]
+    for reader in readers:
+        reader.send(encode(path="/endless"))
+        reader.reply_head()
+    stop = threading.Event()
+
+    def read(index: int) -> None:
+        while not stop.is_set():
+            readers[index].chunk()
+
+    threads = [threading.Thread(target=read, args=(index,)) for index in range(len(readers))]
+    for thread in threads:
+        thread.start()
+    try:
+        client = connect(server)
+        for _ in range(20):
+            assert client.get("/health").status == 200
+            assert connect(server).get("/health").status == 200
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join(PATIENCE)
+
+
+def test_a_pipelined_flood_leaves_room_for_others(serve: Serve, connect: Connect) -> None:
+    server = serve(workers=1)
+    flood, client = connect(server), connect(server)
+    requests = encode(path="/health") * 2000
+    sender = threading.Thread(target=flood.send, args=(requests,))
+    sender.start()
+    for _ in range(10):
+        assert client.get("/health").status == 200
+    for _ in range(2000):
+        assert flood.reply().status == 200
+    sender.join(PATIENCE)
