@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
@@ -11,16 +10,14 @@ from cllm.api.benchmark import Benchmarks
 from cllm.api.errors import describe
 from cllm.api.generate import Generating
 from cllm.api.health import health, unavailable
+from cllm.api.large import LARGE, Answer, Endpoint, LargeBodies
 from cllm.api.metrics import Metrics
 from cllm.api.model_info import model_info
 from cllm.api.responses import error_body, success, too_many_requests
 from cllm.api.service import Service, State
 from cllm.engine import EngineError, QueueFull
-from cllm.http import DeferredResponse, HttpHandler, HttpRequest, HttpResponse
+from cllm.http import HttpHandler, HttpRequest, HttpResponse
 from cllm.version import __version__
-
-Answer = HttpResponse | DeferredResponse
-Endpoint = Callable[[HttpRequest], Answer]
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,25 +63,33 @@ def create_handler(service: Service) -> HttpHandler:
 
     handler = HttpHandler()
     handler.error_body = error_body
+    large = LargeBodies(handler)
     for route in routes:
         # /health says itself what it thinks of the state, in a single look.
-        endpoint = route.endpoint if route.path == "/health" else _guarded(service, route.endpoint)
+        endpoint = route.endpoint
+        if route.path != "/health":
+            endpoint = _guarded(service, endpoint, large)
         register = handler.get if route.method == "GET" else handler.post
         register(route.path, endpoint)
     return handler
 
 
-def _guarded(service: Service, endpoint: Endpoint) -> Endpoint:
+def _guarded(service: Service, endpoint: Endpoint, large: LargeBodies) -> Endpoint:
     """Answer 503 while there is no model, and put what the engine refuses into HTTP's words."""
 
-    def guarded(request: HttpRequest) -> Answer:
-        if service.state is not State.READY:
-            return unavailable(service)
+    def refusing(request: HttpRequest) -> Answer:
         try:
             return endpoint(request)
         except QueueFull:
             return too_many_requests()
         except EngineError as error:
             raise describe(error, request.id) from None
+
+    def guarded(request: HttpRequest) -> Answer:
+        if service.state is not State.READY:
+            return unavailable(service)
+        if len(request.body) > LARGE:
+            return large.run(refusing, request)
+        return refusing(request)
 
     return guarded

@@ -27,7 +27,7 @@ class GenerationStream(BodyStream):
     ``on_update`` goes to ``Engine.submit``; ``bind`` must follow with what it gave.
     """
 
-    __slots__ = ("_ended", "_finish", "_generation", "_prefix", "_request_id")
+    __slots__ = ("_ended", "_finish", "_generation", "_prefix", "_request_id", "_tokens_taken")
 
     content_type = "text/event-stream"
 
@@ -37,6 +37,7 @@ class GenerationStream(BodyStream):
         self._finish = finish
         self._generation: Generation | None = None
         self._prefix = b""
+        self._tokens_taken = 0
         self._ended = False
 
     def bind(self, generation: Generation) -> None:
@@ -50,8 +51,9 @@ class GenerationStream(BodyStream):
         wake = self._wake
         if generation is None or wake is None:
             return  # `attach` looks for itself
-        if generation.pending_chars > self.high_water:
-            self.cancel(f"the reader is too slow: {generation.pending_chars} characters are unread")
+        waiting = generation.usage.completion_tokens - self._tokens_taken
+        if generation.pending_chars + waiting * _FRAME > self.high_water:
+            self.cancel(f"the reader is too slow: {waiting} tokens are unread")
             return
         wake()
 
@@ -70,6 +72,7 @@ class GenerationStream(BodyStream):
         done = generation.done
         prefix = self._prefix
         pieces: list[bytes] = []
+        self._tokens_taken = generation.usage.completion_tokens
         for delta in generation.take():
             pieces += (prefix, encode(delta), _TOKEN_END)
         if done:

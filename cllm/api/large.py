@@ -1,0 +1,74 @@
+"""Large bodies on a thread of their own: tokenizing megabytes takes seconds and holds no worker.
+
+Sixteen clients with 16 MiB of text each would otherwise keep every worker busy, and ``/health``
+waiting, for as long as that takes.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections import deque
+from collections.abc import Callable
+
+from cllm.http import DeferredResponse, HttpError, HttpHandler, HttpRequest, HttpResponse
+
+log = logging.getLogger("cllm.api")
+
+LARGE = 256 * 1024  # bytes of a body; about 50 ms of tokenizing
+
+Answer = HttpResponse | DeferredResponse
+Endpoint = Callable[[HttpRequest], Answer]
+
+
+class LargeBodies:
+    """Runs endpoints for large requests one after the other; its thread lives while any wait."""
+
+    __slots__ = ("_handler", "_lock", "_running", "_waiting")
+
+    def __init__(self, handler: HttpHandler) -> None:
+        self._handler = handler
+        self._lock = threading.Lock()
+        self._running = False
+        self._waiting: deque[tuple[Endpoint, HttpRequest, DeferredResponse]] = deque()
+
+    def run(self, endpoint: Endpoint, request: HttpRequest) -> DeferredResponse:
+        """What the endpoint will answer, errors included."""
+        answer = DeferredResponse()
+        with self._lock:
+            self._waiting.append((endpoint, request, answer))
+            start, self._running = not self._running, True
+        if start:
+            threading.Thread(target=self._work, name="cllm-large-bodies", daemon=True).start()
+        return answer
+
+    def _work(self) -> None:
+        while True:
+            with self._lock:
+                if not self._waiting:
+                    self._running = False
+                    return
+                endpoint, request, answer = self._waiting.popleft()
+            if not answer.cancelled:
+                self._answer(endpoint, request, answer)
+
+    def _answer(self, endpoint: Endpoint, request: HttpRequest, answer: DeferredResponse) -> None:
+        try:
+            given = endpoint(request)
+        except HttpError as error:
+            given = self._handler.error_response(error, request)
+        except Exception:
+            log.exception("request %s: %s %s failed", request.id, request.method, request.path)
+            message = f"internal error; the log has it under {request.id}"
+            given = self._handler.error_response(HttpError(500, message), request)
+        if isinstance(given, DeferredResponse):
+            deferred = given
+            answer.on_cancel(deferred.cancel)
+            deferred.then(lambda response: _passed_on(response, answer))
+        else:
+            answer.resolve(given)
+
+
+def _passed_on(response: HttpResponse, answer: DeferredResponse) -> HttpResponse:
+    answer.resolve(response)
+    return response
