@@ -172,6 +172,7 @@ class Server:
         with self._lock:
             if self._state is _State.RUNNING:
                 self._state = _State.STOPPING
+                self._context.draining = True
                 mine = True
             else:
                 mine = False
@@ -200,7 +201,7 @@ class Server:
     def _drain(self, grace: float) -> None:
         self._acceptor.stop_listening()
         self._acceptor.listeners_closed.wait(JOIN_TIME)
-        self._context.draining = True
+        self._empty.clear()  # it may have been empty before the last connections were accepted
         if self._wait_until_empty(grace):
             return
         _log.warning(

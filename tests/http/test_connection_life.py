@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 import threading
+from collections.abc import Callable
 
 import pytest
 from http_wire import (
@@ -53,7 +54,7 @@ class Scripted:
 
     def __init__(self) -> None:
         self.states: list[object] = []
-        self.on_run = lambda: READ
+        self.on_run: Callable[[], int] = lambda: READ
 
     def advance(self, connection: Connection, worker: Worker) -> int:
         self.states.append(connection.state)

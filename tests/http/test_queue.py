@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import cast
 
 import pytest
-from http_wire import PATIENCE, Connect, Gate, Serve, basic_handler, encode, wait_until
+from http_wire import PATIENCE, Connect, Gate, RawClient, Serve, basic_handler, encode, wait_until
 
 from cllm.http import BodyStream, DeferredResponse, HttpHandler, HttpResponse
 from cllm.http.connection import Connection
@@ -76,8 +76,9 @@ def test_pushes_of_many_threads_are_all_seen(takers: Takers) -> None:
     threads = [threading.Thread(target=push, args=(mine,)) for mine in items]
     for thread in threads:
         thread.start()
-    for item in sum(items, []):
-        assert item.taken.wait(PATIENCE)
+    for mine in items:
+        for item in mine:
+            assert item.taken.wait(PATIENCE)
 
 
 def test_all_sleep_when_nothing_is_left(takers: Takers) -> None:
@@ -137,7 +138,10 @@ class Blocked:
         handler.get_streaming("/stream", lambda request: self.stream)
         self.server = serve(handler, workers=4)
         self.queue = self.server._acceptor.queue
-        self.connect = lambda: connect(self.server)
+        self._connect = connect
+
+    def connect(self) -> RawClient:
+        return self._connect(self.server)
 
     def defer(self) -> DeferredResponse:
         self.deferred.append(DeferredResponse())

@@ -6,6 +6,7 @@ import logging
 import re
 import socket
 import threading
+from functools import partial
 
 import pytest
 from http_wire import Connect, RawClient, Serve, basic_handler, encode, server_threads, wait_until
@@ -25,12 +26,16 @@ def test_port_0_picks_a_free_one_and_tells(serve: Serve) -> None:
     assert 0 not in (first.port, second.port)
 
 
+def _say(text: str, request: HttpRequest) -> str:
+    return text
+
+
 def test_several_servers_in_one_process_are_apart(serve: Serve, connect: Connect) -> None:
     names = ("left", "right")
     servers = []
     for name in names:
         handler = HttpHandler()
-        handler.get("/", lambda request, name=name: name)
+        handler.get("/", partial(_say, name))
         servers.append(serve(handler))
     assert [connect(server).get().body.decode() for server in servers] == list(names)
 
@@ -72,13 +77,14 @@ def test_starting_twice_is_refused_and_changes_nothing(serve: Serve, connect: Co
 
 def test_the_same_server_starts_again_after_its_end() -> None:
     server = Server(basic_handler(), "127.0.0.1", 0, ServerConfig(workers=2))
+    running = []
     for _ in range(3):
-        assert not server.is_running
+        running.append(server.is_running)
         with server:
-            assert server.is_running
+            running.append(server.is_running)
             with RawClient(server.port) as client:
                 assert client.get().body == b"root"
-    assert not server.is_running
+    assert [*running, server.is_running] == [False, True] * 3 + [False]
 
 
 def _has_ipv6() -> bool:
@@ -241,7 +247,7 @@ def test_stats_count_what_happened(serve: Serve, connect: Connect) -> None:
 def test_handlers_see_the_client_and_the_whole_request(serve: Serve, connect: Connect) -> None:
     seen: list[HttpRequest] = []
     handler = HttpHandler()
-    handler.post("/a/{name}", lambda request: seen.append(request))
+    handler.post("/a/{name}", seen.append)
     client = connect(serve(handler))
     client.request("POST", "/a/b%20c?x=1", b"body", {"X-Y": "z"})
     (request,) = seen

@@ -1,0 +1,175 @@
+"""Deadlines: what is too slow is answered with 408 or closed; what only waits is left alone."""
+
+from __future__ import annotations
+
+import threading
+
+import pytest
+from http_wire import PATIENCE, Connect, Gate, Serve, basic_handler, encode, wait_until
+
+from cllm.http import BodyStream, DeferredResponse, HttpHandler, HttpResponse
+
+SHORT = 0.1  # s; for the deadline under test, with the others out of reach
+LONG = 60.0
+
+
+def test_a_head_that_does_not_come_is_answered_with_408(serve: Serve, connect: Connect) -> None:
+    client = connect(serve(head_timeout=SHORT))
+    client.send(b"GET / HTTP/1.1\r\n")
+    reply = client.reply()
+    assert reply.status == 408
+    assert "head" in reply.json()["error"]
+    assert reply.headers["connection"] == "close"
+    assert client.ended()
+
+
+def test_a_head_has_its_time_from_its_first_byte_however_it_trickles(
+    serve: Serve, connect: Connect
+) -> None:
+    client = connect(serve(head_timeout=3 * SHORT))
+    client.send(b"GET / HTTP/1.1\r\nX: ")
+    client.socket.settimeout(SHORT / 2)
+    for _ in range(200):
+        try:
+            client.until(b"\r\n\r\n")
+        except TimeoutError:
+            client.send(b"x")
+            continue
+        break
+    else:
+        pytest.fail("bytes that trickle in keep a head alive")
+
+
+def test_the_second_head_has_a_deadline_too(serve: Serve, connect: Connect) -> None:
+    client = connect(serve(head_timeout=SHORT))
+    assert client.get().status == 200
+    client.send(b"G")
+    assert client.reply().status == 408
+
+
+def test_a_head_cut_behind_a_pipelined_request_has_a_deadline(
+    serve: Serve, connect: Connect
+) -> None:
+    client = connect(serve(head_timeout=SHORT))
+    client.send(encode() + b"GET / HT")
+    assert client.reply().status == 200
+    assert client.reply().status == 408
+
+
+def test_a_body_that_does_not_come_is_answered_with_408(serve: Serve, connect: Connect) -> None:
+    client = connect(serve(body_timeout=SHORT))
+    client.send(b"POST /echo HTTP/1.1\r\nHost: a\r\nContent-Length: 9\r\n\r\nhalf")
+    reply = client.reply()
+    assert reply.status == 408
+    assert "body" in reply.json()["error"]
+
+
+def test_a_body_that_makes_progress_may_take_longer(serve: Serve, connect: Connect) -> None:
+    # The head's deadline, which is shorter, does not apply to the body either.
+    client = connect(serve(head_timeout=SHORT, body_timeout=5 * SHORT))
+    body = b"x" * 20
+    client.send(b"POST /echo HTTP/1.1\r\nHost: a\r\nContent-Length: 20\r\n\r\n")
+    pause = threading.Event()
+    for byte in body:
+        pause.wait(SHORT / 2)
+        client.send(bytes([byte]))
+    assert client.reply().body == body
+
+
+def test_an_idle_connection_is_closed_without_a_word(serve: Serve, connect: Connect) -> None:
+    server = serve(keep_alive_timeout=SHORT)
+    fresh, used = connect(server), connect(server)
+    assert used.get().status == 200
+    assert fresh.ended()
+    assert used.ended()
+    assert server.stats().timeouts_total == 0
+
+
+def test_a_client_that_does_not_read_is_closed(serve: Serve, connect: Connect) -> None:
+    handler = HttpHandler()
+    handler.get("/", lambda request: HttpResponse.bytes(bytes(16 << 20)))
+    server = serve(handler, write_timeout=SHORT)
+    client = connect(server, receive_buffer=4096)
+    client.send(encode())
+    wait_until(lambda: server.stats().connections_open == 1, "it is accepted")
+    wait_until(lambda: server.stats().connections_open == 0, "it is closed")
+    assert server.stats().timeouts_total == 1
+
+
+def test_a_client_that_does_not_read_its_stream_is_closed(serve: Serve, connect: Connect) -> None:
+    stream, cancelled = BodyStream(), threading.Event()
+    stream.on_cancel(lambda reason: cancelled.set())
+    handler = HttpHandler()
+    handler.get("/", lambda request: HttpResponse.stream(stream))
+    client = connect(serve(handler, write_timeout=SHORT, high_water=1 << 30), receive_buffer=4096)
+    client.send(encode())
+    client.reply_head()
+    stream.write(bytes(16 << 20))
+    assert cancelled.wait(PATIENCE)
+
+
+def test_a_client_that_reads_slowly_but_reads_is_served(serve: Serve, connect: Connect) -> None:
+    size = 4 << 20
+    handler = HttpHandler()
+    handler.get("/", lambda request: HttpResponse.bytes(bytes(size)))
+    client = connect(serve(handler, write_timeout=5 * SHORT), receive_buffer=4096)
+    client.send(encode())
+    pause = threading.Event()
+    head = client.reply_head()
+    assert head.status == 200
+    for _ in range(16):
+        client.exactly(size // 16)
+        pause.wait(SHORT / 2)
+
+
+def test_the_lingering_read_is_bounded_in_time(serve: Serve, connect: Connect) -> None:
+    server = serve(linger_timeout=SHORT)
+    client = connect(server)
+    client.send(b"NONSENSE\r\n\r\n")
+    assert client.reply().status == 400
+    wait_until(lambda: server.stats().connections_open == 0, "it is closed")
+
+
+def test_no_deadline_while_a_handler_runs(serve: Serve, connect: Connect) -> None:
+    gate = Gate()
+    handler = HttpHandler()
+    handler.get("/", gate)
+    timeouts = ("head_timeout", "body_timeout", "keep_alive_timeout", "write_timeout")
+    client = connect(serve(handler, **dict.fromkeys(timeouts, SHORT)))
+    client.send(encode())
+    gate.wait_entered()
+    threading.Timer(4 * SHORT, gate.opened.set).start()
+    assert client.reply().body == b"through"
+
+
+@pytest.mark.parametrize("kind", ["deferred", "stream"])
+def test_no_deadline_while_a_response_is_being_made(
+    serve: Serve, connect: Connect, kind: str
+) -> None:
+    stream, deferred = BodyStream(), DeferredResponse()
+    handler = basic_handler()
+    handler.get("/deferred", lambda request: deferred)
+    handler.get("/stream", lambda request: HttpResponse.stream(stream))
+    timeouts = ("head_timeout", "body_timeout", "keep_alive_timeout", "write_timeout")
+    client = connect(serve(handler, **dict.fromkeys(timeouts, SHORT)))
+    client.send(encode(path=f"/{kind}"))
+
+    def finish() -> None:
+        deferred.resolve(HttpResponse.text("made"))
+        stream.write(b"made")
+        stream.close()
+
+    threading.Timer(4 * SHORT, finish).start()
+    assert client.reply().body == b"made"
+
+
+def test_a_connection_with_a_longer_deadline_outlives_the_sweeps(
+    serve: Serve, connect: Connect
+) -> None:
+    server = serve(head_timeout=SHORT, keep_alive_timeout=LONG)
+    idle = connect(server)
+    for _ in range(3):
+        slow = connect(server)
+        slow.send(b"G")
+        assert slow.reply().status == 408
+    assert idle.get().status == 200

@@ -1,0 +1,159 @@
+"""Limits as a client meets them: each status on the wire, and what the server can hold."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import resource
+import socket
+import threading
+from collections.abc import Iterator
+
+import pytest
+from http_wire import PATIENCE, Connect, RawClient, Serve, encode, wait_until
+
+from cllm.http import Limits, Server
+
+SMALL = Limits(request_line=100, head=1000, fields=10, body=1000)
+
+HEAD = b"GET / HTTP/1.1\r\nHost: a\r\n"
+POST = b"POST /echo HTTP/1.1\r\nHost: a\r\n"
+
+
+@pytest.mark.parametrize(
+    ("status", "sent"),
+    [
+        (400, b"GET / HTTP/1.1\r\n\r\n"),
+        (400, b"GET / HTTP/1.1\nHost: a\n\n"),
+        (400, HEAD + b"Bad Name: x\r\n\r\n"),
+        (400, POST + b"Content-Length: +1\r\n\r\n"),
+        (400, POST + b"Content-Length: 1\r\nTransfer-Encoding: chunked\r\n\r\n"),
+        (400, POST + b"Transfer-Encoding: chunked\r\n\r\nxyz\r\n"),
+        (413, POST + b"Content-Length: 1001\r\n\r\n"),
+        (413, POST + b"Transfer-Encoding: chunked\r\n\r\n3e9\r\n"),
+        (414, b"GET /" + b"x" * 100 + b" HTTP/1.1\r\n"),
+        (417, HEAD + b"Expect: a-miracle\r\n\r\n"),
+        (431, HEAD + b"X: y\r\n" * 10 + b"\r\n"),
+        (431, HEAD + b"X: " + b"y" * 1000),
+        (501, POST + b"Transfer-Encoding: gzip\r\n\r\n"),
+        (501, b"CONNECT a:80 HTTP/1.1\r\nHost: a\r\n\r\n"),
+        (505, b"GET / HTTP/2.0\r\nHost: a\r\n\r\n"),
+    ],
+)
+@pytest.mark.parametrize("behind", [b"", encode()], ids=["first", "behind-another"])
+def test_a_refused_request_has_its_status_a_json_body_and_ends_the_connection(
+    serve: Serve, connect: Connect, status: int, sent: bytes, behind: bytes
+) -> None:
+    server = serve(limits=SMALL)
+    client = connect(server)
+    client.send(behind + sent)
+    if behind:
+        assert client.reply().status == 200
+    reply = client.reply()
+    assert reply.status == status
+    assert reply.headers["connection"] == "close"
+    answer = reply.json()
+    assert answer["success"] is False
+    assert answer["error"]
+    assert client.ended()
+    assert connect(server).get().status == 200
+
+
+def test_what_just_fits_is_served(serve: Serve, connect: Connect) -> None:
+    client = connect(serve(limits=SMALL))
+    assert client.request("POST", "/echo", b"x" * 1000).body == b"x" * 1000
+    assert client.get("/path/" + "x" * 81).status == 200  # a request line of 100 bytes
+
+
+# Connections
+
+
+def test_at_the_limit_the_next_connection_waits_until_one_closes(
+    serve: Serve, connect: Connect
+) -> None:
+    server = serve(max_connections=3)
+    clients = [connect(server) for _ in range(3)]
+    for client in clients:
+        assert client.get().status == 200
+    waiting = connect(server)  # the kernel's backlog has it
+    waiting.send(encode())
+    for client in clients:
+        assert client.get().status == 200, "those it has are served"
+    assert server.stats().accepted_total == 3
+    clients[0].close()
+    assert waiting.reply().status == 200
+    assert server.stats().accepted_total == 4
+
+
+def test_a_crowd_passes_through_a_small_limit(serve: Serve) -> None:
+    server = serve(max_connections=4)
+    served = []
+
+    def visit() -> None:
+        for _ in range(20):
+            with RawClient(server.port) as client:
+                served.append(client.get().status)
+
+    threads = [threading.Thread(target=visit) for _ in range(12)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(3 * PATIENCE)
+    assert served == [200] * 240
+
+
+@contextlib.contextmanager
+def no_descriptors_left(spare: int = 0) -> Iterator[None]:
+    """Inside, this process can open `spare` more descriptors."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    probe = os.dup(0)
+    os.close(probe)
+    fillers = []
+    resource.setrlimit(resource.RLIMIT_NOFILE, (probe + 64, hard))
+    try:
+        with contextlib.suppress(OSError):
+            while True:
+                fillers.append(os.dup(0))
+        for _ in range(spare):
+            os.close(fillers.pop())
+        yield
+    finally:
+        for filler in fillers:
+            os.close(filler)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def test_without_descriptors_it_serves_what_it_has_and_accepts_when_one_closes(
+    serve: Serve, connect: Connect, caplog: pytest.LogCaptureFixture
+) -> None:
+    server: Server = serve()
+    first, second = connect(server), connect(server)
+    assert [first.get().status, second.get().status] == [200, 200]
+    with no_descriptors_left(spare=1):
+        waiting = socket.create_connection(("127.0.0.1", server.port))  # the last descriptor
+        waiting.settimeout(PATIENCE)
+        waiting.sendall(encode())
+        wait_until(lambda: "Too many open files" in caplog.text, "accept fails")
+        for _ in range(20):
+            assert first.get("/health").status == 200
+        second.close()
+        assert waiting.recv(100).startswith(b"HTTP/1.1 200 OK")
+        waiting.close()
+    assert caplog.text.count("Too many open files") == 1, "it says so once, not in a loop"
+    assert connect(server).get().status == 200
+
+
+def test_without_descriptors_it_tries_again_by_itself(
+    serve: Serve, connect: Connect, caplog: pytest.LogCaptureFixture
+) -> None:
+    server: Server = serve()
+    client = connect(server)
+    assert client.get().status == 200
+    with no_descriptors_left(spare=1):
+        waiting = socket.create_connection(("127.0.0.1", server.port))
+        waiting.settimeout(PATIENCE)
+        waiting.sendall(encode())
+        wait_until(lambda: "Too many open files" in caplog.text, "accept fails")
+    # Descriptors are free again, but none of the server's own connections closed.
+    assert waiting.recv(100).startswith(b"HTTP/1.1 200 OK")
+    waiting.close()
