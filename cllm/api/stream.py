@@ -54,13 +54,16 @@ class GenerationStream(BodyStream):
         waiting = generation.usage.completion_tokens - self._tokens_taken
         if generation.pending_chars + waiting * _FRAME > self.high_water:
             self.cancel(f"the reader is too slow: {waiting} tokens are unread")
-            return
-        wake()
+        elif not self._notified:
+            # Once until the next `take`: a reader whose socket is full is not run for every token.
+            self._notified = True
+            wake()
 
     def attach(self, wake: Callable[[], None]) -> None:
         self._wake = wake
         generation = self._generation
         if generation is not None and (generation.done or generation.pending_chars):
+            self._notified = True
             wake()
 
     def take(self) -> list[bytes]:
@@ -68,7 +71,9 @@ class GenerationStream(BodyStream):
         generation = self._generation
         if generation is None or self._ended or self.cancel_reason is not None:
             return []
-        # Read before the deltas: when it is set, everything has been published.
+        # Before anything is read: what is published from here on wakes again.
+        self._notified = False
+        # Before the deltas: when it is set, everything has been published.
         done = generation.done
         prefix = self._prefix
         pieces: list[bytes] = []

@@ -114,6 +114,20 @@ def test_a_reader_that_falls_behind_is_cut_off_and_its_generation_cancelled(narr
     assert stream.take() == [] and not stream.finished
 
 
+def test_a_reader_that_is_behind_is_woken_once_until_it_takes(narrow: Engine) -> None:
+    stream = GenerationStream("r", lambda generation: None)
+    woken: list[None] = []
+    params = SamplingParams(max_tokens=50, ignore_eos=True)
+    with frozen(narrow):
+        generation = narrow.submit("Hello", params, on_update=stream.on_update)
+        stream.bind(generation)
+        stream.attach(lambda: woken.append(None))
+    eventually(lambda: generation.done, "the generation ends")
+    assert len(woken) == 1
+    (piece,) = stream.take()
+    assert piece.count(b'"done":true') == 1 and stream.finished
+
+
 def test_stopping_the_server_ends_a_stream_with_a_last_event(narrow: Engine) -> None:
     with serving(narrow, config=ServerConfig(grace=0.0)) as live:
         peer = begin_post(live, "/generate_stream", LONG)
