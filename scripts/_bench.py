@@ -9,6 +9,7 @@ import os
 import platform
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -52,7 +53,11 @@ def parse(options: argparse.ArgumentParser, **quick: Any) -> argparse.Namespace:
 
 
 def run(main: Callable[[], None]) -> None:
-    """Run a script: a `BenchError` is one line and status 1, Ctrl-C is status 130."""
+    """Run a script: a `BenchError` is one line and status 1, Ctrl-C is status 130.
+
+    SIGTERM unwinds too, so that no server is left behind.
+    """
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
         main()
     except (BenchError, ClientError) as error:
