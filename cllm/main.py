@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import resource
 import signal
 import sys
 import threading
@@ -56,6 +57,9 @@ class Stopped:
     error: BaseException | None = None
 
 
+_OTHER_FILES = 256  # beside connections: listeners, pollers, the model's parts, libraries, logs
+_PARTING = 0.2  # seconds that a thread which has sent its last message has to end
+
 Message = StopSignal | Loaded | LoadFailed | Stopped
 
 
@@ -95,13 +99,34 @@ def refuse(message: str) -> int:
 
 def leave(status: int) -> int:
     """The exit status, unless a thread would keep the interpreter from ending: then exit here."""
-    lasting = [t for t in threading.enumerate() if t is not threading.main_thread()]
-    if lasting:
+    others = [t for t in threading.enumerate() if t is not threading.main_thread()]
+    for thread in others:
+        thread.join(_PARTING)
+    if any(thread.is_alive() for thread in others):
         # Such as a loader inside llama.cpp, or a handler that blocks: nothing can end it but this.
         logging.shutdown()
         sys.stdout.flush()
         os._exit(status)
     return status
+
+
+def allow_open_files(connections: int) -> None:
+    """Raise this process's limit of open files, often 1024, so that it can hold the connections."""
+    wanted = connections + _OTHER_FILES
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft == resource.RLIM_INFINITY or soft >= wanted:
+        return
+    granted = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (granted, hard))
+    except (OSError, ValueError):
+        granted = soft
+    if granted < wanted:
+        log.warning(
+            "this user may have %d files open, which is less than --max-connections %d needs; "
+            "further clients wait (raise it with ulimit -n)",
+            granted, connections,
+        )  # fmt: skip
 
 
 class Program:
@@ -134,6 +159,7 @@ class Program:
         """Listen at once, load beside that, serve until told to stop; returns the exit status."""
         from cllm.http import HttpServerError
 
+        allow_open_files(self.settings.max_connections)
         try:
             self.server.start()
         except HttpServerError as error:

@@ -91,9 +91,12 @@ def banner(
 ) -> str:
     """URL, model, sequences and context and why so large, threads, endpoints."""
     context = info.context
+    everywhere = (
+        " and every other address of this machine" if settings.host in ("0.0.0.0", "::") else ""
+    )
     lines = [
         "",
-        f"  cLLM {__version__} serves {url}",
+        f"  cLLM {__version__} serves {url}{everywhere}",
         "",
         f"  model      {info.name}: {info.architecture}, {_count(info.parameters)} parameters, "
         f"{info.quantization_type}, {_bytes(info.size_bytes)}",
@@ -107,7 +110,7 @@ def banner(
         lines += [
             "",
             "  This is the built-in model: its weights are random and so is what it says.",
-            "  To serve a real one:  cllm --model FILE.gguf",
+            "  To serve a real one, add:  --model FILE.gguf",
         ]
     lines += [
         "",

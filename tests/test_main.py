@@ -9,6 +9,7 @@ import os
 import pty
 import queue
 import re
+import resource
 import shutil
 import signal
 import socket
@@ -277,7 +278,7 @@ def test_the_banner_says_what_is_served_and_why_so_much(start: Start) -> None:
     child.until(r"threads +\d+ generating, \d+ reading prompts, 16 serving HTTP")
     child.until(r"endpoints +GET / .*POST /generate")
     child.until(r"built-in model: its weights are random")
-    child.until(r"cllm --model FILE\.gguf")
+    child.until(r"add:  --model FILE\.gguf")
     child.until(rf"curl http://127\.0\.0\.1:{child.port}/generate")
 
 
@@ -366,6 +367,27 @@ def test_a_terminal_sees_a_progress_bar_that_vanishes_and_log_lines_stay_whole()
     text = shown.decode()
     assert re.search(r"\rloading +\d+ % \|", text)
     assert re.search(r"[\r\n]\d{4}-\d\d-\d\d \S+ INFO +cllm\.main  stopped\r\n$", text)
+
+
+def limited_files(soft: int, hard: int) -> list[str]:
+    code = (
+        f"import resource, runpy; resource.setrlimit(resource.RLIMIT_NOFILE, ({soft}, {hard}));"
+        "runpy.run_module('cllm.main', run_name='__main__')"
+    )
+    return [sys.executable, "-c", code]
+
+
+def test_the_limit_of_open_files_is_raised_to_hold_the_connections(start: Start) -> None:
+    child = start("--max-connections", "2000", command=limited_files(256, 4096)).ready()
+    limit, _ = resource.prlimit(child.process.pid, resource.RLIMIT_NOFILE)
+    assert limit == 2256
+    assert not any("ulimit" in line for line in child.seen)
+
+
+def test_a_limit_of_open_files_that_cannot_be_raised_is_told(start: Start) -> None:
+    child = start(command=limited_files(256, 1024)).ready()
+    assert resource.prlimit(child.process.pid, resource.RLIMIT_NOFILE) == (1024, 1024)
+    assert any("--max-connections 10000" in line and "ulimit -n" in line for line in child.seen)
 
 
 # The log
