@@ -101,8 +101,9 @@ def check_section(
         name = {10: "a bare LF", 13: "a bare CR", 0: "a NUL"}.get(
             byte, f"control byte 0x{byte:02x}"
         )
-        # First in the list, so that it wins where two errors share a place.
-        errors.insert(0, (found.start(), ProtocolError(400, f"the head has {name}")))
+        # Last, so that a limit passed by the same byte wins: of a CR, whether it is a bare one shows
+        # only with the byte after it.
+        errors.append((found.start(), ProtocolError(400, f"the head has {name}")))
     if errors:
         raise min(errors, key=lambda item: item[0])[1]
 

@@ -179,11 +179,14 @@ class RequestParser:
     def _check_head(self, stop: int, *, complete: bool) -> None:
         """Refuse a head at the first byte that makes it unacceptable; note what was looked at."""
         buffer, start, limits = self._buffer, self._position, self._limits
+        if buffer.startswith(b"\n", start):
+            # The byte before belongs to the last body, so that its being a CR would mean nothing.
+            raise ProtocolError(400, "the head has a bare LF")
         too_long = []
         line_stop = start + limits.request_line
         if (
             stop > line_stop
-            and self._scan <= line_stop + 1
+            and self._scan <= line_stop
             and buffer.find(CRLF, start, line_stop + 2) < 0
             and not (stop == line_stop + 1 and buffer[line_stop] == CR)
         ):
@@ -304,8 +307,8 @@ class RequestParser:
             return True
         end = buffer.find(b"\r\n\r\n", max(self._scan - 3, start))
         stop = len(buffer) if end < 0 else end + 4
-        if stop == start:
-            return False
+        if stop == start or (stop == start + 1 and buffer[start] == CR):
+            return False  # perhaps the empty line, which is no trailer and passes no limit
         too_long = []
         if stop - start > limit:
             message = f"the trailers are longer than {limit} bytes"

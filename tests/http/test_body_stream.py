@@ -111,6 +111,14 @@ def test_attaching_late_wakes_at_once_if_there_is_anything(end: str | None) -> N
     assert Consumer(stream).wakes == (0 if end is None else 1)
 
 
+def test_the_wake_up_of_attaching_counts_as_one() -> None:
+    stream = BodyStream()
+    stream.write(b"a")
+    consumer = Consumer(stream)
+    stream.write(b"b")
+    assert consumer.wakes == 1
+
+
 def test_no_byte_and_no_wake_up_is_lost_between_threads() -> None:
     for round_number in range(200):
         stream = BodyStream()
@@ -300,7 +308,9 @@ def test_cancelling_closes_the_generator() -> None:
     assert stream.take() == []
 
 
-def test_a_generator_cancelled_while_it_runs_is_closed_when_it_yields() -> None:
+def test_a_generator_cancelled_while_it_runs_is_closed_when_it_yields(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     running, go_on, closed = threading.Event(), threading.Event(), threading.Event()
 
     def items() -> Iterator[str]:
@@ -322,6 +332,7 @@ def test_a_generator_cancelled_while_it_runs_is_closed_when_it_yields() -> None:
     thread.join(WAIT)
     assert (too_early, closed.is_set()) == (False, True)
     assert taken == [[]]
+    assert caplog.text == ""  # closing a generator that runs would have failed
     assert not stream.finished
 
 

@@ -250,7 +250,9 @@ def test_rfc9110_5_5_a_control_byte_in_the_head_is_400(byte: int) -> None:
     assert refusal(b"GET / HTTP/1.1\r\nHost: x\r\nA: b%bc\r\n\r\n" % control) == 400
 
 
-@pytest.mark.parametrize("start", [b"\x16\x03\x01\x02\x00", b"GET / HTTP/1.1\nH"])
+@pytest.mark.parametrize(
+    "start", [b"\x16\x03\x01\x02\x00", b"GET / HTTP/1.1\nH", b"GET / HTTP/1.1\rH"]
+)
 def test_what_cannot_become_a_head_is_refused_before_its_end(start: bytes) -> None:
     assert refusal(start) == 400
 
@@ -342,7 +344,7 @@ def test_section_6_3_without_a_length_there_is_no_body() -> None:
     assert (first.body, second.path) == (b"", "/health")
 
 
-@pytest.mark.parametrize("length", ["0", "000", "0005"])
+@pytest.mark.parametrize("length", ["0", "000", "0005", "0" * 30 + "5"])
 def test_rfc9110_8_6_leading_zeros_are_digits(length: str) -> None:
     body = b"hello"[: int(length)]
     assert parse_one(post(body, f"Content-Length: {length}")).body == body
@@ -441,6 +443,11 @@ def test_section_7_1_another_size_line_is_400(size: str) -> None:
     ],
 )
 def test_section_7_1_each_line_of_a_chunk_ends_in_crlf(body: bytes) -> None:
+    assert refusal(chunked(body)) == 400
+
+
+@pytest.mark.parametrize("body", [b"3\nab", b"3;\x00", b"1\r\nab"])
+def test_what_cannot_become_a_chunk_is_refused_before_its_end(body: bytes) -> None:
     assert refusal(chunked(body)) == 400
 
 

@@ -51,18 +51,24 @@ PIECES = (
     b"http://h/", b"CONNECT h:1", b"OPTIONS *",
 )  # fmt: skip
 
-streams = st.one_of(
-    st.lists(st.sampled_from(PIECES), max_size=14).map(b"".join),
-    st.lists(st.one_of(st.sampled_from(PIECES), st.binary(max_size=4)), max_size=14).map(b"".join),
+# Half of them begin with what leads past the request line, or into a chunked body.
+beginnings = st.sampled_from(
+    [b"", b"", PIECES[0], PIECES[1], PIECES[1] + b"Transfer-Encoding: chunked\r\n\r\n"]
 )
-limits_strategy = st.sampled_from(
-    [
-        Limits(),
-        Limits(request_line=16, head=40, fields=2, body=4, chunk_line=16, trailers=8),
-        Limits(request_line=24, head=64, fields=3, body=8, chunk_line=16, trailers=16),
-        Limits(request_line=60, head=48, fields=3, body=0, chunk_line=17, trailers=0),
-    ]
+pieces = st.one_of(st.sampled_from(PIECES), st.binary(max_size=4))
+streams = st.builds(
+    lambda first, rest: first + b"".join(rest), beginnings, st.lists(pieces, max_size=14)
 )
+narrow_limits = st.builds(
+    Limits,
+    request_line=st.integers(14, 60),
+    head=st.integers(18, 90),
+    fields=st.integers(1, 4),
+    body=st.integers(0, 9),
+    chunk_line=st.integers(16, 20),
+    trailers=st.integers(0, 20),
+)
+limits_strategy = st.just(Limits()) | narrow_limits
 places_strategy = st.lists(st.integers(0, 2**16), max_size=8)
 
 
@@ -70,6 +76,14 @@ places_strategy = st.lists(st.integers(0, 2**16), max_size=8)
 @given(streams, places_strategy, limits_strategy)
 @example(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n", [26], Limits(request_line=16, head=28))
 @example(b"GET /aaaaaaaaa\rb\x00", [15], Limits(request_line=14))
+@example(b"GET / HTTP/1.1\r\nAAAA\rb", [21], Limits(head=20))
+@example(b"GET / HTTP/1.0\r\nContent-Length: 1\r\n\r\n\r\nGET /", [38], Limits())
+@example(
+    b"GET / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+    [],
+    Limits(trailers=0),
+)
+@example(b"GET / HTTP/1.1\r\nAAA\r\n\r\n", [21], Limits(head=20))
 def test_any_split_gives_the_same(data: bytes, places: list[int], limits: Limits) -> None:
     whole = outcome([data], limits)
     assert outcome(cut(data, places), limits) == whole

@@ -5,9 +5,11 @@ from __future__ import annotations
 import threading
 from datetime import datetime, timezone
 from email.utils import parsedate_to_datetime
+from types import SimpleNamespace
 
 import pytest
 
+from cllm.http import response as response_module
 from cllm.http.body_stream import BodyStream
 from cllm.http.response import DeferredResponse, HttpResponse
 
@@ -73,6 +75,15 @@ def test_rfc9110_6_6_1_the_date_is_now() -> None:
     before = datetime.now(timezone.utc).replace(microsecond=0)
     date = parsedate_to_datetime(fields(HttpResponse(200))["Date"])
     assert before <= date <= datetime.now(timezone.utc)
+
+
+def test_the_date_goes_on_with_the_clock(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+    for second in (784111777.0, 784111777.9, 784111778.0):
+        monkeypatch.setattr(response_module, "time", SimpleNamespace(time=lambda s=second: s))
+        seen.append(fields(HttpResponse(200))["Date"])
+    # The first is the example of RFC 9110 section 5.6.7.
+    assert seen == ["Sun, 06 Nov 1994 08:49:37 GMT"] * 2 + ["Sun, 06 Nov 1994 08:49:38 GMT"]
 
 
 def test_rfc9110_10_2_4_the_server_names_itself_if_it_has_a_name() -> None:
