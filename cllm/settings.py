@@ -8,22 +8,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
-from cllm.options import (
-    OneLineParser,
-    SettingsError,
-    add_arguments,
-    choice,
-    integer,
-    names,
-    option,
-    options_of,
-    path,
-    resolve,
-    seconds,
-    size,
-    switch,
-    text,
-)
+from cllm.option_kinds import choice, integer, names, path, seconds, size, switch, text
+from cllm.options import OneLineParser, SettingsError, add_arguments, option, options_of, resolve
 from cllm.version import __version__
 
 if TYPE_CHECKING:

@@ -1,0 +1,169 @@
+"""Kinds of option values: how each is read from text or YAML, bounded, shown and explained."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+_ON = {"on", "true", "yes", "1"}
+_OFF = {"off", "false", "no", "0"}
+_UNITS = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """How one sort of value is read and shown.
+
+    `parse` takes a string (command line, environment) or a YAML scalar or list, and raises
+    ValueError whose text says what was expected.
+    """
+
+    metavar: str
+    parse: Callable[[object], Any]
+    show: Callable[[Any], str] = str
+    choices: tuple[str, ...] = ()
+    is_flag: bool = False
+
+
+def text(metavar: str = "TEXT") -> Kind:
+    """Any non-empty text."""
+
+    def parse(raw: object) -> str:
+        if not isinstance(raw, (str, int, float)) or isinstance(raw, bool) or not str(raw).strip():
+            raise ValueError("expected text")
+        return str(raw)
+
+    return Kind(metavar, parse, lambda value: "" if value is None else str(value))
+
+
+def path(metavar: str = "FILE") -> Kind:
+    """A file name; `~` is the home directory."""
+    plain = text(metavar)
+    return Kind(metavar, lambda raw: os.path.expanduser(plain.parse(raw)), plain.show)
+
+
+def integer(low: int, high: int | None = None, *, auto: bool = False) -> Kind:
+    """A whole number from `low` to `high`; `auto` admits the word for None."""
+
+    def convert(raw: object) -> int:
+        if isinstance(raw, str):
+            return int(raw)
+        if isinstance(raw, int) and not isinstance(raw, bool):
+            return raw
+        raise ValueError
+
+    return _number("N", convert, low, high, "a whole number", str, auto)
+
+
+def seconds(low: float, high: float | None = None) -> Kind:
+    """A duration in seconds."""
+
+    def convert(raw: object) -> float:
+        if isinstance(raw, bool) or not isinstance(raw, (str, int, float)):
+            raise ValueError
+        return float(raw)
+
+    return _number("SECONDS", convert, low, high, "seconds, a number", lambda v: f"{v:g}", False)
+
+
+def size(low: int, high: int | None = None, *, auto: bool = False) -> Kind:
+    """A number of bytes: `65536`, `64K`, `16M`, `2G` (powers of 1024)."""
+
+    def convert(raw: object) -> int:
+        if isinstance(raw, int) and not isinstance(raw, bool):
+            return raw
+        if not isinstance(raw, str):
+            raise ValueError
+        word = raw.strip().lower()
+        for tail in ("ib", "b"):
+            word = word.removesuffix(tail)
+        number = word.rstrip("kmgt")
+        unit = _UNITS[word[len(number) :]]
+        return int(float(number) * unit)
+
+    return _number(
+        "BYTES", convert, low, high, "a size like 65536, 64K, 16M or 2G", show_size, auto
+    )
+
+
+def show_size(value: int) -> str:
+    """Bytes in the largest unit that divides them: 16777216 is `16M`."""
+    for letter in ("t", "g", "m", "k"):
+        unit = _UNITS[letter]
+        if value and value % unit == 0:
+            return f"{value // unit}{letter.upper()}"
+    return str(value)
+
+
+def _number(
+    metavar: str,
+    convert: Callable[[object], Any],
+    low: float,
+    high: float | None,
+    what: str,
+    show: Callable[[Any], str],
+    auto: bool,
+) -> Kind:
+    bounds = f"of at least {show(low)}" if high is None else f"from {show(low)} to {show(high)}"
+    expected = f"expected {what} {bounds}" + (", or auto" if auto else "")
+
+    def parse(raw: object) -> Any:
+        if auto and (raw is None or raw == "auto"):
+            return None
+        try:
+            value = convert(raw)
+        except (ValueError, KeyError, OverflowError):
+            raise ValueError(expected) from None
+        if not low <= value <= (high if high is not None else float("inf")):
+            raise ValueError(expected)
+        return value
+
+    return Kind(metavar, parse, lambda value: "auto" if value is None else show(value))
+
+
+def choice(*names: str) -> Kind:
+    """One of several words. YAML reads bare on/off as true/false, so those are taken as words."""
+
+    def parse(raw: object) -> str:
+        word = ("on" if raw else "off") if isinstance(raw, bool) else raw
+        if isinstance(word, str) and word.lower() in names:
+            return word.lower()
+        raise ValueError(f"expected one of {', '.join(names)}{did_you_mean(word, names)}")
+
+    return Kind("|".join(names) if len(names) <= 4 else "NAME", parse, choices=names)
+
+
+def switch() -> Kind:
+    """On or off; `--name` and `--no-name` on the command line."""
+
+    def parse(raw: object) -> bool:
+        if isinstance(raw, bool):
+            return raw
+        word = str(raw).strip().lower()
+        if word not in _ON | _OFF:
+            raise ValueError("expected on or off")
+        return word in _ON
+
+    return Kind("", parse, lambda value: "on" if value else "off", is_flag=True)
+
+
+def names() -> Kind:
+    """A list of words: separated by commas, or a YAML list."""
+
+    def parse(raw: object) -> tuple[str, ...]:
+        items = raw if isinstance(raw, list) else str(raw).split(",")
+        if not all(isinstance(item, str) for item in items):
+            raise ValueError("expected a list of words")
+        return tuple(item.strip() for item in items if item.strip())
+
+    return Kind("A,B,…", parse, ",".join)
+
+
+def did_you_mean(word: object, known: Iterable[str]) -> str:
+    """`; did you mean "port"?`, or nothing when no known word is near."""
+    import difflib
+
+    near = difflib.get_close_matches(str(word).lower(), list(known), n=1, cutoff=0.5)
+    return f'; did you mean "{near[0]}"?' if near else ""
