@@ -52,7 +52,7 @@ class ConnectionQueue:
         self._poller = poller
         self._connections = connections
         self._wake_acceptor = wake_acceptor
-        self._items: deque[Connection] = deque()
+        self.items: deque[Connection] = deque()  # read by workers, changed here only
         self._seat = threading.Lock()  # held by the worker that polls
         self._wake_up = WakeUp()  # ends that poll
         poller.register(self._wake_up.fileno(), READ, once=False)
@@ -74,7 +74,7 @@ class ConnectionQueue:
         self._quiet = 0
 
     def __len__(self) -> int:
-        return len(self._items)
+        return len(self.items)
 
     @property
     def awake(self) -> int:
@@ -83,7 +83,7 @@ class ConnectionQueue:
 
     def push(self, connection: Connection) -> None:
         """Have a worker run this connection. Any thread; never blocks for long."""
-        self._items.append(connection)
+        self.items.append(connection)
         if not self._awake:
             self._wake_worker()
         elif not self._watched:
@@ -98,7 +98,7 @@ class ConnectionQueue:
 
     def take(self) -> Connection | None:
         """The next connection to run; waits for one. None once the queue is closed."""
-        items = self._items
+        items = self.items
         while True:
             try:
                 connection = items.popleft()
@@ -118,7 +118,7 @@ class ConnectionQueue:
         try:
             with self._condition:
                 self._awake -= 1
-                timeout = 0 if self._items or self._closed else None
+                timeout = 0 if self.items or self._closed else None
             events = self._poller.poll(timeout)
             with self._condition:
                 if self._called:
@@ -137,7 +137,7 @@ class ConnectionQueue:
     def _sleep(self) -> None:
         condition = self._condition
         with condition:
-            if self._items or self._closed:
+            if self.items or self._closed:
                 return
             self._awake -= 1
             self._asleep += 1
@@ -199,7 +199,7 @@ class ConnectionQueue:
         if self._unpolled and self.vacant and (stalled or self._unpolled >= UNPOLLED_LOOKS):
             self._unpolled = 0
             self.collect()
-        if self._items:
+        if self.items:
             if stalled:
                 self._wake_worker(even_if_awake=True)
         elif not moved:
@@ -207,7 +207,7 @@ class ConnectionQueue:
             if self._quiet >= QUIET_LOOKS:
                 self._quiet = 0
                 self._watched = False
-                if self._items:
+                if self.items:
                     self._watched = True
             return
         self._quiet = 0

@@ -114,10 +114,14 @@ class Http1:
     # Reading and answering
 
     def _read(self, connection: Connection, worker: Worker) -> int:
-        """READING: answer what is buffered, then read more, as long as it comes."""
+        """READING: answer what is buffered, then read more, as long as it comes.
+
+        It stays for one more read after what seems to be all, since the next request of a client
+        that is alone often is there by then; with others in the queue that read is mostly in vain.
+        """
         parser = self._parser
         buffer = worker.buffer
-        answered = 0
+        answered = count = 0
         for _ in range(TURN_READS):
             if not self._backlog:
                 count = connection.transport.read(buffer)
@@ -141,6 +145,8 @@ class Http1:
                 if interest is not None:
                     return interest
             self._backlog = False
+            if worker.others and not parser.wants_continue and count < len(buffer):
+                return self._park(connection, READ)
             if parser.wants_continue:
                 parser.continue_sent()
                 self._pending = [CONTINUE]

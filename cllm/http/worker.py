@@ -22,10 +22,11 @@ RECEIVE_BUFFER = 64 * 1024  # bytes
 class Worker:
     """What belongs to one thread: its receive buffer, its counters, what it is running."""
 
-    __slots__ = ("buffer", "counters", "current", "queue", "thread")
+    __slots__ = ("buffer", "counters", "current", "others", "queue", "thread")
 
     def __init__(self, queue: ConnectionQueue, number: int) -> None:
         self.queue = queue
+        self.others = queue.items  # not empty: others wait for this worker's turn to end
         self.buffer = memoryview(bytearray(RECEIVE_BUFFER))
         self.counters = Counters()
         self.current: Connection | None = None
