@@ -101,7 +101,7 @@ def check_section(
         name = {10: "a bare LF", 13: "a bare CR", 0: "a NUL"}.get(
             byte, f"control byte 0x{byte:02x}"
         )
-        # Last, so that a limit passed by the same byte wins: of a CR, whether it is a bare one shows
+        # Last, so that a limit passed by the same byte wins: whether a CR is a bare one shows
         # only with the byte after it.
         errors.append((found.start(), ProtocolError(400, f"the head has {name}")))
     if errors:
