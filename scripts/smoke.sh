@@ -5,6 +5,13 @@
 # Needs bash, curl and python3. One line for each check; ends at the first that fails.
 set -euo pipefail
 
+for tool in curl python3; do
+    command -v "$tool" >/dev/null || {
+        echo "FAIL $tool is not installed; Debian, Ubuntu: sudo apt-get install $tool"
+        exit 1
+    }
+done
+
 ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 WORK=$(mktemp -d)
 SERVER=''
