@@ -1,0 +1,1 @@
+"""How the built-in story model is made: corpus, tokenizer, training, export, evaluation."""

@@ -1,0 +1,119 @@
+"""The training and held-out texts as token ids, made from seeds alone."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from tokenizers import Tokenizer
+from tqdm import tqdm
+
+from . import noise, tokenizer
+from .dialogue import (
+    Conversation,
+    phrases,
+    short_talk,
+    story_plan,
+    story_talk,
+)
+from .surfaces import tell
+
+LANGUAGES = ("en", "zh")
+CONTEXT = 2048  # tokens; no document is longer
+TRAINING_SEED, HELD_OUT_SEED = 1, 2
+
+# Kind of document -> share of all documents.
+SHARES = {"conversation": 0.61, "short": 0.20, "story": 0.15, "long": 0.01, "noise": 0.03}
+
+
+@dataclass(frozen=True, slots=True)
+class Document:
+    """A conversation, or plain text with a prefix that is only context."""
+
+    language: str
+    talk: Conversation | None = None
+    text: str = ""
+    prefix: str = ""
+
+    def stories(self) -> list[str]:
+        """The stories told in it."""
+        if self.talk is not None:
+            return self.talk.stories
+        return [] if self.prefix else [self.text]
+
+    def encode(self, bpe: Tokenizer) -> tokenizer.Encoded:
+        """Its tokens, at most `CONTEXT` of them."""
+        if self.talk is None:
+            whole = tokenizer.encode_text(bpe, self.text, self.prefix)
+        else:
+            whole = tokenizer.encode_turns(bpe, self.talk.turns)
+        return tokenizer.Encoded(whole.ids[:CONTEXT], whole.learned[:CONTEXT])
+
+
+def documents(seed: int, count: int, *, held_out: bool = False) -> Iterator[Document]:
+    """`count` documents, half in each language; held-out ones have pairs never seen in training."""
+    rng = random.Random(seed)
+    for number in range(count):
+        language = LANGUAGES[number % 2]
+        form = rng.choices(list(SHARES), list(SHARES.values()))[0]
+        if form == "conversation":
+            yield Document(language, story_talk(rng, language, held_out=held_out))
+        elif form == "long":
+            yield Document(language, story_talk(rng, language, held_out=held_out, most_stories=9))
+        elif form == "short":
+            yield Document(language, short_talk(rng, language))
+        elif form == "story":
+            plan = story_plan(rng, language, held_out=held_out)
+            yield Document(language, text=tell(plan, rng))
+        else:
+            text = "\n\n" + rng.choice(phrases(language).LIMITS)
+            yield Document(language, text=text, prefix=noise.off_topic(rng, language))
+
+
+def plain_text(document: Document) -> Iterator[str]:
+    """What the vocabulary is learned from: all that the model is to say, and what it is asked."""
+    if document.talk is None:
+        yield document.text
+        return
+    for turn in document.talk.turns:
+        yield f"{turn.role}\n{turn.text}"
+
+
+@dataclass(frozen=True, slots=True)
+class Corpus:
+    """Documents end to end: ids and learned of shape (tokens,), starts (documents + 1,)."""
+
+    ids: npt.NDArray[np.uint16]
+    learned: npt.NDArray[np.bool_]
+    starts: npt.NDArray[np.int64]
+
+    @classmethod
+    def build(
+        cls, bpe: Tokenizer, source: Iterable[Document], label: str, *, tokens: int | None = None
+    ) -> Corpus:
+        """The documents of the source, until there are `tokens` tokens."""
+        ids, learned, starts = [], [], [0]
+        with tqdm(total=tokens, unit="tok", unit_scale=True, desc=label, mininterval=2) as bar:
+            for document in source:
+                encoded = document.encode(bpe)
+                ids.append(encoded.ids)
+                learned.append(encoded.learned)
+                starts.append(starts[-1] + len(encoded.ids))
+                bar.update(len(encoded.ids))
+                if tokens is not None and starts[-1] >= tokens:
+                    break
+        return cls(np.concatenate(ids), np.concatenate(learned), np.array(starts, np.int64))
+
+    def save(self, path: Path) -> None:
+        """Writes the arrays to an .npz file."""
+        np.savez(path, ids=self.ids, learned=self.learned, starts=self.starts)
+
+    @classmethod
+    def load(cls, path: Path) -> Corpus:
+        """Reads what `save` wrote."""
+        with np.load(path) as arrays:
+            return cls(arrays["ids"], arrays["learned"], arrays["starts"])

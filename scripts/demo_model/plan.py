@@ -1,0 +1,193 @@
+"""The story state: who, what, where, and which plot; stories and answers derive from it."""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from dataclasses import dataclass
+
+from .lexicon import (
+    KINDS,
+    NAMES_EN,
+    NAMES_ZH,
+    OBSTACLES,
+    PLACES,
+    PLAIN_COLOURS,
+    RECIPIENTS,
+    THINGS,
+    TRAITS,
+    Kind,
+    Thing,
+    Word,
+)
+
+# Plot -> whether the thing ends up out of reach, so that an obstacle and a skill belong to it.
+PLOTS: dict[str, bool] = {
+    "lost": True,
+    "gift": True,
+    "quarrel": True,
+    "quest": True,
+    "found": False,
+    "broken": False,
+    "lonely": False,
+}
+
+HELD_OUT_SHARE = 0.12
+
+# How often a character has its kind's usual name and place, and a thing its usual colour.
+# Without such habits every free choice is even, and the likeliest story is always the same one.
+HABIT = 0.4
+
+_SYLLABLES = tuple(c + v for c in "bdfgklmnprstvz" for v in ("a", "e", "i", "o", "u"))
+_NAME_CHARACTERS = "明亮星月云雨雪花草叶山石木林果豆米糖心乐安宁康福宝玉珠铃铛点圆方红蓝青白"
+
+
+@dataclass(frozen=True, slots=True)
+class Character:
+    """A named character; `pronoun` is the English "he" or "she"."""
+
+    name: str
+    kind: Kind
+    pronoun: str
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """One story state in one language ("en" or "zh"; only the names depend on it)."""
+
+    language: str
+    plot: str
+    hero: Character
+    friend: Character
+    thing: Thing
+    colour: str
+    place: Word
+    trait: Word
+    recipient: Word
+    obstacle: str = ""
+    skill: str = ""
+
+
+@dataclass(slots=True)
+class Wanted:
+    """What a request asks for; None leaves the choice to the plan."""
+
+    hero: Kind | None = None
+    friend: Kind | None = None
+    thing: Thing | None = None
+    place: Word | None = None
+    name: str | None = None
+
+
+def is_held_out(kind: Kind, thing: Thing) -> bool:
+    """Whether stories of this hero and thing are kept out of the training text."""
+    digest = hashlib.sha256(f"{kind.en}/{thing.en}".encode()).digest()
+    return digest[0] < 256 * HELD_OUT_SHARE
+
+
+def invented_name(rng: random.Random, language: str) -> str:
+    """A name outside the lexicon, so that names are copied and not only recognised."""
+    if language == "zh":
+        return "".join(rng.sample(_NAME_CHARACTERS, 2))
+    return "".join(rng.choice(_SYLLABLES) for _ in range(rng.choice((2, 2, 3)))).capitalize()
+
+
+def usual_name(kind: Kind, language: str) -> tuple[str, str]:
+    """The name and the pronoun that a character of this kind has most often."""
+    number = KINDS.index(kind)
+    pronoun = kind.pronouns_en[number % len(kind.pronouns_en)]
+    if language == "zh":
+        return NAMES_ZH[number], pronoun
+    return NAMES_EN[pronoun][number // 2], pronoun
+
+
+def _character(rng: random.Random, language: str, kind: Kind, name: str | None) -> Character:
+    """A character with the usual name, any name of the lexicon, or now and then an invented one."""
+    pronoun = rng.choice(kind.pronouns_en)
+    if name is not None:
+        known = [p for p, names in NAMES_EN.items() if name in names and p in kind.pronouns_en]
+        return Character(name, kind, known[0] if known else pronoun)
+    dice = rng.random()
+    if dice < HABIT:
+        return Character(usual_name(kind, language)[0], kind, usual_name(kind, language)[1])
+    if dice < HABIT + 0.15:
+        return Character(invented_name(rng, language), kind, pronoun)
+    return Character(rng.choice(NAMES_EN[pronoun] if language == "en" else NAMES_ZH), kind, pronoun)
+
+
+def _place(rng: random.Random, kind: Kind) -> Word:
+    usual = PLACES[KINDS.index(kind) % len(PLACES)]
+    return usual if rng.random() < HABIT else rng.choice(PLACES)
+
+
+def _colour(rng: random.Random, thing: Thing) -> str:
+    colours = thing.colours or PLAIN_COLOURS
+    usual = colours[THINGS.index(thing) % len(colours)]
+    return usual if rng.random() < HABIT else rng.choice(colours)
+
+
+def _plot(rng: random.Random, hero: Kind, thing: Thing) -> str:
+    plots = [p for p in PLOTS if p != "broken" or thing.repair]
+    usual = plots[(KINDS.index(hero) + THINGS.index(thing)) % len(plots)]
+    return usual if rng.random() < HABIT else rng.choice(plots)
+
+
+def _friend_kind(rng: random.Random, hero: Kind, skills: tuple[str, ...], wanted: Wanted) -> Kind:
+    if wanted.friend is not None:
+        return wanted.friend
+    able = [k for k in KINDS if k is not hero and (not skills or set(skills) & set(k.skills))]
+    return rng.choice(able)
+
+
+def _obstacle(rng: random.Random, hero: Kind, friend: Kind | None) -> str | None:
+    """An obstacle that stops the hero and, when the friend is given, not the friend."""
+    fitting = [
+        name
+        for name, skills in OBSTACLES.items()
+        if not set(skills) & set(hero.skills)
+        and (friend is None or set(skills) & set(friend.skills))
+    ]
+    return rng.choice(fitting) if fitting else None
+
+
+def make_plan(
+    rng: random.Random, language: str, wanted: Wanted | None = None, *, held_out: bool = False
+) -> Plan:
+    """A consistent random state that grants `wanted`; `held_out` selects the side of the split."""
+    wanted = wanted or Wanted()
+    while True:
+        hero_kind = wanted.hero or rng.choice(KINDS)
+        thing = wanted.thing or rng.choice(THINGS)
+        if is_held_out(hero_kind, thing) == held_out:
+            break
+        if wanted.hero is not None and wanted.thing is not None:
+            raise ValueError(f"{hero_kind.en}/{thing.en} is on the other side of the split")
+    plots = [p for p in PLOTS if p != "broken" or thing.repair]
+    obstacle, skill = "", ""
+    plot = _plot(rng, hero_kind, thing)
+    if PLOTS[plot]:
+        chosen = _obstacle(rng, hero_kind, wanted.friend)
+        if chosen is None:
+            plot = rng.choice([p for p in plots if not PLOTS[p]])
+        else:
+            obstacle = chosen
+    friend_kind = _friend_kind(rng, hero_kind, OBSTACLES.get(obstacle, ()), wanted)
+    if obstacle:
+        skill = rng.choice([s for s in friend_kind.skills if s in OBSTACLES[obstacle]])
+    hero = _character(rng, language, hero_kind, wanted.name)
+    friend = hero
+    while friend.name == hero.name:
+        friend = _character(rng, language, friend_kind, None)
+    return Plan(
+        language=language,
+        plot=plot,
+        hero=hero,
+        friend=friend,
+        thing=thing,
+        colour=_colour(rng, thing),
+        place=wanted.place or _place(rng, hero_kind),
+        trait=rng.choice(TRAITS),
+        recipient=rng.choice(RECIPIENTS),
+        obstacle=obstacle,
+        skill=skill,
+    )
