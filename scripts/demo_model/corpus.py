@@ -13,9 +13,10 @@ from tokenizers import Tokenizer
 from tqdm import tqdm
 
 from . import noise, tokenizer
+from .asking import phrases
 from .dialogue import (
     Conversation,
-    phrases,
+    bare_request,
     short_talk,
     story_plan,
     story_talk,
@@ -27,23 +28,25 @@ CONTEXT = 2048  # tokens; no document is longer
 TRAINING_SEED, HELD_OUT_SEED = 1, 2
 
 # Kind of document -> share of all documents.
-SHARES = {"conversation": 0.61, "short": 0.20, "story": 0.15, "long": 0.01, "noise": 0.03}
+SHARES = {
+    "conversation": 0.56,
+    "short": 0.18,
+    "story": 0.12,
+    "bare request": 0.10,
+    "noise": 0.03,
+    "long": 0.01,
+}
 
 
 @dataclass(frozen=True, slots=True)
 class Document:
-    """A conversation, or plain text with a prefix that is only context."""
+    """A conversation, or plain text with a prefix that is only context, and its stories."""
 
     language: str
     talk: Conversation | None = None
     text: str = ""
     prefix: str = ""
-
-    def stories(self) -> list[str]:
-        """The stories told in it."""
-        if self.talk is not None:
-            return self.talk.stories
-        return [] if self.prefix else [self.text]
+    stories: tuple[str, ...] = ()
 
     def encode(self, bpe: Tokenizer) -> tokenizer.Encoded:
         """Its tokens, at most `CONTEXT` of them."""
@@ -60,18 +63,26 @@ def documents(seed: int, count: int, *, held_out: bool = False) -> Iterator[Docu
     for number in range(count):
         language = LANGUAGES[number % 2]
         form = rng.choices(list(SHARES), list(SHARES.values()))[0]
-        if form == "conversation":
-            yield Document(language, story_talk(rng, language, held_out=held_out))
-        elif form == "long":
-            yield Document(language, story_talk(rng, language, held_out=held_out, most_stories=9))
-        elif form == "short":
-            yield Document(language, short_talk(rng, language))
-        elif form == "story":
-            plan = story_plan(rng, language, held_out=held_out)
-            yield Document(language, text=tell(plan, rng))
-        else:
-            text = "\n\n" + rng.choice(phrases(language).LIMITS)
-            yield Document(language, text=text, prefix=noise.off_topic(rng, language))
+        yield _document(rng, language, form, held_out)
+
+
+def _document(rng: random.Random, language: str, form: str, held_out: bool) -> Document:
+    if form in ("conversation", "long"):
+        most = 9 if form == "long" else 3
+        talk = story_talk(rng, language, held_out=held_out, most_stories=most)
+        return Document(language, talk, stories=tuple(talk.stories))
+    if form == "short":
+        return Document(language, short_talk(rng, language))
+    if form == "story":
+        told = tell(story_plan(rng, language, held_out=held_out), rng)
+        return Document(language, text=told, stories=(told,))
+    if form == "bare request":
+        talk = bare_request(rng, language, held_out=held_out)
+        asked, answer = (turn.text for turn in talk.turns)
+        stories = tuple(talk.stories)
+        return Document(language, text="\n\n" + answer, prefix=asked, stories=stories)
+    text = "\n\n" + rng.choice(phrases(language).LIMITS)
+    return Document(language, text=text, prefix=noise.off_topic(rng, language))
 
 
 def plain_text(document: Document) -> Iterator[str]:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import random
 from dataclasses import dataclass, field
-from types import ModuleType
 
-from . import noise, phrases_en, phrases_zh
+from . import noise
+from .asking import around, casual, phrases, request, topic_words
 from .lexicon import KINDS, NAMES_EN, NAMES_ZH, THINGS
 from .plan import Plan, Wanted, invented_name, make_plan
-from .surfaces import article, capitalized, little, surfaces, tell_titled
+from .surfaces import article, capitalized, surfaces, tell_titled
 
 SYSTEM, USER, ASSISTANT = "system", "user", "assistant"
 
@@ -33,62 +33,6 @@ class Conversation:
     def say(self, question: str, answer: str) -> None:
         """Adds a user turn and its answer."""
         self.turns += (Turn(USER, question), Turn(ASSISTANT, answer))
-
-
-def phrases(language: str) -> ModuleType:
-    """The phrase tables of a language."""
-    return phrases_en if language == "en" else phrases_zh
-
-
-def casual(rng: random.Random, text: str, language: str) -> str:
-    """The text as it is typed in a hurry: now and then without capitals or the last mark."""
-    if rng.random() < 0.25:
-        text = text.rstrip(".。!！")
-    if language == "en" and rng.random() < 0.2:
-        text = text.lower()
-    return text
-
-
-def topic_words(plan: Plan) -> dict[str, str]:
-    """What the slots of a request's topic stand for."""
-    hero, friend, thing = plan.hero.kind, plan.friend.kind, plan.thing
-    if plan.language == "en":
-        return {
-            "k": article(hero.en),
-            "lk": "a little " + hero.en,
-            "K": hero.en,
-            "j": article(friend.en),
-            "o": article(thing.en),
-            "p": plan.place.en,
-            "n": plan.hero.name,
-        }
-    return {
-        "k": hero.zh,
-        "lk": little(hero),
-        "mk": f"一{hero.measure}{hero.zh}",
-        "j": friend.zh,
-        "lj": little(friend),
-        "o": thing.zh,
-        "mo": f"一{thing.measure}{thing.zh}",
-        "p": plan.place.zh.removeprefix("一个").removeprefix("一座").removeprefix("一片"),
-        "n": plan.hero.name,
-    }
-
-
-def around(rng: random.Random, topic: str, language: str) -> str:
-    """A request for a story about the topic."""
-    lead = rng.choice(phrases(language).LEADS)
-    if language == "en":
-        end = "?" if lead.startswith(("Can", "Could", "Do")) else rng.choice((".", ".", "", "!"))
-        return casual(rng, f"{lead} {topic}{end}", language)
-    end = "？" if lead.endswith("吗") else rng.choice(("。", "", "", "！"))
-    return str(lead.replace("|", topic)) + end
-
-
-def request(rng: random.Random, plan: Plan, forms: str = "k ko ko ko kj o kp kn kno") -> str:
-    """A request that the plan grants; `forms` are the keys of TOPICS to choose from."""
-    topic = rng.choice(phrases(plan.language).TOPICS[rng.choice(forms.split())])
-    return around(rng, topic.format(**topic_words(plan)), plan.language)
 
 
 def story_plan(rng: random.Random, language: str, *, held_out: bool = False) -> Plan:
@@ -258,6 +202,16 @@ def short_talk(rng: random.Random, language: str) -> Conversation:
         if rng.random() < 0.15:
             table = phrases(language)
             talk.say(rng.choice(table.BYES), rng.choice(table.BYE_REPLIES))
+    return talk
+
+
+def bare_request(rng: random.Random, language: str, *, held_out: bool = False) -> Conversation:
+    """One request or greeting and its answer, for use without the chat format."""
+    talk = Conversation(language)
+    if rng.random() < 0.2:
+        _small_talk(rng, talk)
+    else:
+        _ask_for_story(rng, talk, story_plan(rng, language, held_out=held_out), first=True)
     return talk
 
 

@@ -11,8 +11,9 @@ from pathlib import Path
 from tqdm import tqdm
 
 from . import corpus, noise
+from .asking import phrases, request
 from .checker import Verdict, check
-from .dialogue import ASSISTANT, USER, Turn, phrases, request
+from .dialogue import ASSISTANT, USER, Turn
 from .lexicon import KINDS
 from .measures import Copying, repeated_share, units
 from .plan import make_plan
@@ -76,6 +77,11 @@ def judge(text: str, language: str, kind: str, thing: str) -> tuple[str, Verdict
     if verdict.accepted and words["O"] != thing:
         return f"the thing is not the {thing}", verdict
     return verdict.reason, verdict
+
+
+def untitled(text: str) -> str:
+    """The story without its title."""
+    return text.split("\n\n")[-1]
 
 
 def _questions(language: str, words: dict[str, str], kind: str) -> list[tuple[str, list[str]]]:
@@ -162,11 +168,13 @@ def _sampled(speaker: Speaker, language: str, results: Results) -> None:
 
 
 def _copying(stories: dict[str, list[Story]], documents: int, results: Results) -> None:
-    readers = {code: Copying([s.text for s in told], code) for code, told in stories.items()}
+    readers = {
+        code: Copying([untitled(s.text) for s in told], code) for code, told in stories.items()
+    }
     source = corpus.documents(corpus.TRAINING_SEED, documents)
     for document in tqdm(source, total=documents, desc="training text", mininterval=5):
-        for text in document.stories():
-            readers[document.language].read(text)
+        for text in document.stories:
+            readers[document.language].read(untitled(text))
     for code, reader in readers.items():
         results.verbatim[code] = reader.verbatim_share()
         results.passages[code] = reader.passage_share()
@@ -188,7 +196,7 @@ def evaluate(path: Path, documents: int, threads: int = 2) -> Results:
     results.speed = _speed(speaker)
     stories = {code: _stories(speaker, code, results) for code in corpus.LANGUAGES}
     for code, told in stories.items():
-        results.repeated[code] = repeated_share(s.text for s in told)
+        results.repeated[code] = repeated_share(untitled(s.text) for s in told)
         _sampled(speaker, code, results)
     _copying(stories, documents, results)
     return results
