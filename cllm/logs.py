@@ -16,7 +16,7 @@ _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", 
 
 
 def set_up(level: str = "info", *, file: str | None = None, as_json: bool = False) -> None:
-    """Send every logger to standard error, or to `file`, from `level` upwards.
+    """Send every logger to standard error, or to `file`; cLLM's own from `level` upwards.
 
     Called again it replaces what it set before. Raises SettingsError where `file` cannot be opened.
     """
@@ -30,7 +30,11 @@ def set_up(level: str = "info", *, file: str | None = None, as_json: bool = Fals
         except OSError as error:
             raise SettingsError(f"--log-file: cannot write {file}: {error.strerror}") from None
     handler.setFormatter(JsonFormatter() if as_json else HumanFormatter())
-    logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
+    # Libraries are heard only when they warn, or when everything is wanted.
+    wanted = logging.getLevelName(level.upper())
+    others = wanted if wanted == logging.DEBUG else max(wanted, logging.WARNING)
+    logging.basicConfig(level=others, handlers=[handler], force=True)
+    logging.getLogger("cllm").setLevel(wanted)
     # What the formats do not show is not collected (the logging manual's own advice): the access
     # log's lines are on the way of every request.
     logging.logThreads = False

@@ -424,6 +424,12 @@ def test_a_log_file_takes_the_log_and_standard_error_stays_empty(tmp_path: Path)
     assert "listening on" in log and "serving cLLM built-in" in log and "stopped" in log
 
 
+def test_making_the_built_in_model_says_nothing_of_how(start: Start, tmp_path: Path) -> None:
+    child = start(XDG_CACHE_HOME=str(tmp_path)).ready()
+    assert list(tmp_path.glob("cllm/*.gguf"))
+    assert not any("gguf.gguf_writer" in line for line in child.seen)
+
+
 def test_the_access_log_can_be_turned_off(start: Start) -> None:
     child = start("--no-access-log").ready()
     child.get("/health")
