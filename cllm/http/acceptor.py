@@ -212,11 +212,11 @@ class Acceptor:
 
 
 def _sweep_interval(config: ServerConfig) -> float:
+    # Without the lingering read, for which a second more or less makes no difference.
     shortest = min(
         config.head_timeout,
         config.body_timeout,
         config.keep_alive_timeout,
         config.write_timeout,
-        config.linger_timeout or SWEEP_MOST,
     )
     return min(max(shortest * SWEEP_PART, SWEEP_LEAST), SWEEP_MOST)

@@ -99,12 +99,10 @@ class ConnectionQueue:
     def take(self) -> Connection | None:
         """The next connection to run; waits for one. None once the queue is closed."""
         items = self.items
-        while True:
+        while not self._closed:
             try:
                 connection = items.popleft()
             except IndexError:
-                if self._closed:
-                    return None
                 if self._seat.acquire(False):
                     self._poll()
                 else:
@@ -112,6 +110,7 @@ class ConnectionQueue:
                 continue
             self._taken += 1
             return connection
+        return None
 
     def _poll(self) -> None:
         """In the seat: wait for sockets that are ready and push their connections."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import threading
 from collections.abc import Iterator
 from typing import cast
@@ -9,10 +10,10 @@ from typing import cast
 import pytest
 from http_wire import PATIENCE, Connect, Gate, RawClient, Serve, basic_handler, encode, wait_until
 
-from cllm.http import BodyStream, DeferredResponse, HttpHandler, HttpResponse
+from cllm.http import BodyStream, DeferredResponse, HttpHandler, HttpResponse, Server
 from cllm.http.connection import Connection
-from cllm.http.connection_queue import ConnectionQueue
-from cllm.http.poller import new_poller
+from cllm.http.connection_queue import LOOK_INTERVAL, ConnectionQueue
+from cllm.http.poller import READ, new_poller
 
 # The queue alone. Nobody looks at it once a millisecond here: every wake-up has to be the pusher's.
 
@@ -27,17 +28,26 @@ class Item:
 class Takers:
     """Workers that take and do nothing else."""
 
-    def __init__(self, count: int) -> None:
+    def __init__(self, count: int, *, endless: bool = False) -> None:
+        self.endless = endless  # what was taken is pushed again
         self.poller = new_poller()
-        self.queue = ConnectionQueue(self.poller, {}, lambda: None)
-        self.threads = [threading.Thread(target=self._run) for _ in range(count)]
-        for thread in self.threads:
-            self.queue.enter()
-            thread.start()
+        self.connections: dict[int, Connection] = {}
+        self.queue = ConnectionQueue(self.poller, self.connections, lambda: None)
+        self.threads: list[threading.Thread] = []
+        for _ in range(count):
+            self.add()
+
+    def add(self) -> None:
+        self.threads.append(threading.Thread(target=self._run))
+        # Not enter(): the condition may be held by a test, and nobody else counts now.
+        self.queue._awake += 1
+        self.threads[-1].start()
 
     def _run(self) -> None:
         while (item := self.queue.take()) is not None:
             cast(Item, item).taken.set()
+            if self.endless:
+                self.queue.push(item)
 
     def push(self, item: Item) -> None:
         self.queue.push(cast(Connection, item))
@@ -86,6 +96,73 @@ def test_all_sleep_when_nothing_is_left(takers: Takers) -> None:
         takers.push(Item())
     wait_until(lambda: takers.queue.awake == 0, "no worker is awake")
     assert len(takers.queue) == 0
+    assert_quiet(takers.queue)
+
+
+class Unlucky:
+    """A seat that is taken, and tells that somebody saw so."""
+
+    def __init__(self) -> None:
+        self.tried = threading.Event()
+
+    def acquire(self, blocking: bool) -> bool:
+        self.tried.set()
+        return False
+
+
+def test_a_push_just_before_a_worker_sleeps_is_seen() -> None:
+    takers = Takers(0)
+    queue = takers.queue
+    seat, queue._seat = queue._seat, cast(threading.Lock, Unlucky())
+    item = Item()
+    with queue._condition:  # the worker found the queue empty and the seat taken, and stops here
+        takers.add()
+        assert cast(Unlucky, queue._seat).tried.wait(PATIENCE)
+        takers.push(item)
+    assert item.taken.wait(PATIENCE)
+    queue._seat = seat
+    takers.close()
+
+
+def test_a_push_just_before_a_worker_polls_is_seen() -> None:
+    takers = Takers(0)
+    queue = takers.queue
+    item = Item()
+    with queue._condition:  # the worker found the queue empty and took the seat, and stops here
+        takers.add()
+        wait_until(queue._seat.locked, "the worker is in the seat")
+        takers.push(item)
+    assert item.taken.wait(PATIENCE)
+    takers.close()
+
+
+class Parked:
+    """Stands in for a parked connection whose socket becomes ready."""
+
+    def __init__(self) -> None:
+        self.armed = READ
+        self.scheduled = threading.Event()
+
+    def schedule(self) -> None:
+        self.scheduled.set()
+
+
+def test_sockets_are_looked_at_although_the_queue_is_never_empty() -> None:
+    ours, theirs = socket.socketpair()
+    parked = Parked()
+    takers = Takers(1, endless=True)
+    takers.connections[ours.fileno()] = cast(Connection, parked)
+    takers.poller.register(ours.fileno(), READ)
+    takers.push(Item())
+    theirs.send(b"x")
+    for _ in range(1000):
+        takers.queue.look()
+        if parked.scheduled.wait(LOOK_INTERVAL):
+            break
+    assert parked.scheduled.is_set()
+    takers.close()
+    ours.close()
+    theirs.close()
 
 
 # The queue in a server, with handlers that block
@@ -193,6 +270,25 @@ def test_tokens_from_outside_are_sent_while_handlers_block(blocked: Blocked, hel
         assert client.chunk() == b"token"
 
 
+def test_a_parked_connection_is_served_when_the_polling_worker_gets_held(
+    serve: Serve, connect: Connect, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cllm.http.acceptor.SWEEP_MOST", 1000.0)  # a sweep would see it, later
+    long = dict.fromkeys(("head_timeout", "body_timeout", "write_timeout"), 1e4)
+    gate = Gate()
+    handler = basic_handler()
+    handler.get("/gate", gate)
+    server = serve(handler, keep_alive_timeout=1e4, **long)
+    holder, client = connect(server), connect(server)
+    assert [holder.get().status, client.get().status] == [200, 200]
+    assert_sleeps(server)
+    assert not server._acceptor.queue.vacant
+    holder.send(encode(path="/gate"))
+    gate.wait_entered()
+    assert client.get("/health").status == 200
+    gate.opened.set()
+
+
 @pytest.mark.parametrize("held", [1, 2, 3])
 def test_parked_and_new_connections_are_served_while_handlers_block(
     blocked: Blocked, held: int
@@ -229,10 +325,52 @@ def test_an_idle_server_sleeps(serve: Serve, connect: Connect) -> None:
     client = connect(server)
     for _ in range(50):
         client.get()
+    assert_sleeps(server)
+    assert not server._acceptor.queue.vacant, "one worker waits in the poll: no hand-over is needed"
+
+
+def test_a_server_sleeps_over_requests_that_wait_for_their_turn(
+    serve: Serve, connect: Connect
+) -> None:
+    stream, deferred = BodyStream(), DeferredResponse()
+    handler = basic_handler()
+    handler.get_streaming("/stream", lambda request: stream)
+    handler.get("/later", lambda request: deferred)
+    server = serve(handler)
+    for path in ("/stream", "/later"):
+        client = connect(server)
+        client.send(encode(path=path))
+        wait_until(lambda: server.stats().queue_depth == 0, "it is taken")
+        client.send(encode(path="/health") * 10)
+    wait_until(lambda: server.stats().requests_total == 2, "both are asked")
+    assert_sleeps(server)
+    stream.close()
+    deferred.resolve(HttpResponse.text("made"))
+
+
+def test_a_server_sleeps_after_wake_ups_from_outside(blocked: Blocked) -> None:
+    client = blocked.connect()
+    client.send(encode(path="/stream"))
+    client.reply_head()
+    for _ in range(50):
+        blocked.stream.write(b"token")
+        client.chunk()
+    assert_sleeps(blocked.server)
+
+
+def assert_sleeps(server: Server) -> None:
+    """Nobody is awake, and nobody wakes up by himself again and again."""
     queue = server._acceptor.queue
     wait_until(lambda: not queue.watched, "the acceptor has gone to sleep")
     wait_until(lambda: queue.awake == 0, "no worker is awake")
-    assert not queue.vacant, "one of them waits in the poll, so a request costs no hand-over"
+    assert_quiet(queue)
+
+
+def assert_quiet(queue: ConnectionQueue) -> None:
+    polls, taken = queue._polls, queue._taken
+    threading.Event().wait(0.05)
+    assert queue._polls - polls < 5
+    assert queue._taken - taken < 5
 
 
 def test_responses_without_end_leave_room_for_others(serve: Serve, connect: Connect) -> None:
