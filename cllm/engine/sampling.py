@@ -7,6 +7,7 @@ vocabulary (151 936 candidates cost 0.4 ms a token).
 
 from __future__ import annotations
 
+import math
 import secrets
 from array import array
 
@@ -79,6 +80,8 @@ def candidates(row: FloatArray, params: SamplingParams) -> NDArray[np.void]:
         ids = _top(row, params.top_k)
     elif params.top_p < 1.0:
         ids = _nucleus(row, params.top_p)
+    elif params.min_p > 0.0:  # with a little room for rounding: llama.cpp's min_p does the cut
+        ids = np.flatnonzero(row >= row.max() + math.log(params.min_p) - 1e-3)
     else:
         ids = np.arange(len(row))
     records = np.empty(len(ids), dtype=CANDIDATE)
@@ -117,7 +120,7 @@ def _nucleus(row: FloatArray, top_p: float) -> NDArray[np.intp]:
         if depth > _NOTHING_BELOW or weights[ids].sum(dtype=np.float64) >= enough:
             break
         depth *= 2
-    ids = ids[np.argsort(-weights[ids], kind="stable")]
+    ids = ids[np.argsort(-weights[ids])]
     reached = np.cumsum(weights[ids], dtype=np.float64)
     return ids[: int(np.searchsorted(reached, enough)) + 1]
 

@@ -1,0 +1,69 @@
+"""Watching generations and waiting for them, never for longer than WAIT."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from cllm.engine import Completion, Engine, Generation, SamplingParams
+from cllm.engine.llama import Batch
+
+WAIT = 60.0  # seconds until a test that waits in vain fails
+
+Loader = Callable[..., Engine]
+
+# Every logit of the built-in model is the same, bit for bit, whatever else is in the batch.
+EXACT: dict[str, Any] = {"flash_attn": "off", "extra_bufts": "off"}
+
+# Logits of the F32 model differ by 4e-5 at most, whatever the cache's layout, the chunks that a
+# prompt is cut into, and what is computed again: too little to change one of a few tokens.
+PRECISE: dict[str, Any] = {"flash_attn": "off", "cache_type_k": "f32", "cache_type_v": "f32"}
+
+
+def greedy(max_tokens: int | None = 16, **fields: Any) -> SamplingParams:
+    """Parameters whose outcome depends on the model alone, and whose length is max_tokens."""
+    return SamplingParams(max_tokens=max_tokens, temperature=0.0, ignore_eos=True, **fields)
+
+
+def finished(generation: Generation) -> Completion:
+    return generation.result(WAIT)
+
+
+class Watched:
+    """A submitted prompt whose progress can be waited for."""
+
+    def __init__(self, engine: Engine, prompt: Any, params: SamplingParams, **options: Any) -> None:
+        self._changed = threading.Condition()
+        self.updates = 0
+        self.generation = engine.submit(prompt, params, on_update=self._note, **options)
+
+    def _note(self) -> None:
+        with self._changed:
+            self.updates += 1
+            self._changed.notify_all()
+
+    def wait_for_tokens(self, count: int) -> None:
+        self.wait_until(lambda: self.generation.usage.completion_tokens >= count)
+
+    def wait_until_done(self) -> None:
+        self.wait_until(lambda: self.generation.done)
+
+    def wait_until(self, predicate: Callable[[], bool]) -> None:
+        with self._changed:
+            assert self._changed.wait_for(predicate, WAIT), "nothing happened in time"
+
+
+def break_decode(engine: Engine, outcomes: Iterable[int | Exception]) -> None:
+    """Let llama_decode end with these outcomes first (0: as it is): no real failure can be had."""
+    context = engine._scheduler._context
+    real: Callable[[Batch, int], int] = context.decode
+    coming = iter(outcomes)
+
+    def decode(batch: Batch, count: int) -> int:
+        outcome = next(coming, 0)
+        if isinstance(outcome, Exception):
+            raise outcome
+        return outcome or real(batch, count)
+
+    context.decode = decode  # type: ignore[method-assign]

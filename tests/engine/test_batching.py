@@ -1,0 +1,154 @@
+"""What else is in the batch changes nothing about a request's tokens.
+
+How far that holds is llama.cpp's to say; its CPU kernels do not always add in the same order:
+- attention: by whether a token is evaluated alone or in a chunk of a prompt;
+- flash attention: also by how many tokens are in the chunk;
+- a unified cache: by which cells a sequence got, beyond some 200;
+- Q4_K products: by the number of rows, from four on.
+The differences are those of rounding (up to 0.4 in a logit where activations are rounded to 8
+bits), and then two logits that nearly tie may change places. Without flash attention, in a cache
+split by sequence and with Q8_0 weights a token's logits are the same bit for bit, whoever shares
+the batch: that is tested here. For the rest a model without attention, whose logits are always
+exact, shows that no row, token or text gets into the wrong hands, and one with F32 weights that
+sequences attend to their own tokens.
+"""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import numpy as np
+import pytest
+from engine_helpers import EXACT, PRECISE, Loader, Watched, finished, greedy
+
+from cllm.engine.scheduler import fair_shares
+
+PROMPTS = [f"Story {i}: " + "the river runs and the letter says " * (i % 5) for i in range(12)]
+
+
+def alone(load: Loader, *path: Path) -> list[str]:
+    engine = load(*path, parallel=1, ctx_size=256, **EXACT)
+    return [finished(engine.submit(prompt, greedy(40))).text for prompt in PROMPTS]
+
+
+@pytest.mark.parametrize(("parallel", "ubatch"), [(4, 512), (8, 16), (3, 100)])
+def test_greedy_tokens_do_not_depend_on_the_batch(
+    load: Loader, parallel: int, ubatch: int
+) -> None:
+    expected = alone(load)
+    engine = load(parallel=parallel, ctx_size=256, ubatch_size=ubatch, **EXACT)
+    together = [engine.submit(prompt, greedy(40)) for prompt in PROMPTS]
+    assert [finished(generation).text for generation in together] == expected
+
+
+@pytest.mark.parametrize("unified", [False, True])
+@pytest.mark.parametrize(("parallel", "ubatch"), [(4, 512), (8, 16), (3, 1)])
+def test_no_layout_confuses_requests(
+    load: Loader, memoryless_path: Path, unified: bool, parallel: int, ubatch: int
+) -> None:
+    expected = alone(load, memoryless_path)
+    engine = load(
+        memoryless_path,
+        parallel=parallel,
+        ctx_size=256,
+        kv_unified=unified,
+        ubatch_size=ubatch,
+    )
+    together = [engine.submit(prompt, greedy(40)) for prompt in PROMPTS]
+    assert [finished(generation).text for generation in together] == expected
+
+
+@pytest.mark.parametrize("unified", [False, True])
+def test_a_sequence_attends_to_its_own_tokens_only(
+    load: Loader, f32_path: Path, unified: bool
+) -> None:
+    one = load(f32_path, parallel=1, ctx_size=256, **PRECISE)
+    expected = [finished(one.submit(prompt, greedy(8))).text for prompt in PROMPTS]
+    engine = load(f32_path, parallel=4, ctx_size=256, kv_unified=unified, **PRECISE)
+    together = [engine.submit(prompt, greedy(8)) for prompt in PROMPTS]
+    assert [finished(generation).text for generation in together] == expected
+
+
+def test_requests_that_come_and_go_at_random_are_not_confused(
+    load: Loader, memoryless_path: Path
+) -> None:
+    rng = random.Random(1)
+    expected = alone(load, memoryless_path)
+    engine = load(memoryless_path, parallel=4, ctx_size=256, ubatch_size=32)
+    pending = []
+    for _ in range(60):
+        which = rng.randrange(len(PROMPTS))
+        watched = Watched(engine, PROMPTS[which], greedy(rng.randint(1, 40)))
+        pending.append((which, watched))
+        if rng.random() < 0.3:
+            watched.generation.cancel()
+        if rng.random() < 0.2:
+            finished(watched.generation)
+    for which, watched in pending:
+        assert expected[which].startswith(finished(watched.generation).text)
+    assert engine.stats().slots_busy == 0
+
+
+def test_sequences_are_decoded_together(load: Loader) -> None:
+    engine = load(parallel=8, ctx_size=128)
+    for generation in [engine.submit(f"p{i}", greedy(50)) for i in range(8)]:
+        finished(generation)
+    stats = engine.stats()
+    assert stats.completion_tokens == 400
+    assert stats.steps < 200, "one at a time it would be 400"
+
+
+@pytest.mark.parametrize("unified", [False, True])
+def test_a_long_prompt_stalls_running_streams_by_one_chunk_at_most(
+    load: Loader, unified: bool
+) -> None:
+    engine = load(parallel=2, ctx_size=2048, ubatch_size=32, kv_unified=unified)
+    running = Watched(engine, "Hello", greedy(None))
+    running.wait_for_tokens(5)
+    before = running.generation.usage.completion_tokens
+    long = Watched(engine, [7, 8] * 480, greedy(1))
+    long.wait_until_done()
+    gained = running.generation.usage.completion_tokens - before
+    assert gained >= 960 // 32 - 1, "a token of the stream for every chunk of the prompt"
+    running.generation.cancel()
+
+
+def test_a_short_prompt_does_not_wait_for_a_long_one(load: Loader) -> None:
+    engine = load(parallel=3, ctx_size=2048, ubatch_size=32, batch_size=64)
+    running = Watched(engine, "Hello", greedy(None))
+    running.wait_for_tokens(2)
+    long = engine.submit([7, 8] * 900, greedy(1))
+    short = Watched(engine, [9] * 40, greedy(1))
+    short.wait_until_done()
+    assert not long.done
+    finished(long)
+    running.generation.cancel()
+
+
+@pytest.mark.parametrize(
+    ("wants", "room", "shares"),
+    [
+        ([10, 10], 10, [5, 5]),
+        ([2, 100], 10, [2, 8]),
+        ([3, 3, 3], 100, [3, 3, 3]),
+        ([5, 5, 5], 2, [1, 1, 0]),
+        ([1, 7, 50], 30, [1, 7, 22]),
+        ([4], 0, [0]),
+        ([], 5, []),
+    ],
+)
+def test_room_is_divided_fairly(wants: list[int], room: int, shares: list[int]) -> None:
+    assert fair_shares(wants, room) == shares
+
+
+def test_any_division_is_fair_and_complete() -> None:
+    rng = np.random.default_rng(0)
+    for _ in range(300):
+        wants = rng.integers(0, 60, rng.integers(1, 12)).tolist()
+        room = int(rng.integers(0, 200))
+        shares = fair_shares(wants, room)
+        assert sum(shares) == min(room, sum(wants))
+        for mine, want in zip(shares, wants, strict=True):
+            assert 0 <= mine <= want
+            assert mine == want or mine >= max(shares) - 1

@@ -1,0 +1,121 @@
+"""Who is served when, how many may wait, and what a failure costs whom."""
+
+from __future__ import annotations
+
+from functools import partial
+from itertools import repeat
+from pathlib import Path
+
+import pytest
+from engine_helpers import Loader, Watched, break_decode, finished, greedy
+
+from cllm.engine import EngineError, QueueFull
+
+
+def test_requests_are_served_first_come_first_served(load: Loader) -> None:
+    engine = load(parallel=1, ctx_size=128)
+    order: list[int] = []
+    generations = []
+    for i in range(10):
+        generations.append(
+            engine.submit("Hello", greedy(1), on_update=partial(order.append, i))
+        )
+    for generation in generations:
+        finished(generation)
+    finished(engine.submit("last", greedy(1)))
+    assert order == list(range(10))
+
+
+def test_more_may_not_wait_than_configured(load: Loader) -> None:
+    engine = load(parallel=2, ctx_size=2048, max_queue=3)
+    accepted = [engine.submit("Hello", greedy(None)) for _ in range(5)]
+    with pytest.raises(QueueFull) as caught:
+        engine.submit("Hello", greedy(1))
+    assert caught.value.retry_after >= 1
+    assert engine.stats().requests_refused == 1
+    accepted[0].cancel()
+    finished(accepted[0])
+    accepted.append(engine.submit("Hello", greedy(1)))
+    for generation in accepted:
+        generation.cancel()
+
+
+def test_without_a_queue_free_slots_still_serve(load: Loader) -> None:
+    engine = load(parallel=2, ctx_size=2048, max_queue=0)
+    for _ in range(3):
+        pair = [Watched(engine, "Hello", greedy(None)) for _ in range(2)]
+        with pytest.raises(QueueFull):
+            engine.submit("Hello", greedy(1))
+        for watched in pair:
+            watched.wait_for_tokens(1)
+            watched.generation.cancel()
+            finished(watched.generation)
+
+
+def test_refused_requests_leave_no_trace(load: Loader) -> None:
+    engine = load(parallel=1, ctx_size=2048, max_queue=0)
+    running = Watched(engine, "Hello", greedy(None))
+    running.wait_for_tokens(1)
+    for _ in range(50):
+        with pytest.raises(QueueFull):
+            engine.submit("Hello", greedy(1))
+    assert engine.stats().queue_depth == 0
+    running.generation.cancel()
+    finished(running.generation)
+    assert finished(engine.submit("Hello", greedy(1))).usage.completion_tokens == 1
+
+
+@pytest.mark.parametrize("code", [2, -1, -2, -3])
+def test_a_failed_decode_fails_its_requests_and_no_others(
+    load: Loader, memoryless_path: Path, code: int
+) -> None:
+    engine = load(memoryless_path, parallel=2, ctx_size=256)
+    expected = finished(engine.submit("Hello", greedy(20))).text
+    running = [Watched(engine, f"Prompt {i}", greedy(None)) for i in range(2)]
+    waiting = engine.submit("Hello", greedy(20))
+    running[1].wait_for_tokens(2)
+    break_decode(engine, [code])
+    for watched in running:
+        watched.wait_until_done()
+        assert watched.generation.finish_reason == "error"
+        with pytest.raises(EngineError, match=str(code)):
+            finished(watched.generation)
+    assert finished(waiting).text == expected
+    assert engine.healthy
+    assert engine.stats().failed_decodes == 1
+
+
+def test_no_room_for_a_lone_request_is_an_error_and_not_a_loop(load: Loader) -> None:
+    engine = load(parallel=1, ctx_size=256)
+    break_decode(engine, repeat(1, 20))
+    with pytest.raises(EngineError, match="code 1"):
+        finished(engine.submit("Hello", greedy(20)))
+    assert engine.healthy
+
+
+def test_an_unexpected_exception_costs_its_step_only(
+    load: Loader, caplog: pytest.LogCaptureFixture
+) -> None:
+    engine = load(parallel=1, ctx_size=256)
+    break_decode(engine, [ZeroDivisionError("surprise")])
+    hit, spared = engine.submit("Hello", greedy(5)), engine.submit("World", greedy(5))
+    with pytest.raises(EngineError, match="surprise"):
+        finished(hit)
+    assert finished(spared).usage.completion_tokens == 5
+    assert engine.healthy
+    assert "surprise" in caplog.text
+
+
+def test_an_engine_that_always_fails_gives_up_and_says_so(load: Loader) -> None:
+    engine = load(parallel=1, ctx_size=256)
+    break_decode(engine, repeat(ZeroDivisionError("broken"), 100))
+    generations = [engine.submit("Hello", greedy(5)) for _ in range(6)]
+    for generation in generations:
+        with pytest.raises(EngineError, match="broken"):
+            finished(generation)
+    assert not engine.healthy
+    assert not engine.stats().healthy
+    assert isinstance(engine.failure, ZeroDivisionError)
+    with pytest.raises(EngineError, match="broken"):
+        engine.submit("Hello")
+    engine.close()
