@@ -95,6 +95,7 @@ class Engine:
         """
         if deadline is not None and not 0 < deadline < math.inf:
             raise InvalidRequest("deadline", deadline, "a positive number of seconds")
+        self._scheduler.check_open()
         with self._guard.borrowed():
             tokens = self._prompt_tokens(prompt)
             self._check_against_vocabulary(params)

@@ -117,7 +117,8 @@ def _make_context(
 ) -> llama.Context:
     remedy = "lower ctx_size or parallel, or choose a smaller cache_type_k and cache_type_v"
     available = available_memory()
-    if config.n_gpu_layers == 0 and available is not None and size.kv_bytes > available:
+    sure = config.n_gpu_layers == 0 and not size.too_high
+    if sure and available is not None and size.kv_bytes > available:
         raise ModelLoadError(
             f"{config.parallel} sequences of {size.ctx_size} tokens need {_gib(size.kv_bytes)} of "
             f"cache and {_gib(available)} of memory are free; {remedy}"

@@ -66,17 +66,25 @@ class Scheduler:
     def submit(self, sequence: Sequence) -> None:
         """Queue a request. Raises QueueFull, EngineClosed, or EngineError if the loop has died."""
         with self._wake:
-            if self.failure is not None:
-                raise EngineError(f"the engine has failed: {self.failure}") from self.failure
-            if self._stopping:
-                raise EngineClosed
-            if self._in_flight >= self._max_in_flight:
-                self.stats.requests_refused += 1
-                raise QueueFull(self.queue_depth, self._retry_after())
+            self._check_open()
             self._in_flight += 1
             self.stats.requests_submitted += 1
             self._arrivals.append(sequence)
             self._wake.notify()
+
+    def check_open(self) -> None:
+        """Raise what submit would raise now, before effort goes into preparing a request."""
+        with self._wake:
+            self._check_open()
+
+    def _check_open(self) -> None:
+        if self.failure is not None:
+            raise EngineError(f"the engine has failed: {self.failure}") from self.failure
+        if self._stopping:
+            raise EngineClosed
+        if self._in_flight >= self._max_in_flight:
+            self.stats.requests_refused += 1
+            raise QueueFull(self.queue_depth, self._retry_after())
 
     def cancel(self, generation: Generation) -> None:
         """End a generation before the next decode."""

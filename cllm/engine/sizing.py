@@ -27,11 +27,15 @@ _BYTES_PER_32 = {
 
 @dataclass(frozen=True, slots=True)
 class ContextSize:
-    """ctx_size: tokens per sequence. cells: of the whole cache. kv_bytes: its size, estimated."""
+    """ctx_size: tokens per sequence. cells: of the whole cache. kv_bytes: its size, estimated.
+
+    too_high: whether the estimate counts layers that keep a small state instead of keys and values.
+    """
 
     ctx_size: int
     cells: int
     kv_bytes: int
+    too_high: bool
 
 
 def kv_bytes_per_token(metadata: Mapping[str, Any], config: EngineConfig) -> int:
@@ -85,7 +89,8 @@ def context_size(
         cells = _rounded_up(config.kv_cells)
     else:
         cells = _rounded_up(ctx_size) * config.parallel
-    return ContextSize(ctx_size, cells, cells * per_token)
+    too_high = any(".ssm." in key or ".wkv." in key for key in metadata)
+    return ContextSize(ctx_size, cells, cells * per_token, too_high)
 
 
 def default_budget() -> int:
