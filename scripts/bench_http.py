@@ -185,7 +185,7 @@ def _unaffected(report: Report, crowd: str, rows: list[dict[str, Any]]) -> None:
 
 
 def start(report: Report, options: argparse.Namespace) -> None:
-    """The time a newcomer waits; the first start also makes the built-in model."""
+    """The time a newcomer waits; a first start also makes the built-in model if none is cached."""
     rows: list[dict[str, Any]] = []
     for number in tqdm(range(options.rounds + 1), desc="start", unit="start", disable=None):
         with cllm_server() as server, Client(HOST, server.port) as client:

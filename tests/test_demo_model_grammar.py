@@ -12,7 +12,7 @@ SCRIPTS = Path(__file__).resolve().parent.parent / "scripts"
 sys.path.insert(0, str(SCRIPTS))
 
 from demo_model import asking, checker, dialogue, measures, noise, plan, surfaces  # noqa: E402
-from demo_model.lexicon import KINDS, THINGS  # noqa: E402
+from demo_model.lexicon import KINDS, OBSTACLES, THINGS  # noqa: E402
 
 LANGUAGES = ("en", "zh")
 FOX = next(k for k in KINDS if k.en == "fox")
@@ -81,8 +81,8 @@ def test_a_helper_does_only_what_its_kind_can(language: str) -> None:
         state, _ = told(language, seed)
         if state.obstacle:
             assert state.skill in state.friend.kind.skills
-            assert state.skill in plan.OBSTACLES[state.obstacle]
-            assert not set(plan.OBSTACLES[state.obstacle]) & set(state.hero.kind.skills)
+            assert state.skill in OBSTACLES[state.obstacle]
+            assert not set(OBSTACLES[state.obstacle]) & set(state.hero.kind.skills)
 
 
 def test_a_pronoun_that_changes_is_noticed() -> None:

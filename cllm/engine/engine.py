@@ -203,9 +203,7 @@ class Engine:
             raise InvalidRequest("prompt", prompt, "at least one token")
         return tokens
 
-    def _tokenize(
-        self, name: str, text: str, add_special: bool, parse_special: bool
-    ) -> list[int]:
+    def _tokenize(self, name: str, text: str, add_special: bool, parse_special: bool) -> list[int]:
         try:
             return self._vocab.tokenize(text, add_special, parse_special)
         except UnicodeEncodeError as error:
@@ -258,9 +256,7 @@ class _Guard:
             self._changed.wait_for(lambda: self._borrowers == 0)
 
 
-def _release(
-    scheduler: Scheduler, thread: threading.Thread, guard: _Guard, loaded: Loaded
-) -> None:
+def _release(scheduler: Scheduler, thread: threading.Thread, guard: _Guard, loaded: Loaded) -> None:
     scheduler.stop()
     if threading.current_thread() is thread:
         return  # The last reference died in a callback; the process's end frees the rest.

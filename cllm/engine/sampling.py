@@ -135,9 +135,7 @@ def folded_seed(seed: int | None) -> int:
 
 def _penalize(row: FloatArray, tokens: array[int], params: SamplingParams) -> None:
     """llama_sampler_init_penalties (llama-sampler.cpp), over the last tokens of the text."""
-    seen, counts = np.unique(
-        np.array(tokens[-PENALTY_LAST_N:], dtype=np.int32), return_counts=True
-    )
+    seen, counts = np.unique(np.array(tokens[-PENALTY_LAST_N:], dtype=np.int32), return_counts=True)
     logits = row[seen]
     repetition = params.repetition_penalty
     logits = np.where(logits <= 0, logits * repetition, logits / repetition)

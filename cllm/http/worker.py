@@ -31,9 +31,7 @@ class Worker:
         self.counters = Counters()
         self.current: Connection | None = None
         # A daemon, so that a handler that never returns cannot keep the process from ending.
-        self.thread = threading.Thread(
-            target=self._run, name=f"cllm-worker-{number}", daemon=True
-        )
+        self.thread = threading.Thread(target=self._run, name=f"cllm-worker-{number}", daemon=True)
 
     def _run(self) -> None:
         take = self.queue.take

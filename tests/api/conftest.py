@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
-from api_client import Live, eventually, idle, serving
 
 from cllm.engine import Engine
 from cllm.engine.builtin import builtin_path
+from tests.api.api_client import Live, eventually, idle, serving
 
 
 @pytest.fixture(scope="session")

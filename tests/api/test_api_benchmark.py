@@ -6,11 +6,11 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from api_client import PATIENCE, Live, begin_post, eventually, frozen, idle, serving
 
 from cllm.api import ApiSettings
 from cllm.api.benchmark import AT_ONCE, _percentile
 from cllm.engine import Engine
+from tests.api.api_client import PATIENCE, Live, begin_post, eventually, frozen, idle, serving
 
 KEYS = {
     "total_requests", "successful_requests", "failed_requests", "avg_response_time",

@@ -6,7 +6,8 @@ import re
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from api_client import Live, events
+
+from tests.api.api_client import Live, events
 
 ID = re.compile(r"[0-9a-f]{32}")
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import threading
 
 import pytest
-from api_client import PATIENCE, Live, serving
 
 from cllm.api import ApiSettings, Service, State
 from cllm.engine import Engine
 from cllm.engine.builtin import builtin_path
+from tests.api.api_client import PATIENCE, Live, serving
 
 EVERYTHING_ELSE = [
     ("GET", "/"),

@@ -7,11 +7,11 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from api_client import PATIENCE, Live, begin_post, eventually, idle, serving
 
 from cllm.api.large import LARGE
 from cllm.engine import Engine
 from cllm.http import ServerConfig
+from tests.api.api_client import PATIENCE, Live, begin_post, eventually, idle, serving
 
 TEXT = "Once upon a time, 世界. " * (LARGE // 16)
 PADDING = {"unknown": "x" * LARGE}

@@ -10,7 +10,12 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
-from api_client import (
+
+from cllm.api import ApiSettings
+from cllm.api.stream import GenerationStream
+from cllm.engine import Engine, Generation, QueueFull, SamplingParams
+from cllm.http import ServerConfig
+from tests.api.api_client import (
     PATIENCE,
     Live,
     begin_post,
@@ -21,11 +26,6 @@ from api_client import (
     read_until,
     serving,
 )
-
-from cllm.api import ApiSettings
-from cllm.api.stream import GenerationStream
-from cllm.engine import Engine, Generation, QueueFull, SamplingParams
-from cllm.http import ServerConfig
 
 LONG: dict[str, Any] = {"prompt": "Hello", "max_tokens": 2000, "ignore_eos": True}
 

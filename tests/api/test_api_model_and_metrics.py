@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import pytest
-from api_client import Live, frozen, serving
 from prometheus_client.parser import text_string_to_metric_families
 
 from cllm import __version__
 from cllm.api import ApiSettings
 from cllm.engine import Engine
+from tests.api.api_client import Live, frozen, serving
 
 ENDPOINTS = {
     ("GET", "/"),

@@ -6,7 +6,8 @@ import json
 from typing import Any
 
 import pytest
-from api_client import Live, frozen
+
+from tests.api.api_client import Live, frozen
 
 PROMPT: dict[str, Any] = {"prompt": "Hello"}
 

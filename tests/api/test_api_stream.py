@@ -6,9 +6,8 @@ import json
 import re
 from concurrent.futures import ThreadPoolExecutor
 
-from api_client import Live, begin_post, events, eventually, idle, read_until
-
 from cllm.engine import SamplingParams
+from tests.api.api_client import Live, begin_post, events, eventually, idle, read_until
 
 GREEDY = {"temperature": 0, "ignore_eos": True}
 

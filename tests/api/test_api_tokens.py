@@ -5,9 +5,10 @@ from __future__ import annotations
 import unicodedata
 
 import pytest
-from api_client import Live
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+
+from tests.api.api_client import Live
 
 TEXTS = [
     "",

@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from engine_helpers import Loader
-from engine_models import write_f32, write_memoryless
 
 from cllm.engine import Engine
 from cllm.engine.builtin import builtin_path
+from tests.engine.engine_helpers import Loader
+from tests.engine.engine_models import write_f32, write_memoryless
 
 
 @pytest.fixture(scope="session")

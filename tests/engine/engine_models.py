@@ -51,3 +51,48 @@ def write_memoryless(source: Path, target: Path) -> None:
 def write_f32(source: Path, target: Path) -> None:
     """With an F32 cache and no flash attention logits differ by some 1e-5 at most: PRECISE."""
     write_variant(source, target, lambda name, values: None, quantized=False)
+
+
+def write_recurrent(vocabulary: Path, target: Path) -> None:
+    """A Mamba model of two layers with random weights: its memory cannot go back to a token."""
+    reader = gguf.GGUFReader(vocabulary)
+    writer = gguf.GGUFWriter(target, "mamba")
+    for field in reader.fields.values():
+        if field.name.startswith("tokenizer."):
+            inner = field.types[-1] if field.types[0] == gguf.GGUFValueType.ARRAY else None
+            writer.add_key_value(field.name, field.contents(), field.types[0], inner)
+    n_vocab = len(reader.fields["tokenizer.ggml.tokens"].contents())
+    width, inner_width, state, rank, kernel = 64, 128, 16, 4, 4
+    writer.add_context_length(1024)
+    writer.add_embedding_length(width)
+    writer.add_block_count(2)
+    writer.add_feed_forward_length(0)
+    writer.add_head_count(0)
+    writer.add_layer_norm_rms_eps(1e-5)
+    writer.add_ssm_conv_kernel(kernel)
+    writer.add_ssm_inner_size(inner_width)
+    writer.add_ssm_state_size(state)
+    writer.add_ssm_time_step_rank(rank)
+    rng = np.random.default_rng(0)
+
+    def add(name: str, *shape: int) -> None:
+        writer.add_tensor(name, (rng.standard_normal(shape) * 0.5).astype(np.float32))
+
+    add("token_embd.weight", n_vocab, width)
+    add("output_norm.weight", width)
+    for layer in ("blk.0", "blk.1"):
+        add(f"{layer}.attn_norm.weight", width)
+        add(f"{layer}.ssm_in.weight", 2 * inner_width, width)
+        add(f"{layer}.ssm_conv1d.weight", inner_width, kernel)
+        add(f"{layer}.ssm_conv1d.bias", inner_width)
+        add(f"{layer}.ssm_x.weight", rank + 2 * state, inner_width)
+        add(f"{layer}.ssm_dt.weight", inner_width, rank)
+        add(f"{layer}.ssm_dt.bias", inner_width)
+        decay = -np.tile(np.arange(1, state + 1, dtype=np.float32), (inner_width, 1))
+        writer.add_tensor(f"{layer}.ssm_a", decay)
+        add(f"{layer}.ssm_d", inner_width)
+        add(f"{layer}.ssm_out.weight", width, inner_width)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()

@@ -20,9 +20,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from engine_helpers import EXACT, PRECISE, Loader, Watched, finished, greedy
 
 from cllm.engine.scheduler import fair_shares
+from tests.engine.engine_helpers import EXACT, PRECISE, Loader, Watched, finished, greedy
 
 PROMPTS = [f"Story {i}: " + "the river runs and the letter says " * (i % 5) for i in range(12)]
 
@@ -33,9 +33,7 @@ def alone(load: Loader, *path: Path) -> list[str]:
 
 
 @pytest.mark.parametrize(("parallel", "ubatch"), [(4, 512), (8, 16), (3, 100)])
-def test_greedy_tokens_do_not_depend_on_the_batch(
-    load: Loader, parallel: int, ubatch: int
-) -> None:
+def test_greedy_tokens_do_not_depend_on_the_batch(load: Loader, parallel: int, ubatch: int) -> None:
     expected = alone(load)
     engine = load(parallel=parallel, ctx_size=256, ubatch_size=ubatch, **EXACT)
     together = [engine.submit(prompt, greedy(40)) for prompt in PROMPTS]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from pathlib import Path
 
-from engine_helpers import WAIT, Loader, Watched, finished, greedy
+from tests.engine.engine_helpers import WAIT, Loader, Watched, finished, greedy
 
 
 def test_cancelling_frees_the_slot(load: Loader) -> None:

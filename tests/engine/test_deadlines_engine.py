@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 
 import pytest
-from engine_helpers import Loader, Watched, finished, greedy
 
 from cllm.engine import DeadlineExceeded, Engine, InvalidRequest
+from tests.engine.engine_helpers import Loader, Watched, finished, greedy
 
 
 def test_a_running_generation_ends_at_its_deadline(load: Loader) -> None:

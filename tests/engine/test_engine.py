@@ -8,7 +8,6 @@ import threading
 from pathlib import Path
 
 import pytest
-from engine_helpers import WAIT, Loader, Watched, finished, greedy
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -20,6 +19,7 @@ from cllm.engine import (
     PromptTooLong,
     SamplingParams,
 )
+from tests.engine.engine_helpers import WAIT, Loader, Watched, finished, greedy
 
 
 def test_generate_returns_text_and_exact_counts(engine: Engine) -> None:

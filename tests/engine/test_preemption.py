@@ -12,9 +12,9 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from engine_helpers import PRECISE, Loader, Watched, break_decode, finished, greedy
 
 from cllm.engine import SamplingParams
+from tests.engine.engine_helpers import PRECISE, Loader, Watched, break_decode, finished, greedy
 
 # 4 sequences may grow to 256 tokens each, and all of them share 512.
 CROWDED = {"parallel": 4, "ctx_size": 256, "kv_unified": True, "kv_cells": 512}

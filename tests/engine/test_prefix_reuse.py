@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from engine_helpers import PRECISE, Loader, Watched, finished, greedy
 
 from cllm.engine import Engine
 from cllm.engine.prefix_cache import PrefixCache, common_prefix
+from tests.engine.engine_helpers import PRECISE, Loader, Watched, finished, greedy
+from tests.engine.engine_models import write_recurrent
 
 LONG = "The river runs through the old town, and the letter says so. " * 6
 
@@ -75,9 +76,7 @@ def test_a_prefix_is_copied_from_a_slot_that_is_still_running(
     running.generation.cancel()
 
 
-def test_the_source_of_a_copy_is_not_disturbed(
-    reusing: Loader, fresh: Callable[..., str]
-) -> None:
+def test_the_source_of_a_copy_is_not_disturbed(reusing: Loader, fresh: Callable[..., str]) -> None:
     engine = reusing(parallel=4, ctx_size=512)
     source = Watched(engine, LONG + "One", greedy(40))
     source.wait_for_tokens(2)
@@ -87,9 +86,7 @@ def test_the_source_of_a_copy_is_not_disturbed(
         assert finished(other).text == fresh(LONG + f"Other {i}", 5)
 
 
-def test_a_cancelled_request_leaves_its_prefix(
-    reusing: Loader, fresh: Callable[..., str]
-) -> None:
+def test_a_cancelled_request_leaves_its_prefix(reusing: Loader, fresh: Callable[..., str]) -> None:
     engine = reusing(parallel=1, ctx_size=512)
     watched = Watched(engine, LONG, greedy(None))
     watched.wait_for_tokens(3)
@@ -109,6 +106,43 @@ def test_hits_are_counted(engine: Engine) -> None:
     before = engine.stats().cached_tokens
     total = sum(finished(engine.submit(LONG, greedy(2))).usage.cached_tokens for _ in range(3))
     assert engine.stats().cached_tokens - before == total > 0
+
+
+@pytest.mark.parametrize("unified", [False, True])
+def test_a_memory_that_cannot_go_back_is_computed_from_the_start(
+    load: Loader, model_path: Path, tmp_path: Path, unified: bool
+) -> None:
+    recurrent = tmp_path / "recurrent.gguf"
+    write_recurrent(model_path, recurrent)
+
+    def fresh(prompt: list[int]) -> str:
+        engine = load(recurrent, parallel=1, ctx_size=512)
+        return finished(engine.submit(prompt, greedy(20))).text
+
+    engine = load(recurrent, parallel=3, ctx_size=512, kv_unified=unified)
+    prompt = engine.tokenize(LONG)
+    running = Watched(engine, prompt, greedy(None))
+    running.wait_for_tokens(3)
+    branch = [*prompt[:-3], 40, 41]
+    for _ in range(2):
+        done = finished(engine.submit(branch, greedy(20)))
+        assert (done.usage.cached_tokens, done.text) == (0, fresh(branch))
+    running.generation.cancel()
+
+
+def test_a_memory_that_cannot_go_back_can_still_go_on(
+    load: Loader, model_path: Path, tmp_path: Path
+) -> None:
+    recurrent = tmp_path / "recurrent.gguf"
+    write_recurrent(model_path, recurrent)
+    engine = load(recurrent, parallel=1, ctx_size=512)
+    prompt = engine.tokenize(LONG)
+    finished(engine.submit(prompt, greedy(1)))
+    longer = [*prompt, 40, 41]
+    done = finished(engine.submit(longer, greedy(20)))
+    assert done.usage.cached_tokens == len(prompt)
+    expected = finished(load(recurrent, parallel=1, ctx_size=512).submit(longer, greedy(20)))
+    assert done.text == expected.text
 
 
 def tokens(*values: int) -> array[int]:

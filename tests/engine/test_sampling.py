@@ -11,12 +11,12 @@ from typing import Any
 import llama_cpp.llama_cpp as llama_c
 import numpy as np
 import pytest
-from engine_helpers import finished, greedy
 
 from cllm.engine import Engine, InvalidRequest, SamplingParams
 from cllm.engine.errors import EngineError
 from cllm.engine.llama import CANDIDATE, FloatArray, SamplerChain
 from cllm.engine.sampling import TokenSampler, candidates, folded_seed
+from tests.engine.engine_helpers import finished, greedy
 
 N_VOCAB = 20_000
 
@@ -48,9 +48,7 @@ def test_greedy_takes_the_greatest_logit() -> None:
 
 @pytest.mark.parametrize("top_k", [1, 5, 40, 300])
 @pytest.mark.parametrize(("top_p", "min_p"), [(1.0, 0.0), (0.9, 0.0), (0.95, 0.05), (0.3, 0.3)])
-def test_few_candidates_give_the_same_tokens_as_all(
-    top_k: int, top_p: float, min_p: float
-) -> None:
+def test_few_candidates_give_the_same_tokens_as_all(top_k: int, top_p: float, min_p: float) -> None:
     params = SamplingParams(top_k=top_k, top_p=top_p, min_p=min_p, temperature=1.3)
     ours, theirs = (SamplerChain(top_k, top_p, min_p, 1.3, 77) for _ in range(2))
     for seed in range(100):

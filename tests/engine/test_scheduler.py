@@ -7,9 +7,9 @@ from itertools import repeat
 from pathlib import Path
 
 import pytest
-from engine_helpers import Loader, Watched, break_decode, finished, greedy
 
 from cllm.engine import EngineError, QueueFull
+from tests.engine.engine_helpers import Loader, Watched, break_decode, finished, greedy
 
 
 def test_requests_are_served_first_come_first_served(load: Loader) -> None:
@@ -17,9 +17,7 @@ def test_requests_are_served_first_come_first_served(load: Loader) -> None:
     order: list[int] = []
     generations = []
     for i in range(10):
-        generations.append(
-            engine.submit("Hello", greedy(1), on_update=partial(order.append, i))
-        )
+        generations.append(engine.submit("Hello", greedy(1), on_update=partial(order.append, i)))
     for generation in generations:
         finished(generation)
     finished(engine.submit("last", greedy(1)))

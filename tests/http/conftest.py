@@ -7,9 +7,21 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from http_wire import Connect, RawClient, Serve, basic_handler, server_threads
 
 from cllm.http import HttpHandler, Server, ServerConfig
+from tests.http.http_wire import (
+    Connect,
+    RawClient,
+    Serve,
+    basic_handler,
+    ignore_running_threads,
+    server_threads,
+)
+
+
+@pytest.fixture(autouse=True)
+def only_own_threads() -> None:
+    ignore_running_threads()
 
 
 @pytest.fixture
@@ -24,11 +36,10 @@ def serve() -> Iterator[Serve]:
         servers.append(server)
         return server
 
-    before = set(server_threads())
     yield start
     for server in servers:
         server.stop(grace=0)
-    assert set(server_threads()) <= before, "stop() leaves no thread"
+    assert server_threads() == [], "stop() leaves no thread"
 
 
 @pytest.fixture

@@ -171,8 +171,19 @@ def wait_until(condition: Callable[[], bool], what: str) -> None:
         time.sleep(0.002)
 
 
+_bystanders: set[threading.Thread] = set()
+
+
+def ignore_running_threads() -> None:
+    """Threads of servers that other tests share are not this test's."""
+    _bystanders.clear()
+    _bystanders.update(threading.enumerate())
+
+
 def server_threads() -> list[str]:
-    return [thread.name for thread in threading.enumerate() if thread.name.startswith("cllm-")]
+    """The names of the threads that cLLM started in this test and that still run."""
+    alive = (thread for thread in threading.enumerate() if thread not in _bystanders)
+    return [thread.name for thread in alive if thread.name.startswith("cllm-")]
 
 
 def basic_handler() -> HttpHandler:

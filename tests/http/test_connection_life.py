@@ -7,16 +7,6 @@ import threading
 from collections.abc import Callable
 
 import pytest
-from http_wire import (
-    PATIENCE,
-    Connect,
-    Gate,
-    RawClient,
-    Serve,
-    basic_handler,
-    encode,
-    wait_until,
-)
 
 from cllm.http import BodyStream, DeferredResponse, HttpHandler, HttpRequest, HttpResponse
 from cllm.http.connection import (
@@ -35,6 +25,16 @@ from cllm.http.poller import READ, new_poller
 from cllm.http.stats import Counters
 from cllm.http.transport import PlainTransport
 from cllm.http.worker import Worker
+from tests.http.http_wire import (
+    PATIENCE,
+    Connect,
+    Gate,
+    RawClient,
+    Serve,
+    basic_handler,
+    encode,
+    wait_until,
+)
 
 # The scheduling state machine
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import threading
 
 import pytest
-from http_wire import PATIENCE, Connect, Gate, Serve, basic_handler, encode, wait_until
 
 from cllm.http import BodyStream, DeferredResponse, HttpHandler, HttpResponse
+from tests.http.http_wire import PATIENCE, Connect, Gate, Serve, basic_handler, encode, wait_until
 
 SHORT = 0.1  # s; for the deadline under test, with the others out of reach
 LONG = 60.0

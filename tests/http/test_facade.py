@@ -8,10 +8,10 @@ from collections.abc import Iterator
 from functools import partial
 
 import pytest
-from http_wire import RawClient, basic_handler, server_threads
 
 import cllm
 from cllm.http import HttpHandler, HttpRequest, HttpServer, HttpServerError, ServerConfig
+from tests.http.http_wire import RawClient, basic_handler, server_threads
 
 
 @pytest.fixture(autouse=True)

@@ -10,9 +10,9 @@ import threading
 from collections.abc import Iterator
 
 import pytest
-from http_wire import PATIENCE, Connect, RawClient, Serve, encode, wait_until
 
 from cllm.http import Limits, Server
+from tests.http.http_wire import PATIENCE, Connect, RawClient, Serve, encode, wait_until
 
 SMALL = Limits(request_line=100, head=1000, fields=10, body=1000)
 

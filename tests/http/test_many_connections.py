@@ -11,7 +11,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from http_wire import (
+
+from cllm.http import BodyStream, HttpHandler, HttpRequest, HttpResponse, Server
+from tests.http.http_wire import (
     PATIENCE,
     Connect,
     RawClient,
@@ -20,8 +22,6 @@ from http_wire import (
     encode,
     wait_until,
 )
-
-from cllm.http import BodyStream, HttpHandler, HttpRequest, HttpResponse, Server
 
 # In a process of its own, which doubles the descriptors there are: one per connection and side.
 CROWD = """
@@ -71,9 +71,7 @@ def resident_bytes() -> int:
     return pages * os.sysconf("SC_PAGE_SIZE")
 
 
-def test_ten_thousand_idle_connections(
-    serve: Serve, connect: Connect, descriptors: int
-) -> None:
+def test_ten_thousand_idle_connections(serve: Serve, connect: Connect, descriptors: int) -> None:
     count = min(10_000, descriptors)
     server = serve(max_connections=count + 10)
     with Crowd(server, count):

@@ -8,12 +8,21 @@ from collections.abc import Iterator
 from typing import cast
 
 import pytest
-from http_wire import PATIENCE, Connect, Gate, RawClient, Serve, basic_handler, encode, wait_until
 
 from cllm.http import BodyStream, DeferredResponse, HttpHandler, HttpResponse, Server
 from cllm.http.connection import Connection
 from cllm.http.connection_queue import LOOK_INTERVAL, ConnectionQueue
 from cllm.http.poller import READ, new_poller
+from tests.http.http_wire import (
+    PATIENCE,
+    Connect,
+    Gate,
+    RawClient,
+    Serve,
+    basic_handler,
+    encode,
+    wait_until,
+)
 
 # The queue alone. Nobody looks at it once a millisecond here: every wake-up has to be the pusher's.
 
@@ -168,9 +177,7 @@ def test_sockets_are_looked_at_although_the_queue_is_never_empty() -> None:
 # The queue in a server, with handlers that block
 
 
-def test_health_answers_while_all_other_workers_are_blocked(
-    serve: Serve, connect: Connect
-) -> None:
+def test_health_answers_while_all_other_workers_are_blocked(serve: Serve, connect: Connect) -> None:
     gate = Gate()
     handler = basic_handler()
     handler.get("/gate", gate)

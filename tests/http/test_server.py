@@ -9,9 +9,17 @@ import threading
 from functools import partial
 
 import pytest
-from http_wire import Connect, RawClient, Serve, basic_handler, encode, server_threads, wait_until
 
 from cllm.http import HttpHandler, HttpRequest, HttpResponse, HttpServerError, Server, ServerConfig
+from tests.http.http_wire import (
+    Connect,
+    RawClient,
+    Serve,
+    basic_handler,
+    encode,
+    server_threads,
+    wait_until,
+)
 
 
 def test_it_answers_when_start_has_returned(serve: Serve, connect: Connect) -> None:

@@ -8,17 +8,6 @@ import threading
 import time
 
 import pytest
-from http_wire import (
-    PATIENCE,
-    Connect,
-    Gate,
-    RawClient,
-    Serve,
-    basic_handler,
-    encode,
-    server_threads,
-    wait_until,
-)
 
 from cllm.http import (
     BodyStream,
@@ -29,6 +18,17 @@ from cllm.http import (
     HttpResponse,
     Server,
     ServerConfig,
+)
+from tests.http.http_wire import (
+    PATIENCE,
+    Connect,
+    Gate,
+    RawClient,
+    Serve,
+    basic_handler,
+    encode,
+    server_threads,
+    wait_until,
 )
 
 GRACE = 60.0  # s; longer than the test may take: what ends has ended by itself
@@ -262,9 +262,7 @@ def test_a_second_stop_waits_for_the_first(serve: Serve, connect: Connect) -> No
     assert client.reply().status == 200
 
 
-def test_a_handler_may_stop_its_server_and_still_answers(
-    serve: Serve, connect: Connect
-) -> None:
+def test_a_handler_may_stop_its_server_and_still_answers(serve: Serve, connect: Connect) -> None:
     handler = HttpHandler()
     servers: list[Server] = []
 

@@ -6,7 +6,6 @@ import threading
 from collections.abc import Iterator
 
 import pytest
-from http_wire import PATIENCE, Connect, Gate, Serve, basic_handler, encode, wait_until
 
 from cllm.http import (
     BodyStream,
@@ -18,6 +17,7 @@ from cllm.http import (
     Server,
     StreamClosed,
 )
+from tests.http.http_wire import PATIENCE, Connect, Gate, Serve, basic_handler, encode, wait_until
 
 
 def streaming(stream: BodyStream) -> HttpHandler:
