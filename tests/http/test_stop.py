@@ -47,6 +47,8 @@ def can_connect(port: int) -> bool:
         socket.create_connection(("127.0.0.1", port), PATIENCE).close()
     except ConnectionRefusedError:
         return False
+    except ConnectionResetError:  # it waited to be accepted when the listener closed
+        return True
     return True
 
 
