@@ -47,6 +47,7 @@ NOT_IN_HEAD = re.compile(rb"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]|\r(?!\n)|(?<!\r)\n"
 
 MAX_REMEMBERED = 512  # heads
 MAX_REMEMBERED_SIZE = 1024  # bytes; longer heads are seldom sent twice
+SECRETS = ("authorization", "proxy-authorization", "cookie", "x-api-key")  # never remembered
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,8 +77,8 @@ def remembered_heads(limits: Limits) -> dict[bytes, Head]:
 
 
 def remember(heads: dict[bytes, Head], raw: bytes, head: Head) -> None:
-    """Keep a parsed head, if it is small; start afresh when there are too many."""
-    if len(raw) <= MAX_REMEMBERED_SIZE:
+    """Keep a parsed head, if it is small and no secret; start afresh when there are too many."""
+    if len(raw) <= MAX_REMEMBERED_SIZE and not any(name in head.headers for name in SECRETS):
         if len(heads) >= MAX_REMEMBERED:
             heads.clear()
         heads[raw] = head

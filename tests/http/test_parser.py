@@ -690,6 +690,13 @@ def test_remembered_heads_are_bounded() -> None:
     assert len(heads) == size
 
 
+@pytest.mark.parametrize("name", head_module.SECRETS)
+def test_a_head_with_a_secret_is_not_remembered(name: str) -> None:
+    limits = Limits(fields=98)
+    parse_one(head(f"{name}: secret"), limits)
+    assert not head_module.remembered_heads(limits)
+
+
 @pytest.mark.parametrize(
     "data",
     [
