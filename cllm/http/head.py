@@ -21,9 +21,9 @@ CRLF = b"\r\n"
 TOKEN = r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+"
 # RFC 9110 section 5.5: field-vchar, SP and HTAB; obs-text is let through uninterpreted.
 FIELD_CONTENT = r"[\t\x20-\x7e\x80-\xff]*"
-# RFC 9112 section 5. Each match is one line, since the value cannot hold CR or LF. It begins where a
-# line does, and surrounding blanks are stripped afterwards: looking for a line at each character of
-# one that has no colon, or skipping blanks here, takes quadratic time.
+# RFC 9112 section 5. Each match is one line, since the value cannot hold CR or LF. It begins where
+# a line does, and surrounding blanks are stripped afterwards: to look for a line at each character
+# of one that has no colon, or to skip blanks here, takes quadratic time.
 FIELD_LINES = re.compile(f"(?<![^\n])({TOKEN}):({FIELD_CONTENT})\r\n")
 # RFC 9112 section 3, with single spaces as section 3 writes it (none of its optional leniency).
 REQUEST_LINE = re.compile(f"({TOKEN}) ([\x21-\x7e\x80-\xff]+) ([\x21-\x7e]+)")
