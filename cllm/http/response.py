@@ -188,14 +188,21 @@ class DeferredResponse:
         return True
 
     def cancel(self, reason: str) -> bool:
-        """Nobody waits for the response any more; False where it was there already. Any thread."""
+        """There will be no response; False where it was there already. Any thread.
+
+        By the connection: nobody waits for it any more. By the producer: a client that still waits
+        is answered 503 with the reason.
+        """
         with self._lock:
             if self.response is not None or self.cancel_reason is not None:
                 return False
             self.cancel_reason = reason
             callbacks, self._cancel_callbacks = self._cancel_callbacks, []
             self._done_callbacks.clear()
+            wake = self._wake
         call_all(callbacks, reason)
+        if wake is not None:
+            wake()
         return True
 
     @property
@@ -215,15 +222,18 @@ class DeferredResponse:
         callback(self.cancel_reason)
 
     def attach(self, wake: Callable[[], None]) -> None:
-        """Have `wake` called, from any thread, when the response is there; at once if it is."""
+        """Have `wake` called, from any thread, when the response is there or will not be.
+
+        At once where that is known.
+        """
         with self._lock:
             self._wake = wake
-            ready = self.response is not None
+            ready = self.response is not None or self.cancel_reason is not None
         if ready:
             wake()
 
     def then(self, change: Callable[[HttpResponse], HttpResponse]) -> DeferredResponse:
-        """The response that `change` makes of this one, for middleware; cancelling goes through.
+        """The response that `change` makes of this one, for middleware; cancelling goes both ways.
 
         `change` runs on the thread that resolves, and must be quick. An exception in it is logged
         and gives a bare 500.
@@ -247,6 +257,7 @@ class DeferredResponse:
                 self._done_callbacks.append(pass_on)
         if response is not None:
             pass_on(response)
+        self.on_cancel(changed.cancel)
         return changed
 
 

@@ -282,6 +282,20 @@ def test_cancelling_what_then_gave_cancels_the_producer() -> None:
     assert deferred.cancel_reason == "gone"
 
 
+@pytest.mark.parametrize("attached_first", [True, False])
+def test_a_producer_that_cancels_wakes_whoever_waits(attached_first: bool) -> None:
+    deferred = DeferredResponse()
+    changed = deferred.then(lambda response: response)
+    woken: list[str] = []
+    if attached_first:
+        changed.attach(lambda: woken.append("woken"))
+    deferred.cancel("gone")
+    if not attached_first:
+        changed.attach(lambda: woken.append("woken"))
+    assert (changed.cancel_reason, woken) == ("gone", ["woken"])
+    assert deferred.then(lambda response: response).cancel_reason == "gone"
+
+
 def test_a_change_that_fails_gives_500_and_cancels_the_stream() -> None:
     deferred = DeferredResponse()
     changed = deferred.then(lambda response: HttpResponse(1 // 0))
