@@ -169,7 +169,7 @@ class Connection:
         except ConnectionLost:
             self._break_off(worker)
             interest = DONE
-        except Exception:
+        except BaseException:  # a SystemExit too: it would end this worker, and none replaces it
             _log.exception("a connection failed and is closed: %s", self.client)
             self._break_off(worker)
             interest = DONE
@@ -184,10 +184,10 @@ class Connection:
     def close(self, *, abort: bool = False) -> None:
         """By the owner; `abort`: the peer sees an error, not an end. Closing again does nothing."""
         connections = self._context.connections
-        if connections.get(self.fd) is not self:
-            return
         # Out of the table first: once it is closed the descriptor may be another connection's.
-        del connections[self.fd]
+        # Both may find nothing where stop() closes what a worker left behind is closing.
+        if connections.get(self.fd) is not self or connections.pop(self.fd, None) is None:
+            return
         self.deadline = NEVER
         self._protocol = CLOSED
         try:

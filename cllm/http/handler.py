@@ -98,7 +98,7 @@ class HttpHandler:
     # Answering
 
     def handle_request(self, request: HttpRequest) -> Answer:
-        """The response, also for what goes wrong; raises nothing that is an Exception."""
+        """The response, also for what goes wrong; raises no Exception and no SystemExit."""
         return self._chain(request)
 
     def error_response(self, error: HttpError, request: HttpRequest | None = None) -> HttpResponse:
@@ -141,7 +141,7 @@ class HttpHandler:
                 return _response(answer)
             except HttpError as error:
                 return self.error_response(error, request)
-            except Exception:
+            except (Exception, SystemExit):
                 id = request.id or uuid.uuid4().hex
                 _log.exception("request %s: %s %s failed", id, request.method, request.path)
                 message = f"internal error; the log has it under {id}"

@@ -240,7 +240,7 @@ class Http1:
         if self._keep:
             return None
         # Closing over unread bytes resets the connection, and may take the response back.
-        if self._refused or self._parser.buffered:
+        if self._refused or self._parser.buffered or connection.transport.probe() is Peer.SENDING:
             return self._linger(connection, worker)
         return DONE
 

@@ -470,6 +470,20 @@ def test_one_that_vanishes_during_the_lingering_read(
     wait_until(lambda: server.stats().connections_open == 0, "its connection is closed")
 
 
+def test_a_producer_that_gives_up_is_answered_for(serve: Serve, connect: Connect) -> None:
+    deferred = DeferredResponse()
+    handler = basic_handler()
+    handler.get("/later", lambda request: deferred.then(lambda response: response))
+    server = serve(handler)
+    client = connect(server)
+    client.send(encode(path="/later"))
+    wait_until(lambda: server.stats().parked == server.stats().requests_total == 1, "it waits")
+    assert deferred.cancel("no room")
+    reply = client.reply()
+    assert (reply.status, reply.json()["error"]) == (503, "no room")
+    assert client.get().status == 200
+
+
 # Ends after an error
 
 
@@ -489,6 +503,19 @@ def test_bytes_after_a_last_request_do_not_take_its_response_back(
     client = connect(serve())
     client.send(encode(headers={"Connection": "close"}) + encode() * 100)
     assert client.reply().body == b"root"
+    assert client.rest() == b"", "an end, not a reset"
+
+
+def test_nor_do_bytes_that_come_while_it_is_made(serve: Serve, connect: Connect) -> None:
+    gate = Gate()
+    handler = HttpHandler()
+    handler.get("/gate", gate)
+    client = connect(serve(handler))
+    client.send(encode(path="/gate", headers={"Connection": "close"}))
+    gate.wait_entered()
+    client.send(encode() * 100)
+    gate.opened.set()
+    assert client.reply().status == 200
     assert client.rest() == b"", "an end, not a reset"
 
 

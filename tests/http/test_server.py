@@ -143,15 +143,16 @@ def test_head_has_the_fields_of_get_and_no_body(serve: Serve, connect: Connect) 
     assert client.get("/health").body == get.body, "nothing of a body stood in the way"
 
 
+@pytest.mark.parametrize("error", [KeyError("a secret"), SystemExit("a secret")])
 def test_a_handler_that_fails_gives_500_with_the_id_of_the_log(
-    serve: Serve, connect: Connect, caplog: pytest.LogCaptureFixture
+    serve: Serve, connect: Connect, caplog: pytest.LogCaptureFixture, error: BaseException
 ) -> None:
     def fail(request: HttpRequest) -> str:
-        raise KeyError("a secret")
+        raise error
 
     handler = basic_handler()
     handler.get("/fail", fail)
-    client = connect(serve(handler))
+    client = connect(serve(handler, workers=1))
     reply = client.get("/fail")
     assert reply.status == 500
     assert b"secret" not in reply.body
