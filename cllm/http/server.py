@@ -95,14 +95,22 @@ class Server:
     def start(self) -> None:
         """Listen and serve; returns once clients can connect.
 
-        Raises HttpServerError where the server runs already or the address cannot be had.
+        Raises HttpServerError where the server runs already, the address cannot be had, or the
+        system gives no more descriptors or threads.
         """
         with self._lock:
             if self._state is not _State.STOPPED:
                 raise HttpServerError("the server runs already; stop() it first")
             listeners = _listen(self.host, self._wanted_port, self.config.backlog)
             self._port = listeners[0].getsockname()[1]
-            self._build(listeners)
+            try:
+                self._build(listeners)
+            except (OSError, RuntimeError) as error:
+                self._dismantle(listeners)
+                raise HttpServerError(
+                    f"the server cannot start: {error}; let this process have more open files "
+                    "(ulimit -n) or threads (ulimit -u)"
+                ) from error
             self._state = _State.RUNNING
         names = ", ".join(_named(listener) for listener in listeners)
         _log.info("listening on %s with %d workers", names, len(self._workers))
@@ -112,6 +120,7 @@ class Server:
         self._empty.clear()
         # New ones each time: a thread that an earlier stop() left behind keeps the old ones.
         self._connections = {}
+        self._workers = []
         self._poller = new_poller()
         self._acceptor = Acceptor(
             listeners, self.config, self._poller, self._connections, self._admit
@@ -120,14 +129,25 @@ class Server:
         self._context = Context(
             self._handler, self.config, self._poller, self._connections, queue.push, self._closed
         )
-        self._workers = [Worker(queue, number) for number in range(self.config.workers)]
         self._acceptor_thread = threading.Thread(
             target=self._acceptor.run, name="cllm-acceptor", daemon=True
         )
-        for worker in self._workers:
+        for number in range(self.config.workers):
+            worker = Worker(queue, number)
             queue.enter()
             worker.thread.start()
+            self._workers.append(worker)
         self._acceptor_thread.start()
+
+    def _dismantle(self, listeners: list[socket.socket]) -> None:
+        """After a start that did not succeed: as before it."""
+        for listener in listeners:
+            listener.close()
+        workers, self._workers = self._workers, []
+        for worker in workers:
+            worker.queue.close()
+        for worker in workers:
+            worker.thread.join(JOIN_TIME)
 
     def _admit(self, sock: socket.socket, client: tuple[str, int]) -> None:
         """A connection of an accepted socket; on the acceptor's thread."""

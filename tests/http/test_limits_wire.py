@@ -11,8 +11,17 @@ from collections.abc import Iterator
 
 import pytest
 
-from cllm.http import Limits, Server
-from tests.http.http_wire import PATIENCE, Connect, RawClient, Serve, encode, wait_until
+from cllm.http import HttpServerError, Limits, Server, ServerConfig
+from tests.http.http_wire import (
+    PATIENCE,
+    Connect,
+    RawClient,
+    Serve,
+    basic_handler,
+    encode,
+    server_threads,
+    wait_until,
+)
 
 SMALL = Limits(request_line=100, head=1000, fields=10, body=1000)
 
@@ -157,3 +166,37 @@ def test_without_descriptors_it_tries_again_by_itself(
     # Descriptors are free again, but none of the server's own connections closed.
     assert waiting.recv(100).startswith(b"HTTP/1.1 200 OK")
     waiting.close()
+
+
+@pytest.mark.parametrize("spare", range(5))
+def test_a_start_without_descriptors_is_refused_and_can_be_repeated(spare: int) -> None:
+    server = Server(basic_handler(), "127.0.0.1", 0, ServerConfig(workers=1))
+    with (
+        no_descriptors_left(spare),
+        pytest.raises(HttpServerError, match="Too many open files"),
+    ):
+        server.start()
+    assert server_threads() == []
+    with server, RawClient(server.port) as client:
+        assert client.get().status == 200
+
+
+def test_a_start_without_threads_is_refused_and_can_be_repeated(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    start = threading.Thread.start
+
+    def refuse(thread: threading.Thread) -> None:
+        if thread.name == "cllm-worker-2":
+            raise RuntimeError("can't start new thread")  # the interpreter's own words
+        start(thread)
+
+    server = Server(basic_handler(), "127.0.0.1", 0, ServerConfig(workers=4))
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", refuse)
+        with pytest.raises(HttpServerError, match="can't start new thread"):
+            server.start()
+    assert server_threads() == []
+    assert not server.is_running
+    with server, RawClient(server.port) as client:
+        assert client.get().status == 200
