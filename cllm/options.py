@@ -126,8 +126,9 @@ def from_command_line(
     """The options that `argv` gives."""
     given, unknown = parser.parse_known_args(list(argv))
     if unknown:
-        word = unknown[0].split("=")[0]
+        word = next((word for word in unknown if word != "--"), "--")
         if word.startswith("-"):
+            word = word.split("=")[0]
             known = [s for a in parser._actions for s in a.option_strings]
             raise SettingsError(f'unknown option "{word}"{did_you_mean(word, known)}')
         raise SettingsError(f'unexpected argument "{word}"; to serve that model: --model {word}')

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
@@ -119,7 +120,7 @@ class Settings:
     max_connections: int = option(10_000, LIMITS, integer(1), "open connections")
     backlog: int = option(1024, LIMITS, integer(1, 65535), "connections not yet accepted")
     max_request_line: int = option(8 << 10, LIMITS, size(14), "request line (414)")
-    max_head: int = option(32 << 10, LIMITS, size(16), "request line and header fields (431)")
+    max_head: int = option(32 << 10, LIMITS, size(18), "request line and header fields (431)")
     max_fields: int = option(100, LIMITS, integer(1), "number of header fields (431)")
     max_body: int = option(16 << 20, LIMITS, size(0), "request body (413)")
     stream_buffer: int = option(
@@ -178,13 +179,13 @@ def server_config(settings: Settings) -> ServerConfig:
     """What the HTTP room is told; SettingsError where it finds a contradiction."""
     from cllm.http.limits import Limits, ServerConfig
 
-    limits = Limits(
-        request_line=settings.max_request_line,
-        head=settings.max_head,
-        fields=settings.max_fields,
-        body=settings.max_body,
-    )
     with _as_settings_error():
+        limits = Limits(
+            request_line=settings.max_request_line,
+            head=settings.max_head,
+            fields=settings.max_fields,
+            body=settings.max_body,
+        )
         return ServerConfig(
             limits=limits,
             high_water=settings.stream_buffer,
@@ -210,7 +211,9 @@ def _as_settings_error() -> Iterator[None]:
     try:
         yield
     except ValueError as error:
-        raise SettingsError(str(error)) from None
+        # By the names that the user knows: "ServerConfig.cors_origins" is --cors-origins here.
+        text = re.sub(r"\bServerConfig\.(\w+)", lambda m: f"--{m[1].replace('_', '-')}", str(error))
+        raise SettingsError(text) from None
 
 
 def versions() -> str:

@@ -169,6 +169,8 @@ def test_limits_reach_the_http_room() -> None:
         (["--head-timeout", "inf"], "expected seconds"),
         (["--model", ""], "--model: got"),
         (["model.gguf"], "--model model.gguf"),
+        (["--", "a=b.gguf"], "--model a=b.gguf"),
+        (["--max-head", "17"], "--max-head: got"),
         (["--mode", "x"], 'unknown option "--mode"; did you mean "--model"?'),
     ],
 )
@@ -225,8 +227,20 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
 def test_contradictions_that_only_a_room_can_see_are_settings_errors() -> None:
     with pytest.raises(SettingsError, match="raise batch_size or lower parallel"):
         engine_config(load("--batch-size", "4"))
-    with pytest.raises(SettingsError, match="scheme://host"):
+    with pytest.raises(SettingsError, match=r"^--cors-origins has 'foo'; .*scheme://host"):
         server_config(load("--cors-origins", "foo"))
+
+
+def test_the_least_that_an_option_takes_is_taken_by_the_http_room() -> None:
+    least = server_config(
+        load(
+            "--max-head", "18", "--max-request-line", "14", "--max-fields", "1", "--max-body", "0",
+            "--stream-buffer", "1K", "--head-timeout", "0.05", "--body-timeout", "0.05",
+            "--keep-alive-timeout", "0.05", "--write-timeout", "0.05", "--grace", "0",
+            "--workers", "1", "--max-connections", "1", "--backlog", "1",
+        )
+    )  # fmt: skip
+    assert (least.limits.head, least.limits.request_line, least.grace) == (18, 14, 0)
 
 
 # What is written about them
