@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import os
 import resource
@@ -11,6 +12,7 @@ import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from queue import SimpleQueue
+from time import monotonic
 from typing import TYPE_CHECKING
 
 from cllm import logs
@@ -57,14 +59,16 @@ class Stopped:
     error: BaseException | None = None
 
 
+_STANDARD_ERROR = 2
 _OTHER_FILES = 256  # beside connections: listeners, pollers, the model's parts, libraries, logs
-_PARTING = 0.2  # seconds that a thread which has sent its last message has to end
+_PARTING = 0.2  # seconds that threads which have sent their last message have to end
 
 Message = StopSignal | Loaded | LoadFailed | Stopped
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Serve until a signal asks to stop; returns the exit status."""
+    hold_standard_streams()
     # SimpleQueue and not an Event: its put() may be called in a signal handler.
     mailbox: SimpleQueue[Message] = SimpleQueue()
     watch_signals(mailbox)
@@ -75,6 +79,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     except SettingsError as error:
         status = refuse(str(error))
     return leave(status)
+
+
+def hold_standard_streams() -> None:
+    """Open those of 0, 1, 2 that are closed on /dev/null, and let none of them fail on a character.
+
+    A socket that got such a number would be written to by whatever prints.
+    """
+    while (fd := os.open(os.devnull, os.O_RDWR)) <= _STANDARD_ERROR:
+        os.set_inheritable(fd, True)
+    os.close(fd)
+    sys.stdout = sys.stdout or open(1, "w", closefd=False)  # noqa: SIM115 - open to the end
+    sys.stderr = sys.stderr or open(2, "w", closefd=False)  # noqa: SIM115
+    if isinstance(sys.stdout, io.TextIOWrapper):  # as standard error is from the beginning
+        sys.stdout.reconfigure(errors="backslashreplace")
 
 
 def watch_signals(mailbox: SimpleQueue[Message]) -> None:
@@ -100,8 +118,9 @@ def refuse(message: str) -> int:
 def leave(status: int) -> int:
     """The exit status, unless a thread would keep the interpreter from ending: then exit here."""
     others = [t for t in threading.enumerate() if t is not threading.main_thread()]
+    limit = monotonic() + _PARTING
     for thread in others:
-        thread.join(_PARTING)
+        thread.join(max(limit - monotonic(), 0.0))
     if any(thread.is_alive() for thread in others):
         # Such as a loader inside llama.cpp, or a handler that blocks: nothing can end it but this.
         logging.shutdown()
@@ -171,6 +190,8 @@ class Program:
             if isinstance(message, Loaded):
                 self._serve(message.engine)
             elif isinstance(message, LoadFailed):
+                if self.stopping:
+                    continue  # what would have been served does not matter any more
                 self.server.stop(0)
                 return self._explain(message.error)
             elif isinstance(message, StopSignal):

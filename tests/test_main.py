@@ -24,6 +24,8 @@ from typing import Any
 import pytest
 
 from cllm.engine.builtin import builtin_path
+from cllm.main import LoadFailed, Message, Program, StopSignal
+from cllm.settings import load_settings
 from cllm.version import __version__
 
 WAIT = 60.0  # seconds; generous, since the machine may be busy with other tests
@@ -197,6 +199,24 @@ def test_help_is_on_standard_output_and_needs_no_library() -> None:
 # Refusals
 
 
+def test_a_terminal_that_knows_only_ascii_sees_the_help_too() -> None:
+    done = run("--help", PYTHONIOENCODING="ascii")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "--cors-origins" in done.stdout
+
+
+def test_closed_standard_streams_are_no_hindrance(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    command = f"exec {sys.executable} -m cllm.main --port 0 --log-file {log} 0<&- 1>&- 2>&-"
+    with subprocess.Popen(["bash", "-c", command], env=clean_environment()) as process:
+        limit = time.monotonic() + WAIT
+        while process.poll() is None and not (log.exists() and "serving" in log.read_text()):
+            assert time.monotonic() < limit
+            time.sleep(0.05)
+        process.terminate()
+        assert process.wait(WAIT) == 0, log.read_text()
+
+
 def test_an_unknown_option() -> None:
     assert refusal("--prot", "1") == 'unknown option "--prot"; did you mean "--port"?'
 
@@ -328,6 +348,17 @@ def test_a_signal_while_the_model_loads_exits_0(start: Start, unreadable_yet: Pa
     child.signal(signal.SIGINT)
     assert child.wait() == 0
     child.until("the model was still loading")
+
+
+def test_a_load_that_fails_after_the_signal_does_not_matter(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    mailbox: queue.SimpleQueue[Message] = queue.SimpleQueue()
+    mailbox.put(StopSignal(signal.SIGTERM))
+    mailbox.put(LoadFailed(ValueError("cut off")))
+    settings = load_settings(["--port", "0", "--model", str(tmp_path / "none.gguf")], {})
+    assert Program(settings, mailbox).run() == 0
+    assert capsys.readouterr().err == ""
 
 
 def test_sources_are_weighed_in_the_running_program(start: Start, tmp_path: Path) -> None:
