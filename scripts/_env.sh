@@ -86,6 +86,7 @@ install() {
                 "Debian, Ubuntu: sudo apt-get install python3-venv"
         }
     fi
+    renew_pip
     requirement=$(sed -n 's/^ *\(llama-cpp-python.*\)/\1/p' "$ROOT/setup.cfg" | tr -d ' ')
     if ! satisfied "$requirement"; then
         compile_llama "$requirement"
@@ -95,6 +96,15 @@ install() {
     # compat: a plain path file, which starts faster than the import hook that is the default.
     "$VENV/bin/python" -m pip install --use-pep517 --config-settings editable_mode=compat \
         -e "$ROOT$extra" >"$LOG" 2>&1 || failed "installing the packages"
+}
+
+# pip has --config-settings since 22.1 and --dry-run since 22.2; Ubuntu 22.04 makes a .venv with 22.0.
+renew_pip() {
+    local old='import pip, sys; sys.exit([*map(int, pip.__version__.split(".")[:2])] >= [22, 2])'
+    if "$VENV/bin/python" -c "$old" 2>/dev/null; then
+        say "renewing pip"
+        "$VENV/bin/python" -m pip install --upgrade pip >"$LOG" 2>&1 || failed "renewing pip"
+    fi
 }
 
 satisfied() {

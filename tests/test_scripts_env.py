@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -137,6 +138,23 @@ def test_a_failure_shows_the_end_of_the_log_and_a_remedy(said: str, remedy: str,
 def test_a_failing_pip_is_a_failure_in_spite_of_the_pipe(log: Path) -> None:
     done = shell(f"LOG={log}; {{ echo '[1/2] x'; exit 3; }} 2>&1 | show_progress || echo failed")
     assert done.stdout == "failed\n"
+
+
+@pytest.mark.parametrize(
+    ("version", "renewed"),
+    [("22.0.2", True), ("22.2", False), ("23.2.1", False), ("24.1b1", False)],
+)
+def test_a_pip_that_lacks_what_is_asked_of_it_is_renewed(
+    tmp_path: Path, version: str, renewed: bool
+) -> None:
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "pip").mkdir()
+    (tmp_path / "pip" / "__init__.py").write_text(f"__version__ = {version!r}")
+    (tmp_path / "pip" / "__main__.py").write_text("import sys; print(*sys.argv[1:])")
+    program(tmp_path / "bin", "python", f'PYTHONPATH={tmp_path} exec {sys.executable} "$@"')
+    done = shell(f"VENV={tmp_path}; LOG={tmp_path}/log; renew_pip; cat {tmp_path}/log || true")
+    assert done.returncode == 0
+    assert done.stdout == ("install --upgrade pip\n" if renewed else "")
 
 
 # Style
