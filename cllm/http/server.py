@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import enum
-import errno
 import logging
-import os
 import socket
 import sys
 import threading
 import traceback
-from collections.abc import Sequence
 from time import monotonic
 from types import TracebackType
 from typing import TYPE_CHECKING, ClassVar
@@ -20,6 +17,7 @@ from cllm.http.connection import Connection, Context
 from cllm.http.errors import HttpServerError
 from cllm.http.http1 import Http1
 from cllm.http.limits import ServerConfig
+from cllm.http.listeners import address_of, listen
 from cllm.http.poller import READ, new_poller
 from cllm.http.stats import ServerStats, add_up
 from cllm.http.transport import PlainTransport
@@ -34,8 +32,6 @@ _log = logging.getLogger("cllm.http")
 # that blocks longer is left behind, named in the log.
 ENDING_TIME = 2.0  # s
 JOIN_TIME = 2.0  # s
-
-FREE_PORT_ATTEMPTS = 8  # port 0 on several addresses: the first one's port may be taken on another
 
 
 class _State(enum.Enum):
@@ -101,7 +97,7 @@ class Server:
         with self._lock:
             if self._state is not _State.STOPPED:
                 raise HttpServerError("the server runs already; stop() it first")
-            listeners = _listen(self.host, self._wanted_port, self.config.backlog)
+            listeners = listen(self.host, self._wanted_port, self.config.backlog)
             self._port = listeners[0].getsockname()[1]
             try:
                 self._build(listeners)
@@ -112,7 +108,7 @@ class Server:
                     "(ulimit -n) or threads (ulimit -u)"
                 ) from error
             self._state = _State.RUNNING
-        names = ", ".join(_named(listener) for listener in listeners)
+        names = ", ".join(address_of(listener) for listener in listeners)
         _log.info("listening on %s with %d workers", names, len(self._workers))
 
     def _build(self, listeners: list[socket.socket]) -> None:
@@ -331,84 +327,6 @@ class HttpServer:
         if server is None:
             raise HttpServerError("call HttpServer.init(host, port, handler) first")
         return server
-
-
-def _listen(host: str, port: int, backlog: int) -> list[socket.socket]:
-    """A listening socket for each address of `host`, all on one port. Raises HttpServerError."""
-    try:
-        addresses = socket.getaddrinfo(
-            host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-        )
-    except (OSError, UnicodeError) as error:
-        raise HttpServerError(
-            f"cannot listen on {host!r}: {error}; give an address of this machine, "
-            "such as 127.0.0.1, or 0.0.0.0 for all"
-        ) from None
-    unique = list(dict.fromkeys((family, address) for family, _, _, _, address in addresses))
-    for attempt in range(FREE_PORT_ATTEMPTS):
-        try:
-            return _bind_all(unique, port, backlog)
-        except OSError as error:
-            if port == 0 and error.errno == errno.EADDRINUSE and attempt < FREE_PORT_ATTEMPTS - 1:
-                continue
-            raise HttpServerError(_trouble(host, port, error)) from error
-    raise AssertionError("the last attempt returns or raises")
-
-
-def _bind_all(
-    addresses: Sequence[tuple[socket.AddressFamily, tuple[object, ...]]], port: int, backlog: int
-) -> list[socket.socket]:
-    listeners: list[socket.socket] = []
-    unavailable: OSError | None = None
-    try:
-        for family, address in addresses:
-            try:
-                listener = socket.socket(family, socket.SOCK_STREAM)
-            except OSError as error:
-                unavailable = error  # a family this machine does not have
-                continue
-            listeners.append(listener)
-            listener.setblocking(False)
-            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            if family == socket.AF_INET6:
-                listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-            try:
-                listener.bind((address[0], port, *address[2:]))
-            except OSError as error:
-                if error.errno != errno.EADDRNOTAVAIL:
-                    raise
-                listeners.pop().close()
-                unavailable = error
-                continue
-            listener.listen(backlog)
-            port = listener.getsockname()[1]
-    except OSError:
-        for listener in listeners:
-            listener.close()
-        raise
-    if not listeners:
-        assert unavailable is not None
-        raise unavailable
-    return listeners
-
-
-def _trouble(host: str, port: int, error: OSError) -> str:
-    place = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-    if error.errno == errno.EADDRINUSE:
-        return (
-            f"{place} is in use by another program; stop that one (find it with "
-            f"`ss -ltnp sport = :{port}`), or choose another port, 0 for one that is free"
-        )
-    if error.errno in (errno.EACCES, errno.EPERM):
-        return f"{place} needs rights this user does not have; choose a port above 1023"
-    if error.errno == errno.EADDRNOTAVAIL:
-        return f"{place} is no address of this machine; use 127.0.0.1, or 0.0.0.0 for all"
-    return f"cannot listen on {place}: {os.strerror(error.errno or 0)}"
-
-
-def _named(listener: socket.socket) -> str:
-    host, port = listener.getsockname()[:2]
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
 def _stack(thread: threading.Thread) -> str:
