@@ -52,6 +52,14 @@ def parse(options: argparse.ArgumentParser, **quick: Any) -> argparse.Namespace:
     return given
 
 
+def positive(text: str) -> int:
+    """An argument that is a whole number from 1."""
+    value = int(text)
+    if value < 1:
+        raise ValueError
+    return value
+
+
 def run(main: Callable[[], None]) -> None:
     """Run a script: a `BenchError` is one line and status 1, Ctrl-C is status 130.
 

@@ -16,7 +16,7 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
-from _bench import BenchError, Report, parse, parser, percentile, run
+from _bench import BenchError, Report, parse, parser, percentile, positive, run
 from _contenders import (
     Contender,
     EngineContender,
@@ -171,16 +171,18 @@ def main() -> None:
     options.add_argument(
         "--model", type=Path, metavar="FILE", help="GGUF file; default: the built-in model"
     )
-    options.add_argument("--requests", type=int, default=40, metavar="N", help="default: 40")
-    options.add_argument("--concurrency", type=int, default=8, metavar="N", help="default: 8")
-    options.add_argument("--tokens", type=int, default=50, metavar="N", help="each; default: 50")
-    options.add_argument("--parallel", type=int, metavar="N", help="default: --concurrency")
-    options.add_argument("--ctx-size", type=int, default=512, metavar="N", help="default: 512")
+    options.add_argument("--requests", type=positive, default=40, metavar="N", help="default: 40")
+    options.add_argument("--concurrency", type=positive, default=8, metavar="N", help="default: 8")
     options.add_argument(
-        "--threads", type=int, metavar="N", default=len(os.sched_getaffinity(0))
+        "--tokens", type=positive, default=50, metavar="N", help="each; default: 50"
+    )
+    options.add_argument("--parallel", type=positive, metavar="N", help="default: --concurrency")
+    options.add_argument("--ctx-size", type=positive, default=512, metavar="N", help="default: 512")
+    options.add_argument(
+        "--threads", type=positive, metavar="N", default=len(os.sched_getaffinity(0))
         if hasattr(os, "sched_getaffinity") else os.cpu_count(), help="default: one per core",
     )  # fmt: skip
-    options.add_argument("--rounds", type=int, default=3, metavar="N", help="default: 3")
+    options.add_argument("--rounds", type=positive, default=3, metavar="N", help="default: 3")
     options.add_argument(
         "--temperature", type=float, default=0.8, metavar="T", help="0 is greedy; default: 0.8"
     )

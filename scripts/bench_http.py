@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import _peers
-from _bench import BenchError, Report, parse, parser, percentile, run, wait
+from _bench import BenchError, Report, parse, parser, percentile, positive, run, wait
 from _crowd import IdleCrowd, SlowHeaderCrowd
 from _load import Client, Probe, measure_load
 from _servers import HOST, Server, cllm_server, raise_file_limit
@@ -234,16 +234,18 @@ def main() -> None:
         help=f"{', '.join(MODES)} (default: throughput)",
     )  # fmt: skip
     options.add_argument(
-        "--connections", type=int, nargs="+", default=[1, 8, 64, 256], metavar="N",
+        "--connections", type=positive, nargs="+", default=[1, 8, 64, 256], metavar="N",
         help="throughput: keep-alive connections (default: 1 8 64 256)",
     )  # fmt: skip
-    options.add_argument("--rounds", type=int, default=5, help="turns of each server (default: 5)")
+    options.add_argument(
+        "--rounds", type=positive, default=5, help="turns of each server (default: 5)"
+    )
     options.add_argument(
         "--seconds", type=float, default=3.0, help="one measurement's length (default: 3)"
     )
-    options.add_argument("--idle", type=int, default=10_000, help="size of the idle crowd")
-    options.add_argument("--slow", type=int, default=1_000, help="size of the slow crowd")
-    options.add_argument("--requests", type=int, default=100_000, help="soak: how many")
+    options.add_argument("--idle", type=positive, default=10_000, help="size of the idle crowd")
+    options.add_argument("--slow", type=positive, default=1_000, help="size of the slow crowd")
+    options.add_argument("--requests", type=positive, default=100_000, help="soak: how many")
     options.add_argument("--no-peers", action="store_true", help="throughput: cLLM alone")
     given = parse(
         options, connections=[1, 8], rounds=1, seconds=1.0, idle=50, slow=20, requests=500

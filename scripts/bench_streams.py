@@ -12,7 +12,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from _bench import BenchError, Report, parse, parser, percentile, run, wait
+from _bench import BenchError, Report, parse, parser, percentile, positive, run, wait
 from _load import Client, ClientError, Probe, request_bytes
 from _servers import HOST, PeakRss, Server, cllm_server, free_port, raise_file_limit
 from _streams import Stream, read_streams
@@ -178,10 +178,14 @@ def http_only(report: Report, given: argparse.Namespace) -> None:
 def main() -> None:
     """Parse the command line, measure, report."""
     options = parser(__doc__ or "", EPILOG)
-    options.add_argument("--streams", type=int, default=1000, metavar="N", help="default: 1000")
-    options.add_argument("--tokens", type=int, default=50, metavar="N", help="each; default: 50")
     options.add_argument(
-        "--workers", type=int, default=16, metavar="N", help="server threads; default: 16"
+        "--streams", type=positive, default=1000, metavar="N", help="default: 1000"
+    )
+    options.add_argument(
+        "--tokens", type=positive, default=50, metavar="N", help="each; default: 50"
+    )
+    options.add_argument(
+        "--workers", type=positive, default=16, metavar="N", help="server threads; default: 16"
     )
     options.add_argument("--http-only", action="store_true", help="synthetic tokens, no model")
     options.add_argument(
@@ -192,7 +196,7 @@ def main() -> None:
         "--model", type=Path, metavar="FILE", help="GGUF to serve; default: the built-in model"
     )
     options.add_argument(
-        "--parallel", type=int, default=32, metavar="N", help="sequences; default: 32"
+        "--parallel", type=positive, default=32, metavar="N", help="sequences; default: 32"
     )
     given = parse(options, streams=40, tokens=5, parallel=8)
     raise_file_limit(given.streams + 1000)

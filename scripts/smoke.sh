@@ -5,6 +5,14 @@
 # Needs bash, curl and python3. One line for each check; ends at the first that fails.
 set -euo pipefail
 
+case ${1:-} in
+-*)
+    sed -n '2,5s/^# //p' "${BASH_SOURCE[0]}"
+    [ "$1" = -h ] || [ "$1" = --help ]
+    exit
+    ;;
+esac
+
 for tool in curl python3; do
     command -v "$tool" >/dev/null || {
         echo "FAIL $tool is not installed; Debian, Ubuntu: sudo apt-get install $tool"

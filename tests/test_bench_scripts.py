@@ -159,6 +159,21 @@ def test_an_unknown_mode_is_named_with_those_there_are() -> None:
     assert "'speed' is none of throughput, idle" in done.stderr
 
 
+@pytest.mark.parametrize(
+    ("name", "option"),
+    [
+        ("bench_http.py", "--rounds"),
+        ("bench_streams.py", "--streams"),
+        ("bench_engine.py", "--tokens"),
+    ],
+)
+def test_a_count_of_nothing_is_refused_before_anything_starts(name: str, option: str) -> None:
+    done = run_script(name, option, "0")
+    assert done.returncode == 2
+    assert f"argument {option}: invalid positive value: '0'" in done.stderr
+    assert done.stdout == ""
+
+
 def test_a_missing_peer_program_is_one_line(tmp_path: Path) -> None:
     done = run_script(
         "bench_engine.py", "--quick", "--peer", "llama-server", "--llama-server", str(tmp_path)

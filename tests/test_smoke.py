@@ -47,3 +47,10 @@ def test_it_fails_where_nobody_listens() -> None:
     done = smoke("http://127.0.0.1:9")
     assert done.returncode == 1
     assert done.stdout.startswith("FAIL GET  / ")
+
+
+def test_it_explains_itself() -> None:
+    done = smoke("--help")
+    assert done.returncode == 0
+    assert "scripts/smoke.sh http://" in done.stdout
+    assert smoke("--nonsense").returncode == 1
