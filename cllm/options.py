@@ -158,7 +158,9 @@ def from_file(options: Sequence[Option], file_name: str | None) -> dict[str, Any
 
     try:
         with open(file_name, encoding="utf-8") as stream:
-            content = yaml.safe_load(stream)
+            text = stream.read()
+        content = yaml.safe_load(text)
+        node = yaml.compose(text, yaml.SafeLoader)
     except OSError as error:
         raise SettingsError(f"--config: cannot read {file_name}: {error.strerror}") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -170,6 +172,10 @@ def from_file(options: Sequence[Option], file_name: str | None) -> dict[str, Any
         return {}
     if not isinstance(content, dict):
         raise SettingsError(f'--config: {file_name} must hold "name: value" lines')
+    keys = [key.value for key, _ in node.value]
+    for key in content:
+        if keys.count(str(key)) > 1:  # of which safe_load keeps the last
+            raise SettingsError(f"{file_name}: {key} is given twice")
     pairs = [
         (str(key).replace("-", "_").lower(), f"{file_name}: {key}", value)
         for key, value in content.items()

@@ -205,6 +205,7 @@ def test_a_bad_value_counts_even_where_a_stronger_source_overrides_it() -> None:
         ("port: [1]", "expected a whole number"),
         ("mlock: maybe", "expected on or off"),
         ("max-body: 1\nmax_body: 2", "max-body is given twice"),
+        ("port: 1\nhost: x\nport: 2", "port is given twice"),
         ("mmap: true\nno-mmap: true", "mmap is given twice"),
         ("config: other.yaml", "unknown key"),
         ("- port", 'must hold "name: value" lines'),
