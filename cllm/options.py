@@ -168,7 +168,7 @@ def from_file(options: Sequence[Option], file_name: str | None) -> dict[str, Any
         line = f" line {place.line + 1}" if place else ""
         what = getattr(error, "problem", None) or "not UTF-8 text"
         raise SettingsError(f"--config: {file_name}{line} is not valid YAML: {what}") from None
-    if content is None:
+    if content is None or node is None:
         return {}
     if not isinstance(content, dict):
         raise SettingsError(f'--config: {file_name} must hold "name: value" lines')
