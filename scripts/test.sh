@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Checks everything: linter, types, shell smoke test, tests. Installs what is missing first.
+# Checks everything: linter, formatting, types, shell smoke test, tests. Installs what is missing first.
 #   scripts/test.sh                        everything
 #   scripts/test.sh tests/http -k parser   only pytest, with these arguments
 set -euo pipefail
@@ -25,6 +25,7 @@ step() {
 }
 
 step ruff "$VENV/bin/python" -m ruff check
+step format "$VENV/bin/python" -m ruff format --check
 step mypy "$VENV/bin/python" -m mypy
 step smoke env PYTHON="$VENV/bin/python" scripts/smoke.sh
 step pytest "$VENV/bin/python" -m pytest
