@@ -46,10 +46,12 @@ def _held_out(folder: Path) -> dict[str, corpus.Corpus]:
 
 
 def _train(folder: Path, options: argparse.Namespace) -> None:
+    copying = corpus.copying(options.vocabulary)
+    stories = corpus.Corpus.load(folder / "corpus.npz")
     train.train(
         Shape(vocabulary=options.vocabulary, layers=options.layers),
-        train.Schedule(tokens=options.tokens),
-        corpus.Corpus.load(folder / "corpus.npz"),
+        train.Schedule(tokens=len(copying.ids) + options.tokens),
+        corpus.joined(copying, stories),
         _held_out(folder),
         folder,
         resume=options.resume,
@@ -80,6 +82,7 @@ def _report(folder: Path, options: argparse.Namespace) -> None:
         "file": f"cllm/models/{FILE_NAME}",
         "parameters": sum(p.numel() for p in model.parameters()),
         "tokens": curve["train"][-1][0],
+        "copying": corpus.COPYING_TOKENS,
         "documents": len(whole.starts) - 1,
         "time": options.note,
         "machine": options.machine,
@@ -113,7 +116,9 @@ def main() -> None:
     parser.add_argument(
         "--steps", nargs="+", choices=STEPS, default=list(STEPS), help="default: all"
     )
-    parser.add_argument("--tokens", type=int, default=15_000_000, help="tokens to train on")
+    parser.add_argument(
+        "--tokens", type=int, default=15_000_000, help="tokens of stories to train on"
+    )
     parser.add_argument("--vocabulary", type=int, default=2560, help="number of tokens known")
     parser.add_argument("--layers", type=int, default=6)
     parser.add_argument("--threads", type=int, default=2, help="CPU threads")

@@ -119,10 +119,11 @@ def _ask_about(
     return outcome
 
 
-def _is_limit(reply: Reply, language: str) -> bool:
-    table = phrases(language)
-    known = (*table.LIMITS, *table.WHO_ARE_YOU_REPLIES, *table.GREETING_REPLIES)
-    return reply.ended and reply.text in known
+def _is_limit(reply: Reply) -> bool:
+    # In either language: a number, for one, belongs to neither.
+    tables = [phrases(language) for language in corpus.LANGUAGES]
+    known = (t.LIMITS + t.WHO_ARE_YOU_REPLIES + t.GREETING_REPLIES for t in tables)
+    return reply.ended and any(reply.text in replies for replies in known)
 
 
 def _stories(speaker: Speaker, language: str, results: Results) -> list[Story]:
@@ -161,7 +162,7 @@ def _sampled(speaker: Speaker, language: str, results: Results) -> None:
         asked = noise.off_topic(rng, language)
         how = Sampling(**{**asdict(DEFAULT_SAMPLING), "seed": seed})
         reply = speaker.answer([Turn(USER, asked)], how)
-        if not _is_limit(reply, language):
+        if not _is_limit(reply):
             wrong.append(f"{asked!r} -> {reply.text!r}")
     results.limits[language] = 1 - len(wrong) / PROMPTS
     results.wrong_limits[language] = wrong

@@ -34,8 +34,8 @@ PLOTS: dict[str, bool] = {
 
 HELD_OUT_SHARE = 0.12
 
-# How often a character has its kind's usual name and place, and a thing its usual colour.
-# Without such habits every free choice is even, and the likeliest story is always the same one.
+# How often a character has its kind's usual name, place, obstacle and friend, and a thing its usual
+# colour. Without such habits every free choice is even, and the likeliest story always the same.
 HABIT = 0.4
 
 _SYLLABLES = tuple(c + v for c in "bdfgklmnprstvz" for v in ("a", "e", "i", "o", "u"))
@@ -92,27 +92,35 @@ def invented_name(rng: random.Random, language: str) -> str:
     return "".join(rng.choice(_SYLLABLES) for _ in range(rng.choice((2, 2, 3)))).capitalize()
 
 
-def usual_name(kind: Kind, language: str) -> tuple[str, str]:
-    """The name and the pronoun that a character of this kind has most often."""
+def _names(language: str, pronoun: str, role: str) -> tuple[str, ...]:
+    """Heroes and friends have names of their own, so that nothing but a name tells them apart."""
+    names = NAMES_EN[pronoun] if language == "en" else NAMES_ZH
+    return names[(role == "friend") :: 2]
+
+
+def usual_name(kind: Kind, language: str, role: str) -> tuple[str, str]:
+    """The name and the pronoun that a "hero" or "friend" of this kind has most often."""
     number = KINDS.index(kind)
     pronoun = kind.pronouns_en[number % len(kind.pronouns_en)]
-    if language == "zh":
-        return NAMES_ZH[number], pronoun
-    return NAMES_EN[pronoun][number // 2], pronoun
+    names = _names(language, pronoun, role)
+    return names[number // 2 % len(names)], pronoun
 
 
-def _character(rng: random.Random, language: str, kind: Kind, name: str | None) -> Character:
-    """A character with the usual name, any name of the lexicon, or now and then an invented one."""
+def _character(
+    rng: random.Random, language: str, kind: Kind, role: str, name: str | None = None
+) -> Character:
+    """A character with the usual name, any name of its role, or now and then an invented one."""
     pronoun = rng.choice(kind.pronouns_en)
     if name is not None:
         known = [p for p, names in NAMES_EN.items() if name in names and p in kind.pronouns_en]
         return Character(name, kind, known[0] if known else pronoun)
     dice = rng.random()
     if dice < HABIT:
-        return Character(usual_name(kind, language)[0], kind, usual_name(kind, language)[1])
+        usual, pronoun = usual_name(kind, language, role)
+        return Character(usual, kind, pronoun)
     if dice < HABIT + 0.15:
         return Character(invented_name(rng, language), kind, pronoun)
-    return Character(rng.choice(NAMES_EN[pronoun] if language == "en" else NAMES_ZH), kind, pronoun)
+    return Character(rng.choice(_names(language, pronoun, role)), kind, pronoun)
 
 
 def _place(rng: random.Random, kind: Kind) -> Word:
@@ -136,7 +144,8 @@ def _friend_kind(rng: random.Random, hero: Kind, skills: tuple[str, ...], wanted
     if wanted.friend is not None:
         return wanted.friend
     able = [k for k in KINDS if k is not hero and (not skills or set(skills) & set(k.skills))]
-    return rng.choice(able)
+    usual = able[7 * KINDS.index(hero) % len(able)]
+    return usual if rng.random() < HABIT else rng.choice(able)
 
 
 def _obstacle(rng: random.Random, hero: Kind, friend: Kind | None) -> str | None:
@@ -147,7 +156,10 @@ def _obstacle(rng: random.Random, hero: Kind, friend: Kind | None) -> str | None
         if not set(skills) & set(hero.skills)
         and (friend is None or set(skills) & set(friend.skills))
     ]
-    return rng.choice(fitting) if fitting else None
+    if not fitting:
+        return None
+    usual = fitting[KINDS.index(hero) % len(fitting)]
+    return usual if rng.random() < HABIT else rng.choice(fitting)
 
 
 def make_plan(
@@ -174,10 +186,10 @@ def make_plan(
     friend_kind = _friend_kind(rng, hero_kind, OBSTACLES.get(obstacle, ()), wanted)
     if obstacle:
         skill = rng.choice([s for s in friend_kind.skills if s in OBSTACLES[obstacle]])
-    hero = _character(rng, language, hero_kind, wanted.name)
+    hero = _character(rng, language, hero_kind, "hero", wanted.name)
     friend = hero
     while friend.name == hero.name:
-        friend = _character(rng, language, friend_kind, None)
+        friend = _character(rng, language, friend_kind, "friend")
     return Plan(
         language=language,
         plot=plot,

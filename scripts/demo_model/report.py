@@ -30,9 +30,13 @@ One command makes the model again, with fixed seeds:
     pip install -e '.[demo]'
     python -m scripts.demo_model.build
 
-It writes the corpus, learns a byte-level BPE vocabulary, trains on {tokens:,} tokens
-({documents:,} documents, each read once), writes the GGUF file, evaluates it and writes this page.
-It uses a GPU when there is one. {time}
+It writes the corpus, learns a byte-level BPE vocabulary, trains on {tokens:,} tokens, writes the
+GGUF file, evaluates it and writes this page. It uses a GPU when there is one. {time}
+
+The first {copying:,} tokens are random ones that repeat: they teach attention to copy, which is
+what keeps names and things straight. Stories alone taught it so late that the held-out loss after
+3.5 million tokens was 0.61 (English), where it is 0.37 with them. Then come {documents:,} documents
+of stories and talk, each read once.
 
 ## Loss
 
