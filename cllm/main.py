@@ -16,7 +16,14 @@ from time import monotonic
 from typing import TYPE_CHECKING
 
 from cllm import logs
-from cllm.settings import Settings, SettingsError, engine_config, load_settings, server_config
+from cllm.settings import (
+    Settings,
+    SettingsError,
+    api_settings,
+    engine_config,
+    load_settings,
+    server_config,
+)
 
 if TYPE_CHECKING:
     from types import FrameType
@@ -156,18 +163,13 @@ class Program:
     """
 
     def __init__(self, settings: Settings, mailbox: SimpleQueue[Message]) -> None:
-        from cllm.api import ApiSettings, Service, create_handler
+        from cllm.api import Service, create_handler
         from cllm.http import Server
 
         self.settings = settings
         self.mailbox = mailbox
         self.engine_config = engine_config(settings)
-        self.service = Service(
-            settings=ApiSettings(
-                request_timeout=settings.request_timeout,
-                expose_model_path=settings.expose_model_path,
-            )
-        )
+        self.service = Service(settings=api_settings(settings))
         self.handler = create_handler(self.service)
         self.server = Server(self.handler, settings.host, settings.port, server_config(settings))
         self.service.server_stats = self.server.stats
@@ -210,9 +212,10 @@ class Program:
         """On the loader's thread: read the model, mail the engine or what went wrong."""
         try:
             from cllm.engine import Engine
+            from cllm.models import demo_path
             from cllm.startup import showing_progress
 
-            model = self.settings.model or _builtin_model()
+            model = self.settings.model or demo_path()
             with showing_progress(self.settings, self.service.loading_progress) as progress:
                 engine = Engine.load(model, self.engine_config, progress=progress)
             self.mailbox.put(Loaded(engine))
@@ -233,7 +236,7 @@ class Program:
 
         if isinstance(error, MemoryError):
             message = "out of memory; give a smaller model, --ctx-size or --parallel"
-        elif isinstance(error, (EngineError, ValueError)):
+        elif isinstance(error, (EngineError, ValueError, FileNotFoundError)):
             message = str(error)
         else:
             log.error("loading the model failed unexpectedly", exc_info=error)
@@ -272,18 +275,6 @@ class Program:
             return BUG
         log.info("stopped")
         return OK
-
-
-def _builtin_model() -> str:
-    from cllm.engine.builtin import builtin_path
-
-    try:
-        return str(builtin_path())
-    except OSError as error:
-        raise SettingsError(
-            f"the built-in model cannot be written: {error}; set XDG_CACHE_HOME to a folder that "
-            "can be written to, or give --model"
-        ) from None
 
 
 def _start_thread(name: str, target: Callable[[], None]) -> None:

@@ -109,12 +109,12 @@ def banner(
     if settings.model is None:
         lines += [
             "",
-            "  This is the built-in model: its weights are random and so is what it says.",
-            "  To serve a real one, add:  --model FILE.gguf",
+            "  This is the built-in model: it tells little stories, in English and Chinese.",
+            "  To serve another one, add:  --model FILE.gguf",
         ]
     lines += [
         "",
-        f"""  curl {url}/generate -d '{{"prompt":"Hello","max_tokens":20}}'""",
+        f"""  curl {url}/generate -d '{{"prompt":"Once upon a time"}}'""",
         "",
     ]
     return "\n".join(lines)

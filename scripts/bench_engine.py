@@ -28,7 +28,7 @@ from _contenders import (
 )
 from tqdm import tqdm
 
-from cllm.engine.builtin import builtin_path
+from cllm.models import demo_path
 
 PROMPT = "人工智能是计算机科学的一个分支"
 PROMPT_TOKENS = 32
@@ -202,7 +202,7 @@ def main() -> None:
     if "llama-server" in given.peer and program is None:
         raise BenchError(f"--llama-server: {given.llama_server} is not a program")
     work = Workload(
-        model=given.model or builtin_path(),
+        model=given.model or demo_path(),
         parallel=given.parallel or given.concurrency,
         max_tokens=given.tokens,
         ctx_size=given.ctx_size,

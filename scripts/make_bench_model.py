@@ -26,7 +26,12 @@ import numpy as np
 import numpy.typing as npt
 from tqdm import tqdm
 
-from cllm.engine.builtin import CHAT_TEMPLATE, byte_spelling
+CHAT_TEMPLATE = (
+    "{% for message in messages %}"
+    "{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>' + '\\n' }}"
+    "{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,6 +185,23 @@ def copy_vocabulary(path: Path) -> Vocabulary:
     if not any(name == gguf.Keys.Tokenizer.LIST for name, *_ in entries):
         raise ValueError(f"{path} has no list of tokens")
     return Vocabulary(entries)
+
+
+def byte_spelling() -> list[str]:
+    """GPT-2's alphabet: printable Latin-1 stands for itself, the other bytes for U+0100 onward.
+
+    Source: bytes_to_unicode in openai/gpt-2, src/encoder.py.
+    """
+    printable = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
+    spelling = []
+    spare = 0x100
+    for byte in range(256):
+        if byte in printable:
+            spelling.append(chr(byte))
+        else:
+            spelling.append(chr(spare))
+            spare += 1
+    return spelling
 
 
 def synthetic_vocabulary(size: int) -> Vocabulary:

@@ -23,8 +23,8 @@ from typing import Any
 
 import pytest
 
-from cllm.engine.builtin import builtin_path
 from cllm.main import LoadFailed, Message, Program, StopSignal
+from cllm.models import demo_path
 from cllm.settings import load_settings
 from cllm.version import __version__
 
@@ -256,14 +256,14 @@ def test_an_empty_file(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("share", [0.001, 0.5, 0.999])
 def test_a_model_cut_short(tmp_path: Path, share: float) -> None:
-    whole = builtin_path().read_bytes()
+    whole = demo_path().read_bytes()
     path = tmp_path / "part.gguf"
     path.write_bytes(whole[: int(len(whole) * share)])
     assert "download it again" in refusal("--port", "0", "--model", str(path))
 
 
 def test_a_damaged_model(tmp_path: Path) -> None:
-    whole = builtin_path().read_bytes()
+    whole = demo_path().read_bytes()
     path = tmp_path / "damaged.gguf"
     path.write_bytes(whole[:8] + b"\xff" * 64 + whole[72:])
     assert "damaged.gguf" in refusal("--port", "0", "--model", str(path))
@@ -301,24 +301,24 @@ def test_a_log_file_that_cannot_be_written(tmp_path: Path) -> None:
 def test_the_banner_says_what_is_served_and_why_so_much(start: Start) -> None:
     child = start("--parallel", "3")
     child.ready()
-    child.until(r"model +cLLM built-in: llama, .* parameters, Q8_0")
+    child.until(r"model +cLLM Stories: qwen3, .* parameters, Q8_0")
     child.until(r"context +3 sequences of 2048 tokens \(all the model was trained for; .*\)")
     child.until(r"threads +\d+ generating, \d+ reading prompts, 16 serving HTTP")
     child.until(r"endpoints +GET / .*POST /generate")
-    child.until(r"built-in model: its weights are random")
+    child.until(r"built-in model: it tells little stories")
     child.until(r"add:  --model FILE\.gguf")
     child.until(rf"curl http://127\.0\.0\.1:{child.port}/generate")
 
 
 def test_a_small_memory_budget_makes_a_smaller_context_and_the_banner_says_so(start: Start) -> None:
-    child = start("--memory-budget", "8M")
+    child = start("--memory-budget", "12M")
     child.ready()
     child.until(r"8 sequences of 512 tokens \(of 2048, as --memory-budget has room for")
 
 
 def test_a_model_of_ones_own_is_named(start: Start, tmp_path: Path) -> None:
     path = tmp_path / "mine.gguf"
-    shutil.copy(builtin_path(), path)
+    shutil.copy(demo_path(), path)
     child = start("--model", str(path), "--ctx-size", "256")
     child.ready()
     child.until(r"8 sequences of 256 tokens \(as asked for;")
@@ -326,7 +326,7 @@ def test_a_model_of_ones_own_is_named(start: Start, tmp_path: Path) -> None:
     assert status == 200
     assert answer["data"]["model_path"] == "mine.gguf"
     assert answer["data"]["llama_cpp"]["ctx_size"] == 256
-    assert not any("random" in line for line in child.seen)
+    assert not any("built-in" in line for line in child.seen)
 
 
 def test_the_port_listens_and_answers_503_while_the_model_loads(
@@ -435,7 +435,7 @@ def test_a_limit_of_open_files_that_cannot_be_raised_is_told(start: Start) -> No
 def test_json_log_lines_are_objects_and_the_banner_is_one_of_them(start: Start) -> None:
     child = start("--log-json")
     child.port = int(child.until(r'"listening on http://127\.0\.0\.1:(\d+)')[1])
-    child.until(r'"serving cLLM built-in on http')
+    child.until(r'"serving cLLM Stories on http')
     child.get("/health")
     child.signal(signal.SIGTERM)
     assert child.wait() == 0
@@ -460,13 +460,7 @@ def test_a_log_file_takes_the_log_and_standard_error_stays_empty(tmp_path: Path)
     _, errors = process.communicate(timeout=WAIT)
     assert (process.returncode, errors) == (0, "")
     log = path.read_text()
-    assert "listening on" in log and "serving cLLM built-in" in log and "stopped" in log
-
-
-def test_making_the_built_in_model_says_nothing_of_how(start: Start, tmp_path: Path) -> None:
-    child = start(XDG_CACHE_HOME=str(tmp_path)).ready()
-    assert list(tmp_path.glob("cllm/*.gguf"))
-    assert not any("gguf.gguf_writer" in line for line in child.seen)
+    assert "listening on" in log and "serving cLLM Stories" in log and "stopped" in log
 
 
 def test_the_access_log_can_be_turned_off(start: Start) -> None:

@@ -12,7 +12,7 @@ import gguf
 import pytest
 
 from cllm.engine import Engine
-from cllm.engine.builtin import builtin_path
+from cllm.models import demo_path
 
 SCRIPT = Path(__file__).resolve().parents[1] / "scripts" / "make_bench_model.py"
 
@@ -65,9 +65,9 @@ def test_it_speaks_and_any_text_can_be_written_in_its_vocabulary(tiny: Path) -> 
 
 def test_the_vocabulary_of_another_model_is_taken_over(tmp_path: Path) -> None:
     path = tmp_path / "model.gguf"
-    made("--shape", "tiny", "--type", "q8_0", "--vocab-from", builtin_path(), path)
+    made("--shape", "tiny", "--type", "q8_0", "--vocab-from", demo_path(), path)
     text = "the people of the world 🌍"
-    with Engine.load(path, parallel=1) as copied, Engine.load(builtin_path(), parallel=1) as own:
+    with Engine.load(path, parallel=1) as copied, Engine.load(demo_path(), parallel=1) as own:
         assert copied.info().vocab_size == own.info().vocab_size
         assert copied.info().chat_template == own.info().chat_template
         assert copied.tokenize(text) == own.tokenize(text)

@@ -3,7 +3,8 @@
 llama.cpp keeps quantized weights in "extra buffer types" (repacked, AMX, KleidiAI) where the CPU
 has kernels for them. GCC before 13 miscompiles the AMX ones: the first matrix product ends in
 SIGSEGV (ggml-org/llama.cpp#20824), which no program can catch. So a child runs a tiny model with
-a matrix of every quantized type first, and where it dies the engine does without these buffers.
+a matrix of every quantized type first, and then compares what the built-in model computes with and
+without these buffers. Where it dies or the numbers differ, the engine does without them.
 """
 
 from __future__ import annotations
@@ -20,8 +21,14 @@ import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from cllm.engine.user_cache import replacing, user_cache
+from cllm.models import demo_path
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
 
 TIME_LIMIT = 20.0  # seconds; it takes less than one on an idle machine
 
@@ -32,7 +39,7 @@ REMEDY = (
 )
 
 # Part of the verdict's key: count up when the child's work changes.
-_REVISION = 1
+_REVISION = 2
 _IN_FORCE = re.compile(r"\b(REPACK|AMX_INT8|KLEIDIAI) = 1")
 # Deaths that say something about the code that ran, and so are worth remembering. A kill by
 # the system (out of memory), a time limit or a broken installation may pass.
@@ -139,6 +146,9 @@ def _run_child(time_limit: float) -> tuple[Verdict, bool]:
     status = child.returncode
     if status == 0:
         return Verdict(True, False, "llama.cpp's extra CPU kernels work here"), True
+    if status == _WRONG:
+        detail = f"llama.cpp's extra CPU kernels compute wrong numbers on this CPU. {REMEDY}"
+        return Verdict(False, False, detail), True
     if status < 0:
         name = _signal_name(-status)
         detail = f"llama.cpp's extra CPU kernels crash on this CPU ({name}). {REMEDY}"
@@ -199,6 +209,7 @@ def _types() -> Iterator[int]:
 _WIDTH = 256  # one block of a K-quant, and a multiple of every kernel's tile
 _LAYERS = 2  # of seven matrices: room for every type
 _TOKENS = 32
+_WRONG = 3  # the child's exit status when the kernels disagree
 
 
 def _write_model(path: Path) -> None:
@@ -244,35 +255,30 @@ def _write_model(path: Path) -> None:
     writer.close()
 
 
-def _run_model(path: Path) -> None:
-    """Decodes with the extra buffer types on: a prompt, eight sequences together, one token."""
-    import ctypes
-
+def _logits(path: Path, extra_bufts: bool) -> npt.NDArray[np.float32]:
+    """Decodes a prompt, eight sequences together and one token; (57, vocabulary) logits."""
     import llama_cpp as llama
+    import numpy as np
 
-    @llama.llama_log_callback  # type: ignore[untyped-decorator]
-    def be_silent(level: int, text: bytes, user_data: ctypes.c_void_p) -> None:
-        pass
-
-    llama.llama_log_set(be_silent, ctypes.c_void_p(0))
-    llama.llama_backend_init()
     model_params = llama.llama_model_default_params()
-    model_params.use_extra_bufts = True
+    model_params.use_extra_bufts = extra_bufts
     model_params.n_gpu_layers = 0
     model = llama.llama_model_load_from_file(os.fsencode(path), model_params)
     if not model:
-        raise RuntimeError("llama.cpp refused the preflight's model")
+        raise RuntimeError(f"llama.cpp refused {path.name}")
     context_params = llama.llama_context_default_params()
     context_params.n_ctx = 512
     context_params.n_seq_max = 8
     context_params.n_threads = context_params.n_threads_batch = min(4, os.cpu_count() or 1)
     context = llama.llama_init_from_model(model, context_params)
     if not context:
-        raise RuntimeError("llama.cpp refused the preflight's context")
+        raise RuntimeError(f"llama.cpp refused a context for {path.name}")
+    vocabulary = llama.llama_vocab_n_tokens(llama.llama_model_get_vocab(model))
     batch = llama.llama_batch_init(48, 0, 1)
     prompt = [(0, position) for position in range(48)]
     together = [(sequence, 48 if sequence == 0 else 0) for sequence in range(8)]
     alone = [(0, 49)]
+    rows = []
     for step in (prompt, together, alone):
         batch.n_tokens = len(step)
         for row, (sequence, position) in enumerate(step):
@@ -284,18 +290,39 @@ def _run_model(path: Path) -> None:
         status = llama.llama_decode(context, batch)
         if status != 0:
             raise RuntimeError(f"llama_decode returned {status} in the preflight")
-    # The results are computed asynchronously where a device does it.
-    llama.llama_synchronize(context)
+        # Waits for a device that computes asynchronously.
+        pointer = llama.llama_get_logits(context)
+        rows.append(np.ctypeslib.as_array(pointer, (len(step), vocabulary)).copy())
+    return np.concatenate(rows)
 
 
-def _child(directory: str) -> None:
+def _agree(fast: npt.NDArray[np.float32], plain: npt.NDArray[np.float32]) -> bool:
+    """Whether two ways to compute the same logits differ by rounding alone (8-bit activations)."""
+    import numpy as np
+
+    difference, size = np.linalg.norm(fast - plain), np.linalg.norm(plain)
+    return bool(difference < 0.1 * size)  # False for NaN
+
+
+def _child(directory: str) -> int:
+    import ctypes
     import resource
 
+    import llama_cpp as llama
+
+    @llama.llama_log_callback  # type: ignore[untyped-decorator]
+    def be_silent(level: int, text: bytes, user_data: ctypes.c_void_p) -> None:
+        pass
+
+    llama.llama_log_set(be_silent, ctypes.c_void_p(0))
+    llama.llama_backend_init()
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a crash here is no news worth a core file
     path = Path(directory) / "preflight.gguf"
     _write_model(path)
-    _run_model(path)
+    _logits(path, extra_bufts=True)
+    fast, plain = (_logits(demo_path(), extra) for extra in (True, False))
+    return 0 if _agree(fast, plain) else _WRONG
 
 
 if __name__ == "__main__" and sys.argv[1:2] == ["--child"]:
-    _child(sys.argv[2])
+    sys.exit(_child(sys.argv[2]))

@@ -8,8 +8,8 @@ import pytest
 
 from cllm.api import ApiSettings, Service, State
 from cllm.engine import Engine
-from cllm.engine.builtin import builtin_path
 from tests.api.api_client import PATIENCE, Live, serving
+from tests.random_model import random_path
 
 EVERYTHING_ELSE = [
     ("GET", "/"),
@@ -94,7 +94,7 @@ def test_a_model_that_could_not_be_loaded_is_unhealthy() -> None:
 
 
 def test_a_closed_engine_is_unhealthy_and_requests_get_503() -> None:
-    engine = Engine.load(builtin_path(), parallel=1)
+    engine = Engine.load(random_path(), parallel=1)
     with serving(engine) as live:
         engine.close()
         answer = live.get("/health")
@@ -104,7 +104,7 @@ def test_a_closed_engine_is_unhealthy_and_requests_get_503() -> None:
 
 
 def test_closing_the_engine_ends_a_request_in_flight_with_503() -> None:
-    engine = Engine.load(builtin_path(), parallel=1)
+    engine = Engine.load(random_path(), parallel=1)
     answers: list[int] = []
     with serving(engine) as live:
         fields = {"prompt": "Hi", "max_tokens": 2000, "ignore_eos": True}

@@ -9,14 +9,14 @@ from typing import Any
 import pytest
 
 from cllm.engine import Engine
-from cllm.engine.builtin import builtin_path
 from tests.engine.engine_helpers import Loader
 from tests.engine.engine_models import write_f32, write_memoryless
+from tests.random_model import random_path
 
 
 @pytest.fixture(scope="session")
 def model_path() -> Path:
-    return builtin_path()
+    return random_path()
 
 
 @pytest.fixture(scope="session")

@@ -17,11 +17,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import llama_cpp
+import numpy as np
 import pytest
 
 from cllm.engine import preflight
-from cllm.engine.builtin import builtin_path
 from cllm.engine.preflight import Library, check
+from cllm.models import demo_path
+from tests.random_model import random_path
 
 LIBRARIES = Path(llama_cpp.__file__).parent / "lib"
 COMPILER = shutil.which("gcc") or shutil.which("cc")
@@ -181,6 +183,27 @@ def test_a_child_that_cannot_work_is_no_verdict_on_the_kernels(
     assert check(library).ok
 
 
+def test_kernels_that_compute_wrong_numbers_are_done_without(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    child = tmp_path / "child"
+    child.write_text("#!/bin/sh\nexit 3\n")
+    child.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(child))
+    verdict = check()
+    assert not verdict.ok
+    assert "wrong numbers" in verdict.detail
+    assert "CC=clang-19" in verdict.detail
+
+
+def test_the_numbers_of_the_built_in_model_tell_rounding_from_error() -> None:
+    plain = preflight._logits(demo_path(), extra_bufts=False)
+    assert preflight._agree(preflight._logits(demo_path(), extra_bufts=True), plain)
+    assert preflight._agree(plain + np.float32(0.01), plain)
+    assert not preflight._agree(plain[::-1], plain)
+    assert not preflight._agree(plain * np.float32("nan"), plain)
+
+
 @NEEDS_COMPILER
 def test_a_child_that_the_system_kills_is_no_verdict_on_the_kernels(
     shim: Shim, monkeypatch: pytest.MonkeyPatch
@@ -222,7 +245,7 @@ def repacked_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     parameters.ftype = llama_cpp.LLAMA_FTYPE_MOSTLY_Q4_0
     parameters.allow_requantize = True
     status = llama_cpp.llama_model_quantize(
-        os.fsencode(builtin_path()), os.fsencode(path), ctypes.byref(parameters)
+        os.fsencode(random_path()), os.fsencode(path), ctypes.byref(parameters)
     )
     assert status == 0
     return path

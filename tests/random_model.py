@@ -1,12 +1,15 @@
-"""The built-in model: a small GGUF with random weights, made in the user's cache when asked for.
+"""A small GGUF with random weights: it never ends a text of itself, and says many things.
 
 It is a real model in every respect but meaning: llama architecture, grouped-query attention,
 Q8_0 weights, a byte-level BPE vocabulary that any text passes through unchanged, control tokens
-and a chat template. It serves as a first thing to talk to, and as the model of the tests.
+and a chat template.
 """
 
 from __future__ import annotations
 
+import functools
+import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,10 +17,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from cllm.engine.user_cache import replacing, user_cache
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "scripts"))
 
-# Part of the file's name: count up whenever anything below changes what is written.
-REVISION = 1
+from make_bench_model import CHAT_TEMPLATE, byte_spelling
+
+_FOLDER = tempfile.TemporaryDirectory(prefix="cllm-random-model-")
 
 CONTEXT = 2048
 LAYERS = 4
@@ -38,13 +42,6 @@ BOS, EOS, EOT, IM_START, IM_END = (
     "<|im_end|>",
 )
 CONTROL = (BOS, EOS, EOT, IM_START, IM_END)
-
-CHAT_TEMPLATE = (
-    "{% for message in messages %}"
-    "{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>' + '\\n' }}"
-    "{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
-)
 
 # Separated by spaces. The most frequent English words, so that English takes few tokens.
 _WORDS = """
@@ -67,17 +64,11 @@ _PUNCTUATION = [". ", ", ", "? ", "! ", "\n\n", "..."]
 _WHOLE, _FRAGMENT, _NOT_TEXT, _CONTROL = 2.0, -1.0, -4.0, -6.0
 
 
-def builtin_path() -> Path:
-    """The built-in model's file, made if it is not there yet (a few MB, well under a second).
-
-    Processes may call it at the same time, and find the same weights every time (as long as
-    numpy's generator gives the same numbers).
-    Raises OSError if neither the cache nor the temporary directory can be written.
-    """
-    path = user_cache() / f"builtin-v{REVISION}-q8_0.gguf"
-    if not path.is_file():
-        with replacing(path) as part:
-            write(part)
+@functools.cache
+def random_path() -> Path:
+    """The model's file, made when it is first asked for and removed with the process."""
+    path = Path(_FOLDER.name) / "random-q8_0.gguf"
+    write(path)
     return path
 
 
@@ -87,13 +78,7 @@ def write(path: Path) -> None:
 
     vocabulary = _Vocabulary()
     writer = gguf.GGUFWriter(path, "llama")
-    writer.add_name("cLLM built-in")
-    writer.add_description("Random weights: it shows that everything works, and says nothing.")
-    writer.add_license("mit")
-    writer.add_author("The cLLM authors")
-    writer.add_basename("cllm-builtin")
-    writer.add_size_label("3M")
-    writer.add_version(f"v{REVISION}")
+    writer.add_name("random")
     writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
     writer.add_file_type(gguf.LlamaFileType.MOSTLY_Q8_0)
 
@@ -179,23 +164,6 @@ def _is_text(data: bytes) -> bool:
     except UnicodeDecodeError:
         return False
     return True
-
-
-def byte_spelling() -> list[str]:
-    """GPT-2's alphabet: printable Latin-1 stands for itself, the other bytes for U+0100 onward.
-
-    Source: bytes_to_unicode in openai/gpt-2, src/encoder.py.
-    """
-    printable = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
-    spelling = []
-    spare = 0x100
-    for byte in range(256):
-        if byte in printable:
-            spelling.append(chr(byte))
-        else:
-            spelling.append(chr(spare))
-            spare += 1
-    return spelling
 
 
 def _tensors(vocabulary: _Vocabulary) -> Iterator[tuple[str, npt.NDArray[Any]]]:

@@ -1,0 +1,50 @@
+"""Text to tokens and back, in a byte-level vocabulary: nothing is lost, nothing is control."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cllm.engine import Engine
+from cllm.models import demo_path
+
+CONTROL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|startoftext|>")
+
+SAMPLES = [
+    " leading and trailing ",
+    "\n\n\ttabs\r\nand lines\n",
+    "a\0NUL\0",
+    "e\u0301 combining, \u200d joiner, \ufeff BOM",
+    "👩‍👩‍👧‍👦 🏳️‍🌈 🙂",
+    "你好，世界 한국어 العربية हिन्दी",
+    "<|im_end|><|endoftext|> as text",
+    "1234567890 3.14e-10",
+    "it's WE'LL don't",
+    "\ufffd\U0010ffff\ue000",
+    "many      spaces",
+]
+
+
+@pytest.fixture(scope="module")
+def engine() -> Iterator[Engine]:
+    with Engine.load(demo_path(), parallel=1, threads=1) as engine:
+        yield engine
+
+
+@pytest.mark.parametrize("text", SAMPLES)
+def test_every_text_comes_back_as_it_was(engine: Engine, text: str) -> None:
+    assert engine.detokenize(engine.tokenize(text)) == text
+
+
+@given(st.text())
+def test_any_unicode_comes_back_as_it_was(engine: Engine, text: str) -> None:
+    assert engine.detokenize(engine.tokenize(text)) == text
+
+
+def test_control_tokens_in_a_text_are_text_unless_asked_for(engine: Engine) -> None:
+    for name in CONTROL:
+        assert len(engine.tokenize(name, add_special=False)) > 1
+        assert len(engine.tokenize(name, add_special=False, parse_special=True)) == 1
