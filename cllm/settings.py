@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cllm.option_kinds import choice, integer, names, path, seconds, size, switch, text
@@ -14,6 +15,7 @@ from cllm.options import OneLineParser, SettingsError, add_arguments, option, op
 from cllm.version import __version__
 
 if TYPE_CHECKING:
+    from cllm.api import ApiSettings
     from cllm.engine.config import EngineConfig
     from cllm.http.limits import ServerConfig
 
@@ -36,7 +38,7 @@ _CACHE_TYPES = ("f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0", "i
 
 EXAMPLES = """\
 examples:
-  cllm                                     serve a small built-in model, to try things out
+  cllm                                     serve a small model that tells stories
   cllm --model qwen3-0.6b-q4_k_m.gguf      serve a real one on http://127.0.0.1:8080
   cllm --model m.gguf --host 0.0.0.0 --parallel 16 --ctx-size 4096
   CLLM_PORT=9000 cllm --config cllm.yaml   the file holds lines such as "max-body: 16M"
@@ -51,8 +53,15 @@ class Settings:
     """What the command line, the environment and the YAML file decided; see `load_settings`."""
 
     model: str | None = option(
-        None, MODEL, path(), "GGUF file to serve; without it a small built-in model is served"
+        None,
+        MODEL,
+        path(),
+        "GGUF file to serve; without it a small model that tells stories is served",
     )
+    chat_template: str | None = option(
+        None, MODEL, text(), "Jinja template of conversations, in place of the model's own"
+    )
+    chat_template_file: str | None = option(None, MODEL, path(), "the same, read from FILE")
     expose_model_path: bool = option(
         False, MODEL, switch(), "let /model/info tell the whole path, not only the file's name"
     )
@@ -199,6 +208,26 @@ def engine_config(settings: Settings) -> EngineConfig:
 
     with _as_settings_error():
         return EngineConfig(**_fields_shared_with(EngineConfig, settings))
+
+
+def api_settings(settings: Settings) -> ApiSettings:
+    """What the API is told; SettingsError where a template cannot be read."""
+    from cllm.api.service import ApiSettings
+
+    template, file = settings.chat_template, settings.chat_template_file
+    if file is not None:
+        if template is not None:
+            raise SettingsError("--chat-template and --chat-template-file: give one of them")
+        try:
+            template = Path(file).read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise SettingsError(f"--chat-template-file: cannot read {file}: {error}") from None
+    with _as_settings_error():
+        return ApiSettings(
+            request_timeout=settings.request_timeout,
+            expose_model_path=settings.expose_model_path,
+            chat_template=template,
+        )
 
 
 def _fields_shared_with(target: type[Any], settings: Settings) -> dict[str, Any]:

@@ -16,8 +16,8 @@ PACKAGE = ROOT / "cllm"
 # What a room may import beside the standard library and itself.
 ALLOWED = {
     "http": {"cllm.version"},
-    "engine": {"llama_cpp", "numpy", "gguf", "cllm.version"},
-    "api": {"cllm.http", "cllm.engine", "cllm.version", "msgspec", "prometheus_client"},
+    "engine": {"llama_cpp", "numpy", "gguf", "cllm.models", "cllm.version"},
+    "api": {"cllm.http", "cllm.engine", "cllm.version", "msgspec", "prometheus_client", "jinja2"},
 }
 
 ROOM_FILES = [

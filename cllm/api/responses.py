@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 
 from cllm.api.service import RETRY_AFTER
-from cllm.http import HttpRequest, HttpResponse
+from cllm.http import HttpError, HttpRequest, HttpResponse
 
 JSON = "application/json"
 
@@ -30,6 +30,11 @@ def failure(
     """``{"success": false, "error": …}``; further keys stand beside ``error``."""
     body = encode({"success": False, "error": error, **more})
     return HttpResponse.bytes(body, JSON, status, headers)
+
+
+def refused(error: HttpError) -> HttpResponse:
+    """The failure envelope for an error."""
+    return failure(error.status, error.message, headers=error.headers)
 
 
 def error_body(status: int, message: str, request: HttpRequest | None) -> tuple[bytes, str]:

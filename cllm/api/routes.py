@@ -13,10 +13,13 @@ from cllm.api.health import health, unavailable
 from cllm.api.large import LARGE, Answer, Endpoint, LargeBodies
 from cllm.api.metrics import Metrics
 from cllm.api.model_info import model_info
+from cllm.api.openai import PREFIX, OpenAI
+from cllm.api.openai import error_body as openai_error_body
 from cllm.api.responses import error_body, success, too_many_requests
-from cllm.api.service import Service, State
+from cllm.api.service import RETRY_AFTER, Service, State
+from cllm.api.submission import Submission
 from cllm.engine import EngineError, QueueFull
-from cllm.http import HttpHandler, HttpRequest, HttpResponse
+from cllm.http import HttpError, HttpHandler, HttpRequest, HttpResponse
 from cllm.version import __version__
 
 
@@ -31,12 +34,14 @@ class Route:
 
 
 def create_handler(service: Service) -> HttpHandler:
-    """The native API of one service, ready to be given to a Server.
+    """The native and the OpenAI API of one service, ready to be given to a Server.
 
     Its ``/metrics`` and ``/health`` tell of the server too once ``service.server_stats`` is set.
     """
     metrics = Metrics(service)
-    generating = Generating(service, metrics)
+    submission = Submission(service, metrics)
+    generating = Generating(submission)
+    openai = OpenAI(service, submission)
     benchmarks = Benchmarks(service)
 
     def index(request: HttpRequest) -> HttpResponse:
@@ -59,10 +64,14 @@ def create_handler(service: Service) -> HttpHandler:
         Route("GET", "/model/info", "The model and the context in force",
               partial(model_info, service)),
         Route("GET", "/metrics", "Figures in Prometheus text format", metrics.endpoint),
+        Route("POST", "/v1/chat/completions", "OpenAI: answer a conversation", openai.chat),
+        Route("POST", "/v1/completions", "OpenAI: continue prompts", openai.completions),
+        Route("GET", "/v1/models", "OpenAI: the model that is served", openai.models),
+        Route("GET", "/v1/models/{id}", "OpenAI: the same, by its name", openai.model),
     )  # fmt: skip
 
     handler = HttpHandler()
-    handler.error_body = error_body
+    handler.error_body = _error_body
     large = LargeBodies(handler)
     for route in routes:
         # /health says itself what it thinks of the state, in a single look.
@@ -74,19 +83,31 @@ def create_handler(service: Service) -> HttpHandler:
     return handler
 
 
+def _error_body(status: int, message: str, request: HttpRequest | None) -> tuple[bytes, str]:
+    """Errors wear the clothes of the API that was asked."""
+    if request is not None and request.path.startswith(PREFIX):
+        return openai_error_body(status, message)
+    return error_body(status, message, request)
+
+
 def _guarded(service: Service, endpoint: Endpoint, large: LargeBodies) -> Endpoint:
     """Answer 503 while there is no model, and put what the engine refuses into HTTP's words."""
 
     def refusing(request: HttpRequest) -> Answer:
         try:
             return endpoint(request)
-        except QueueFull:
+        except QueueFull as error:
+            if request.path.startswith(PREFIX):
+                fields = (("Retry-After", str(RETRY_AFTER)),)
+                raise HttpError(429, str(error), fields) from None
             return too_many_requests()
         except EngineError as error:
             raise describe(error, request.id) from None
 
     def guarded(request: HttpRequest) -> Answer:
         if service.state is not State.READY:
+            if request.path.startswith(PREFIX):
+                raise service.unavailable()
             return unavailable(service)
         if len(request.body) > LARGE:
             return large.run(refusing, request)

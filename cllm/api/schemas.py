@@ -20,12 +20,12 @@ from cllm.http import HttpError
 DEFAULT_MAX_TOKENS = 256
 SEED_PROMPT = "人工智能是计算机科学的一个分支"
 
-_INT32 = 2**31 - 1  # llama.cpp counts tokens in 32 bits
+INT32 = 2**31 - 1  # llama.cpp counts tokens in 32 bits
 
 NonEmpty = Annotated[str, Meta(min_length=1)]
 Fraction = Annotated[float, Meta(ge=0, le=1)]
 Penalty = Annotated[float, Meta(ge=-2, le=2)]
-TokenId = Annotated[int, Meta(ge=0, le=_INT32)]
+TokenId = Annotated[int, Meta(ge=0, le=INT32)]
 
 
 class GenerateRequest(Struct):
@@ -36,10 +36,10 @@ class GenerateRequest(Struct):
     """
 
     prompt: NonEmpty
-    max_tokens: Annotated[int, Meta(ge=1, le=_INT32)] | None = None
+    max_tokens: Annotated[int, Meta(ge=1, le=INT32)] | None = None
     temperature: Annotated[float, Meta(ge=0, le=2)] | None = None
     top_p: Fraction | None = None
-    top_k: Annotated[int, Meta(ge=-1, le=_INT32)] | None = None
+    top_k: Annotated[int, Meta(ge=-1, le=INT32)] | None = None
     min_p: Fraction | None = None
     repetition_penalty: Annotated[float, Meta(gt=0, le=2)] | None = None
     presence_penalty: Penalty | None = None
@@ -80,7 +80,7 @@ class BenchmarkRequest(Struct):
 
     requests: Annotated[int, Meta(ge=1, le=10_000)] = 10
     concurrency: Annotated[int, Meta(ge=1, le=256)] = 1
-    max_tokens: Annotated[int, Meta(ge=1, le=_INT32)] = 50
+    max_tokens: Annotated[int, Meta(ge=1, le=INT32)] = 50
     prompt: NonEmpty = SEED_PROMPT
     temperature: Annotated[float, Meta(ge=0, le=2)] | None = None
 
@@ -89,6 +89,7 @@ T = TypeVar("T", bound=Struct)
 
 _AT = re.compile(r" - at (?:`key` in )?`\$(.*)`$")
 _MISSING = re.compile(r"missing required field `(\w+)`")
+_NAMED = re.compile(r"\w+: ")  # a structure's own check, which names the field
 _STEP = re.compile(r"\.(\w+)|\[(\d+)\]")
 _SHOWN = 80  # characters of an offending value repeated to the client
 
@@ -96,13 +97,14 @@ _SHOWN = 80  # characters of an offending value repeated to the client
 class Schema(Generic[T]):
     """Decodes one kind of request body."""
 
-    __slots__ = ("_decode", "_expected")
+    __slots__ = ("_decode", "_kind")
 
     def __init__(self, kind: type[T]) -> None:
         self._decode = msgspec.json.Decoder(kind).decode
         info = inspect.type_info(kind)
         assert isinstance(info, inspect.StructType)
-        self._expected = {field.name: _expected(field.type) for field in info.fields}
+        self._kind = info
+        _expected(info)  # every type has words, or this is a bug to see at once
 
     def decode(self, body: bytes) -> T:
         """The checked body.
@@ -135,14 +137,36 @@ class Schema(Generic[T]):
         missing = _MISSING.search(problem)
         if missing:
             name = missing[1]
-            return f"{name}: missing; expected {self._expected[name]}"
+            path = f"{at[1].lstrip('.')}.{name}" if (at := _AT.search(problem)) else name
+            return f"{path}: missing; expected {_expected(_find(self._kind, path))}"
         at = _AT.search(problem)
+        if _NAMED.match(problem):
+            return problem
         if not at or not at[1]:
             return f"the body must be a JSON object: {problem[0].lower()}{problem[1:]}"
-        path = at[1].lstrip(".")
-        name = re.split(r"[.\[]", path, maxsplit=1)[0]
-        value = _lookup(body, at[1])
-        return f"{path.replace('[...]', '')}: {value} is not valid; expected {self._expected[name]}"
+        path = at[1].lstrip(".").replace("[...]", "")
+        expected = _expected(_find(self._kind, path))
+        return f"{path}: {_lookup(body, at[1])} is not valid; expected {expected}"
+
+
+def _find(kind: inspect.Type, path: str) -> inspect.Type:
+    """The type of what stands at the path, or of the last part of it that has one type."""
+    for name, _ in _STEP.findall("." + path):
+        inner = kind.types if isinstance(kind, inspect.UnionType) else (kind,)
+        if name:
+            found = [
+                f.type
+                for t in inner
+                if isinstance(t, inspect.StructType)
+                for f in t.fields
+                if f.name == name
+            ]
+        else:
+            found = [t.item_type for t in inner if isinstance(t, inspect.ListType)]
+        if len(found) != 1:
+            break
+        kind = found[0]
+    return kind
 
 
 def _lookup(body: bytes, path: str) -> str:
@@ -182,6 +206,19 @@ def _expected(kind: inspect.Type) -> str:
         return f"a list{most} of which each is {_expected(kind.item_type)}"
     if isinstance(kind, inspect.DictType):
         return f"an object from {_expected(kind.key_type)} to {_expected(kind.value_type)}"
+    if isinstance(kind, inspect.LiteralType):
+        return " or ".join(f'"{value}"' for value in kind.values)
+    if isinstance(kind, inspect.StructType):
+        return (
+            "an object with "
+            + ", ".join(
+                f"{field.name} ({_expected(field.type)})" for field in kind.fields if field.required
+            )
+            if any(field.required for field in kind.fields)
+            else "an object"
+        )
+    if isinstance(kind, inspect.AnyType):
+        return "any value"
     raise TypeError(f"no words for {kind}")
 
 

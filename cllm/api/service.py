@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import enum
+import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from cllm.api.chat_template import CHATML, ChatTemplate, TemplateError
 from cllm.http import HttpError
 
 if TYPE_CHECKING:
     # Not at run time: the port listens before llama.cpp is loaded.
     from cllm.engine import Engine
     from cllm.http.stats import ServerStats
+
+log = logging.getLogger("cllm.api")
 
 RETRY_AFTER = 5  # seconds a client is asked to stay away from a full queue or a loading model
 
@@ -32,10 +36,13 @@ class ApiSettings:
 
     request_timeout: float = 600.0  # seconds a generation may take, waiting included
     expose_model_path: bool = False
+    chat_template: str | None = None  # in place of the model's own
 
     def __post_init__(self) -> None:
         if not self.request_timeout > 0:
             raise ValueError(f"request_timeout is {self.request_timeout}; give seconds above 0")
+        if self.chat_template is not None:
+            ChatTemplate(self.chat_template)  # raises TemplateError, a ValueError
 
 
 class Service:
@@ -54,6 +61,7 @@ class Service:
         self.reason = "the model is still loading"
         self._state = State.LOADING
         self._engine: Engine | None = None
+        self._chat_template: ChatTemplate | TemplateError | None = None
         if engine is not None:
             self.ready(engine)
 
@@ -75,8 +83,20 @@ class Service:
         """The engine; raises HttpError 503 while there is none that works."""
         engine = self._engine
         if engine is None or self._state is not State.READY:
-            raise HttpError(503, self.reason, (("Retry-After", str(RETRY_AFTER)),))
+            raise self.unavailable()
         return engine
+
+    def unavailable(self) -> HttpError:
+        """503 with the reason, for while there is no engine that works."""
+        return HttpError(503, self.reason, (("Retry-After", str(RETRY_AFTER)),))
+
+    @property
+    def chat_template(self) -> ChatTemplate:
+        """How messages become a prompt; raises HttpError 400 where the model's own is broken."""
+        if isinstance(self._chat_template, TemplateError):
+            raise HttpError(400, f"messages: {self._chat_template}; give --chat-template-file")
+        assert self._chat_template is not None
+        return self._chat_template
 
     def loading_progress(self, fraction: float) -> None:
         """How much of the model has been read, 0 … 1; shown by ``/health``."""
@@ -84,6 +104,13 @@ class Service:
 
     def ready(self, engine: Engine) -> None:
         """From now on requests reach this engine."""
+        info = engine.info()
+        source = self.settings.chat_template or info.chat_template or CHATML
+        try:
+            self._chat_template = ChatTemplate(source, info.bos_text, info.eos_text)
+        except TemplateError as error:
+            log.warning("%s; chat requests are refused (--chat-template-file)", error)
+            self._chat_template = error
         self._engine = engine
         self.progress = 1.0
         self._state = State.READY

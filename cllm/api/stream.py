@@ -1,4 +1,4 @@
-"""One generation as server-sent events: the engine publishes, a worker frames.
+"""Generations as server-sent events: the engine publishes, a worker frames.
 
 The engine thread only wakes the connection. The worker that the connection then runs on takes the
 new deltas and frames them, so a stream costs the engine one call a step and no encoding.
@@ -6,8 +6,8 @@ new deltas and frames them, so a stream costs the engine one call a step and no 
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, Protocol
 
 from cllm.api.errors import describe
 from cllm.api.responses import encode
@@ -18,16 +18,34 @@ if TYPE_CHECKING:
 
 # Bytes a pending token costs once framed, beside its text: the prefix with the id and the end.
 _FRAME = 75
-_TOKEN_END = b',"done":false}\n\n'
+
+
+class Frames(Protocol):
+    """What the events of one API look like; `index` counts the generations of a request."""
+
+    def opening(self) -> bytes:
+        """What stands before the first delta."""
+
+    def delta(self, index: int, text: str) -> bytes:
+        """A piece of text."""
+
+    def end(self, index: int, generation: Generation, error: str | None) -> bytes:
+        """The end of one generation."""
+
+    def closing(self) -> bytes:
+        """What stands after the end of all."""
+
+    def broken_off(self, reason: str) -> bytes:
+        """The last event where the server stops the stream before the generations ended."""
 
 
 class GenerationStream(BodyStream):
-    """The events of API.md, one for each delta of a generation.
+    """The events of a request's generations, in the order in which they are made.
 
     ``on_update`` goes to ``Engine.submit``; ``bind`` must follow with what it gave.
     """
 
-    __slots__ = ("_ended", "_finish", "_generation", "_prefix", "_request_id", "_tokens_taken")
+    __slots__ = ("_ended", "_finish", "_frames", "_generations", "_open", "_request_id", "_taken")
 
     content_type = "text/event-stream"
 
@@ -35,24 +53,24 @@ class GenerationStream(BodyStream):
         super().__init__()
         self._request_id = request_id
         self._finish = finish
-        self._generation: Generation | None = None
-        self._prefix = b""
-        self._tokens_taken = 0
+        self._frames: Frames = NativeFrames("")
+        self._generations: Sequence[Generation] = ()
+        self._open: list[int] | None = None  # generations that have not ended; None: not begun
+        self._taken = 0  # tokens
         self._ended = False
 
-    def bind(self, generation: Generation) -> None:
-        """Stream this generation; its updates may have begun already."""
-        self._prefix = b'data: {"id":"%s","token":' % generation.id.encode()
-        self._generation = generation
+    def bind(self, generations: Sequence[Generation], frames: Frames) -> None:
+        """Stream these generations; their updates may have begun already."""
+        self._frames = frames
+        self._generations = generations
 
     def on_update(self) -> None:
         """On the engine thread after a step: wake the connection, or give up on a slow reader."""
-        generation = self._generation
-        wake = self._wake
-        if generation is None or wake is None:
+        generations, wake = self._generations, self._wake
+        if not generations or wake is None:
             return  # `attach` looks for itself
-        waiting = generation.usage.completion_tokens - self._tokens_taken
-        if generation.pending_chars + waiting * _FRAME > self.high_water:
+        waiting = self._made() - self._taken
+        if sum(g.pending_chars for g in generations) + waiting * _FRAME > self.high_water:
             self.cancel(f"the reader is too slow: {waiting} tokens are unread")
         elif not self._notified:
             # Once until the next `take`: a reader whose socket is full is not run for every token.
@@ -61,45 +79,50 @@ class GenerationStream(BodyStream):
 
     def attach(self, wake: Callable[[], None]) -> None:
         self._wake = wake
-        generation = self._generation
-        if generation is not None and (generation.done or generation.pending_chars):
+        if any(g.done or g.pending_chars for g in self._generations):
             self._notified = True
             wake()
 
     def take(self) -> list[bytes]:
         """The events of every delta since the last call, as one piece: they leave together."""
-        generation = self._generation
-        if generation is None or self._ended or self.cancel_reason is not None:
+        if not self._generations or self._ended or self.cancel_reason is not None:
             return []
         # Before anything is read: what is published from here on wakes again.
         self._notified = False
-        # Before the deltas: when it is set, everything has been published.
-        done = generation.done
-        prefix = self._prefix
+        frames = self._frames
         pieces: list[bytes] = []
-        self._tokens_taken = generation.usage.completion_tokens
-        for delta in generation.take():
-            pieces += (prefix, encode(delta), _TOKEN_END)
-        if done:
-            pieces.append(self._last(generation))
+        self._taken = self._made()
+        if self._open is None:
+            self._open = list(range(len(self._generations)))
+            pieces.append(frames.opening())
+        for index in tuple(self._open):
+            generation = self._generations[index]
+            # Before the deltas: when it is set, everything has been published.
+            done = generation.done
+            pieces += [frames.delta(index, text) for text in generation.take()]
+            if done:
+                self._open.remove(index)
+                pieces.append(frames.end(index, generation, self._error(generation)))
+                self._finish(generation)
+        if not self._open:
+            pieces.append(frames.closing())
             with self._lock:
                 self._ended = True
-            self._finish(generation)
-        return [b"".join(pieces)] if pieces else []
+        joined = b"".join(pieces)
+        return [joined] if joined else []
 
     @property
     def finished(self) -> bool:
         return self._ended
 
     def cancel(self, reason: str) -> None:
-        """The client left or reads too slowly: the sequence leaves before the next step."""
-        generation = self._generation
+        """The client left or reads too slowly: the sequences leave before the next step."""
         with self._lock:
             if self._ended or self.cancel_reason is not None:
                 return
             self.cancel_reason = reason
             callbacks, self._cancel_callbacks = self._cancel_callbacks, []
-        if generation is not None:
+        for generation in self._generations:
             generation.cancel()
         for callback in callbacks:
             callback(reason)
@@ -107,18 +130,43 @@ class GenerationStream(BodyStream):
             self._wake()
 
     def end_event(self, reason: str) -> bytes:
-        """The last event where the server stops the stream before the generation ended."""
-        return self._event({"error": reason, "finish_reason": "cancelled"})
+        """The last event where the server stops the stream before the generations ended."""
+        return self._frames.broken_off(reason)
 
-    def _last(self, generation: Generation) -> bytes:
+    def _made(self) -> int:
+        return sum(g.usage.completion_tokens for g in self._generations)
+
+    def _error(self, generation: Generation) -> str | None:
+        if generation.error is not None:
+            return describe(generation.error, self._request_id).message
+        cancelled = generation.finish_reason == "cancelled"
+        return "the generation was cancelled" if cancelled else None
+
+
+class NativeFrames:
+    """The events of ``/generate_stream``: one for each delta, and one for the end."""
+
+    __slots__ = ("_prefix",)
+
+    def __init__(self, id: str) -> None:
+        self._prefix = b'data: {"id":"%s","token":' % id.encode()
+
+    def opening(self) -> bytes:
+        return b""
+
+    def delta(self, index: int, text: str) -> bytes:
+        return b'%b%b,"done":false}\n\n' % (self._prefix, encode(text))
+
+    def end(self, index: int, generation: Generation, error: str | None) -> bytes:
         end: dict[str, Any] = {"finish_reason": generation.finish_reason, "usage": generation.usage}
-        error = generation.error
-        if error is not None:
-            end["error"] = describe(error, self._request_id).message
-        elif generation.finish_reason == "cancelled":
-            end["error"] = "the generation was cancelled"
-        return self._event(end)
+        return self._last(end if error is None else {**end, "error": error})
 
-    def _event(self, end: dict[str, Any]) -> bytes:
+    def closing(self) -> bytes:
+        return b""
+
+    def broken_off(self, reason: str) -> bytes:
+        return self._last({"error": reason, "finish_reason": "cancelled"})
+
+    def _last(self, end: dict[str, Any]) -> bytes:
         # The end's braces: its keys continue the object that the prefix opened.
         return self._prefix + b'"","done":true,' + encode(end)[1:] + b"\n\n"

@@ -99,8 +99,6 @@ class Engine:
         with self._guard.borrowed():
             tokens = self._prompt_tokens(prompt)
             self._check_against_vocabulary(params)
-        if len(tokens) >= self._ctx_size:
-            raise PromptTooLong(len(tokens), self._ctx_size)
         generation = Generation(len(tokens), on_update, self._scheduler.cancel)
         self._scheduler.submit(
             EngineSequence(tokens, params, generation, self._vocab, self._ctx_size, deadline)
@@ -129,6 +127,11 @@ class Engine:
             prompt, SamplingParams.of(**params), deadline=deadline, on_update=ready.set
         )
         return _follow(generation, ready)
+
+    def check_prompt(self, prompt: str | Sequence[int]) -> None:
+        """Refuse what submit would refuse: raises InvalidRequest, PromptTooLong, EngineClosed."""
+        with self._guard.borrowed():
+            self._prompt_tokens(prompt)
 
     def cancel(self, generation: Generation) -> None:
         """End a generation before the next decode; what it has is kept. Same as its cancel()."""
@@ -201,6 +204,8 @@ class Engine:
             tokens = self._checked_tokens("prompt", prompt)
         if not tokens:
             raise InvalidRequest("prompt", prompt, "at least one token")
+        if len(tokens) >= self._ctx_size:
+            raise PromptTooLong(len(tokens), self._ctx_size)
         return tokens
 
     def _tokenize(self, name: str, text: str, add_special: bool, parse_special: bool) -> list[int]:

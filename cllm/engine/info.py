@@ -38,7 +38,7 @@ class ContextInfo:
 
 @dataclass(frozen=True, slots=True)
 class ModelInfo:
-    """The model: None where the file does not say."""
+    """The model: None where the file does not say. *_text: a token spelled out, or ""."""
 
     path: Path
     name: str
@@ -60,6 +60,8 @@ class ModelInfo:
     chat_template: str | None
     bos_token: int | None
     eos_token: int | None
+    bos_text: str
+    eos_text: str
     context: ContextInfo
     metadata: Mapping[str, Any] = field(repr=False)
 
@@ -100,6 +102,8 @@ def describe(
         chat_template=metadata.get("tokenizer.chat_template"),
         bos_token=_token(model.vocab.bos),
         eos_token=_token(model.vocab.eos),
+        bos_text=_spelled(model.vocab, model.vocab.bos),
+        eos_text=_spelled(model.vocab, model.vocab.eos),
         context=context,
         metadata=metadata,
     )
@@ -133,3 +137,7 @@ def context_info(
 
 def _token(token: int) -> int | None:
     return token if token >= 0 else None
+
+
+def _spelled(vocab: llama.Vocab, token: int) -> str:
+    return "" if token < 0 else vocab.token_to_piece(token, special=True).decode(errors="replace")

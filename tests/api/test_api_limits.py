@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from cllm.api import ApiSettings
-from cllm.api.stream import GenerationStream
+from cllm.api.stream import GenerationStream, NativeFrames
 from cllm.engine import Engine, Generation, QueueFull, SamplingParams
 from cllm.http import ServerConfig
 from tests.api.api_client import (
@@ -103,7 +103,7 @@ def test_a_reader_that_falls_behind_is_cut_off_and_its_generation_cancelled(narr
     generation = narrow.submit(
         "Hello", SamplingParams(max_tokens=2000, ignore_eos=True), on_update=stream.on_update
     )
-    stream.bind(generation)
+    stream.bind([generation], NativeFrames(generation.id))
     stream.attach(woken.set)
     # Nobody takes: the pending text passes the mark long before 2000 tokens are made.
     eventually(lambda: stream.cancelled, "the stream is cancelled")
@@ -120,7 +120,7 @@ def test_a_reader_that_is_behind_is_woken_once_until_it_takes(narrow: Engine) ->
     params = SamplingParams(max_tokens=50, ignore_eos=True)
     with frozen(narrow):
         generation = narrow.submit("Hello", params, on_update=stream.on_update)
-        stream.bind(generation)
+        stream.bind([generation], NativeFrames(generation.id))
         stream.attach(lambda: woken.append(None))
     eventually(lambda: generation.done, "the generation ends")
     assert len(woken) == 1

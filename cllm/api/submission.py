@@ -1,0 +1,136 @@
+"""From a checked request to its generations, and from them to one answer, whole or streamed.
+
+No worker waits for a token: the handler submits and returns, and the engine's last update resolves
+the response.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from cllm.api.errors import describe
+from cllm.api.metrics import Metrics
+from cllm.api.service import Service
+from cllm.api.stream import Frames, GenerationStream
+from cllm.http import DeferredResponse, HttpError, HttpRequest, HttpResponse
+
+if TYPE_CHECKING:
+    from cllm.engine import Generation, SamplingParams
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """One generation: a prompt, as text or tokens, and how its continuation is chosen."""
+
+    prompt: str | list[int]
+    params: SamplingParams
+
+
+class Submission:
+    """Gives requests to the engine."""
+
+    __slots__ = ("_metrics", "_service")
+
+    def __init__(self, service: Service, metrics: Metrics) -> None:
+        self._service = service
+        self._metrics = metrics
+
+    def whole(
+        self,
+        request: HttpRequest,
+        wanted: Sequence[Wanted],
+        respond: Callable[[Sequence[Generation]], HttpResponse],
+        refuse: Callable[[HttpError], HttpResponse],
+    ) -> DeferredResponse:
+        """Answer once all have ended: what `respond` makes of them, or `refuse` of an error.
+
+        Raises HttpError 503, InvalidRequest, QueueFull; then nothing was left queued.
+        """
+        answer = _Whole(request.id, respond, refuse, self._metrics)
+        answer.bind(self._submit(wanted, answer.on_update))
+        return answer.deferred
+
+    def streamed(
+        self,
+        request: HttpRequest,
+        wanted: Sequence[Wanted],
+        frames: Callable[[Sequence[Generation]], Frames],
+    ) -> HttpResponse:
+        """Answer with events as the tokens come; raises as `whole`."""
+        stream = GenerationStream(request.id, self._metrics.finished)
+        generations = self._submit(wanted, stream.on_update)
+        stream.bind(generations, frames(generations))
+        return HttpResponse.sse(stream)
+
+    def _submit(
+        self, wanted: Sequence[Wanted], on_update: Callable[[], None]
+    ) -> Sequence[Generation]:
+        engine, deadline = self._service.engine, self._service.settings.request_timeout
+        generations: list[Generation] = []
+        try:
+            for each in wanted:
+                generations.append(
+                    engine.submit(each.prompt, each.params, deadline=deadline, on_update=on_update)
+                )
+        except BaseException:
+            for generation in generations:
+                generation.cancel()
+            raise
+        return generations
+
+
+class _Whole:
+    """Resolves a deferred response when its generations are done."""
+
+    __slots__ = ("_generations", "_metrics", "_refuse", "_request_id", "_respond", "deferred")
+
+    def __init__(
+        self,
+        request_id: str,
+        respond: Callable[[Sequence[Generation]], HttpResponse],
+        refuse: Callable[[HttpError], HttpResponse],
+        metrics: Metrics,
+    ) -> None:
+        self.deferred = DeferredResponse()
+        self._generations: Sequence[Generation] = ()
+        self._request_id = request_id
+        self._respond = respond
+        self._refuse = refuse
+        self._metrics = metrics
+
+    def bind(self, generations: Sequence[Generation]) -> None:
+        self._generations = generations
+        self.deferred.on_cancel(self._cancel)
+        # They may have ended before there was anything to look at.
+        self.on_update()
+
+    def on_update(self) -> None:
+        """On the engine thread after a step."""
+        generations = self._generations
+        if not generations or self.deferred.cancelled:
+            return
+        if not all(generation.done for generation in generations):
+            return
+        try:
+            response = self._response(generations)
+        except Exception as error:
+            # Whatever it is, the client must not wait for ever.
+            fault = error if isinstance(error, HttpError) else describe(error, self._request_id)
+            response = self._refuse(fault)
+        if self.deferred.resolve(response):
+            for generation in generations:
+                self._metrics.finished(generation)
+
+    def _response(self, generations: Sequence[Generation]) -> HttpResponse:
+        for generation in generations:
+            if generation.error is not None:
+                raise generation.error
+            if generation.finish_reason == "cancelled":
+                raise HttpError(503, "the generation was cancelled")
+        return self._respond(generations)
+
+    def _cancel(self, reason: str) -> None:
+        for generation in self._generations:
+            generation.cancel()
