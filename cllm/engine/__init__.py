@@ -21,9 +21,10 @@ if TYPE_CHECKING:
         PromptTooLong,
         QueueFull,
     )
-    from cllm.engine.generation import Completion, Generation, Timings, Usage
+    from cllm.engine.generation import Completion, Generation
     from cllm.engine.info import ModelInfo
     from cllm.engine.params import SamplingParams
+    from cllm.engine.request import Request, Timings, Usage
     from cllm.engine.stats import EngineStats
 
 __all__ = [
@@ -40,6 +41,7 @@ __all__ = [
     "ModelLoadError",
     "PromptTooLong",
     "QueueFull",
+    "Request",
     "SamplingParams",
     "Timings",
     "Usage",
@@ -52,9 +54,10 @@ _MODULE = {
     "EngineStats": "stats",
     "Generation": "generation",
     "ModelInfo": "info",
+    "Request": "request",
     "SamplingParams": "params",
-    "Timings": "generation",
-    "Usage": "generation",
+    "Timings": "request",
+    "Usage": "request",
 }
 
 
