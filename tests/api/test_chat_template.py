@@ -16,7 +16,10 @@ def test_chatml() -> None:
 
 
 def test_blocks_leave_no_blank_lines_and_loops_can_be_left() -> None:
-    source = "{% for m in messages %}\n    {% if loop.index > 1 %}{% break %}{% endif %}\n{{ m.role }}\n{% endfor %}"
+    source = (
+        "{% for m in messages %}\n    {% if loop.index > 1 %}{% break %}{% endif %}\n"
+        "{{ m.role }}\n{% endfor %}"
+    )
     assert ChatTemplate(source).render(USER * 3) == "user\n"
 
 
