@@ -21,7 +21,7 @@ if TYPE_CHECKING:
         PromptTooLong,
         QueueFull,
     )
-    from cllm.engine.generation import Completion, Generation
+    from cllm.engine.generation import Completion, Generation, TokenRecord
     from cllm.engine.info import ModelInfo
     from cllm.engine.params import SamplingParams
     from cllm.engine.request import Request, Timings, Usage
@@ -44,6 +44,7 @@ __all__ = [
     "Request",
     "SamplingParams",
     "Timings",
+    "TokenRecord",
     "Usage",
 ]
 
@@ -57,6 +58,7 @@ _MODULE = {
     "Request": "request",
     "SamplingParams": "params",
     "Timings": "request",
+    "TokenRecord": "generation",
     "Usage": "request",
 }
 

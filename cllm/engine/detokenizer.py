@@ -3,15 +3,7 @@
 from __future__ import annotations
 
 import codecs
-from typing import Protocol
-
-
-class Vocabulary(Protocol):
-    """What is needed of a model's vocabulary."""
-
-    def piece(self, token: int) -> bytes:
-        """The bytes that `token` stands for; none for a control token."""
-
+from collections.abc import Callable
 
 _new_decoder = codecs.getincrementaldecoder("utf-8")
 
@@ -26,8 +18,9 @@ class Detokenizer:
 
     __slots__ = ("_decode", "_piece")
 
-    def __init__(self, vocabulary: Vocabulary) -> None:
-        self._piece = vocabulary.piece
+    def __init__(self, piece: Callable[[int], bytes]) -> None:
+        """piece: the bytes that a token stands for."""
+        self._piece = piece
         self._decode = _new_decoder(errors="replace").decode
 
     def push(self, token: int) -> str:

@@ -154,6 +154,11 @@ class Engine:
             checked = self._checked_tokens("tokens", tokens)
             return self._vocab.detokenize(checked, special).decode("utf-8", "replace")
 
+    def piece(self, token: int) -> bytes:
+        """The bytes of one token; a control token is spelled out. Raises as tokenize."""
+        with self._guard.borrowed():
+            return self._vocab.spelled(self._checked_tokens("token", [token])[0])
+
     def info(self) -> ModelInfo:
         """What is loaded and the context in force."""
         return self._info

@@ -13,7 +13,22 @@ from typing import Any
 
 from cllm.engine.request import FinishReason, Request, Timings, Usage
 
-__all__ = ["Completion", "FinishReason", "Generation"]
+__all__ = ["Completion", "FinishReason", "Generation", "TokenRecord"]
+
+
+@dataclass(frozen=True, slots=True)
+class TokenRecord:
+    """A generated token. piece: the bytes it adds to the text; none if it ends the generation.
+
+    logprob, top: natural logarithms of the model's own probabilities, before anything a request
+    may ask for changes them; of the token, and of the most probable tokens in falling order.
+    NaN and nothing where the request did not ask for them.
+    """
+
+    token: int
+    piece: bytes
+    logprob: float
+    top: tuple[tuple[int, float], ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +45,7 @@ class Completion:
 class Generation(Request):
     """One prompt's continuation as it is made. Made by Engine.submit()."""
 
-    __slots__ = ("_deltas", "_taken_chars", "_text_chars")
+    __slots__ = ("_deltas", "_records", "_taken_chars", "_text_chars")
 
     def __init__(
         self,
@@ -40,6 +55,7 @@ class Generation(Request):
     ) -> None:
         super().__init__(prompt_tokens, on_update, cancel)
         self._deltas: deque[str] = deque()
+        self._records: deque[TokenRecord] = deque()
         self._text_chars = 0
         self._taken_chars = 0
 
@@ -53,6 +69,15 @@ class Generation(Request):
         taken = [deltas.popleft() for _ in range(len(deltas))]
         self._taken_chars += sum(map(len, taken))
         return taken
+
+    def take_tokens(self) -> list[TokenRecord]:
+        """Return the records made since the last call, one for each token generated.
+
+        Never blocks. Empty unless the request asked for records. A token is recorded before its
+        text can be taken.
+        """
+        records = self._records
+        return [records.popleft() for _ in range(len(records))]
 
     @property
     def pending_chars(self) -> int:
@@ -76,6 +101,9 @@ class Generation(Request):
         self.usage.completion_tokens += 1
         if not self._first_token:
             self._first_token = now
+
+    def _record(self, record: TokenRecord) -> None:
+        self._records.append(record)
 
     def _append(self, text: str) -> None:
         self._deltas.append(text)

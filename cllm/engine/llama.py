@@ -117,6 +117,7 @@ class Vocab:
         self.adds_bos = bool(C.llama_vocab_get_add_bos(handle))
         self.adds_eos = bool(C.llama_vocab_get_add_eos(handle))
         self._pieces: dict[int, bytes] = {}
+        self._spelled: dict[int, bytes] = {}
         self._eog: IntArray | None = None
 
     def tokenize(self, text: str, add_special: bool, parse_special: bool) -> list[int]:
@@ -152,6 +153,13 @@ class Vocab:
         piece = self._pieces.get(token)
         if piece is None:
             piece = self._pieces[token] = self.token_to_piece(token, special=False)
+        return piece
+
+    def spelled(self, token: int) -> bytes:
+        """token_to_piece(token, special=True), remembered."""
+        piece = self._spelled.get(token)
+        if piece is None:
+            piece = self._spelled[token] = self.token_to_piece(token, special=True)
         return piece
 
     def detokenize(self, tokens: list[int], special: bool) -> bytes:

@@ -11,6 +11,7 @@ from typing import Any
 from cllm.engine.errors import InvalidRequest
 
 MAX_STOPS = 32
+MAX_LOGPROBS = 20
 MAX_STOP_CHARS = 1024
 
 PENALTY_LAST_N = 64
@@ -31,6 +32,8 @@ _RANGES: Mapping[str, tuple[float, float, str]] = {
     "frequency_penalty": (-100.0, 100.0, "a number from -100 to 100 (0: off)"),
 }
 
+_SWITCHES = ("ignore_eos", "record_tokens", "spell_special")
+
 
 @dataclass(frozen=True, slots=True)
 class SamplingParams:
@@ -45,6 +48,9 @@ class SamplingParams:
     stop: texts that end the generation; they are never part of its text. One string or several.
     logit_bias: token -> what is added to its logit, -100 to 100 or -infinity (never).
     ignore_eos: never choose a token that ends the generation.
+    logprobs: record each token with its log-probability and those of so many alternatives.
+    record_tokens: record each token, without log-probabilities.
+    spell_special: control tokens appear in the text, spelled out; but never one that ends it.
 
     Raises InvalidRequest, which names the field, its value and what was expected.
     """
@@ -61,6 +67,9 @@ class SamplingParams:
     stop: tuple[str, ...] = ()
     logit_bias: Mapping[int, float] = field(default_factory=lambda: _NO_BIAS)
     ignore_eos: bool = False
+    logprobs: int | None = None
+    record_tokens: bool = False
+    spell_special: bool = False
 
     def __post_init__(self) -> None:
         if self.max_tokens is not None:
@@ -72,8 +81,12 @@ class SamplingParams:
         _check_int("top_k", self.top_k, -1, 2**31 - 1, "an integer of at least 1 (0 or -1: all)")
         if self.seed is not None:
             _check_int("seed", self.seed, -(2**63), 2**64 - 1, "a 64-bit integer")
-        if not isinstance(self.ignore_eos, bool):
-            raise InvalidRequest("ignore_eos", self.ignore_eos, "true or false")
+        if self.logprobs is not None:
+            expected = f"an integer from 0 to {MAX_LOGPROBS}"
+            _check_int("logprobs", self.logprobs, 0, MAX_LOGPROBS, expected)
+        for name in _SWITCHES:
+            if not isinstance(getattr(self, name), bool):
+                raise InvalidRequest(name, getattr(self, name), "true or false")
         object.__setattr__(self, "stop", _checked_stops(self.stop))
         object.__setattr__(self, "logit_bias", _checked_bias(self.logit_bias))
 

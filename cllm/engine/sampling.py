@@ -77,7 +77,7 @@ def candidates(row: FloatArray, params: SamplingParams) -> NDArray[np.void]:
     Raises EngineError if a logit that matters is not a number.
     """
     if params.top_k > 0:
-        ids = _top(row, params.top_k)
+        ids = greatest(row, params.top_k)
     elif params.top_p < 1.0:
         ids = _nucleus(row, params.top_p)
     elif params.min_p > 0.0:  # with a little room for rounding: llama.cpp's min_p does the cut
@@ -92,8 +92,8 @@ def candidates(row: FloatArray, params: SamplingParams) -> NDArray[np.void]:
     return records
 
 
-def _top(row: FloatArray, top_k: int) -> NDArray[np.intp]:
-    """All tokens that can be among the top_k, and mostly not many more.
+def greatest(row: FloatArray, top_k: int) -> NDArray[np.intp]:
+    """Return all tokens that can be among the top_k, and mostly not many more.
 
     The top_k-th greatest of the maxima of disjoint groups of logits cannot be greater than the
     top_k-th greatest logit, so nothing below it need be looked at.

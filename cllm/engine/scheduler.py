@@ -319,9 +319,8 @@ class Scheduler:
         chosen = []
         rows = self._context.logits(len(outputs)) if outputs else ()
         for sequence, row in zip(outputs, rows, strict=True):
-            assert sequence.sampler is not None
             try:
-                chosen.append((sequence, sequence.sampler.choose(row, sequence.tokens)))
+                chosen.append((sequence, sequence.choose(row)))
             except EngineError as error:
                 self._fail(sequence, error)
         return chosen

@@ -8,8 +8,9 @@ from array import array
 from collections.abc import Sequence as Seq
 
 from cllm.engine.detokenizer import Detokenizer
-from cllm.engine.generation import FinishReason, Generation
-from cllm.engine.llama import Vocab
+from cllm.engine.generation import FinishReason, Generation, TokenRecord
+from cllm.engine.llama import FloatArray, Vocab
+from cllm.engine.logprobs import logprobs
 from cllm.engine.params import SamplingParams
 from cllm.engine.prefix_cache import Slot
 from cllm.engine.sampling import TokenSampler
@@ -25,6 +26,7 @@ class Sequence:
 
     __slots__ = (
         "_detokenizer",
+        "_piece",
         "_stops",
         "_vocab",
         "deadline",
@@ -59,7 +61,8 @@ class Sequence:
         self.slot: Slot | None = None
         self.sampler: TokenSampler | None = None
         self._vocab = vocab
-        self._detokenizer = Detokenizer(vocab)
+        self._piece = vocab.spelled if params.spell_special else vocab.piece
+        self._detokenizer = Detokenizer(self._piece)
         self._stops = StopMatcher(params.stop)
 
     @property
@@ -72,6 +75,27 @@ class Sequence:
     def decoding(self) -> bool:
         """Whether it needs just one token evaluated to go on with its text."""
         return self.pending == 1 and len(self.tokens) > self.n_prompt
+
+    def choose(self, row: FloatArray) -> int:
+        """Choose the next token from its logits, which are overwritten, and record it if asked.
+
+        Raises EngineError if the model gave no number.
+        """
+        assert self.sampler is not None
+        params = self.params
+        if params.logprobs is not None:
+            own = row.copy()
+            token = self.sampler.choose(row, self.tokens)
+            self._record(token, *logprobs(own, token, params.logprobs))
+        else:
+            token = self.sampler.choose(row, self.tokens)
+            if params.record_tokens:
+                self._record(token, math.nan, ())
+        return token
+
+    def _record(self, token: int, logprob: float, top: tuple[tuple[int, float], ...]) -> None:
+        piece = b"" if self._vocab.is_eog(token) else self._piece(token)
+        self.generation._record(TokenRecord(token, piece, logprob, top))
 
     def accept(self, token: int, now: float) -> FinishReason | None:
         """Take the next token: publish the text it completes and say whether it was the last."""

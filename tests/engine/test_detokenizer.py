@@ -8,18 +8,8 @@ from hypothesis import strategies as st
 from cllm.engine.detokenizer import Detokenizer
 
 
-class Pieces:
-    """A vocabulary given as a list of byte strings; the token is the index."""
-
-    def __init__(self, pieces: list[bytes]) -> None:
-        self._pieces = pieces
-
-    def piece(self, token: int) -> bytes:
-        return self._pieces[token]
-
-
 def deltas(pieces: list[bytes]) -> list[str]:
-    detokenizer = Detokenizer(Pieces(pieces))
+    detokenizer = Detokenizer(pieces.__getitem__)  # the token is the index
     return [detokenizer.push(token) for token in range(len(pieces))] + [detokenizer.flush()]
 
 
@@ -55,7 +45,7 @@ def test_bytes_that_cannot_become_a_character_show_at_once() -> None:
 
 
 def test_the_end_shows_an_unfinished_character_once() -> None:
-    detokenizer = Detokenizer(Pieces([b"ok", b"\xf0\x9f"]))
+    detokenizer = Detokenizer([b"ok", b"\xf0\x9f"].__getitem__)
     assert [detokenizer.push(0), detokenizer.push(1)] == ["ok", ""]
     assert detokenizer.flush() == "\ufffd"
     assert detokenizer.flush() == ""
