@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
-from cllm.api import tokens
+from cllm.api import openai, tokens
 from cllm.api.benchmark import Benchmarks
 from cllm.api.errors import describe
 from cllm.api.generate import Generating
@@ -13,8 +14,6 @@ from cllm.api.health import health, unavailable
 from cllm.api.large import LARGE, Answer, Endpoint, LargeBodies
 from cllm.api.metrics import Metrics
 from cllm.api.model_info import model_info
-from cllm.api.openai import PREFIX, OpenAI
-from cllm.api.openai import error_body as openai_error_body
 from cllm.api.responses import error_body, success, too_many_requests
 from cllm.api.service import RETRY_AFTER, Service, State
 from cllm.api.submission import Submission
@@ -33,6 +32,18 @@ class Route:
     endpoint: Endpoint
 
 
+@dataclass(frozen=True, slots=True)
+class Family:
+    """An API beside the native one: the prefix of its paths, and its errors' body and type."""
+
+    prefix: str
+    error_body: Callable[[int, str], tuple[bytes, str]]
+
+
+# The first whose prefix fits; a path with none is the native API's.
+FAMILIES = (Family("/v1/", openai.error_body),)
+
+
 def create_handler(service: Service) -> HttpHandler:
     """The native and the OpenAI API of one service, ready to be given to a Server.
 
@@ -41,7 +52,9 @@ def create_handler(service: Service) -> HttpHandler:
     metrics = Metrics(service)
     submission = Submission(service, metrics)
     generating = Generating(submission)
-    openai = OpenAI(service, submission)
+    models = openai.Models(service)
+    completions = openai.Completions(service, submission)
+    chat = openai.ChatCompletions(service, submission)
     benchmarks = Benchmarks(service)
 
     def index(request: HttpRequest) -> HttpResponse:
@@ -64,10 +77,10 @@ def create_handler(service: Service) -> HttpHandler:
         Route("GET", "/model/info", "The model and the context in force",
               partial(model_info, service)),
         Route("GET", "/metrics", "Figures in Prometheus text format", metrics.endpoint),
-        Route("POST", "/v1/chat/completions", "OpenAI: answer a conversation", openai.chat),
-        Route("POST", "/v1/completions", "OpenAI: continue prompts", openai.completions),
-        Route("GET", "/v1/models", "OpenAI: the model that is served", openai.models),
-        Route("GET", "/v1/models/{id}", "OpenAI: the same, by its name", openai.model),
+        Route("POST", "/v1/chat/completions", "OpenAI: answer a conversation", chat.endpoint),
+        Route("POST", "/v1/completions", "OpenAI: continue prompts", completions.endpoint),
+        Route("GET", "/v1/models", "OpenAI: the model that is served", models.listed),
+        Route("GET", "/v1/models/{id}", "OpenAI: the same, by its name", models.model),
     )  # fmt: skip
 
     handler = HttpHandler()
@@ -77,38 +90,45 @@ def create_handler(service: Service) -> HttpHandler:
         # /health says itself what it thinks of the state, in a single look.
         endpoint = route.endpoint
         if route.path != "/health":
-            endpoint = _guarded(service, endpoint, large)
+            endpoint = _guarded(service, route, large)
         register = handler.get if route.method == "GET" else handler.post
         register(route.path, endpoint)
     return handler
 
 
+def _family(path: str) -> Family | None:
+    return next((family for family in FAMILIES if path.startswith(family.prefix)), None)
+
+
 def _error_body(status: int, message: str, request: HttpRequest | None) -> tuple[bytes, str]:
     """Errors wear the clothes of the API that was asked."""
-    if request is not None and request.path.startswith(PREFIX):
-        return openai_error_body(status, message)
-    return error_body(status, message, request)
+    family = _family(request.path) if request is not None else None
+    return (
+        error_body(status, message, request)
+        if family is None
+        else family.error_body(status, message)
+    )
 
 
-def _guarded(service: Service, endpoint: Endpoint, large: LargeBodies) -> Endpoint:
+def _guarded(service: Service, route: Route, large: LargeBodies) -> Endpoint:
     """Answer 503 while there is no model, and put what the engine refuses into HTTP's words."""
+    endpoint, native = route.endpoint, _family(route.path) is None
 
     def refusing(request: HttpRequest) -> Answer:
         try:
             return endpoint(request)
         except QueueFull as error:
-            if request.path.startswith(PREFIX):
-                fields = (("Retry-After", str(RETRY_AFTER)),)
-                raise HttpError(429, str(error), fields) from None
-            return too_many_requests()
+            if native:
+                return too_many_requests()
+            raise HttpError(429, str(error), (("Retry-After", str(RETRY_AFTER)),)) from None
         except EngineError as error:
             raise describe(error, request.id) from None
 
     def guarded(request: HttpRequest) -> Answer:
         if service.state is not State.READY:
-            if request.path.startswith(PREFIX):
-                raise service.unavailable()
-            return unavailable(service)
+            if native:
+                return unavailable(service)
+            raise service.unavailable()
         if len(request.body) > LARGE:
             return large.run(refusing, request)
         return refusing(request)

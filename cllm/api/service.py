@@ -91,6 +91,11 @@ class Service:
         return HttpError(503, self.reason, (("Retry-After", str(RETRY_AFTER)),))
 
     @property
+    def model_id(self) -> str:
+        """The name under which the model is served; raises HttpError 503."""
+        return self.engine.info().path.stem
+
+    @property
     def chat_template(self) -> ChatTemplate:
         """How messages become a prompt; raises HttpError 400 where the model's own is broken."""
         if isinstance(self._chat_template, TemplateError):

@@ -69,6 +69,11 @@ class Sampled(Struct, kw_only=True):
             if getattr(self, name, None) not in nothing:
                 raise ValueError(f"{name}: is not served yet; leave it out")
 
+    @property
+    def streams_usage(self) -> bool:
+        """Whether the stream ends with a chunk that counts tokens."""
+        return self.stream_options is not None and self.stream_options.include_usage
+
     def sampling(self, most: int | None, choice: int) -> SamplingParams:
         """How choice number `choice` is made, of at most `most` tokens; raises InvalidRequest."""
         given = {name: value for name in _SAMPLING if (value := getattr(self, name)) is not None}

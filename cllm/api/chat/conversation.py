@@ -1,0 +1,46 @@
+"""A conversation and what is wanted of its next turn, as every API's requests come down to."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    from cllm.engine.constraint import Constraint
+
+
+@dataclass(frozen=True, slots=True)
+class Tool:
+    """A function that the model may call. parameters: the JSON schema of its arguments."""
+
+    name: str
+    description: str = ""
+    parameters: Mapping[str, Any] | None = None
+    strict: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Conversation:
+    """What was said, and how to go on.
+
+    messages: in the shape of OpenAI's chat completions: `role`, `content` as one text,
+        `reasoning_content`, `tool_calls` (whose `arguments` are JSON text), `tool_call_id`, `name`.
+    allowed: the names of the tools that may be called; None: all. A named tool is choice
+        "required" with one name allowed.
+    parallel: whether more than one call may be made.
+    response: what the answer's text must be.
+    reasoning: False: none; True or an effort's name: think first; None: the template's default.
+    template_kwargs: further variables of the template.
+    continued: the last message is the assistant's and is continued, not answered.
+    """
+
+    messages: Sequence[Mapping[str, Any]]
+    tools: Sequence[Tool] = ()
+    choice: Literal["none", "auto", "required"] = "auto"
+    allowed: frozenset[str] | None = None
+    parallel: bool = True
+    response: Constraint | None = None
+    reasoning: bool | str | None = None
+    template_kwargs: Mapping[str, Any] = field(default_factory=dict)
+    continued: bool = False

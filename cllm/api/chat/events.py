@@ -1,0 +1,57 @@
+"""What a parser makes of the model's text, the same for every API."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+
+@dataclass(frozen=True, slots=True)
+class Text:
+    """A piece of the answer."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Reasoning:
+    """A piece of what the model thinks before it answers."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class CallBegin:
+    """A tool is called; `index` counts the calls of an answer, from 0."""
+
+    index: int
+    id: str
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class CallArguments:
+    """A piece of the arguments' JSON text; the pieces of a call make one JSON object."""
+
+    index: int
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class CallEnd:
+    """The arguments are complete. A call that the model did not finish has no end."""
+
+    index: int
+
+
+Event = Text | Reasoning | CallBegin | CallArguments | CallEnd
+
+
+class Parser(Protocol):
+    """Reads one generation's text as it comes. How the text is cut makes no difference."""
+
+    def push(self, text: str) -> list[Event]:
+        """What is certain now; what may be the beginning of a marker is held back."""
+
+    def finish(self) -> list[Event]:
+        """The rest: no text will follow."""

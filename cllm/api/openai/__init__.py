@@ -1,0 +1,13 @@
+"""The OpenAI endpoints: models, completions and chat completions.
+
+Source: the OpenAI API reference. Field names and their order in events are its own.
+"""
+
+from __future__ import annotations
+
+from cllm.api.openai.chat import ChatCompletions
+from cllm.api.openai.completions import Completions
+from cllm.api.openai.errors import error_body
+from cllm.api.openai.models import Models
+
+__all__ = ["ChatCompletions", "Completions", "Models", "error_body"]

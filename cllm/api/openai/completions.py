@@ -1,0 +1,131 @@
+"""``/v1/completions``: prompts in, their continuations out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from cllm.api.openai.errors import refused
+from cllm.api.openai.reply import Chunks, Reply, failed
+from cllm.api.openai.schemas import COMPLETION, MOST_CHOICES, CompletionRequest
+from cllm.api.responses import encode
+from cllm.api.service import Service
+from cllm.api.submission import Submission, Wanted
+from cllm.engine import InvalidRequest
+from cllm.http import DeferredResponse, HttpRequest, HttpResponse
+
+if TYPE_CHECKING:
+    from cllm.engine import Generation
+
+_KIND = "text_completion"
+_MOST_TOKENS = 16  # OpenAI's default
+
+
+class Completions:
+    """The endpoint."""
+
+    __slots__ = ("_service", "_submission")
+
+    def __init__(self, service: Service, submission: Submission) -> None:
+        self._service = service
+        self._submission = submission
+
+    def endpoint(self, request: HttpRequest) -> HttpResponse | DeferredResponse:
+        """POST ``/v1/completions``. Raises HttpError 400 and 503, InvalidRequest, QueueFull."""
+        asked = COMPLETION.decode(request.body)
+        engine = self._service.engine
+        prompts = self._prompts(asked)
+        for tokens in prompts:
+            engine.check_prompt(tokens)  # before any is queued
+        count = asked.n or 1
+        if len(prompts) * count > MOST_CHOICES:
+            most = f"at most {MOST_CHOICES} choices in all, prompts times n"
+            raise InvalidRequest("n", count, most)
+        most_tokens = _MOST_TOKENS if asked.max_tokens is None else asked.max_tokens
+        wanted = [
+            Wanted(tokens, asked.sampling(most_tokens, choice))
+            for tokens in prompts
+            for choice in range(count)
+        ]
+        echoes = [engine.detokenize(tokens) if asked.echo else "" for tokens in prompts]
+        shown = [echo for echo in echoes for _ in range(count)]
+
+        def reply(generations: Sequence[Generation]) -> Reply:
+            return Reply.of(self._service, "cmpl", count, generations)
+
+        if asked.stream:
+            usage = asked.streams_usage
+            return self._submission.streamed(
+                request, wanted, lambda generations: _Frames(reply(generations), shown, usage)
+            )
+        return self._submission.whole(
+            request, wanted, lambda generations: _whole(reply(generations), shown), refused
+        )
+
+    def _prompts(self, asked: CompletionRequest) -> list[list[int]]:
+        engine, prompt = self._service.engine, asked.prompt
+        if isinstance(prompt, str):
+            prompt = [prompt]
+        if not prompt:
+            raise InvalidRequest("prompt", prompt, "a prompt")
+        if all(isinstance(token, int) for token in prompt):
+            prompt = [[token for token in prompt if isinstance(token, int)]]
+        found: list[list[int]] = []
+        for number, each in enumerate(prompt):
+            if isinstance(each, int) or not each:
+                kinds = "text or a list of tokens that is not empty, or tokens throughout"
+                raise InvalidRequest(f"prompt[{number}]", each, kinds)
+            found.append(engine.tokenize(each) if isinstance(each, str) else each)
+        return found
+
+
+def _choice(index: int, text: str, reason: str | None) -> dict[str, Any]:
+    return {"index": index, "text": text, "logprobs": None, "finish_reason": reason}
+
+
+def _whole(reply: Reply, echoes: Sequence[str]) -> HttpResponse:
+    choices = [
+        _choice(index, echo + "".join(generation.take()), generation.finish_reason)
+        for index, (generation, echo) in enumerate(zip(reply.generations, echoes, strict=True))
+    ]
+    return reply.whole(_KIND, choices, reply.usage())
+
+
+class _Frames:
+    """The chunks of a stream; each choice begins with its echo. See `cllm.api.stream.Frames`."""
+
+    __slots__ = ("_chunks", "_echoes", "_pieces", "_reply")
+
+    def __init__(self, reply: Reply, echoes: Sequence[str], usage: bool) -> None:
+        self._reply = reply
+        self._echoes = echoes
+        self._chunks = chunks = Chunks(reply, _KIND, usage)
+        self._pieces = [
+            (
+                chunks.head + b'{"index":%d,"text":' % index,
+                b',"logprobs":null,"finish_reason":null}' + chunks.tail,
+            )
+            for index in range(len(echoes))
+        ]
+
+    def opening(self) -> bytes:
+        return b"".join(
+            self._chunks.chunk(_choice(index, echo, None))
+            for index, echo in enumerate(self._echoes)
+            if echo
+        )
+
+    def delta(self, index: int, text: str) -> bytes:
+        before, behind = self._pieces[index]
+        return b"%b%b%b" % (before, encode(text), behind)
+
+    def end(self, index: int, generation: Generation, error: str | None) -> bytes:
+        if error is not None:
+            return failed(500, error)
+        return self._chunks.chunk(_choice(index, "", generation.finish_reason))
+
+    def closing(self) -> bytes:
+        return self._chunks.closing(self._reply.usage())
+
+    def broken_off(self, reason: str) -> bytes:
+        return failed(503, reason)

@@ -1,0 +1,34 @@
+"""OpenAI's envelope of errors."""
+
+from __future__ import annotations
+
+import re
+
+from cllm.api.responses import JSON, encode
+from cllm.http import HttpError, HttpResponse
+
+# Status -> OpenAI's type and code of the error.
+_KINDS = {
+    401: ("authentication_error", "invalid_api_key"),
+    404: ("invalid_request_error", "not_found"),
+    408: ("timeout_error", "timeout"),
+    429: ("rate_limit_error", "rate_limit_exceeded"),
+    503: ("service_unavailable_error", "unavailable"),
+}
+_FIELD = re.compile(r"([a-z_]+(?:[.\[][\w.\[\]]*)?): ")
+
+
+def error_body(status: int, message: str) -> tuple[bytes, str]:
+    """The envelope and its type; `param` is the field that the message begins with."""
+    usual = "server_error" if status >= 500 else "invalid_request_error"
+    kind, code = _KINDS.get(status, (usual, None))
+    field = _FIELD.match(message) if status == 400 else None
+    param = field[1] if field else None
+    error = {"message": message, "type": kind, "param": param, "code": code}
+    return encode({"error": error}), JSON
+
+
+def refused(error: HttpError) -> HttpResponse:
+    """The envelope as a response."""
+    body, content_type = error_body(error.status, error.message)
+    return HttpResponse.bytes(body, content_type, error.status, error.headers)

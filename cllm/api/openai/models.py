@@ -1,0 +1,48 @@
+"""``/v1/models``: the one model that is served."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from cllm.api.responses import JSON, encode
+from cllm.api.service import Service
+from cllm.http import HttpError, HttpRequest, HttpResponse
+
+
+class Models:
+    """The two endpoints."""
+
+    __slots__ = ("_service",)
+
+    def __init__(self, service: Service) -> None:
+        self._service = service
+
+    def listed(self, request: HttpRequest) -> HttpResponse:
+        """GET ``/v1/models``."""
+        return HttpResponse.bytes(encode({"object": "list", "data": [self._model()]}), JSON)
+
+    def model(self, request: HttpRequest) -> HttpResponse:
+        """GET ``/v1/models/{id}``; raises HttpError 404."""
+        own = self._model()
+        asked = request.path_params["id"]
+        if asked != own["id"]:
+            raise HttpError(404, f'the model "{asked[:80]}" is not served here; "{own["id"]}" is')
+        return HttpResponse.bytes(encode(own), JSON)
+
+    def _model(self) -> dict[str, Any]:
+        info = self._service.engine.info()
+        created = int(info.path.stat().st_mtime) if info.path.exists() else 0
+        return {
+            "id": self._service.model_id,
+            "object": "model",
+            "created": created,
+            "owned_by": "cllm",
+            "meta": {
+                "n_vocab": info.vocab_size,
+                "n_ctx": info.context.ctx_size,
+                "n_ctx_train": info.max_sequence_length,
+                "n_embd": info.hidden_size,
+                "n_params": info.parameters,
+                "size": info.size_bytes,
+            },
+        }
