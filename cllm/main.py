@@ -16,14 +16,8 @@ from time import monotonic
 from typing import TYPE_CHECKING
 
 from cllm import logs
-from cllm.settings import (
-    Settings,
-    SettingsError,
-    api_settings,
-    engine_config,
-    load_settings,
-    server_config,
-)
+from cllm.settings import Settings, SettingsError, load_settings
+from cllm.wiring import api_settings, engine_config, server_config
 
 if TYPE_CHECKING:
     from types import FrameType
@@ -179,12 +173,15 @@ class Program:
     def run(self) -> int:
         """Listen at once, load beside that, serve until told to stop; returns the exit status."""
         from cllm.http import HttpServerError
+        from cllm.startup import warn_of_strangers
 
         allow_open_files(self.settings.max_connections)
         try:
             self.server.start()
         except HttpServerError as error:
             return refuse(str(error))
+        if not self.service.settings.api_keys:
+            warn_of_strangers(self.settings.host)
         log.info("loading %s", self.settings.model or "the built-in model")
         _start_thread("cllm-loader", self._load)
         while True:
@@ -255,7 +252,7 @@ class Program:
             grace = self.settings.grace
             stats = self.engine.stats()
             log.info(
-                "%s: stopping; %d generations in flight have %g s to finish (again: at once)",
+                "%s: stopping; generations in flight (%d) have %g s to finish (again: at once)",
                 name, stats.slots_busy + stats.queue_depth, grace,
             )  # fmt: skip
         _start_thread("cllm-stopper", lambda: self._stop(grace))

@@ -25,6 +25,8 @@ class Kind:
     show: Callable[[Any], str] = str
     choices: tuple[str, ...] = ()
     is_flag: bool = False
+    is_list: bool = False  # given again it adds
+    is_secret: bool = False  # neither shown nor repeated in a complaint
 
 
 def text(metavar: str = "TEXT") -> Kind:
@@ -150,20 +152,39 @@ def switch() -> Kind:
 
 
 def names() -> Kind:
-    """A list of words: separated by commas, or a YAML list."""
+    """A list of words: separated by commas, given several times, or a YAML list."""
 
     def parse(raw: object) -> tuple[str, ...]:
-        items = raw if isinstance(raw, list) else str(raw).split(",")
+        items = raw if isinstance(raw, list) else [str(raw)]
         if not all(isinstance(item, str) for item in items):
             raise ValueError("expected a list of words")
-        return tuple(item.strip() for item in items if item.strip())
+        words = [word.strip() for item in items for word in item.split(",")]
+        return tuple(word for word in words if word)
 
-    return Kind("A,B,…", parse, ",".join)
+    return Kind("A,B,…", parse, ",".join, is_list=True)
+
+
+def secrets() -> Kind:
+    """As `names`, of visible ASCII characters, which a header field can carry; not empty."""
+    plain = names()
+
+    def parse(raw: object) -> tuple[str, ...]:
+        words = plain.parse(raw)
+        if not words or not all(is_visible_ascii(word) for word in words):
+            raise ValueError("expected keys of visible ASCII characters, separated by commas")
+        return tuple(words)
+
+    return Kind("KEY,…", parse, lambda value: "", is_list=True, is_secret=True)
+
+
+def is_visible_ascii(word: str) -> bool:
+    """Whether every character is one, blanks not among them."""
+    return all("!" <= character <= "~" for character in word)
 
 
 def did_you_mean(word: object, known: Iterable[str]) -> str:
     """`; did you mean "port"?`, or nothing when no known word is near."""
     import difflib
 
-    near = difflib.get_close_matches(str(word).lower(), list(known), n=1, cutoff=0.5)
+    near = difflib.get_close_matches(str(word).lower(), list(known), n=1)
     return f'; did you mean "{near[0]}"?' if near else ""

@@ -44,7 +44,8 @@ class Option:
 
 def option(default: Any, group: str, kind: Kind, help_text: str) -> Any:
     """A dataclass field that is also an option."""
-    return field(default=default, metadata={"group": group, "kind": kind, "help": help_text})
+    metadata = {"group": group, "kind": kind, "help": help_text}
+    return field(default=default, metadata=metadata, repr=not kind.is_secret)
 
 
 class _Dataclass(Protocol):
@@ -109,6 +110,7 @@ def add_arguments(
             group.add_argument(
                 item.flag, help=help_text, dest=item.name,
                 default=argparse.SUPPRESS, metavar=item.kind.metavar,
+                action="append" if item.kind.is_list else "store",
             )  # fmt: skip
 
 
@@ -143,11 +145,11 @@ def from_command_line(
 def from_environment(options: Sequence[Option], environ: Mapping[str, str]) -> dict[str, Any]:
     """The options that CLLM_* variables give; an empty variable counts as not set."""
     pairs = [
-        (name[len(ENV_PREFIX) :].lower(), f"environment variable {name}", value)
+        (name[len(ENV_PREFIX) :].lower(), name, value)
         for name, value in sorted(environ.items())
         if name.startswith(ENV_PREFIX) and value != ""
     ]
-    return _read_all(options, pairs, lambda o: o.variable, "unknown ")
+    return _read_all(options, pairs, lambda o: o.variable)
 
 
 def from_file(options: Sequence[Option], file_name: str | None) -> dict[str, Any]:
@@ -180,14 +182,13 @@ def from_file(options: Sequence[Option], file_name: str | None) -> dict[str, Any
         (str(key).replace("-", "_").lower(), f"{file_name}: {key}", value)
         for key, value in content.items()
     ]
-    return _read_all(options, pairs, lambda o: o.flag[2:], "unknown key ")
+    return _read_all(options, pairs, lambda o: o.flag[2:])
 
 
 def _read_all(
     options: Sequence[Option],
     pairs: Sequence[tuple[str, str, object]],
     spelling: Callable[[Option], str],
-    unknown: str,
 ) -> dict[str, Any]:
     """Read (name, source, value) triples; `no_x` turns the switch `x` off, as `--no-x` does."""
     by_name = {item.name: item for item in options}
@@ -201,7 +202,7 @@ def _read_all(
             near = did_you_mean(name, known)
             for plain, spelled in known.items():
                 near = near.replace(f'"{plain}"', f'"{spelled}"')
-            raise SettingsError(f"{unknown}{source}{near}")
+            raise SettingsError(f"{source}: there is no such setting{near}")
         if item.name in values:
             raise SettingsError(f"{source}: {spelling(item)} is given twice")
         value = _read(item, raw, source)
@@ -213,4 +214,5 @@ def _read(item: Option, raw: object, source: str) -> Any:
     try:
         return item.kind.parse(raw)
     except ValueError as error:
-        raise SettingsError(f'{source}: got "{raw}", {error}') from None
+        got = "" if item.kind.is_secret else f'got "{raw}", '
+        raise SettingsError(f"{source}: {got}{error}") from None

@@ -1,25 +1,26 @@
-"""Everything that can be set about a cLLM server: one table, and what each room is told of it."""
+"""Everything that can be set about a cLLM server, in one table."""
 
 from __future__ import annotations
 
 import argparse
-import re
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, fields
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
-from cllm.option_kinds import choice, integer, names, path, seconds, size, switch, text
+from cllm.option_kinds import (
+    choice,
+    integer,
+    names,
+    path,
+    seconds,
+    secrets,
+    size,
+    switch,
+    text,
+)
 from cllm.options import OneLineParser, SettingsError, add_arguments, option, options_of, resolve
 from cllm.version import __version__
 
-if TYPE_CHECKING:
-    from cllm.api import ApiSettings
-    from cllm.engine.config import EngineConfig
-    from cllm.http.limits import ServerConfig
-
-__all__ = ["Settings", "SettingsError", "engine_config", "load_settings", "server_config"]
+__all__ = ["Settings", "SettingsError", "load_settings", "make_parser"]
 
 MODEL = "Model"
 SERVER = "Server"
@@ -72,6 +73,12 @@ class Settings:
     cors_origins: tuple[str, ...] = option(
         (), SERVER, names(), "origins that browsers may call from, or *"
     )
+    api_key: tuple[str, ...] | None = option(
+        None, SERVER, secrets(),
+        "keys of which clients must send one; other users of the machine see command lines, so "
+        "prefer a file or the variable",
+    )  # fmt: skip
+    api_key_file: str | None = option(None, SERVER, path(), "more keys, one a line")
 
     parallel: int = option(
         8, ENGINE, integer(1, 256), "sequences generated at once; further requests wait"
@@ -182,67 +189,6 @@ def load_settings(argv: Sequence[str], environ: Mapping[str, str]) -> Settings:
     Raises SettingsError: one line that names the source, the value and what was expected.
     """
     return resolve(Settings, make_parser(), argv, environ)
-
-
-def server_config(settings: Settings) -> ServerConfig:
-    """What the HTTP room is told; SettingsError where it finds a contradiction."""
-    from cllm.http.limits import Limits, ServerConfig
-
-    with _as_settings_error():
-        limits = Limits(
-            request_line=settings.max_request_line,
-            head=settings.max_head,
-            fields=settings.max_fields,
-            body=settings.max_body,
-        )
-        return ServerConfig(
-            limits=limits,
-            high_water=settings.stream_buffer,
-            **_fields_shared_with(ServerConfig, settings),
-        )
-
-
-def engine_config(settings: Settings) -> EngineConfig:
-    """What the engine room is told; SettingsError where it finds a contradiction."""
-    from cllm.engine.config import EngineConfig
-
-    with _as_settings_error():
-        return EngineConfig(**_fields_shared_with(EngineConfig, settings))
-
-
-def api_settings(settings: Settings) -> ApiSettings:
-    """What the API is told; SettingsError where a template cannot be read."""
-    from cllm.api.service import ApiSettings
-
-    template, file = settings.chat_template, settings.chat_template_file
-    if file is not None:
-        if template is not None:
-            raise SettingsError("--chat-template and --chat-template-file: give one of them")
-        try:
-            template = Path(file).read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise SettingsError(f"--chat-template-file: cannot read {file}: {error}") from None
-    with _as_settings_error():
-        return ApiSettings(
-            request_timeout=settings.request_timeout,
-            expose_model_path=settings.expose_model_path,
-            chat_template=template,
-        )
-
-
-def _fields_shared_with(target: type[Any], settings: Settings) -> dict[str, Any]:
-    own = {item.name for item in fields(settings)}
-    return {f.name: getattr(settings, f.name) for f in fields(target) if f.name in own}
-
-
-@contextmanager
-def _as_settings_error() -> Iterator[None]:
-    try:
-        yield
-    except ValueError as error:
-        # By the names that the user knows: "ServerConfig.cors_origins" is --cors-origins here.
-        text = re.sub(r"\bServerConfig\.(\w+)", lambda m: f"--{m[1].replace('_', '-')}", str(error))
-        raise SettingsError(text) from None
 
 
 def versions() -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import logging
 import os
 import shutil
@@ -63,6 +64,19 @@ def showing_progress(settings: Settings, also: Report) -> Iterator[Report]:
     yield tell
 
 
+def warn_of_strangers(host: str) -> None:
+    """Say that others may use the model, where no key is asked for and they can reach the port."""
+    try:
+        alone = ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        alone = host == "localhost"
+    if not alone:
+        log.warning(
+            "whoever reaches %s may use the model; ask for a key with --api-key-file",
+            host or "this machine",
+        )
+
+
 def announce(
     settings: Settings, url: str, info: ModelInfo, endpoints: Sequence[tuple[str, str]]
 ) -> None:
@@ -91,6 +105,7 @@ def banner(
 ) -> str:
     """URL, model, sequences and context and why so large, threads, endpoints."""
     context = info.context
+    asks_for_key = settings.api_key is not None or settings.api_key_file is not None
     everywhere = (
         " and every other address of this machine" if settings.host in ("0.0.0.0", "::") else ""
     )
@@ -114,7 +129,9 @@ def banner(
         ]
     lines += [
         "",
-        f"""  curl {url}/generate -d '{{"prompt":"Once upon a time"}}'""",
+        f"  curl {url}/generate"
+        + (" -H 'Authorization: Bearer KEY'" if asks_for_key else "")
+        + """ -d '{"prompt":"Once upon a time"}'""",
         "",
     ]
     return "\n".join(lines)

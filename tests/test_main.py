@@ -225,7 +225,7 @@ def test_a_bad_file_of_settings(tmp_path: Path) -> None:
     path = tmp_path / "cllm.yaml"
     path.write_text("max-bdoy: 1")
     assert refusal("--config", str(path)) == (
-        f'unknown key {path}: max-bdoy; did you mean "max-body"?'
+        f'{path}: max-bdoy: there is no such setting; did you mean "max-body"?'
     )
 
 
@@ -234,7 +234,7 @@ def test_a_bad_variable() -> None:
 
 
 def test_settings_that_contradict_each_other() -> None:
-    assert "raise batch_size or lower parallel" in refusal("--batch-size", "4")
+    assert "raise --batch-size or lower parallel" in refusal("--batch-size", "4")
 
 
 def test_a_missing_model(tmp_path: Path) -> None:
@@ -308,6 +308,24 @@ def test_the_banner_says_what_is_served_and_why_so_much(start: Start) -> None:
     child.until(r"built-in model: it tells little stories")
     child.until(r"add:  --model FILE\.gguf")
     child.until(rf"curl http://127\.0\.0\.1:{child.port}/generate")
+
+
+@pytest.mark.parametrize(
+    ("argv", "warned"),
+    [
+        (["--host", "0.0.0.0"], True),
+        (["--host", "0.0.0.0", "--api-key", "sk-1"], False),
+        (["--host", "127.0.0.2"], False),
+    ],
+)
+def test_a_port_that_strangers_reach_without_a_key_is_warned_of(
+    start: Start, argv: list[str], warned: bool
+) -> None:
+    child = start(*argv)
+    header = " -H 'Authorization: Bearer KEY'" if "--api-key" in argv else ""
+    child.until(rf"curl http://\S+/generate{header} -d ")
+    assert any("ask for a key with --api-key-file" in line for line in child.seen) == warned
+    assert not any("sk-1" in line for line in child.seen)
 
 
 def test_a_small_memory_budget_makes_a_smaller_context_and_the_banner_says_so(start: Start) -> None:
@@ -479,7 +497,7 @@ def test_an_idle_server_stops_with_status_0(start: Start, number: signal.Signals
     child = start().ready()
     child.signal(number)
     assert child.wait() == 0
-    child.until(rf"{number.name}: stopping; 0 generations in flight")
+    child.until(rf"{number.name}: stopping; generations in flight \(0\)")
 
 
 def test_a_stream_in_flight_is_finished_before_the_exit(start: Start) -> None:
@@ -489,7 +507,7 @@ def test_a_stream_in_flight_is_finished_before_the_exit(start: Start) -> None:
         events = events_of(connection.getresponse())
         next(events)
         child.signal(signal.SIGTERM)
-        child.until(r"SIGTERM: stopping; 1 generations in flight have 30 s to finish")
+        child.until(r"SIGTERM: stopping; generations in flight \(1\) have 30 s to finish")
         child.refuses_connections()
         *_, last = events
     assert last["done"] is True

@@ -10,14 +10,8 @@ import pytest
 from cllm.engine.config import CACHE_TYPES, EngineConfig
 from cllm.http.limits import ServerConfig
 from cllm.options import options_of
-from cllm.settings import (
-    Settings,
-    SettingsError,
-    engine_config,
-    load_settings,
-    make_parser,
-    server_config,
-)
+from cllm.settings import Settings, SettingsError, load_settings, make_parser
+from cllm.wiring import api_settings, engine_config, server_config
 
 DOCUMENT = Path(__file__).parent.parent / "docs" / "configuration.md"
 
@@ -179,15 +173,14 @@ def test_a_bad_argument_is_named_with_what_was_expected(argv: list[str], said: s
 
 
 def test_a_bad_variable_is_named() -> None:
-    said = complaint(CLLM_PORT="x")
-    assert said == (
-        'environment variable CLLM_PORT: got "x", expected a whole number from 0 to 65535'
+    assert complaint(CLLM_PORT="x") == (
+        'CLLM_PORT: got "x", expected a whole number from 0 to 65535'
     )
 
 
 def test_an_unknown_variable_is_named_with_the_nearest() -> None:
     assert complaint(CLLM_PARALEL="2") == (
-        'unknown environment variable CLLM_PARALEL; did you mean "CLLM_PARALLEL"?'
+        'CLLM_PARALEL: there is no such setting; did you mean "CLLM_PARALLEL"?'
     )
 
 
@@ -198,7 +191,7 @@ def test_a_bad_value_counts_even_where_a_stronger_source_overrides_it() -> None:
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        ("prot: 1", 'cllm.yaml: prot; did you mean "port"?'),
+        ("prot: 1", 'cllm.yaml: prot: there is no such setting; did you mean "port"?'),
         ("max_bdoy: 1", 'did you mean "max-body"?'),
         ("port: x", 'cllm.yaml: port: got "x", expected a whole number'),
         ("port: true", "expected a whole number"),
@@ -207,7 +200,7 @@ def test_a_bad_value_counts_even_where_a_stronger_source_overrides_it() -> None:
         ("max-body: 1\nmax_body: 2", "max-body is given twice"),
         ("port: 1\nhost: x\nport: 2", "port is given twice"),
         ("mmap: true\nno-mmap: true", "mmap is given twice"),
-        ("config: other.yaml", "unknown key"),
+        ("config: other.yaml", "config: there is no such setting"),
         ("- port", 'must hold "name: value" lines'),
         ("a: b: c", "line 1 is not valid YAML"),
         ("cors-origins: [1]", "expected a list of words"),
@@ -226,7 +219,7 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
 
 
 def test_contradictions_that_only_a_room_can_see_are_settings_errors() -> None:
-    with pytest.raises(SettingsError, match="raise batch_size or lower parallel"):
+    with pytest.raises(SettingsError, match=r"^--batch-size=4 .*; raise --batch-size or lower"):
         engine_config(load("--batch-size", "4"))
     with pytest.raises(SettingsError, match=r"^--cors-origins has 'foo'; .*scheme://host"):
         server_config(load("--cors-origins", "foo"))
@@ -242,6 +235,48 @@ def test_the_least_that_an_option_takes_is_taken_by_the_http_room() -> None:
         )
     )  # fmt: skip
     assert (least.limits.head, least.limits.request_line, least.grace) == (18, 14, 0)
+
+
+# Keys
+
+
+def keys(*argv: str, **environ: str) -> tuple[str, ...]:
+    return api_settings(load(*argv, **environ)).api_keys
+
+
+def test_keys_come_from_every_place_and_from_a_file_with_comments(tmp_path: Path) -> None:
+    file = tmp_path / "keys"
+    file.write_text("# of the team\n\n  sk-3 \nsk-4\n")
+    assert keys() == ()
+    assert keys("--api-key", "sk-1,sk-2", "--api-key", "sk-3") == ("sk-1", "sk-2", "sk-3")
+    assert keys(CLLM_API_KEY="sk-1") == ("sk-1",)
+    assert keys("--api-key-file", str(file)) == ("sk-3", "sk-4")
+    assert keys("--api-key", "sk-1", CLLM_API_KEY_FILE=str(file)) == ("sk-1", "sk-3", "sk-4")
+
+
+def test_whoever_asks_for_keys_never_gets_an_open_server(tmp_path: Path) -> None:
+    assert "expected keys" in complaint("--api-key", "")
+    assert "expected keys" in complaint("--api-key", " , ")
+    (tmp_path / "keys").write_text("# none yet\n")
+    with pytest.raises(SettingsError, match="holds no key"):
+        keys("--api-key-file", str(tmp_path / "keys"))
+    with pytest.raises(SettingsError, match=r"^--api-key-file: cannot read .*: No such file"):
+        keys("--api-key-file", str(tmp_path / "no"))
+
+
+def test_a_key_is_not_repeated_in_complaints_nor_shown_with_the_settings(
+    yaml_file: Path, tmp_path: Path
+) -> None:
+    yaml_file.write_text("api-key: [clé]")
+    said = complaint("--config", str(yaml_file))
+    assert "visible ASCII" in said
+    assert "clé" not in said
+    (tmp_path / "keys").write_text("sk 1")
+    with pytest.raises(SettingsError, match=r"keys line 1: expected a key of visible ASCII") as bad:
+        keys("--api-key-file", str(tmp_path / "keys"))
+    assert "sk 1" not in str(bad.value)
+    settings = load("--api-key", "sk-1")
+    assert "sk-1" not in f"{settings} {api_settings(settings)}"
 
 
 # What is written about them

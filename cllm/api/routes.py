@@ -11,6 +11,7 @@ from cllm.api.benchmark import Benchmarks
 from cllm.api.errors import describe
 from cllm.api.generate import Generating
 from cllm.api.health import health, unavailable
+from cllm.api.keys import require_key
 from cllm.api.large import LARGE, Answer, Endpoint, LargeBodies
 from cllm.api.metrics import Metrics
 from cllm.api.model_info import model_info
@@ -85,6 +86,8 @@ def create_handler(service: Service) -> HttpHandler:
 
     handler = HttpHandler()
     handler.error_body = _error_body
+    if service.settings.api_keys:
+        handler.add_middleware(require_key(service.settings.api_keys))
     large = LargeBodies(handler)
     for route in routes:
         # /health says itself what it thinks of the state, in a single look.

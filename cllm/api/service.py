@@ -6,7 +6,7 @@ import enum
 import logging
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from cllm.api.chat_template import CHATML, ChatTemplate, TemplateError
@@ -37,6 +37,7 @@ class ApiSettings:
     request_timeout: float = 600.0  # seconds a generation may take, waiting included
     expose_model_path: bool = False
     chat_template: str | None = None  # in place of the model's own
+    api_keys: tuple[str, ...] = field(default=(), repr=False)  # none: whoever asks is answered
 
     def __post_init__(self) -> None:
         if not self.request_timeout > 0:

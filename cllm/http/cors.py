@@ -9,7 +9,7 @@ from cllm.http.request import HttpRequest
 from cllm.http.response import DeferredResponse, HttpResponse
 
 METHODS = "GET, HEAD, POST, PUT, DELETE, OPTIONS"
-EXPOSED = "X-Request-Id, Retry-After"
+EXPOSED = "*"  # every field, in answers to requests without cookies
 MAX_AGE = 600  # seconds a browser remembers a preflight; Chromium caps at 7200
 
 

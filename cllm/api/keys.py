@@ -1,0 +1,49 @@
+"""API keys: who may ask anything but ``/health``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from hashlib import sha256
+from hmac import compare_digest
+
+from cllm.http import HttpError, HttpRequest
+from cllm.http.handler import Answer, Middleware, Next
+
+OPEN = "/health"  # for balancers and supervisors, which have no key
+
+_HOW = 'send one as "Authorization: Bearer KEY" or as "x-api-key: KEY"'
+
+
+def require_key(keys: Iterable[str]) -> Middleware:
+    """A middleware that answers 401 to requests without one of the keys (RFC 6750, section 2.1).
+
+    A browser's preflight carries no key: CORS must stand around this.
+    """
+    # Digests are equally long, so that neither time nor memory tells anything of a key.
+    known = [sha256(key.encode()).digest() for key in keys]
+
+    def is_known(key: str) -> bool:
+        given = sha256(key.encode()).digest()
+        # All of them: which one fits must not show in the time either.
+        return sum([compare_digest(given, digest) for digest in known]) > 0
+
+    def check(request: HttpRequest, next: Next) -> Answer:
+        if request.path == OPEN:
+            return next(request)
+        given = _keys_of(request)
+        if any(is_known(key) for key in given):
+            return next(request)
+        if not given:
+            fields = [("WWW-Authenticate", "Bearer")]
+            raise HttpError(401, f"an API key is needed; {_HOW}", fields)
+        fields = [("WWW-Authenticate", 'Bearer error="invalid_token"')]
+        raise HttpError(401, f"the API key is not one of this server's; {_HOW}", fields)
+
+    return check
+
+
+def _keys_of(request: HttpRequest) -> list[str]:
+    """What was sent in either place: some clients always fill one of them with a dummy."""
+    scheme, _, token = (request.headers.get("authorization") or "").partition(" ")
+    bearer = token.strip() if scheme.lower() == "bearer" else ""
+    return [key for key in (bearer, request.headers.get("x-api-key")) if key]

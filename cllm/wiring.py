@@ -1,0 +1,114 @@
+"""What each room is told of the settings."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cllm.option_kinds import is_visible_ascii
+from cllm.settings import Settings, SettingsError
+
+if TYPE_CHECKING:
+    from cllm.api import ApiSettings
+    from cllm.engine.config import EngineConfig
+    from cllm.http.limits import ServerConfig
+
+
+def server_config(settings: Settings) -> ServerConfig:
+    """What the HTTP room is told; SettingsError where it finds a contradiction."""
+    from cllm.http.limits import Limits, ServerConfig
+
+    with _as_settings_error():
+        limits = Limits(
+            request_line=settings.max_request_line,
+            head=settings.max_head,
+            fields=settings.max_fields,
+            body=settings.max_body,
+        )
+        return ServerConfig(
+            limits=limits,
+            high_water=settings.stream_buffer,
+            **_fields_shared_with(ServerConfig, settings),
+        )
+
+
+def engine_config(settings: Settings) -> EngineConfig:
+    """What the engine room is told; SettingsError where it finds a contradiction."""
+    from cllm.engine.config import EngineConfig
+
+    with _as_settings_error():
+        return EngineConfig(**_fields_shared_with(EngineConfig, settings))
+
+
+def api_settings(settings: Settings) -> ApiSettings:
+    """What the API is told; SettingsError where a template cannot be read."""
+    from cllm.api.service import ApiSettings
+
+    template, file = settings.chat_template, settings.chat_template_file
+    if file is not None:
+        if template is not None:
+            raise SettingsError("--chat-template and --chat-template-file: give one of them")
+        template = _read_file("--chat-template-file", file)
+    with _as_settings_error():
+        return ApiSettings(
+            request_timeout=settings.request_timeout,
+            expose_model_path=settings.expose_model_path,
+            chat_template=template,
+            api_keys=_api_keys(settings),
+        )
+
+
+def _api_keys(settings: Settings) -> tuple[str, ...]:
+    """Those given and those in the file, where "#" begins a line that is none."""
+    keys, file = list(settings.api_key or ()), settings.api_key_file
+    if file is None:
+        return tuple(keys)
+    lines = [line.strip() for line in _read_file("--api-key-file", file).splitlines()]
+    for number, line in enumerate(lines, 1):
+        if line and not line.startswith("#"):
+            if not is_visible_ascii(line):
+                raise SettingsError(
+                    f"--api-key-file: {file} line {number}: expected a key of visible ASCII "
+                    "characters"
+                )
+            keys.append(line)
+    if not keys:
+        raise SettingsError(f"--api-key-file: {file} holds no key; put one on a line")
+    return tuple(keys)
+
+
+def _read_file(source: str, file: str) -> str:
+    try:
+        return Path(file).read_text(encoding="utf-8")
+    except OSError as error:
+        raise SettingsError(f"{source}: cannot read {file}: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise SettingsError(f"{source}: {file} is not UTF-8 text") from None
+
+
+def _fields_shared_with(target: type[Any], settings: Settings) -> dict[str, Any]:
+    own = {item.name for item in fields(settings)}
+    return {f.name: getattr(settings, f.name) for f in fields(target) if f.name in own}
+
+
+@contextmanager
+def _as_settings_error() -> Iterator[None]:
+    try:
+        yield
+    except ValueError as error:
+        raise SettingsError(re.sub(_FIELD, _as_flag, str(error))) from None
+
+
+# A room's field in a room's complaint: "ServerConfig.workers", "flash_attn", "parallel=4".
+_FIELD = re.compile(r"\b(?:ServerConfig\.)(\w+)|\b([a-z]+(?:_[a-z]+)+)\b|\b([a-z]+)(?==)")
+
+
+def _as_flag(found: re.Match[str]) -> str:
+    """By the name that the user knows: --workers, --flash-attn, --parallel=4."""
+    name = next(group for group in found.groups() if group)
+    known = name in Settings.__dataclass_fields__
+    return f"--{name.replace('_', '-')}" if known else found[0]
