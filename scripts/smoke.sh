@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Asks every endpoint once, as a user with curl would, and checks status, JSON and stream events.
 #   scripts/smoke.sh                       starts a server with the built-in model for it
-#   scripts/smoke.sh http://127.0.0.1:8080 asks that server
+#   scripts/smoke.sh http://127.0.0.1:8080 asks that server, with the key in CLLM_API_KEY if it is set
 # Needs bash, curl and python3. One line for each check; ends at the first that fails.
 set -euo pipefail
 
@@ -54,8 +54,8 @@ check() {
     local name=$1 status=$2 condition=$3 result code kind
     shift 3
     : >"$WORK/body"
-    result=$(curl -sS --max-time 60 -o "$WORK/body" -w '%{http_code} %{content_type}' "$@" \
-        2>"$WORK/curl") || fail "$name: $(cat "$WORK/curl")"
+    result=$(curl -sS --max-time 60 -H @"$WORK/key" -o "$WORK/body" \
+        -w '%{http_code} %{content_type}' "$@" 2>"$WORK/curl") || fail "$name: $(cat "$WORK/curl")"
     code=${result%% *}
     kind=${result#* }
     [ "$code" = "$status" ] || fail "$name: status $code, expected $status"
@@ -86,6 +86,10 @@ check_post() {
 start_server() {
     local python=${PYTHON:-python3} try
     [ -n "${PYTHON:-}" ] || [ ! -x "$ROOT/.venv/bin/python" ] || python=$ROOT/.venv/bin/python
+    "$python" -c 'import llama_cpp, msgspec' 2>/dev/null || {
+        echo "FAIL cLLM is not installed for $python; scripts/run.sh installs it into .venv"
+        exit 1
+    }
     (cd "$ROOT" && exec "$python" -m cllm.main --port 0) >"$WORK/server.log" 2>&1 &
     SERVER=$!
     for ((try = 0; try < 600; try++)); do
@@ -99,6 +103,9 @@ start_server() {
     done
     fail 'the server was not healthy within 60 s'
 }
+
+# In a file: command lines are seen by everybody.
+printf '%s\n' "${CLLM_API_KEY:+Authorization: Bearer ${CLLM_API_KEY%%,*}}" >"$WORK/key"
 
 BASE=${1:-}
 BASE=${BASE%/}
