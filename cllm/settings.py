@@ -96,12 +96,20 @@ class Settings:
     max_queue: int = option(
         256, ENGINE, integer(0), "requests that may wait for a sequence; more are answered 429"
     )
-    batch_size: int = option(
-        2048, ENGINE, integer(1, 1 << 20), "most tokens in a step while nothing is generated"
-    )
+    batch_size: int = option(2048, ENGINE, integer(1, 1 << 20), "most tokens in a step")
     ubatch_size: int = option(
-        512, ENGINE, integer(1, 1 << 20), "most prompt tokens in a step beside running generations"
+        512, ENGINE, integer(1, 1 << 20), "tokens that are evaluated together"
     )
+    max_itl_ms: int | None = option(
+        None, ENGINE, integer(1, 60_000, auto=True),
+        "milliseconds between two tokens of a stream that reading prompts may lead to; "
+        "auto: five times a step without prompts, at least 100",
+    )  # fmt: skip
+    cache_ram: int | None = option(
+        None, ENGINE, size(0, auto=True),
+        "bytes of memory for the prefixes of sequences that made room for others; 0: none; "
+        "auto: 1G, or a quarter of the free memory if that is less",
+    )  # fmt: skip
     threads: int | None = option(
         None, ENGINE, integer(1, 512, auto=True), "threads that generate; auto: one per core"
     )

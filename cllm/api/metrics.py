@@ -33,6 +33,11 @@ _ENGINE_COUNTERS = (
     ("prompt_tokens", "Prompt tokens of admitted generations", "prompt_tokens"),
     ("generated_tokens", "Tokens generated", "completion_tokens"),
     ("prefix_cached_tokens", "Prompt tokens found in the prefix cache", "cached_tokens"),
+    ("prefix_hits", "Admissions that found a beginning of their prompt cached", "prefix_hits"),
+    ("prefixes_saved", "Prefixes put into host memory", "saved_prefixes"),
+    ("prefixes_restored", "Prefixes taken from host memory", "restored_prefixes"),
+    ("prefix_restored_tokens", "Prompt tokens taken from host memory", "restored_tokens"),
+    ("prefixes_evicted", "Prefixes dropped from host memory for others", "evicted_prefixes"),
     ("recomputed_tokens", "Tokens evaluated again after a preemption", "recomputed_tokens"),
     ("preemptions", "Sequences preempted for lack of KV cache", "preemptions"),
     ("failed_decodes", "llama_decode calls that failed", "failed_decodes"),
@@ -48,6 +53,8 @@ _ENGINE_GAUGES = (
     ("slots", "Sequence slots", "slots_total"),
     ("kv_tokens", "Tokens held in the KV cache", "kv_tokens"),
     ("kv_cells", "Tokens the KV cache can hold", "kv_cells"),
+    ("prefix_ram_bytes", "Host memory that saved prefixes take", "cache_ram_bytes"),
+    ("prefix_ram_limit_bytes", "Host memory that they may take", "cache_ram_limit"),
 )
 # The same for ServerStats.
 _SERVER_COUNTERS = (

@@ -22,8 +22,12 @@ class EngineConfig:
         trained for and as `memory_budget` has room for, in steps of 256.
     memory_budget: bytes for the key/value cache of all sequences, used only when ctx_size is
         None. None: 2 GiB, or half of the memory now available if that is less.
-    batch_size: most tokens given to llama_decode at once while no sequence is generating.
-    ubatch_size: most prompt tokens given to it beside running generations, which wait that long.
+    batch_size: most tokens given to llama_decode at once.
+    ubatch_size: tokens that llama.cpp evaluates together.
+    max_itl_ms: milliseconds between two tokens of a stream that reading prompts may lead to.
+        None: five times a step without prompts, at least 100.
+    cache_ram: bytes of host memory for prefixes whose slots were given to others; 0: none.
+        None: 1 GiB, or a quarter of the memory now available if that is less.
     threads, threads_batch: for single tokens and for prompts. None: the physical cores that this
         process may run on; threads_batch: as threads.
     n_gpu_layers: layers placed on a GPU; -1: all.
@@ -44,6 +48,8 @@ class EngineConfig:
     memory_budget: int | None = None
     batch_size: int = 2048
     ubatch_size: int = 512
+    max_itl_ms: int | None = None
+    cache_ram: int | None = None
     threads: int | None = None
     threads_batch: int | None = None
     n_gpu_layers: int = 0
@@ -63,6 +69,8 @@ class EngineConfig:
         self._check_range("memory_budget", self.memory_budget, 1, None)
         self._check_range("batch_size", self.batch_size, 1, 2**20)
         self._check_range("ubatch_size", self.ubatch_size, 1, 2**20)
+        self._check_range("max_itl_ms", self.max_itl_ms, 1, 60_000)
+        self._check_range("cache_ram", self.cache_ram, 0, None)
         self._check_range("threads", self.threads, 1, 512)
         self._check_range("threads_batch", self.threads_batch, 1, 512)
         self._check_range("n_gpu_layers", self.n_gpu_layers, -1, None)

@@ -16,10 +16,12 @@ from cllm.engine.errors import EngineClosed, EngineError, InvalidRequest, Prompt
 from cllm.engine.generation import Completion, Generation
 from cllm.engine.info import ModelInfo
 from cllm.engine.loading import Loaded, load
+from cllm.engine.pacing import Pacer
 from cllm.engine.params import SamplingParams
-from cllm.engine.prefix_cache import PrefixCache
+from cllm.engine.placement import Placer
 from cllm.engine.scheduler import Scheduler
 from cllm.engine.sequence import Sequence as EngineSequence
+from cllm.engine.sizing import default_cache_ram
 from cllm.engine.stats import EngineStats
 
 _DEFAULTS = SamplingParams()
@@ -40,15 +42,29 @@ class Engine:
         self._info = loaded.info
         self._vocab = loaded.model.vocab
         self._ctx_size = loaded.info.context.ctx_size
-        copy_gain = 1 if config.kv_unified else max(2, self._ctx_size // _COPY_COST)
-        cache = PrefixCache(config.parallel, copy_gain, adjacent=not config.kv_unified)
-        self._cache = cache
+        stats = EngineStats(
+            queue_limit=config.max_queue,
+            slots_total=config.parallel,
+            kv_cells=loaded.context.n_ctx,
+        )
+        self._placer = Placer(
+            loaded.context,
+            stats,
+            n_slots=config.parallel,
+            copy_gain=1 if config.kv_unified else max(2, self._ctx_size // _COPY_COST),
+            adjacent=not config.kv_unified,
+            max_saved_bytes=default_cache_ram() if config.cache_ram is None else config.cache_ram,
+            window=loaded.model.window,
+            goes_back=loaded.model.goes_back,
+        )
+        self._cache = self._placer.cache
         self._scheduler = Scheduler(
             loaded.context,
             loaded.batch,
             self._vocab,
-            cache,
-            config.max_queue,
+            self._placer,
+            Pacer(None if config.max_itl_ms is None else config.max_itl_ms / 1000),
+            stats,
             loaded.context.n_ctx if config.kv_cells is not None else None,
         )
         thread = threading.Thread(target=self._scheduler.run, name="cllm-engine", daemon=True)
@@ -172,6 +188,7 @@ class Engine:
             queue_depth=scheduler.queue_depth,
             slots_busy=cache.busy,
             kv_tokens=cache.held,
+            cache_ram_bytes=cache.saved.bytes,
             healthy=self.healthy,
         )
 

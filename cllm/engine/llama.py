@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 IntArray = NDArray[np.int32]
 FloatArray = NDArray[np.float32]
+Bytes = NDArray[np.uint8]
 
 _log = logging.getLogger("cllm.llama")
 
@@ -237,6 +238,8 @@ class Model:
         self.can_generate = bool(
             C.llama_model_has_decoder(handle) and not C.llama_model_has_encoder(handle)
         )
+        self.window = int(C.llama_model_n_swa(handle))
+        self.goes_back = not (C.llama_model_is_recurrent(handle) or C.llama_model_is_hybrid(handle))
         ftype = C.llama_ftype_name(C.llama_model_ftype(handle))
         self.ftype = ftype.decode() if ftype else "unknown"
 
@@ -331,6 +334,8 @@ class Context:
                 raise OSError(errors[-1] if errors else "llama.cpp gave no reason")
         self._handle = handle
         self._memory = C.llama_get_memory(handle)
+        self.copies_pending = False
+        self._copies_data = not kv_unified
         self.n_ctx = int(C.llama_n_ctx(handle))
         self.n_ctx_seq = int(C.llama_n_ctx_seq(handle))
         self.n_batch = int(C.llama_n_batch(handle))
@@ -338,7 +343,10 @@ class Context:
 
     def decode(self, batch: Batch, count: int) -> int:
         """llama_decode: 0 done, 1 no room in the cache (nothing changed), else failed."""
-        return int(C.llama_decode(self._handle, batch.as_struct(count)))
+        code = int(C.llama_decode(self._handle, batch.as_struct(count)))
+        C.llama_synchronize(self._handle)
+        self.copies_pending = False
+        return code
 
     def logits(self, rows: int) -> FloatArray:
         """The last decode's output rows in batch order, [rows, n_vocab]; valid until the next.
@@ -367,8 +375,13 @@ class Context:
         return bool(C.llama_memory_seq_rm(self._memory, seq, start, -1))
 
     def copy(self, source: int, target: int) -> None:
-        """Copy a whole sequence; of a part, a cache that is split by sequence is not capable."""
+        """Copy a whole sequence; of a part, a cache that is split by sequence is not capable.
+
+        Such a cache copies the data at the next decode (copies_pending); until then nothing may be
+        restored into the source, nor the target be saved.
+        """
         C.llama_memory_seq_cp(self._memory, source, target, -1, -1)
+        self.copies_pending = self._copies_data
 
     def first_position(self, seq: int) -> int:
         """The least position still in memory (more than 0: windowed or recurrent); -1: empty."""
@@ -378,11 +391,31 @@ class Context:
         """The greatest position in memory; -1: empty."""
         return int(C.llama_memory_seq_pos_max(self._memory, seq))
 
+    def state_size(self, seq: int) -> int:
+        """Bytes that save() returns."""
+        return int(C.llama_state_seq_get_size(self._handle, seq))
+
+    def save(self, seq: int) -> Bytes | None:
+        """Copy what the memory holds of a sequence; None if llama.cpp cannot."""
+        size = self.state_size(seq)
+        data = np.empty(size, dtype=np.uint8)
+        written = C.llama_state_seq_get_data(self._handle, _bytes_of(data), size, seq)
+        return data if written == size else None
+
+    def restore(self, seq: int, data: Bytes) -> bool:
+        """Put saved data in place of a sequence; False (see save) if it does not fit or suit."""
+        with log_router.capture():
+            return bool(C.llama_state_seq_set_data(self._handle, _bytes_of(data), data.size, seq))
+
     def close(self) -> None:
         """Free the cache and the buffers."""
         handle, self._handle = self._handle, None
         if handle is not None:
             C.llama_free(handle)
+
+
+def _bytes_of(data: Bytes) -> Any:
+    return data.ctypes.data_as(ctypes.POINTER(ctypes.c_uint8))
 
 
 _FLASH_ATTN = {

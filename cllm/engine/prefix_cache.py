@@ -1,46 +1,81 @@
-"""Which slot of the key/value cache holds which tokens, and which one a new prompt should take."""
+"""Which tokens lie where, in slots and in host memory, and from where a new prompt should start."""
 
 from __future__ import annotations
 
 from array import array
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
-import numpy as np
+from cllm.engine.radix import RadixTree
+from cllm.engine.saved_prefixes import Saved, SavedPrefixes
+
+# Tokens that a copy must save to be worth it. From host memory or where cells are shared it takes
+# some 20 us a token (0.6B model) and 2 ms to begin, against 2 ms to evaluate a token.
+WORTH = 16
+# And to be kept in host memory, which is paid for whether it is wanted again or not: at least so
+# many tokens, and at least an eighth of all, that nobody else holds.
+WORTH_SAVING = 64
+_LOST_SHARE = 8
 
 
 @dataclass(slots=True, eq=False)
 class Slot:
-    """One sequence of the cache. It holds tokens[:length], also after its request has ended."""
+    """One sequence of the key/value cache. It holds tokens[:length], also after its request.
+
+    leader: another slot, whose prompt is being evaluated and whose first `promised` tokens this
+    one waits for instead of evaluating them too.
+    """
 
     id: int
     tokens: array[int] = field(default_factory=lambda: array("i"))
     length: int = 0
     busy: bool = False
     last_used: int = 0
+    leader: Slot | None = None
+    promised: int = 0
+
+
+Holder = Slot | Saved
+Usable = Callable[[Holder, int], bool]
 
 
 @dataclass(frozen=True, slots=True)
-class Placement:
-    """Take `slot`; its first `reuse` tokens are there, once copied from `source` if that is set."""
+class Start:
+    """Where a prompt begins: `reuse` tokens come from `source`, the slot itself if that is None.
 
-    slot: Slot
+    If `leader` is set, its first `promised` tokens are worth waiting for.
+    """
+
     reuse: int
-    source: Slot | None = None
+    source: Holder | None = None
+    leader: Slot | None = None
+    promised: int = 0
 
 
 class PrefixCache:
-    """The slots and the policy by which they are reused.
+    """The slots, the saved prefixes and the policy by which they are reused.
 
     copy_gain: tokens that a copy between slots must save to be worth it.
     adjacent: whether llama_decode evaluates only neighbouring slots together, as it does in a
     cache that is split by sequence: 4 of 8 sequences take 41 ms as slots 0 to 3 and 57 ms as
     slots 0, 2, 4, 6 (0.6B model, two cores; the more cores, the greater the difference).
+    usable: whether the memory lets a holder's tokens be cut to the first n.
     """
 
-    def __init__(self, n_slots: int, copy_gain: int, adjacent: bool) -> None:
+    def __init__(
+        self,
+        n_slots: int,
+        copy_gain: int,
+        adjacent: bool,
+        max_saved_bytes: int = 0,
+        usable: Usable = lambda holder, n: True,
+    ) -> None:
         self.slots = [Slot(i) for i in range(n_slots)]
+        self.saved = SavedPrefixes(max_saved_bytes)
+        self._tree: RadixTree[Holder] = RadixTree()
         self._copy_gain = copy_gain
         self._adjacent = adjacent
+        self._usable = usable
         self._clock = 0
 
     @property
@@ -48,8 +83,8 @@ class PrefixCache:
         """Whether a request can be placed."""
         return any(not slot.busy for slot in self.slots)
 
-    def choose(self, tokens: array[int]) -> Placement:
-        """Choose the slot for a prompt; at least one must be idle.
+    def choose(self, tokens: array[int]) -> tuple[Slot, Start]:
+        """Choose the slot for a prompt and its start; at least one slot must be idle.
 
         A slot whose tokens are mostly a beginning of the prompt is continued. Otherwise the least
         recently used one (of those beside busy ones, if that matters) is given up, so that a
@@ -57,16 +92,43 @@ class PrefixCache:
         copied where that pays. The prompt's last token is never reused: its evaluation gives the
         logits for the first new token.
         """
-        most = len(tokens) - 1
-        shared = [common_prefix(s.tokens, s.length, tokens, most) for s in self.slots]
+        shared = self._shared(tokens)
         idle = [slot for slot in self.slots if not slot.busy]
-        best = max(idle, key=lambda slot: (shared[slot.id], -slot.last_used, -slot.id))
-        if 2 * shared[best.id] < best.length or not shared[best.id]:
+        best = max(idle, key=lambda slot: (self._held(slot, shared), -slot.last_used, -slot.id))
+        held = self._held(best, shared)
+        if not held or 2 * held < best.length:
             best = min(idle, key=self._reluctance)
-        source = max(self.slots, key=lambda slot: (shared[slot.id], slot is best))
-        if shared[source.id] - shared[best.id] >= self._copy_gain and source is not best:
-            return Placement(best, shared[source.id], source)
-        return Placement(best, shared[best.id])
+        return best, self._start(best, shared)
+
+    def start(self, slot: Slot) -> Start:
+        """Choose anew from where a slot's tokens begin, when its leader has come far enough."""
+        return self._start(slot, self._shared(slot.tokens))
+
+    def _shared(self, tokens: array[int]) -> dict[Holder, int]:
+        return self._tree.shared(tokens[:-1])
+
+    def _held(self, holder: Holder, shared: dict[Holder, int]) -> int:
+        """How many of the new tokens a holder could give now."""
+        n = min(shared.get(holder, 0), holder.length)
+        return n if n and self._usable(holder, n) else 0
+
+    def _start(self, slot: Slot, shared: dict[Holder, int]) -> Start:
+        own = self._held(slot, shared)
+        best = Start(own)
+        for holder in sorted(shared, key=lambda holder: isinstance(holder, Saved)):
+            gain = self._copy_gain if isinstance(holder, Slot) else WORTH
+            held = self._held(holder, shared)
+            if holder is not slot and held - own >= gain and held > best.reuse:
+                best = Start(held, holder)
+        leader = best
+        for other in self.slots:
+            promised = shared.get(other, 0)
+            if other is slot or not other.busy or other.leader or promised <= other.length:
+                continue
+            worth = max(self._copy_gain, WORTH)
+            if promised - best.reuse >= worth and promised > leader.promised:
+                leader = Start(own, None, other, promised)
+        return leader
 
     def _reluctance(self, slot: Slot) -> tuple[int, bool, int, int]:
         """The less, the sooner a slot is given to a prompt that it has nothing for."""
@@ -75,14 +137,50 @@ class PrefixCache:
             busy_neighbours = sum(s.busy for s in self.slots if abs(s.id - slot.id) == 1)
         return (-busy_neighbours, slot.length > 0, slot.last_used, slot.id)
 
+    def worth_saving(self, slot: Slot, kept: int = 0) -> bool:
+        """Whether more than its first `kept` tokens, if given up, would be missed."""
+        if slot.length - kept < WORTH_SAVING or not self.saved.max_bytes:
+            return False
+        shared = self._tree.shared(slot.tokens[: slot.length])
+        elsewhere = [self._held(holder, shared) for holder in shared if holder is not slot]
+        lost = slot.length - max(kept, *elsewhere, 0)
+        return lost >= max(WORTH_SAVING, slot.length // _LOST_SHARE)
+
+    def save(self, saved: Saved) -> None:
+        """Keep a prefix; what it contains of others need not be kept beside it."""
+        for holder, shared in self._tree.shared(saved.tokens).items():
+            if isinstance(holder, Saved) and shared == holder.length and not holder.whole:
+                self.drop(holder)
+        self.saved.add(saved)
+        self._tree.insert(saved, saved.tokens)
+
+    def make_room(self, size: int) -> bool:
+        """Drop the least recently used saved prefixes for one of so many bytes."""
+        dropped = self.saved.make_room(size)
+        for saved in dropped or ():
+            self._tree.remove(saved)
+        return dropped is not None
+
+    def drop(self, saved: Saved) -> None:
+        """Forget a saved prefix."""
+        self.saved.remove(saved)
+        self._tree.remove(saved)
+
     def occupy(self, slot: Slot, tokens: array[int], length: int) -> None:
         """Give a slot to a request, whose `tokens` it fills from here on."""
         slot.tokens, slot.length, slot.busy = tokens, length, True
+        self._tree.insert(slot, tokens)
 
     def release(self, slot: Slot) -> None:
         """Take a slot back from its request; what it holds stays for others to reuse."""
         self._clock += 1
-        slot.last_used, slot.busy = self._clock, False
+        slot.last_used, slot.busy, slot.leader = self._clock, False, None
+        self._tree.insert(slot, slot.tokens[: slot.length])
+
+    def fill(self, slot: Slot, tokens: array[int]) -> None:
+        """Note what an idle slot holds now, for nobody yet; nothing if `tokens` is empty."""
+        slot.tokens, slot.length = tokens, len(tokens)
+        self.release(slot)
 
     def oldest_idle(self) -> Slot | None:
         """Return the least recently used slot that holds tokens for nobody; None if none does."""
@@ -98,13 +196,3 @@ class PrefixCache:
     def held(self) -> int:
         """Tokens in all slots, those for nobody included; shared cells are counted in each."""
         return sum(slot.length for slot in self.slots)
-
-
-def common_prefix(held: array[int], length: int, tokens: array[int], most: int) -> int:
-    """Count the leading tokens, at most `most`, that held[:length] and `tokens` have in common."""
-    n = min(length, most)
-    if n <= 0 or held[0] != tokens[0]:
-        return 0
-    different = np.frombuffer(held, np.int32, n) != np.frombuffer(tokens, np.int32, n)
-    first = int(different.argmax())
-    return first if different[first] else n

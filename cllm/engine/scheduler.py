@@ -7,11 +7,16 @@ import math
 import threading
 import time
 from collections import deque
+from collections.abc import Callable
+from concurrent.futures import Future
+from typing import Any
 
 from cllm.engine.errors import DeadlineExceeded, EngineClosed, EngineError, QueueFull
 from cllm.engine.generation import FinishReason, Generation
 from cllm.engine.llama import Batch, Context, Vocab
-from cllm.engine.prefix_cache import PrefixCache, Slot
+from cllm.engine.pacing import Pacer
+from cllm.engine.placement import Placer
+from cllm.engine.prefix_cache import Slot
 from cllm.engine.sampling import TokenSampler
 from cllm.engine.sequence import Sequence
 from cllm.engine.stats import EngineStats
@@ -21,7 +26,10 @@ _log = logging.getLogger("cllm.engine")
 _FAILURES_TO_GIVE_UP = 3  # steps in a row that ended in an unexpected exception
 _NO_ROOM = 1  # llama_decode: no place in the cache; nothing was changed
 
+_PLACING_S = 0.05  # that running streams wait for prefixes to be saved and restored, a step
+
 Plan = list[tuple[Sequence, int]]  # whose next tokens to decode, and how many
+Command = tuple[int, Callable[[Slot], Any], "Future[Any]"]  # a slot and what to do when it is idle
 
 
 class Scheduler:
@@ -32,30 +40,33 @@ class Scheduler:
         context: Context,
         batch: Batch,
         vocab: Vocab,
-        cache: PrefixCache,
-        max_queue: int,
+        placer: Placer,
+        pacer: Pacer,
+        stats: EngineStats,
         shared_cells: int | None,
     ) -> None:
         """shared_cells: what all sequences share if it may be too little for all of them."""
         self._context = context
         self._batch = batch
         self._vocab = vocab
-        self._cache = cache
-        self._max_in_flight = len(cache.slots) + max_queue
+        self._placer = placer
+        self._cache = placer.cache
+        self._pacer = pacer
+        self._max_in_flight = stats.slots_total + stats.queue_limit
         self._shared_cells = shared_cells
-        self.stats = EngineStats(
-            queue_limit=max_queue, slots_total=len(cache.slots), kv_cells=context.n_ctx
-        )
+        self.stats = stats
         self.failure: Exception | None = None
         self._wake = threading.Condition()
         # Written by any thread, under _wake:
         self._arrivals: list[Sequence] = []
         self._cancellations: list[Generation] = []
+        self._commands: list[Command] = []
         self._in_flight = 0
         self._stopping = False
         # The engine thread's own:
         self._waiting: deque[Sequence] = deque()
         self._running: list[Sequence] = []
+        self._put_off: list[Command] = []
         self._changed: list[Generation] = []
         self._next_deadline = math.inf
         self._mean_s = 0.0
@@ -92,6 +103,20 @@ class Scheduler:
             self._cancellations.append(generation)
             self._wake.notify()
 
+    def command(self, slot: int, run: Callable[[Slot], Any]) -> Future[Any]:
+        """Have something done to a slot on the engine thread, as soon as no request is in it.
+
+        The future ends with what `run` returns or raises, or with EngineClosed.
+        """
+        future: Future[Any] = Future()
+        with self._wake:
+            if self._stopping:
+                future.set_exception(EngineClosed())
+            else:
+                self._commands.append((slot, run, future))
+                self._wake.notify()
+        return future
+
     def stop(self) -> None:
         """Make run() return after the step it is in; every request then ends with EngineClosed."""
         with self._wake:
@@ -122,6 +147,11 @@ class Scheduler:
                 self._stopping = True
                 self._waiting.extend(self._arrivals)
                 self._arrivals.clear()
+                self._put_off += self._commands
+                self._commands.clear()
+            for _, _, future in self._put_off:
+                if future.set_running_or_notify_cancel():
+                    future.set_exception(EngineClosed(message))
             for sequence in [*self._running, *self._waiting]:
                 closed = EngineError(message) if error else EngineClosed(message)
                 self._finish(sequence, FinishReason.ERROR, closed)
@@ -130,7 +160,7 @@ class Scheduler:
     def _take_messages(self) -> bool:
         """Take what other threads left; sleep while there is nothing to do. False: stop."""
         with self._wake:
-            while not (self._arrivals or self._cancellations or self._stopping):
+            while not (self._arrivals or self._cancellations or self._commands or self._stopping):
                 if self._running or self._waiting:
                     break
                 self._wake.wait()
@@ -138,6 +168,8 @@ class Scheduler:
                 return False
             arrivals, self._arrivals = self._arrivals, []
             cancellations, self._cancellations = self._cancellations, []
+            self._put_off += self._commands
+            self._commands.clear()
         for sequence in arrivals:
             self._waiting.append(sequence)
             self._next_deadline = min(self._next_deadline, sequence.deadline)
@@ -166,13 +198,21 @@ class Scheduler:
         began = time.perf_counter()
         stats = self.stats
         self._expire()
+        if self._put_off:
+            self._obey()
+        self._catch_up()
         self._admit()
         plan = self._plan()
         if not plan:
             return
+        generating = sum(s.decoding for s, _ in plan)
         decode_began = time.perf_counter()
-        plan, code = self._decode(plan)
+        done, code = self._decode(plan)
         decode_ended = time.perf_counter()
+        if done is plan and not code:
+            tokens = sum(count for _, count in plan) - generating
+            self._pacer.observe(generating, tokens, decode_ended - decode_began)
+        plan = done
         if code:
             stats.failed_decodes += 1
             for sequence, _ in plan:
@@ -199,21 +239,55 @@ class Scheduler:
         alive = [*self._running, *self._waiting]
         self._next_deadline = min((s.deadline for s in alive), default=math.inf)
 
+    def _obey(self) -> None:
+        """Carry out the commands whose slots are idle."""
+        commands, self._put_off = self._put_off, []
+        for command in commands:
+            index, run, future = command
+            slot = self._cache.slots[index]
+            if slot.busy:
+                self._put_off.append(command)
+            elif future.set_running_or_notify_cancel():
+                try:
+                    future.set_result(run(slot))
+                except Exception as error:
+                    future.set_exception(error)
+
+    def _catch_up(self) -> None:
+        """Let go on who waited for a prompt that another sequence has evaluated by now."""
+        for sequence in self._running:
+            slot = _slot(sequence)
+            if slot.leader is not None and self._placer.catch_up(slot):
+                self._note_start(sequence)
+
     def _admit(self) -> None:
         """Give free slots to those who wait, first come first served."""
+        began = time.perf_counter()
         while self._waiting and self._cache.has_idle and self._fits(self._waiting[0]):
             sequence = self._waiting[0]
-            first_time = sequence.sampler is None
-            if first_time:
-                sequence.sampler = TokenSampler(sequence.params, self._vocab)
-            reused = self._place(sequence)
+            slot = self._placer.place(sequence.tokens)
+            if slot is None:
+                break
+            sequence.slot = slot
             self._running.append(self._waiting.popleft())
-            if first_time:
-                sequence.generation._note_admitted(reused)
+            if sequence.sampler is None:
+                sequence.sampler = TokenSampler(sequence.params, self._vocab)
+                sequence.generation._note_admitted(0)
                 self.stats.prompt_tokens += sequence.n_prompt
-                self.stats.cached_tokens += reused
-            else:
-                self.stats.recomputed_tokens += len(sequence.tokens) - reused
+            if slot.leader is None:
+                self._note_start(sequence)
+            if len(self._running) > 1 and time.perf_counter() - began > _PLACING_S:
+                break
+
+    def _note_start(self, sequence: Sequence) -> None:
+        """Count what need not be evaluated of a sequence that is about to begin."""
+        reused = _slot(sequence).length
+        if sequence.preempted:
+            self.stats.recomputed_tokens += len(sequence.tokens) - reused
+            return
+        sequence.generation.usage.cached_tokens = reused
+        self.stats.cached_tokens += reused
+        self.stats.prefix_hits += reused > 0
 
     def _fits(self, sequence: Sequence) -> bool:
         """Whether a cache that is too small for everybody can take one more at their lengths."""
@@ -222,34 +296,17 @@ class Scheduler:
         lengths = sum(len(other.tokens) + 1 for other in self._running)
         return lengths + len(sequence.tokens) + 1 <= self._shared_cells
 
-    def _place(self, sequence: Sequence) -> int:
-        """Give a sequence its slot; return how many of its tokens are there already."""
-        placement = self._cache.choose(sequence.tokens)
-        slot, reuse, source = placement.slot, placement.reuse, placement.source
-        if source is not None:
-            self._context.remove(slot.id)
-            self._context.copy(source.id, slot.id)
-            slot.length = source.length
-        if reuse < slot.length:
-            # Windowed and recurrent memories cannot go back to an earlier token.
-            partly = reuse > 0 and self._context.first_position(slot.id) == 0
-            if not (partly and self._context.remove(slot.id, reuse)):
-                self._context.remove(slot.id)
-                reuse = 0
-        self._cache.occupy(slot, sequence.tokens, reuse)
-        sequence.slot = slot
-        return reuse
-
     def _plan(self) -> Plan:
-        """One token of each sequence that is generating, then chunks of prompts, shared fairly."""
+        """One token of each sequence that is generating, then of prompts what time allows."""
         counts = {s: 1 for s in self._running if s.decoding}
-        prompts = [s for s in self._running if s not in counts]
+        prompts = [s for s in self._running if s not in counts and _slot(s).leader is None]
         if prompts:
-            room = self._batch.capacity - len(counts)
-            if counts:
-                room = min(room, max(1, self._context.n_ubatch - len(counts)))
-            shares = fair_shares([s.pending for s in prompts], room)
-            counts.update(zip(prompts, shares, strict=True))
+            pacer, room = self._pacer, self._batch.capacity - len(counts)
+            room = min(room, pacer.budget(len(counts), self._context.n_ubatch))
+            prompts.sort(key=lambda s: pacer.due(s.generation._submitted, s.pending))
+            for sequence in prompts:
+                counts[sequence] = min(sequence.pending, room)
+                room -= counts[sequence]
         # A cache split by sequence is decoded together only for consecutive slots in order.
         return sorted(((s, n) for s, n in counts.items() if n), key=lambda item: _slot(item[0]).id)
 
@@ -290,7 +347,7 @@ class Scheduler:
         """After "no room": give up the cheapest thing. None: there is nothing left to give up."""
         idle = self._cache.oldest_idle()
         if idle is not None:
-            self._forget(idle)
+            self._placer.give_up(idle)
             return plan
         generating = [(s, n) for s, n in plan if s.decoding]
         if generating and len(generating) < len(plan):
@@ -309,7 +366,8 @@ class Scheduler:
         self.stats.preemptions += 1
         self._running.remove(sequence)
         sequence.slot = None
-        self._forget(slot)
+        sequence.preempted = True
+        self._placer.forget(slot)
         self._cache.release(slot)
         self._waiting.appendleft(sequence)
 
@@ -338,12 +396,8 @@ class Scheduler:
     def _fail(self, sequence: Sequence, error: EngineError) -> None:
         """End a sequence whose part of the cache is in doubt."""
         if sequence.slot is not None:
-            self._forget(sequence.slot)
+            self._placer.forget(sequence.slot)
         self._finish(sequence, FinishReason.ERROR, error)
-
-    def _forget(self, slot: Slot) -> None:
-        self._context.remove(slot.id)
-        slot.length = 0
 
     def _finish(
         self, sequence: Sequence, reason: FinishReason, error: EngineError | None = None
@@ -370,23 +424,6 @@ class Scheduler:
         changed, self._changed = self._changed, []
         for generation in changed:
             generation._notify()
-
-
-def fair_shares(wants: list[int], room: int) -> list[int]:
-    """Divide `room` so that nobody gets more than it wants, or less than another that wants more.
-
-    What does not divide evenly goes to the first ones.
-    """
-    shares = [0] * len(wants)
-    open_ = [i for i, want in enumerate(wants) if want]
-    while room > 0 and open_:
-        each = max(1, room // len(open_))
-        for i in open_[:room]:
-            given = min(each, wants[i] - shares[i])
-            shares[i] += given
-            room -= given
-        open_ = [i for i in open_ if shares[i] < wants[i]]
-    return shares
 
 
 def _slot(sequence: Sequence) -> Slot:

@@ -35,6 +35,7 @@ class Sequence:
         "max_length",
         "n_prompt",
         "params",
+        "preempted",
         "sampler",
         "slot",
         "tokens",
@@ -60,6 +61,7 @@ class Sequence:
             self.max_length = min(ctx_size, self.n_prompt + params.max_tokens)
         self.slot: Slot | None = None
         self.sampler: TokenSampler | None = None
+        self.preempted = False
         self._vocab = vocab
         self._piece = vocab.spelled if params.spell_special else vocab.piece
         self._detokenizer = Detokenizer(self._piece)

@@ -17,6 +17,7 @@ CELLS_STEP = 256
 """llama.cpp rounds a cache's size up to a multiple of this."""
 
 DEFAULT_BUDGET = 2 * 1024**3
+DEFAULT_CACHE_RAM = 1024**3
 
 # Bytes per 32 values (ggml-common.h: block_q8_0 and so on).
 _BYTES_PER_32 = {
@@ -97,6 +98,12 @@ def default_budget() -> int:
     """2 GiB, or half of the memory that is available now if that is less."""
     available = available_memory()
     return DEFAULT_BUDGET if available is None else min(DEFAULT_BUDGET, available // 2)
+
+
+def default_cache_ram() -> int:
+    """1 GiB for saved prefixes, or a quarter of the memory that is available if that is less."""
+    available = available_memory()
+    return DEFAULT_CACHE_RAM if available is None else min(DEFAULT_CACHE_RAM, available // 4)
 
 
 def available_memory() -> int | None:

@@ -13,6 +13,9 @@ class EngineStats:
     which cached_tokens needed no evaluation. recomputed_tokens were evaluated again after a
     preemption. decode_s is spent in llama_decode, sampling_s in choosing tokens, other_s in
     everything else of a step; together they are the time that steps took.
+    prefix_hits: admissions that found at least one token of their prompt. saved_prefixes were put
+    into host memory, restored_prefixes taken from there with restored_tokens of prompts,
+    evicted_prefixes dropped for want of room; cache_ram_bytes of cache_ram_limit are in use.
     kv_tokens: tokens held in the cache, those of finished requests included, of kv_cells.
     """
 
@@ -23,6 +26,13 @@ class EngineStats:
     completion_tokens: int = 0
     cached_tokens: int = 0
     recomputed_tokens: int = 0
+    prefix_hits: int = 0
+    saved_prefixes: int = 0
+    restored_prefixes: int = 0
+    restored_tokens: int = 0
+    evicted_prefixes: int = 0
+    cache_ram_bytes: int = 0
+    cache_ram_limit: int = 0
     preemptions: int = 0
     failed_decodes: int = 0
     steps: int = 0

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from cllm.engine import Completion, Engine, Generation, SamplingParams
@@ -67,3 +68,27 @@ def break_decode(engine: Engine, outcomes: Iterable[int | Exception]) -> None:
         return outcome or real(batch, count)
 
     context.decode = decode  # type: ignore[method-assign]
+
+
+@contextmanager
+def standing(engine: Engine) -> Iterator[None]:
+    """Let a stream run and hold its next step: what is submitted meanwhile is admitted together."""
+    running = Watched(engine, [3], greedy(None))
+    running.wait_for_tokens(1)
+    context = engine._scheduler._context
+    real = context.decode
+    reached, go_on = threading.Event(), threading.Event()
+
+    def decode(batch: Batch, count: int) -> int:
+        reached.set()
+        assert go_on.wait(WAIT)
+        return real(batch, count)
+
+    context.decode = decode  # type: ignore[method-assign]
+    try:
+        assert reached.wait(WAIT)
+        yield
+    finally:
+        context.decode = real  # type: ignore[method-assign]
+        go_on.set()
+        running.generation.cancel()

@@ -18,10 +18,8 @@ from __future__ import annotations
 import random
 from pathlib import Path
 
-import numpy as np
 import pytest
 
-from cllm.engine.scheduler import fair_shares
 from tests.engine.engine_helpers import EXACT, PRECISE, Loader, Watched, finished, greedy
 
 PROMPTS = [f"Story {i}: " + "the river runs and the letter says " * (i % 5) for i in range(12)]
@@ -98,22 +96,20 @@ def test_sequences_are_decoded_together(load: Loader) -> None:
 
 
 @pytest.mark.parametrize("unified", [False, True])
-def test_a_long_prompt_stalls_running_streams_by_one_chunk_at_most(
-    load: Loader, unified: bool
-) -> None:
-    engine = load(parallel=2, ctx_size=2048, ubatch_size=32, kv_unified=unified)
+def test_streams_go_on_while_a_long_prompt_is_read(load: Loader, unified: bool) -> None:
+    engine = load(parallel=2, ctx_size=2048, max_itl_ms=1, kv_unified=unified)
     running = Watched(engine, "Hello", greedy(None))
     running.wait_for_tokens(5)
     before = running.generation.usage.completion_tokens
     long = Watched(engine, [7, 8] * 480, greedy(1))
     long.wait_until_done()
     gained = running.generation.usage.completion_tokens - before
-    assert gained >= 960 // 32 - 1, "a token of the stream for every chunk of the prompt"
+    assert gained >= 3, "a token of the stream for every part of the prompt"
     running.generation.cancel()
 
 
 def test_a_short_prompt_does_not_wait_for_a_long_one(load: Loader) -> None:
-    engine = load(parallel=3, ctx_size=2048, ubatch_size=32, batch_size=64)
+    engine = load(parallel=3, ctx_size=2048, batch_size=64, ubatch_size=32, max_itl_ms=1)
     running = Watched(engine, "Hello", greedy(None))
     running.wait_for_tokens(2)
     long = engine.submit([7, 8] * 900, greedy(1))
@@ -122,31 +118,3 @@ def test_a_short_prompt_does_not_wait_for_a_long_one(load: Loader) -> None:
     assert not long.done
     finished(long)
     running.generation.cancel()
-
-
-@pytest.mark.parametrize(
-    ("wants", "room", "shares"),
-    [
-        ([10, 10], 10, [5, 5]),
-        ([2, 100], 10, [2, 8]),
-        ([3, 3, 3], 100, [3, 3, 3]),
-        ([5, 5, 5], 2, [1, 1, 0]),
-        ([1, 7, 50], 30, [1, 7, 22]),
-        ([4], 0, [0]),
-        ([], 5, []),
-    ],
-)
-def test_room_is_divided_fairly(wants: list[int], room: int, shares: list[int]) -> None:
-    assert fair_shares(wants, room) == shares
-
-
-def test_any_division_is_fair_and_complete() -> None:
-    rng = np.random.default_rng(0)
-    for _ in range(300):
-        wants = rng.integers(0, 60, rng.integers(1, 12)).tolist()
-        room = int(rng.integers(0, 200))
-        shares = fair_shares(wants, room)
-        assert sum(shares) == min(room, sum(wants))
-        for mine, want in zip(shares, wants, strict=True):
-            assert 0 <= mine <= want
-            assert mine == want or mine >= max(shares) - 1

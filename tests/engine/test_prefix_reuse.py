@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from array import array
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,6 @@ from typing import Any
 import pytest
 
 from cllm.engine import Engine
-from cllm.engine.prefix_cache import PrefixCache, common_prefix
 from tests.engine.engine_helpers import PRECISE, Loader, Watched, finished, greedy
 from tests.engine.engine_models import write_recurrent
 
@@ -143,65 +141,3 @@ def test_a_memory_that_cannot_go_back_can_still_go_on(
     assert done.usage.cached_tokens == len(prompt)
     expected = finished(load(recurrent, parallel=1, ctx_size=512).submit(longer, greedy(20)))
     assert done.text == expected.text
-
-
-def tokens(*values: int) -> array[int]:
-    return array("i", values)
-
-
-def filled(cache: PrefixCache, *contents: array[int]) -> PrefixCache:
-    for slot, content in zip(cache.slots, contents, strict=False):
-        cache.occupy(slot, content, len(content))
-        cache.release(slot)
-    return cache
-
-
-def test_common_prefix_counts_what_the_cache_holds() -> None:
-    assert common_prefix(tokens(1, 2, 3, 4), 4, tokens(1, 2, 9, 4), 4) == 2
-    assert common_prefix(tokens(1, 2, 3, 4), 2, tokens(1, 2, 3, 4), 4) == 2
-    assert common_prefix(tokens(1, 2, 3), 3, tokens(1, 2, 3), 2) == 2
-    assert common_prefix(tokens(), 0, tokens(1), 1) == 0
-
-
-def test_the_slot_with_the_longest_prefix_is_taken() -> None:
-    cache = filled(PrefixCache(3, 1, False), tokens(1, 2), tokens(1, 2, 3, 4), tokens(1, 9))
-    placement = cache.choose(tokens(1, 2, 3, 4, 5))
-    assert (placement.slot.id, placement.reuse, placement.source) == (1, 4, None)
-
-
-def test_a_long_conversation_is_not_given_up_for_a_short_common_beginning() -> None:
-    cache = filled(PrefixCache(2, 1, False), tokens(7, 7, 7), tokens(1, 2, *range(50, 90)))
-    placement = cache.choose(tokens(1, 2, 3, 4))
-    assert (placement.slot.id, placement.reuse) == (0, 2)
-    assert placement.source is cache.slots[1]
-
-
-def test_a_copy_that_saves_too_little_is_not_made() -> None:
-    cache = filled(PrefixCache(2, 5, False), tokens(7, 7, 7), tokens(1, 2, *range(50, 90)))
-    placement = cache.choose(tokens(1, 2, 3, 4))
-    assert (placement.slot.id, placement.reuse, placement.source) == (0, 0, None)
-
-
-def test_the_least_recently_used_slot_is_given_up() -> None:
-    cache = filled(PrefixCache(3, 1, False), tokens(1, 1), tokens(2, 2), tokens(3, 3))
-    cache.occupy(cache.slots[0], tokens(1, 1), 2)
-    cache.release(cache.slots[0])
-    assert cache.choose(tokens(9, 9)).slot.id == 1
-    assert cache.oldest_idle() is cache.slots[1]
-
-
-def test_an_empty_slot_is_preferred_to_giving_one_up() -> None:
-    cache = filled(PrefixCache(3, 1, False), tokens(1, 1), tokens(2, 2))
-    assert cache.choose(tokens(9, 9)).slot.id == 2
-
-
-def test_running_slots_are_kept_side_by_side_where_that_matters() -> None:
-    cache = PrefixCache(6, 1, True)
-    cache.occupy(cache.slots[3], tokens(1, 1), 2)
-    assert cache.choose(tokens(9, 9)).slot.id in (2, 4)
-
-
-def test_a_busy_slot_is_never_taken() -> None:
-    cache = filled(PrefixCache(2, 100, False), tokens(1, 2, 3, 4), tokens(5, 5))
-    cache.slots[0].busy = True
-    assert cache.choose(tokens(1, 2, 3, 4, 5)).slot.id == 1

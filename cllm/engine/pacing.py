@@ -1,0 +1,107 @@
+"""How much of the prompts is read beside running streams, and whose prompt comes first.
+
+Pure policy: it is told what steps cost and gives numbers back.
+"""
+
+from __future__ import annotations
+
+_AUTO_STEPS = 5.0  # the time between two tokens, in decode steps, where none was asked for
+_AUTO_LEAST_S = 0.1  # and what a reader does not notice anyhow
+_ALONE_S = 1.0  # of a step in which nobody generates: an arrival waits that long for the next
+_LEAST_TOKENS = 8  # of prompts in a step: smaller products cost as much
+_MEMORY = 0.9  # weight of the past at each observation
+
+
+class Pacer:
+    """Learns what a step costs and bounds the prompt tokens in it.
+
+    A step takes as long as its generating sequences take (a line over their number) and, on top,
+    as long as its prompt tokens take (a line over theirs); llama.cpp evaluates the two parts one
+    after the other.
+    """
+
+    __slots__ = ("_decode", "_max_itl", "_prompt")
+
+    def __init__(self, max_itl: float | None) -> None:
+        """max_itl: seconds between two tokens of a stream that prompts may lead to; None: auto."""
+        self._max_itl = max_itl
+        self._decode = _Line(flat=True)
+        self._prompt = _Line(flat=False)
+
+    def observe(self, decoding: int, prompt_tokens: int, seconds: float) -> None:
+        """Learn from a step: so many generating sequences and prompt tokens took so long."""
+        if not prompt_tokens:
+            self._decode.add(decoding, seconds)
+        elif not decoding:
+            self._prompt.add(prompt_tokens, seconds)
+        elif self._decode.known:
+            self._prompt.add(prompt_tokens, max(0.0, seconds - self._decode.at(decoding)))
+
+    def budget(self, decoding: int, least_alone: int) -> int:
+        """Prompt tokens for the next step beside `decoding` generating sequences.
+
+        However little time there is, prompts get as much of it as the streams, so that they are
+        read. least_alone: tokens that are efficiently evaluated at once, for when nobody waits.
+        """
+        prompt = self._prompt
+        if not decoding:
+            return max(least_alone, int(prompt.inverse(_ALONE_S))) if prompt.known else least_alone
+        if not prompt.known:
+            return _LEAST_TOKENS
+        step = self._decode.at(decoding) if self._decode.known else 0.0
+        target = self._max_itl
+        if target is None:
+            target = max(_AUTO_LEAST_S, _AUTO_STEPS * step)
+        return max(_LEAST_TOKENS, int(prompt.inverse(max(target - step, step))))
+
+    def due(self, arrived: float, pending: int) -> float:
+        """When a prompt that had nobody beside it would be read; the least is served first.
+
+        Shorter ones go first, but nobody is overtaken by a prompt that arrives later than its own
+        reading would have taken: no stream of short prompts can starve a long one.
+        """
+        return arrived + self._prompt.at(pending) if self._prompt.known else arrived
+
+
+class _Line:
+    """Seconds as fixed + each * count, fitted to what was observed, the newest weighing most."""
+
+    __slots__ = ("_flat", "_n", "_t", "_x", "_xt", "_xx")
+
+    def __init__(self, flat: bool) -> None:
+        """flat: whether all is taken for fixed as long as one count alone was observed."""
+        self._flat = flat
+        self._n = self._x = self._t = self._xx = self._xt = 0.0
+
+    @property
+    def known(self) -> bool:
+        return self._n > 0
+
+    def add(self, count: int, seconds: float) -> None:
+        keep = _MEMORY
+        self._n = self._n * keep + 1
+        self._x = self._x * keep + count
+        self._t = self._t * keep + seconds
+        self._xx = self._xx * keep + count * count
+        self._xt = self._xt * keep + count * seconds
+
+    def at(self, count: float) -> float:
+        fixed, each = self._fit()
+        return fixed + each * count
+
+    def inverse(self, seconds: float) -> float:
+        """The count that takes so long; 0 if even none takes longer."""
+        fixed, each = self._fit()
+        return max(0.0, seconds - fixed) / each
+
+    def _fit(self) -> tuple[float, float]:
+        mean_x, mean_t = self._x / self._n, self._t / self._n
+        spread = self._xx / self._n - mean_x * mean_x
+        if spread > 0.01 * mean_x * mean_x:
+            each = (self._xt / self._n - mean_x * mean_t) / spread
+            fixed = mean_t - each * mean_x
+            if each > 0 and fixed >= 0:
+                return fixed, each
+        if self._flat:
+            return mean_t, 0.0
+        return 0.0, max(mean_t / mean_x, 1e-9)
