@@ -22,7 +22,9 @@ from typing import Any
 from _load import ClientError
 from tqdm import tqdm
 
-PACKAGES = ("cllm", "llama-cpp-python", "numpy", "uvicorn", "httptools", "uvloop", "fastapi")
+PACKAGES = (
+    "cllm", "llama-cpp-python", "numpy", "uvicorn", "httptools", "uvloop", "fastapi", "xllamacpp",
+)  # fmt: skip
 
 
 class BenchError(RuntimeError):
@@ -131,6 +133,7 @@ class Report:
     tables: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
     facts: dict[str, str] = field(default_factory=dict)
     missed: list[str] = field(default_factory=list)
+    data: dict[str, Any] = field(default_factory=dict)  # for the JSON file alone
 
     def __post_init__(self) -> None:
         script, *rest = sys.argv
@@ -146,7 +149,7 @@ class Report:
         """Print rows (the first one's keys are the columns) under a heading."""
         self.tables[heading] = rows
         columns = list(rows[0])
-        cells = [columns, *([_cell(row.get(column, "")) for column in columns] for row in rows)]
+        cells = [columns, *([cell(row.get(column, "")) for column in columns] for row in rows)]
         widths = [max(len(line[i]) for line in cells) for i in range(len(columns))]
         print(f"\n**{heading}**\n")
         for index, line in enumerate(cells):
@@ -158,17 +161,19 @@ class Report:
 
     def target(self, what: str, measured: float, met: bool) -> None:
         """One line: a stated target, what was measured, whether that is enough."""
-        print(f"\ntarget: {what}: measured {_cell(measured)}: {'met' if met else 'MISSED'}")
+        print(f"\ntarget: {what}: measured {cell(measured)}: {'met' if met else 'MISSED'}")
         if not met:
             self.missed.append(what)
 
     def write(self, path: Path | None) -> None:
         if path is not None:
-            whole = {"title": self.title, **self.facts, "missed": self.missed, **self.tables}
+            known = {"title": self.title, **self.facts, "missed": self.missed}
+            whole = {**known, **self.tables, **self.data}
             path.write_text(json.dumps(whole, ensure_ascii=False, indent=2) + "\n")
 
 
-def _cell(value: object) -> str:
+def cell(value: object) -> str:
+    """A value as the tables show it: three significant digits."""
     if isinstance(value, float):
         return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
     return f"{value:,}" if isinstance(value, int) else str(value)

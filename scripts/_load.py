@@ -24,7 +24,7 @@ from typing import Any
 
 SPAWN = multiprocessing.get_context("spawn")
 _LENGTH = re.compile(rb"\r\ncontent-length: *(\d+)\r\n", re.IGNORECASE)
-_CHUNKED = re.compile(rb"\r\ntransfer-encoding: *chunked\r\n", re.IGNORECASE)
+CHUNKED = re.compile(rb"\r\ntransfer-encoding: *chunked\r\n", re.IGNORECASE)
 
 
 class ClientError(RuntimeError):
@@ -50,7 +50,7 @@ def response_end(buffer: bytes | bytearray) -> int:
     if length is not None:
         end = head + 4 + int(length[1])
         return end if len(buffer) >= end else 0
-    if _CHUNKED.search(buffer, 0, head + 2):
+    if CHUNKED.search(buffer, 0, head + 2):
         # Chunks hold JSON lines, in which CR LF is always escaped: this can only be the last one.
         end = buffer.find(b"\r\n0\r\n\r\n", head)
         return end + 7 if end >= 0 else 0
@@ -108,7 +108,7 @@ class Client:
                 raise ClientError(f"the server closed after {len(raw)} bytes of a response")
             raw += data
         head = raw.index(b"\r\n\r\n") + 4
-        chunked = _CHUNKED.search(raw, 0, head)
+        chunked = CHUNKED.search(raw, 0, head)
         body = dechunk(raw[:end], head)[0] if chunked else raw[head:end]
         return Response(int(raw[9:12]), body, end)
 
@@ -235,14 +235,22 @@ def hammer(
 class Probe:
     """Measures one GET after another, `interval` seconds apart, in a process of its own.
 
-    Use as a context manager; `latencies` (seconds) is filled when the block ends.
+    Use as a context manager; `latencies` (seconds) is filled when the block ends. `patience`:
+    seconds after which one that is not answered counts as infinite, and a new connection is made.
     """
 
-    def __init__(self, host: str, port: int, path: str = "/health", interval: float = 0.01) -> None:
+    def __init__(
+        self,
+        host: str,
+        port: int,
+        path: str = "/health",
+        interval: float = 0.01,
+        patience: float = 30.0,
+    ) -> None:
         self.latencies: list[float] = []
         self._control, theirs = SPAWN.Pipe()
         self._process = SPAWN.Process(
-            target=_probe, args=(theirs, host, port, path, interval), daemon=True
+            target=_probe, args=(theirs, host, port, path, interval, patience), daemon=True
         )
 
     def __enter__(self) -> Probe:
@@ -264,19 +272,32 @@ class Probe:
         self.latencies = result
 
 
-def _probe(control: Pipe, host: str, port: int, path: str, interval: float) -> None:
+def _probe(
+    control: Pipe, host: str, port: int, path: str, interval: float, patience: float
+) -> None:
     latencies: list[float] = []
     request = request_bytes("GET", path)
+    client = None
     try:
-        with Client(host, port) as client:
-            client.exchange(request)
-            control.send("ready")
-            while not control.poll(interval):
-                begin = time.perf_counter()
+        with Client(host, port) as first:
+            first.exchange(request)
+        control.send("ready")
+        while not control.poll(interval):
+            client = client or Client(host, port, patience)
+            begin = time.perf_counter()
+            try:
                 response = client.exchange(request)
-                latencies.append(time.perf_counter() - begin)
-                if response.status != 200:
-                    raise ClientError(f"GET {path} gave {response.status}")
+            except TimeoutError:
+                latencies.append(float("inf"))
+                client.close()
+                client = None
+                continue
+            latencies.append(time.perf_counter() - begin)
+            if response.status != 200:
+                raise ClientError(f"GET {path} gave {response.status}")
         control.send(latencies)
     except Exception as error:  # reported to the parent, whatever it is
         control.send(f"{type(error).__name__}: {error}")
+    finally:
+        if client is not None:
+            client.close()

@@ -58,13 +58,14 @@ class Server:
     ) -> None:
         self.name = name
         self.port = port
+        self.health = health
         self._log = tempfile.TemporaryFile()  # noqa: SIM115 - closed with the server
         self.started_at = time.monotonic()
         self._process = subprocess.Popen(
             command, cwd=cwd, stdin=subprocess.DEVNULL, stdout=self._log, stderr=self._log
         )
         try:
-            self.healthy_after = self._wait_healthy(health, start_timeout)
+            self.healthy_after = self._wait_healthy(start_timeout)
         except BaseException:
             self.close()
             raise
@@ -73,14 +74,14 @@ class Server:
     def pid(self) -> int:
         return self._process.pid
 
-    def _wait_healthy(self, health: str, timeout: float) -> float:
+    def _wait_healthy(self, timeout: float) -> float:
         """Seconds from spawn to the first 200 on the path `health`."""
         while time.monotonic() < self.started_at + timeout:
             if self._process.poll() is not None:
                 raise BenchError(f"{self.name} exited at once\n{self.log()}")
             try:
                 with Client(HOST, self.port, timeout=5.0) as client:
-                    if client.get(health).status == 200:
+                    if client.get(self.health).status == 200:
                         return time.monotonic() - self.started_at
             except (OSError, ClientError):
                 pass
@@ -96,12 +97,8 @@ class Server:
         return rss(self.pid)
 
     def cpu_seconds(self) -> float:
-        """Processor time used so far, user and system; NaN where there is no /proc."""
-        try:
-            fields = Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()
-        except OSError:
-            return float("nan")
-        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+        """Processor seconds used so far."""
+        return cpu_seconds(self.pid)
 
     def close(self) -> None:
         if self._process.poll() is None:
@@ -131,6 +128,15 @@ def cllm_server(*arguments: str, name: str = "cLLM", start_timeout: float = 120.
     command = [sys.executable, "-m", "cllm.main", "--host", HOST, "--port", str(port)]
     command += ["--no-access-log", "--log-level", "warning", *arguments]
     return Server(name, command, port, start_timeout=start_timeout)
+
+
+def cpu_seconds(pid: int) -> float:
+    """Processor time a process has used, user and system; NaN where there is no /proc."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return float("nan")
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def rss(pid: int) -> int:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import statistics
 import sys
 import time
@@ -15,7 +16,7 @@ from typing import Any
 from _bench import BenchError, Report, parse, parser, percentile, positive, run, wait
 from _load import Client, ClientError, Probe, request_bytes
 from _servers import HOST, PeakRss, Server, cllm_server, free_port, raise_file_limit
-from _streams import Stream, read_streams
+from _streams import Call, Stream, read_streams
 from tqdm import tqdm
 
 EPILOG = """\
@@ -46,7 +47,8 @@ class Outcome:
 
 def check(stream: Stream, tokens: int, text: str | None, outcome: Outcome) -> None:
     """Raise `ClientError` unless the stream is what was asked for; else add it to the outcome."""
-    events, times = stream.events()
+    datas, times = stream.events()
+    events = [json.loads(data) for data in datas]
     *deltas, last = events
     if len({event["id"] for event in events}) != 1:
         raise ClientError("an id changed within a stream")
@@ -71,15 +73,16 @@ def run_streams(
     """Send all requests, read all streams, check each; the first wrong one ends the benchmark."""
     with tqdm(total=len(requests), desc="streams", unit="stream", disable=None) as progress:
         begin = time.monotonic()
-        streams = read_streams(
-            HOST, server.port, requests, silence=SILENCE, progress=progress.update
+        scripts = [[Call(request)] for request in requests]
+        answers = read_streams(
+            HOST, server.port, scripts, silence=SILENCE, progress=progress.update
         )
         outcome = Outcome(time.monotonic() - begin, 0, [], [], [])
-    for number, (stream, text) in enumerate(zip(streams, texts, strict=True)):
+    for number, ((stream,), text) in enumerate(zip(answers, texts, strict=True)):
         try:
             check(stream, tokens, text, outcome)
         except (ClientError, ValueError, KeyError, TypeError) as error:
-            raise BenchError(f"stream {number} of {len(streams)} is wrong: {error}") from None
+            raise BenchError(f"stream {number} of {len(answers)} is wrong: {error}") from None
     return outcome
 
 

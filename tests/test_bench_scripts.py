@@ -15,12 +15,17 @@ from typing import Any
 
 import pytest
 
+from cllm.models import demo_path
+
 SCRIPTS = Path(__file__).resolve().parent.parent / "scripts"
 sys.path.insert(0, str(SCRIPTS))
 
 import _load  # noqa: E402
+from _comparison import ratio, rows  # noqa: E402
+from _contenders import check_shape, judge  # noqa: E402
 from _crowd import IdleCrowd, SlowHeaderCrowd  # noqa: E402
-from _streams import Stream, read_streams  # noqa: E402
+from _streams import Call, Stream, read_streams  # noqa: E402
+from _workloads import GREEDY, SCHEMA, Request, Writer  # noqa: E402
 from bench_streams import Outcome, check  # noqa: E402
 
 HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
@@ -100,7 +105,7 @@ def token(text: str, name: str = "a") -> dict[str, Any]:
 # The scripts as they are called
 
 
-@pytest.mark.parametrize("name", ["bench_http.py", "bench_streams.py", "bench_engine.py"])
+@pytest.mark.parametrize("name", ["bench_http.py", "bench_streams.py", "bench_serve.py"])
 def test_help_explains_itself(name: str) -> None:
     done = run_script(name, "--help")
     assert done.returncode == 0
@@ -143,14 +148,20 @@ def test_streams_are_all_counted_and_correct(tmp_path: Path, mode: list[str]) ->
     assert beside["count"] > 0
 
 
-def test_generation_is_measured_over_http_and_in_the_engine(tmp_path: Path) -> None:
-    found, _text = results(tmp_path, "bench_engine.py")
-    contenders = rows_of(found, "6 requests")
-    assert [row[""] for row in contenders] == ["cLLM over HTTP", "cLLM engine alone"]
-    assert all(row["tokens/s"] > 0 for row in contenders)
-    for row in rows_of(found, "Where a step goes"):
-        assert row["steps"] > 0
-        assert row["llama_decode %"] + row["sampling %"] + row["Python %"] == pytest.approx(100)
+def test_workloads_are_served_whole_over_http_and_by_the_engine(tmp_path: Path) -> None:
+    names = ["long-prompt", "many", "churn"]
+    found, text = results(tmp_path, "bench_serve.py", "--workload", *names, "ceiling-1")
+    for name in names:
+        servers = {row["server"]: row for row in rows_of(found, f"{name}: ")}
+        assert list(servers) == ["cLLM", "engine without HTTP"]
+        assert all(row["failures"] == 0 for row in servers.values())
+        spent = rows_of(found, f"{name} steps")
+        for row in spent:
+            assert row["steps"] > 0
+            assert row["llama_decode %"] + row["sampling %"] + row["Python %"] == pytest.approx(100)
+    assert found["workloads"]["many"]["cLLM"]["/health p99"][0] > 0
+    assert "MISSED" not in text
+    assert [row["server"] for row in rows_of(found, "ceiling-1: ")] == ["engine without HTTP"]
 
 
 def test_an_unknown_mode_is_named_with_those_there_are() -> None:
@@ -164,7 +175,7 @@ def test_an_unknown_mode_is_named_with_those_there_are() -> None:
     [
         ("bench_http.py", "--rounds"),
         ("bench_streams.py", "--streams"),
-        ("bench_engine.py", "--tokens"),
+        ("bench_serve.py", "--rounds"),
     ],
 )
 def test_a_count_of_nothing_is_refused_before_anything_starts(name: str, option: str) -> None:
@@ -174,10 +185,14 @@ def test_a_count_of_nothing_is_refused_before_anything_starts(name: str, option:
     assert done.stdout == ""
 
 
+def test_an_unknown_workload_is_named_with_those_there_are() -> None:
+    done = run_script("bench_serve.py", "--workload", "speed")
+    assert done.returncode == 2
+    assert "'speed' is no workload; there are seed, shared-prefix" in done.stderr
+
+
 def test_a_missing_peer_program_is_one_line(tmp_path: Path) -> None:
-    done = run_script(
-        "bench_engine.py", "--quick", "--peer", "llama-server", "--llama-server", str(tmp_path)
-    )
+    done = run_script("bench_serve.py", "--quick", "--llama-server", str(tmp_path))
     assert done.returncode == 1
     assert "Traceback" not in done.stderr and str(tmp_path) in done.stderr
 
@@ -268,7 +283,7 @@ def test_each_event_has_the_time_of_its_last_byte() -> None:
     cut = len(HEAD) + len(b"7\r\n") + 7 + 2
     stream = Stream(raw=bytearray(raw), arrivals=[(cut, 1.0), (len(raw) - 3, 2.0), (len(raw), 3.0)])
     events, times = stream.events()
-    assert events == [{"n": 1}, {"n": 2}]
+    assert events == [b'{"n":1}', b'{"n":2}']
     assert times == [2.0, 2.0]
 
 
@@ -287,6 +302,126 @@ def test_a_malformed_stream_is_refused(raw: bytes) -> None:
         Stream(raw=bytearray(raw), arrivals=[(len(raw), 1.0)]).events()
 
 
+def read(port: int, *scripts: list[Call], **options: Any) -> list[list[Stream]]:
+    return read_streams("127.0.0.1", port, scripts, progress=lambda: None, silence=10.0, **options)
+
+
 def test_streams_that_fall_silent_are_given_up() -> None:
     with answering(HEAD, b"") as port, pytest.raises(_load.ClientError, match="1 streams silent"):
-        read_streams("127.0.0.1", port, [b"x"], silence=0.2, progress=lambda: None)
+        read_streams("127.0.0.1", port, [[Call(b"x")]], silence=0.2, progress=lambda: None)
+
+
+def test_a_script_goes_on_over_the_same_connection() -> None:
+    first, second = (HEAD + chunked(b"data: %d\n\n" % number) for number in (1, 2))
+    with answering(first, second) as port:
+        (script,) = read(port, [Call(b"x"), Call(b"y")])
+    assert [stream.events()[0] for stream in script] == [[b"1"], [b"2"]]
+
+
+def test_a_refusal_and_a_close_end_a_stream_and_the_script_goes_on() -> None:
+    with answering(FAILED) as port:
+        (script,) = read(port, [Call(b"x"), Call(b"y"), Call(b"z")])
+    assert [stream.raw for stream in script] == [FAILED, b"", FAILED]
+    assert [stream.broken for stream in script] == [False, True, False]
+
+
+def test_a_client_leaves_after_so_many_events_and_comes_back_on_a_new_connection() -> None:
+    unended = HEAD + b"1b\r\ndata: 1\n\ndata: 2\n\ndata: 3\n\n"
+    with answering(unended, b"") as port:
+        (script,) = read(port, [Call(b"x", leave_after=2), Call(b"y", leave_after=3)])
+    assert [stream.left for stream in script] == [True, True]
+
+
+def test_late_scripts_begin_when_all_others_have_received_something() -> None:
+    answer = HEAD + chunked(b"data: 1\n\n")
+    with answering(answer, answer) as port:
+        early, other, late = read(
+            port, [Call(b"x")], [Call(b"x")], clients=2, late=[[Call(b"y"), Call(b"y")]]
+        )
+    assert len(late) == 2
+    assert late[0].sent >= max(early[0].arrivals[0][1], other[0].arrivals[0][1])
+
+
+# What an answer of a server must be
+
+
+def completion(*texts: str, finish: str = "length", **usage: int) -> list[dict[str, Any]]:
+    """The events of /v1/completions."""
+
+    def event(text: str, reason: str | None) -> dict[str, Any]:
+        return {"id": "a", "choices": [{"index": 0, "text": text, "finish_reason": reason}]}
+
+    ended = {"id": "a", "choices": [], "usage": {"completion_tokens": len(texts), **usage}}
+    return [*(event(text, None) for text in texts), event("", finish), ended]
+
+
+def answered(request: Request, events: list[dict[str, Any]], done: bytes = b"[DONE]") -> Stream:
+    data = [*(json.dumps(event).encode() for event in events), done]
+    raw = HEAD + chunked(*(b"data: %s\r\n\r\n" % each for each in data))
+    return Stream(sent=1.0, raw=bytearray(raw), arrivals=[(len(raw), 2.0)])
+
+
+TWO = Request("x", 2, GREEDY)
+THING = {"name": "abcd", "kind": "place", "size": 7, "known": True, "tags": ["ab", "cd"]}
+
+
+def test_a_right_answer_counts_with_the_time_of_each_piece() -> None:
+    answer = judge(TWO, answered(TWO, completion("a", "b")))
+    assert (answer.fault, answer.tokens, answer.times) == (None, 2, [2.0, 2.0])
+
+
+@pytest.mark.parametrize(
+    ("events", "done"),
+    [
+        (completion("a", "b"), b"{}"),
+        (completion("a", "b", finish="stop"), b"[DONE]"),
+        (completion("a", "b", completion_tokens=1), b"[DONE]"),
+        ([*completion("a", "b"), {"id": "b", "choices": []}], b"[DONE]"),
+        ([{"error": {"message": "no"}}], b"[DONE]"),
+        ([{"id": "a"}], b"[DONE]"),
+    ],
+    ids=["no end", "reason", "count", "id", "error", "no choices"],
+)
+def test_a_wrong_answer_is_a_failure(events: list[dict[str, Any]], done: bytes) -> None:
+    assert judge(TWO, answered(TWO, events, done)).fault
+
+
+def test_json_must_have_the_shape_asked_for() -> None:
+    request = Request("x", 9, GREEDY, json=True)
+    right = completion(json.dumps(THING), finish="stop")
+    assert judge(request, answered(request, right)).fault is None
+    assert judge(request, answered(request, completion("{}", finish="stop"))).fault
+    check_shape(THING, SCHEMA)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"name": "abc"}, {"kind": "idea"}, {"size": 1000}, {"size": True}, {"known": 1},
+        {"tags": ["ab"]}, {"tags": ["ab", "c"]}, {"more": 1},
+    ],
+)  # fmt: skip
+def test_another_shape_is_refused(change: dict[str, Any]) -> None:
+    with pytest.raises(_load.ClientError):
+        check_shape({**THING, **change}, SCHEMA)
+
+
+def test_ratios_are_medians_of_rounds() -> None:
+    found = {
+        "cLLM": {"tokens/s": [2.0, 4.0, 9.0], "failures": [1.0, 0.0, 1.0]},
+        "llama-server": {"tokens/s": [1.0, 4.0, 3.0], "failures": [0.0, 0.0, 0.0]},
+    }
+    assert ratio(found, "cLLM", "llama-server", "tokens/s") == 2.0
+    assert ratio(found, "cLLM", "xllamacpp", "tokens/s") is None
+    assert rows(found) == [
+        {"server": "cLLM", "tokens/s": "4 (2.00×)", "failures": 2},
+        {"server": "llama-server", "tokens/s": "3", "failures": 0},
+    ]
+
+
+def test_texts_have_about_the_tokens_asked_for_and_are_the_same_for_the_same_seed() -> None:
+    writer = Writer(demo_path())
+    text = writer.seed("a").text(200)
+    assert 180 <= writer.tokens(text) <= 220
+    assert writer.seed("a").text(200) == text
+    assert writer.seed("b").text(200) != text
