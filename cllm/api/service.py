@@ -113,7 +113,9 @@ class Service:
         info = engine.info()
         source = self.settings.chat_template or info.chat_template or CHATML
         try:
-            self._chat_template = ChatTemplate(source, info.bos_text, info.eos_text)
+            self._chat_template = ChatTemplate(
+                source, info.bos_text, info.eos_text, engine.control_texts()
+            )
         except TemplateError as error:
             log.warning("%s; chat requests are refused (--chat-template-file)", error)
             self._chat_template = error

@@ -175,6 +175,11 @@ class Engine:
         with self._guard.borrowed():
             return self._vocab.spelled(self._checked_tokens("token", [token])[0])
 
+    def control_texts(self) -> list[str]:
+        """How the vocabulary's control tokens are spelled. Raises EngineClosed."""
+        with self._guard.borrowed():
+            return self._vocab.control_texts()
+
     def info(self) -> ModelInfo:
         """What is loaded and the context in force."""
         return self._info

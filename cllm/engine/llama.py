@@ -104,6 +104,9 @@ def system_info() -> str:
     return str(C.llama_print_system_info().decode("utf-8", "replace")).strip()
 
 
+_CONTROLS = C.LLAMA_TOKEN_ATTR_CONTROL | C.LLAMA_TOKEN_ATTR_UNKNOWN
+
+
 class Vocab:
     """A model's vocabulary. Thread-safe, as llama.cpp's is, for as long as the model lives."""
 
@@ -185,6 +188,15 @@ class Vocab:
             found = [t for t in range(self.n_tokens) if C.llama_vocab_is_eog(self._handle, t)]
             self._eog = np.array(found, dtype=np.int32)
         return self._eog
+
+    def control_texts(self) -> list[str]:
+        """How control tokens are spelled: what only parse_special finds in a text.
+
+        Looks at every token; 50 ms for a vocabulary of 151 936.
+        """
+        attributes, text = C.llama_vocab_get_attr, C.llama_vocab_get_text
+        found = (t for t in range(self.n_tokens) if attributes(self._handle, t) & _CONTROLS)
+        return [text(self._handle, token).decode("utf-8", "replace") for token in found]
 
 
 class Model:

@@ -40,8 +40,8 @@ def prepare(service: Service, conversation: Conversation) -> Prepared:
         tokens = service.chat_template.tokens(
             engine,
             conversation.messages,
+            conversation.template_kwargs,
             continued=conversation.continued,
-            **conversation.template_kwargs,
         )
     except TemplateError as error:
         raise HttpError(400, f"messages: {error}") from None

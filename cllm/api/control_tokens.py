@@ -1,0 +1,78 @@
+"""Control tokens that a client's text spells out stay text, wherever a template puts them.
+
+Every such spelling is framed by two noncharacters before the template sees it. So whatever the
+template does with the text around it works as usual, and what arrives framed is tokenized as text.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Mapping
+from itertools import groupby
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from cllm.engine import Engine
+
+# Noncharacters, which no text has a reason to hold.
+_BEGIN, _END = "\ufdd0", "\ufdd1"
+_NO_FRAMES = str.maketrans("", "", _BEGIN + _END)
+
+
+class ControlTokens:
+    """The control tokens of a vocabulary, as they are spelled."""
+
+    def __init__(self, spellings: Collection[str]) -> None:
+        spelled = _longest(sorted(filter(None, spellings))) or "(?!)"
+        self._spelled = re.compile(spelled)
+        # A template that cuts texts may have torn a frame apart; each half still protects.
+        self._framed = re.compile(f"{_BEGIN}({spelled})?{_END}?|({spelled})?{_END}")
+
+    def frame(self, value: Any) -> Any:
+        """The value with each control token framed that a text anywhere in it spells."""
+        if isinstance(value, str):
+            return self._spelled.sub(_framed, value.translate(_NO_FRAMES))
+        if isinstance(value, Mapping):
+            return {self.frame(key): self.frame(entry) for key, entry in value.items()}
+        if isinstance(value, (list, tuple)):
+            return [self.frame(entry) for entry in value]
+        return value
+
+    def tokenize(self, engine: Engine, text: str, add_special: bool) -> list[int]:
+        """A template's text -> tokens: what is framed is text, all other control tokens are such.
+
+        Raises InvalidRequest, EngineClosed.
+        """
+        tokens: list[int] = []
+        at = 0
+        for match in self._framed.finditer(text):
+            outside, inside = text[at : match.start()], match[1] or match[2]
+            if outside or not at:
+                tokens += engine.tokenize(outside, add_special and not at, parse_special=True)
+            if inside:
+                tokens += engine.tokenize(inside, add_special=False)
+            at = match.end()
+        if text[at:] or not at:
+            tokens += engine.tokenize(text[at:], add_special and not at, parse_special=True)
+        return tokens
+
+
+def unframed(text: str) -> str:
+    """The text as whoever reads it wants it."""
+    return text.translate(_NO_FRAMES)
+
+
+def _framed(match: re.Match[str]) -> str:
+    return _BEGIN + match[0] + _END
+
+
+def _longest(texts: Collection[str]) -> str:
+    """A regular expression of the longest of these sorted texts; a trie, so its time is linear."""
+    branches = [
+        re.escape(first) + _longest([text[1:] for text in group])
+        for first, group in groupby(filter(None, texts), key=lambda text: text[0])
+    ]
+    if not branches:
+        return ""
+    body = branches[0] if len(branches) == 1 else f"(?:{'|'.join(branches)})"
+    return f"(?:{body})?" if "" in texts else body
