@@ -110,6 +110,9 @@ class Settings:
         "bytes of memory for the prefixes of sequences that made room for others; 0: none; "
         "auto: 1G, or a quarter of the free memory if that is less",
     )  # fmt: skip
+    slot_save_path: str | None = option(
+        None, ENGINE, path("DIRECTORY"), "existing directory where slots are saved and restored"
+    )
     threads: int | None = option(
         None, ENGINE, integer(1, 512, auto=True), "threads that generate; auto: one per core"
     )

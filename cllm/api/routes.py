@@ -17,6 +17,7 @@ from cllm.api.metrics import Metrics
 from cllm.api.model_info import model_info
 from cllm.api.responses import error_body, success, too_many_requests
 from cllm.api.service import RETRY_AFTER, Service, State
+from cllm.api.slot_actions import SlotActions
 from cllm.api.submission import Submission
 from cllm.engine import EngineError, QueueFull
 from cllm.http import HttpError, HttpHandler, HttpRequest, HttpResponse
@@ -50,6 +51,7 @@ def create_handler(service: Service) -> HttpHandler:
 
     Its ``/metrics`` and ``/health`` tell of the server too once ``service.server_stats`` is set.
     """
+    handler = HttpHandler()
     metrics = Metrics(service)
     submission = Submission(service, metrics)
     generating = Generating(submission)
@@ -77,6 +79,8 @@ def create_handler(service: Service) -> HttpHandler:
               benchmarks.endpoint),
         Route("GET", "/model/info", "The model and the context in force",
               partial(model_info, service)),
+        Route("POST", "/slots/{id}", "Save, restore or erase a slot's prefix: ?action=",
+              SlotActions(service, handler).endpoint),
         Route("GET", "/metrics", "Figures in Prometheus text format", metrics.endpoint),
         Route("POST", "/v1/chat/completions", "OpenAI: answer a conversation", chat.endpoint),
         Route("POST", "/v1/completions", "OpenAI: continue prompts", completions.endpoint),
@@ -84,7 +88,6 @@ def create_handler(service: Service) -> HttpHandler:
         Route("GET", "/v1/models/{id}", "OpenAI: the same, by its name", models.model),
     )  # fmt: skip
 
-    handler = HttpHandler()
     handler.error_body = _error_body
     if service.settings.api_keys:
         handler.add_middleware(require_key(service.settings.api_keys))

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
         EngineError,
         InvalidRequest,
         ModelLoadError,
+        NotEnabled,
         PromptTooLong,
         QueueFull,
     )
@@ -39,6 +40,7 @@ __all__ = [
     "InvalidRequest",
     "ModelInfo",
     "ModelLoadError",
+    "NotEnabled",
     "PromptTooLong",
     "QueueFull",
     "Request",

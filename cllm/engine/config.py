@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 CACHE_TYPES = ("f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0", "iq4_nl")
 """What the key/value cache can be stored as (llama.cpp's names)."""
@@ -28,6 +29,7 @@ class EngineConfig:
         None: five times a step without prompts, at least 100.
     cache_ram: bytes of host memory for prefixes whose slots were given to others; 0: none.
         None: 1 GiB, or a quarter of the memory now available if that is less.
+    slot_save_path: directory for the files of saved slots. None: slots cannot be saved.
     threads, threads_batch: for single tokens and for prompts. None: the physical cores that this
         process may run on; threads_batch: as threads.
     n_gpu_layers: layers placed on a GPU; -1: all.
@@ -50,6 +52,7 @@ class EngineConfig:
     ubatch_size: int = 512
     max_itl_ms: int | None = None
     cache_ram: int | None = None
+    slot_save_path: str | None = None
     threads: int | None = None
     threads_batch: int | None = None
     n_gpu_layers: int = 0
@@ -80,6 +83,10 @@ class EngineConfig:
         self._check_choice("extra_bufts", self.extra_bufts, _SWITCH)
         self._check_choice("cache_type_k", self.cache_type_k, CACHE_TYPES)
         self._check_choice("cache_type_v", self.cache_type_v, CACHE_TYPES)
+        if self.slot_save_path is not None and not Path(self.slot_save_path).is_dir():
+            raise ValueError(
+                f"slot_save_path={self.slot_save_path} is not a directory; create it first"
+            )
         if self.batch_size < self.parallel:
             raise ValueError(
                 f"batch_size={self.batch_size} cannot hold one token of each of "

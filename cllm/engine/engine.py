@@ -21,6 +21,7 @@ from cllm.engine.params import SamplingParams
 from cllm.engine.placement import Placer
 from cllm.engine.scheduler import Scheduler
 from cllm.engine.sequence import Sequence as EngineSequence
+from cllm.engine.sessions import Sessions
 from cllm.engine.sizing import default_cache_ram
 from cllm.engine.stats import EngineStats
 
@@ -67,12 +68,16 @@ class Engine:
             stats,
             loaded.context.n_ctx if config.kv_cells is not None else None,
         )
+        self.sessions = Sessions(
+            self._scheduler, self._placer, config, loaded.info.path, self._ctx_size
+        )
+        """Slots saved to files and restored."""
         thread = threading.Thread(target=self._scheduler.run, name="cllm-engine", daemon=True)
         self._guard = _Guard()
         # Also runs at interpreter exit and when the engine is forgotten: freeing the model while
         # the thread decodes, or leaving the thread to a finished interpreter, would crash.
         self._finalizer = weakref.finalize(
-            self, _release, self._scheduler, thread, self._guard, loaded
+            self, _release, self._scheduler, thread, self._guard, self.sessions, loaded
         )
         self._thread = thread
         thread.start()
@@ -288,12 +293,19 @@ class _Guard:
             self._changed.wait_for(lambda: self._borrowers == 0)
 
 
-def _release(scheduler: Scheduler, thread: threading.Thread, guard: _Guard, loaded: Loaded) -> None:
+def _release(
+    scheduler: Scheduler,
+    thread: threading.Thread,
+    guard: _Guard,
+    sessions: Sessions,
+    loaded: Loaded,
+) -> None:
     scheduler.stop()
     if threading.current_thread() is thread:
         return  # The last reference died in a callback; the process's end frees the rest.
     if thread.ident is not None:
         thread.join()
+    sessions.close()
     guard.close()
     loaded.close()
 

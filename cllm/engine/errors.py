@@ -58,6 +58,10 @@ class EngineClosed(EngineError):  # noqa: N818 - a public name
         super().__init__(message)
 
 
+class NotEnabled(EngineError):  # noqa: N818 - a public name
+    """What was asked for is switched off; the message names the option."""
+
+
 def _shortened(value: object) -> str:
     text = value if isinstance(value, str) else repr(value)
     return text if len(text) <= 60 else text[:57] + "..."

@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 from array import array
 
-from cllm.engine.llama import Context
+from cllm.engine.errors import EngineError, InvalidRequest
+from cllm.engine.llama import Bytes, Context
 from cllm.engine.prefix_cache import Holder, PrefixCache, Slot, Start
 from cllm.engine.saved_prefixes import Saved
 from cllm.engine.stats import EngineStats
@@ -139,6 +140,31 @@ class Placer:
         self.cache.save(Saved(slot.tokens[: slot.length], data, self._whole))
         self._stats.saved_prefixes += 1
         self._stats.evicted_prefixes = saved.evictions
+
+    def snapshot(self, slot: Slot) -> tuple[array[int], Bytes]:
+        """What an idle slot holds, for a file; raises InvalidRequest if that is nothing."""
+        if not slot.length:
+            raise InvalidRequest("id_slot", slot.id, "a slot that holds tokens")
+        data = self._context.save(slot.id)
+        if data is None:
+            raise EngineError(f"llama.cpp could not save slot {slot.id}")
+        return slot.tokens[: slot.length], data
+
+    def load(self, slot: Slot, tokens: array[int], data: Bytes) -> bool:
+        """Let an idle slot hold what a file had; False if llama.cpp does not take it."""
+        self.give_up(slot)
+        taken = self._context.restore(slot.id, data)
+        if not taken:
+            self._context.remove(slot.id)
+        self.cache.fill(slot, tokens if taken else array("i"))
+        return taken
+
+    def erase(self, slot: Slot) -> int:
+        """Forget what an idle slot holds; return how many tokens that were."""
+        erased = slot.length
+        self.forget(slot)
+        self.cache.fill(slot, array("i"))
+        return erased
 
     def give_up(self, slot: Slot) -> None:
         """Free what an idle slot takes in the key/value cache; save it first if that pays."""

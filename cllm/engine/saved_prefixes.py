@@ -6,8 +6,7 @@ from array import array
 from collections import OrderedDict
 from dataclasses import dataclass
 
-import numpy as np
-from numpy.typing import NDArray
+from cllm.engine.llama import Bytes
 
 
 @dataclass(slots=True, eq=False)
@@ -19,7 +18,7 @@ class Saved:
     """
 
     tokens: array[int]
-    data: NDArray[np.uint8]
+    data: Bytes
     whole: bool
 
     @property

@@ -1,0 +1,103 @@
+"""POST ``/slots/{id}``: save a slot's prefix to a file, restore or erase it, as llama-server does.
+
+The work is done on the engine's threads; the answer comes when it is done, and no worker waits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import Future
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import msgspec
+
+from cllm.api.errors import describe
+from cllm.api.responses import JSON, encode
+from cllm.api.service import Service
+from cllm.engine import InvalidRequest
+from cllm.http import DeferredResponse, HttpHandler, HttpRequest, HttpResponse
+
+if TYPE_CHECKING:
+    from cllm.engine.sessions import Session
+
+_T = TypeVar("_T")
+
+
+class _File(msgspec.Struct):
+    filename: str
+
+
+_FILE = msgspec.json.Decoder(_File)
+
+
+class SlotActions:
+    """The endpoint; `handler` shapes the errors that come later."""
+
+    __slots__ = ("_handler", "_service")
+
+    def __init__(self, service: Service, handler: HttpHandler) -> None:
+        self._service = service
+        self._handler = handler
+
+    def endpoint(self, request: HttpRequest) -> DeferredResponse:
+        """``?action=save|restore|erase``. Raises InvalidRequest, NotEnabled, HttpError 503."""
+        sessions = self._service.engine.sessions
+        slot = _slot(request.path_params["id"])
+        action = request.query.get("action", "")
+        if action == "save":
+            return self._answer(sessions.save(slot, _filename(request)), _saved, request)
+        if action == "restore":
+            return self._answer(sessions.restore(slot, _filename(request)), _restored, request)
+        if action == "erase":
+            erased = sessions.erase(slot)
+            return self._answer(erased, lambda n: {"id_slot": slot, "n_erased": n}, request)
+        raise InvalidRequest("action", action, "save, restore or erase")
+
+    def _answer(
+        self, future: Future[_T], body: Callable[[_T], dict[str, Any]], request: HttpRequest
+    ) -> DeferredResponse:
+        answer = DeferredResponse()
+
+        def done(ended: Future[_T]) -> None:
+            error = ended.exception()
+            if error is None:
+                response = HttpResponse.bytes(encode(body(ended.result())), JSON)
+            else:
+                response = self._handler.error_response(describe(error, request.id), request)
+            answer.resolve(response)
+
+        future.add_done_callback(done)
+        return answer
+
+
+def _slot(text: str) -> int:
+    if not text.isdecimal() or len(text) > 9:
+        raise InvalidRequest("id_slot", text, "a slot's number")
+    return int(text)
+
+
+def _filename(request: HttpRequest) -> str:
+    try:
+        return _FILE.decode(request.body).filename
+    except msgspec.DecodeError as error:
+        raise InvalidRequest("filename", str(error), 'a body like {"filename": "name"}') from None
+
+
+def _saved(session: Session) -> dict[str, Any]:
+    return {
+        "id_slot": session.slot,
+        "filename": session.filename,
+        "n_saved": session.n_tokens,
+        "n_written": session.n_bytes,
+        "timings": {"save_ms": session.seconds * 1000},
+    }
+
+
+def _restored(session: Session) -> dict[str, Any]:
+    return {
+        "id_slot": session.slot,
+        "filename": session.filename,
+        "n_restored": session.n_tokens,
+        "n_read": session.n_bytes,
+        "timings": {"restore_ms": session.seconds * 1000},
+    }

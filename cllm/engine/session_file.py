@@ -1,0 +1,136 @@
+"""Files that keep a slot's prefix: tokens and what llama.cpp saved of them, checked when read.
+
+The layout: a line that names the format, a line of JSON (`_Head`), the tokens as 32-bit integers,
+the state. A file is written beside its place and moved there, so that none is ever half there.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import zlib
+from array import array
+from dataclasses import asdict, dataclass
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import numpy as np
+
+from cllm.engine.errors import EngineError, InvalidRequest
+from cllm.engine.llama import Bytes
+
+_FORMAT = b"cLLM prefix 1\n"
+_NAME = re.compile(r"[^\W_][\w.+=@,-]{0,199}")
+_SAMPLES, _SAMPLE = 256, 4096  # of a model's file, in its fingerprint
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """Under what a state was saved, and alone can be restored."""
+
+    model: str
+    layout: str
+    cache_type_k: str
+    cache_type_v: str
+
+
+@dataclass(frozen=True, slots=True)
+class _Head:
+    identity: Identity
+    n_tokens: int
+    n_state: int
+    crc32: int
+
+
+def checked_name(name: object) -> str:
+    """A file name that stays in its directory. Raises InvalidRequest."""
+    if not isinstance(name, str) or not _NAME.fullmatch(name):
+        expected = "a file name of letters, digits and ._+=@,- that begins with a letter or digit"
+        raise InvalidRequest("filename", name, expected)
+    return name
+
+
+def fingerprint(path: Path) -> str:
+    """Tell one model's file from another by its size and samples from all of it."""
+    size = path.stat().st_size
+    digest = sha256(str(size).encode())
+    with path.open("rb") as file:
+        for i in range(_SAMPLES):
+            file.seek(size * i // _SAMPLES)
+            digest.update(file.read(_SAMPLE))
+    return digest.hexdigest()
+
+
+def write(path: Path, identity: Identity, tokens: array[int], state: Bytes) -> int:
+    """Write a file and return its bytes. Raises EngineError with the system's reason."""
+    head = _Head(identity, len(tokens), state.size, _checksum(tokens, state))
+    beside = path.with_name(f".{path.name}.{uuid4().hex}")
+    try:
+        with beside.open("wb") as file:
+            file.write(_FORMAT)
+            file.write(json.dumps(asdict(head)).encode() + b"\n")
+            file.write(tokens.tobytes())
+            file.write(state.data)
+            written = file.tell()
+        os.replace(beside, path)
+        return written
+    except OSError as error:
+        beside.unlink(missing_ok=True)
+        raise EngineError(f"cannot write {path.name}: {error.strerror}") from None
+
+
+def read(path: Path, identity: Identity) -> tuple[array[int], Bytes, int]:
+    """Read tokens, state and the file's bytes.
+
+    Raises InvalidRequest if it is not there, is damaged or was saved under another identity.
+    """
+    try:
+        with path.open("rb") as file:
+            if file.readline(len(_FORMAT)) != _FORMAT:
+                raise _refused(path, "a file that cLLM saved")
+            head = _head(path, file.readline(4096))
+            _check_identity(path, head.identity, identity)
+            size = os.fstat(file.fileno()).st_size
+            if file.tell() + 4 * head.n_tokens + head.n_state != size:
+                raise _refused(path, "a whole file")
+            tokens = array("i", file.read(4 * head.n_tokens))
+            state = np.fromfile(file, np.uint8)
+    except FileNotFoundError:
+        raise _refused(path, "a file that is in --slot-save-path") from None
+    except OSError as error:
+        raise EngineError(f"cannot read {path.name}: {error.strerror}") from None
+    if _checksum(tokens, state) != head.crc32:
+        raise _refused(path, "a file that is not damaged")
+    return tokens, state, size
+
+
+def _checksum(tokens: array[int], state: Bytes) -> int:
+    return zlib.crc32(state.data, zlib.crc32(tokens))
+
+
+def _head(path: Path, line: bytes) -> _Head:
+    try:
+        fields: dict[str, Any] = json.loads(line)
+        identity = Identity(**fields.pop("identity"))
+        head = _Head(identity, **fields)
+        if not (head.n_tokens > 0 and head.n_state > 0):
+            raise ValueError
+        return head
+    except (ValueError, TypeError, KeyError, AttributeError):
+        raise _refused(path, "a file that is not damaged") from None
+
+
+def _check_identity(path: Path, saved: Identity, here: Identity) -> None:
+    if saved.model != here.model:
+        raise _refused(path, "a file of the model that is loaded; it is of another one")
+    for name, value in asdict(here).items():
+        if getattr(saved, name) != value:
+            found = getattr(saved, name)
+            raise _refused(path, f"a file saved with {name} {value}; it was with {found}")
+
+
+def _refused(path: Path, expected: str) -> InvalidRequest:
+    return InvalidRequest("filename", path.name, expected)
