@@ -16,7 +16,7 @@ PACKAGE = ROOT / "cllm"
 # What a room may import beside the standard library and itself.
 ALLOWED = {
     "http": {"cllm.version"},
-    "engine": {"llama_cpp", "numpy", "gguf", "cllm.models", "cllm.version"},
+    "engine": {"llama_cpp", "numpy", "gguf", "llguidance", "cllm.models", "cllm.version"},
     "api": {"cllm.http", "cllm.engine", "cllm.version", "msgspec", "prometheus_client", "jinja2"},
 }
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from cllm.engine.config import EngineConfig
+    from cllm.engine.constraint import Constraint
     from cllm.engine.engine import Engine
     from cllm.engine.errors import (
         DeadlineExceeded,
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Completion",
+    "Constraint",
     "DeadlineExceeded",
     "Engine",
     "EngineClosed",
@@ -52,6 +54,7 @@ __all__ = [
 
 _MODULE = {
     "Completion": "generation",
+    "Constraint": "constraint",
     "Engine": "engine",
     "EngineConfig": "config",
     "EngineStats": "stats",

@@ -12,8 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from cllm.engine.config import EngineConfig
+from cllm.engine.constraint import Constraint
 from cllm.engine.errors import EngineClosed, EngineError, InvalidRequest, PromptTooLong
 from cllm.engine.generation import Completion, Generation
+from cllm.engine.grammars import Grammars
 from cllm.engine.info import ModelInfo
 from cllm.engine.loading import Loaded, load
 from cllm.engine.pacing import Pacer
@@ -59,6 +61,7 @@ class Engine:
             goes_back=loaded.model.goes_back,
         )
         self._cache = self._placer.cache
+        self._grammars = Grammars(self._vocab)
         self._scheduler = Scheduler(
             loaded.context,
             loaded.batch,
@@ -120,9 +123,10 @@ class Engine:
         with self._guard.borrowed():
             tokens = self._prompt_tokens(prompt)
             self._check_against_vocabulary(params)
+            guide = self._grammars.guide(params.constraint) if params.constraint else None
         generation = Generation(len(tokens), on_update, self._scheduler.cancel)
         self._scheduler.submit(
-            EngineSequence(tokens, params, generation, self._vocab, self._ctx_size, deadline)
+            EngineSequence(tokens, params, generation, self._vocab, self._ctx_size, deadline, guide)
         )
         return generation
 
@@ -153,6 +157,11 @@ class Engine:
         """Refuse what submit would refuse: raises InvalidRequest, PromptTooLong, EngineClosed."""
         with self._guard.borrowed():
             self._prompt_tokens(prompt)
+
+    def check_constraint(self, constraint: Constraint) -> None:
+        """Refuse what submit would refuse, and keep what it compiles. Raises InvalidRequest."""
+        with self._guard.borrowed():
+            self._grammars.guide(constraint)
 
     def cancel(self, generation: Generation) -> None:
         """End a generation before the next decode; what it has is kept. Same as its cancel()."""

@@ -16,6 +16,7 @@ from typing import Any
 
 import llama_cpp.llama_cpp as C  # noqa: N812 - the C interface
 import numpy as np
+from llguidance import LLTokenizer
 from numpy.typing import NDArray
 
 IntArray = NDArray[np.int32]
@@ -177,6 +178,24 @@ class Vocab:
             tokens = tokens[:-1]
         text = b"".join(self.token_to_piece(token, special) for token in tokens)
         return text[1:] if self._adds_space and text.startswith(b" ") else text
+
+    def for_llguidance(self) -> LLTokenizer:
+        """This vocabulary as llguidance wants it; takes time. It must not outlive the model."""
+        control, user = C.LLAMA_TOKEN_ATTR_CONTROL, C.LLAMA_TOKEN_ATTR_USER_DEFINED
+        pieces = []
+        for token in range(self.n_tokens):
+            piece = self.token_to_piece(token, special=True)
+            attributes = C.llama_vocab_get_attr(self._handle, token)
+            like_control = piece.startswith(b"<") and piece.endswith(b">")
+            if attributes & control or (attributes & user and like_control):
+                piece = b"\xff" + piece  # llguidance's mark: a token that no text stands for
+            pieces.append(piece)
+        return LLTokenizer.from_llamacpp(  # type: ignore[attr-defined,no-any-return]
+            tokens=pieces,
+            vocab_ptr=self._handle,
+            tokenize_fptr=ctypes.cast(C._lib.llama_tokenize, ctypes.c_void_p).value,
+            eos_token=self.eog_tokens().tolist(),
+        )
 
     def is_eog(self, token: int) -> bool:
         """Whether the token ends a generation."""

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, fields
 from types import MappingProxyType
 from typing import Any
 
+from cllm.engine.constraint import Constraint
 from cllm.engine.errors import InvalidRequest
 
 MAX_STOPS = 32
@@ -50,6 +51,7 @@ class SamplingParams:
     ignore_eos: never choose a token that ends the generation.
     logprobs: record each token with its log-probability and those of so many alternatives.
     record_tokens: record each token, without log-probabilities.
+    constraint: what the text must be; it ends when nothing may follow.
     spell_special: control tokens appear in the text, spelled out; but never one that ends it.
 
     Raises InvalidRequest, which names the field, its value and what was expected.
@@ -69,6 +71,7 @@ class SamplingParams:
     ignore_eos: bool = False
     logprobs: int | None = None
     record_tokens: bool = False
+    constraint: Constraint | None = None
     spell_special: bool = False
 
     def __post_init__(self) -> None:
@@ -84,6 +87,8 @@ class SamplingParams:
         if self.logprobs is not None:
             expected = f"an integer from 0 to {MAX_LOGPROBS}"
             _check_int("logprobs", self.logprobs, 0, MAX_LOGPROBS, expected)
+        if self.constraint is not None and not isinstance(self.constraint, Constraint):
+            raise InvalidRequest("constraint", self.constraint, "a Constraint")
         for name in _SWITCHES:
             if not isinstance(getattr(self, name), bool):
                 raise InvalidRequest(name, getattr(self, name), "true or false")

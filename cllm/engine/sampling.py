@@ -49,21 +49,29 @@ class TokenSampler:
                 folded_seed(params.seed),
             )
 
-    def choose(self, row: FloatArray, tokens: array[int]) -> int:
+    def choose(
+        self, row: FloatArray, tokens: array[int], forbidden: NDArray[np.bool_] | None = None
+    ) -> int:
         """Choose the token that follows `tokens`; overwrites `row`, its logits [n_vocab].
 
-        Raises EngineError if the model gave no number.
+        forbidden: tokens that it must not be, [n_vocab].
+        Raises EngineError if the model gave no number, or if every token is ruled out.
         """
         if len(self._biased):
             row[self._biased] += self._bias
         if self._params.penalized:
             _penalize(row, tokens, self._params)
+        if forbidden is not None:
+            np.copyto(row, -np.inf, where=forbidden)
         if self._chain is None:
             token = int(row.argmax())
             if row[token] != row[token]:
                 raise EngineError(_NAN)
-            return token
-        return self._chain.choose(candidates(row, self._params))
+        else:
+            token = self._chain.choose(candidates(row, self._params))
+        if forbidden is not None and forbidden[token]:
+            raise EngineError("no token is left that constraint and logit_bias both allow")
+        return token
 
     def close(self) -> None:
         """Free the samplers."""

@@ -13,6 +13,7 @@ from typing import Any
 
 from cllm.engine.errors import DeadlineExceeded, EngineClosed, EngineError, QueueFull
 from cllm.engine.generation import FinishReason, Generation
+from cllm.engine.guide import MaskThread
 from cllm.engine.llama import Batch, Context, Vocab
 from cllm.engine.pacing import Pacer
 from cllm.engine.placement import Placer
@@ -53,6 +54,7 @@ class Scheduler:
         self._cache = placer.cache
         self._pacer = pacer
         self._max_in_flight = stats.slots_total + stats.queue_limit
+        self._masks = MaskThread()
         self._shared_cells = shared_cells
         self.stats = stats
         self.failure: Exception | None = None
@@ -156,6 +158,7 @@ class Scheduler:
                 closed = EngineError(message) if error else EngineClosed(message)
                 self._finish(sequence, FinishReason.ERROR, closed)
             self._notify()
+            self._masks.close()
 
     def _take_messages(self) -> bool:
         """Take what other threads left; sleep while there is nothing to do. False: stop."""
@@ -207,7 +210,9 @@ class Scheduler:
             return
         generating = sum(s.decoding for s, _ in plan)
         decode_began = time.perf_counter()
+        self._masks.start([s.guide for s, _ in plan if s.guide is not None])
         done, code = self._decode(plan)
+        self._masks.wait()
         decode_ended = time.perf_counter()
         if done is plan and not code:
             tokens = sum(count for _, count in plan) - generating
@@ -297,11 +302,13 @@ class Scheduler:
         return lengths + len(sequence.tokens) + 1 <= self._shared_cells
 
     def _plan(self) -> Plan:
-        """One token of each sequence that is generating, then of prompts what time allows."""
-        counts = {s: 1 for s in self._running if s.decoding}
+        """The newest tokens of those that are generating, then of prompts what time allows."""
+        counts = {s: s.pending for s in self._running if s.decoding}
+        if sum(counts.values()) > self._batch.capacity:
+            counts = dict.fromkeys(counts, 1)
         prompts = [s for s in self._running if s not in counts and _slot(s).leader is None]
         if prompts:
-            pacer, room = self._pacer, self._batch.capacity - len(counts)
+            pacer, room = self._pacer, self._batch.capacity - sum(counts.values())
             room = min(room, pacer.budget(len(counts), self._context.n_ubatch))
             prompts.sort(key=lambda s: pacer.due(s.generation._submitted, s.pending))
             for sequence in prompts:
@@ -371,8 +378,8 @@ class Scheduler:
         self._cache.release(slot)
         self._waiting.appendleft(sequence)
 
-    def _sample(self, plan: Plan) -> list[tuple[Sequence, int]]:
-        """Choose a token for each sequence whose last token was decoded."""
+    def _sample(self, plan: Plan) -> list[tuple[Sequence, list[int]]]:
+        """Choose what follows in each sequence whose last token was decoded."""
         outputs = [s for s, _ in plan if s.pending == 0]
         chosen = []
         rows = self._context.logits(len(outputs)) if outputs else ()
@@ -383,11 +390,12 @@ class Scheduler:
                 self._fail(sequence, error)
         return chosen
 
-    def _publish(self, chosen: list[tuple[Sequence, int]]) -> None:
+    def _publish(self, chosen: list[tuple[Sequence, list[int]]]) -> None:
         now = time.monotonic()
-        self.stats.completion_tokens += len(chosen)
-        for sequence, token in chosen:
-            reason = sequence.accept(token, now)
+        for sequence, tokens in chosen:
+            length = len(sequence.tokens)
+            reason = sequence.accept(tokens, now)
+            self.stats.completion_tokens += len(sequence.tokens) - length
             if reason is not None:
                 self._finish(sequence, reason)
             else:

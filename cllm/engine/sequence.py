@@ -9,6 +9,7 @@ from collections.abc import Sequence as Seq
 
 from cllm.engine.detokenizer import Detokenizer
 from cllm.engine.generation import FinishReason, Generation, TokenRecord
+from cllm.engine.guide import Guide
 from cllm.engine.llama import FloatArray, Vocab
 from cllm.engine.logprobs import logprobs
 from cllm.engine.params import SamplingParams
@@ -26,12 +27,14 @@ class Sequence:
 
     __slots__ = (
         "_detokenizer",
+        "_newest",
         "_piece",
         "_stops",
         "_vocab",
         "deadline",
         "deadline_s",
         "generation",
+        "guide",
         "max_length",
         "n_prompt",
         "params",
@@ -49,11 +52,13 @@ class Sequence:
         vocab: Vocab,
         ctx_size: int,
         deadline: float | None,
+        guide: Guide | None = None,
     ) -> None:
         self.tokens = array("i", prompt)
         self.n_prompt = len(prompt)
         self.params = params
         self.generation = generation
+        self.guide = guide
         self.deadline_s = deadline
         self.deadline = math.inf if deadline is None else time.monotonic() + deadline
         self.max_length = ctx_size
@@ -62,6 +67,7 @@ class Sequence:
         self.slot: Slot | None = None
         self.sampler: TokenSampler | None = None
         self.preempted = False
+        self._newest = 0
         self._vocab = vocab
         self._piece = vocab.spelled if params.spell_special else vocab.piece
         self._detokenizer = Detokenizer(self._piece)
@@ -69,41 +75,55 @@ class Sequence:
 
     @property
     def pending(self) -> int:
-        """Tokens that are not in the cache yet; just the newest while it is generating."""
+        """Tokens that are not in the cache yet; just the newest ones while it is generating."""
         assert self.slot is not None
         return len(self.tokens) - self.slot.length
 
     @property
     def decoding(self) -> bool:
-        """Whether it needs just one token evaluated to go on with its text."""
-        return self.pending == 1 and len(self.tokens) > self.n_prompt
+        """Whether it needs just its newest tokens evaluated to go on with its text."""
+        return self.pending <= self._newest
 
-    def choose(self, row: FloatArray) -> int:
+    def choose(self, row: FloatArray) -> list[int]:
         """Choose the next token from its logits, which are overwritten, and record it if asked.
 
-        Raises EngineError if the model gave no number.
+        Tokens that must follow it by the constraint come with it, except where log-probabilities
+        are wanted of each. Raises EngineError if there is no choice.
         """
         assert self.sampler is not None
-        params = self.params
+        params, guide = self.params, self.guide
+        own = row.copy() if params.logprobs is not None else row
+        forbidden = None if guide is None else guide.forbidden()
+        token = self.sampler.choose(row, self.tokens, forbidden)
         if params.logprobs is not None:
-            own = row.copy()
-            token = self.sampler.choose(row, self.tokens)
             self._record(token, *logprobs(own, token, params.logprobs))
-        else:
-            token = self.sampler.choose(row, self.tokens)
-            if params.record_tokens:
-                self._record(token, math.nan, ())
-        return token
+        chosen = [token]
+        if guide is not None and not self._vocab.is_eog(token):
+            guide.accept(token)
+            if params.logprobs is None:
+                chosen += guide.forced(self.max_length - len(self.tokens) - 1)
+        return chosen
 
     def _record(self, token: int, logprob: float, top: tuple[tuple[int, float], ...]) -> None:
         piece = b"" if self._vocab.is_eog(token) else self._piece(token)
         self.generation._record(TokenRecord(token, piece, logprob, top))
 
-    def accept(self, token: int, now: float) -> FinishReason | None:
-        """Take the next token: publish the text it completes and say whether it was the last."""
-        generation = self.generation
+    def accept(self, tokens: Seq[int], now: float) -> FinishReason | None:
+        """Take the next tokens: publish the text they complete and say whether it was the last."""
+        self._newest = len(tokens)
+        ended = self.guide is not None and self.guide.ended
+        for left, token in enumerate(tokens, start=1 - len(tokens)):
+            reason = self._take(token, now, ended and left == 0)
+            if reason is not None:
+                return reason
+        return None
+
+    def _take(self, token: int, now: float, ends: bool) -> FinishReason | None:
+        generation, params = self.generation, self.params
         generation._note_token(now)
         self.tokens.append(token)
+        if params.record_tokens and params.logprobs is None:
+            self._record(token, math.nan, ())
         if self._vocab.is_eog(token):
             self._publish_rest()
             return FinishReason.STOP
@@ -114,6 +134,9 @@ class Sequence:
                 generation._append(text)
             if stopped:
                 return FinishReason.STOP
+        if ends:
+            self._publish_rest()
+            return FinishReason.STOP
         if len(self.tokens) >= self.max_length:
             return FinishReason.STOP if self._publish_rest() else FinishReason.LENGTH
         return None

@@ -1,0 +1,111 @@
+"""One request's way through its constraint: which tokens may follow, which must, when it ends."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from queue import SimpleQueue
+from threading import Thread
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cllm.engine.errors import EngineError
+
+if TYPE_CHECKING:
+    from llguidance import LLMatcher
+
+MAX_FORCED = 32
+"""Tokens taken at once because nothing else may follow; the rest come with the next step."""
+
+
+class Guide:
+    """A matcher and the mask for the next token. One thread at a time may use it."""
+
+    __slots__ = ("_bits", "_forbidden", "_matcher", "_n_vocab")
+
+    def __init__(self, matcher: LLMatcher, n_vocab: int) -> None:
+        self._matcher = matcher
+        self._n_vocab = n_vocab
+        self._bits: NDArray[np.uint32] = np.zeros(-(-n_vocab // 32), dtype=np.uint32)
+        self._forbidden: NDArray[np.bool_] | None = None
+
+    def forbidden(self) -> NDArray[np.bool_]:
+        """Return which tokens may not follow, [n_vocab]; computed once for each token accepted.
+
+        Raises EngineError if the constraint is too intricate for its limits here.
+        """
+        if self._forbidden is None:
+            bits = self._bits
+            self._matcher.unsafe_compute_mask_ptr(bits.ctypes.data, bits.nbytes)
+            self._check()
+            np.invert(bits, out=bits)
+            flags = np.unpackbits(bits.view(np.uint8), count=self._n_vocab, bitorder="little")
+            self._forbidden = flags.view(np.bool_)
+        return self._forbidden
+
+    def accept(self, token: int) -> None:
+        """Go on with a token that was not forbidden and does not end the text."""
+        self._forbidden = None
+        self._matcher.consume_token(token)
+        self._check()
+
+    def forced(self, room: int) -> list[int]:
+        """Accept and return the tokens that must follow, if any, but at most `room`."""
+        if self._matcher.is_stopped():
+            return []
+        tokens = self._matcher.compute_ff_tokens()[: min(room, MAX_FORCED)]
+        if tokens:
+            self._forbidden = None
+            self._matcher.consume_tokens(tokens)
+            self._check()
+        return tokens
+
+    @property
+    def ended(self) -> bool:
+        """Whether the text is complete and nothing may follow."""
+        return bool(self._matcher.is_stopped())
+
+    def _check(self) -> None:
+        if self._matcher.is_error():
+            reason = self._matcher.get_error().split("\n", 1)[0]
+            raise EngineError(f"the constraint cannot be followed any further: {reason}")
+
+
+class MaskThread:
+    """Computes masks while llama_decode runs. Owned and used by the engine thread alone."""
+
+    def __init__(self) -> None:
+        self._todo: SimpleQueue[list[Guide] | None] = SimpleQueue()
+        self._done: SimpleQueue[None] = SimpleQueue()
+        self._thread: Thread | None = None
+        self._busy = False
+
+    def start(self, guides: list[Guide]) -> None:
+        """Begin; nobody else may use these guides until wait() has returned."""
+        if not guides:
+            return
+        if self._thread is None:
+            self._thread = Thread(target=self._run, name="cllm-masks", daemon=True)
+            self._thread.start()
+        self._busy = True
+        self._todo.put(guides)
+
+    def wait(self) -> None:
+        """Return when what was begun is done."""
+        if self._busy:
+            self._done.get()
+            self._busy = False
+
+    def close(self) -> None:
+        """End the thread."""
+        if self._thread is not None:
+            self._todo.put(None)
+            self._thread.join()
+
+    def _run(self) -> None:
+        while (guides := self._todo.get()) is not None:
+            for guide in guides:
+                with suppress(EngineError):  # raised again where the request can be given up
+                    guide.forbidden()
+            self._done.put(None)
