@@ -8,6 +8,7 @@ import logging.handlers
 import sys
 import time
 import traceback
+from collections.abc import Mapping
 
 from cllm.options import SettingsError
 
@@ -53,7 +54,10 @@ class HumanFormatter(logging.Formatter):
 
 
 class JsonFormatter(logging.Formatter):
-    """One object a line: time (UTC, RFC 3339), level, logger, message, whatever `extra` held."""
+    """One object a line: time (UTC, RFC 3339), level, logger, message, whatever `extra` held.
+
+    Arguments that have names, as those of the access log, stand in it by these.
+    """
 
     def format(self, record: logging.LogRecord) -> str:
         """The record as one line of JSON."""
@@ -64,6 +68,8 @@ class JsonFormatter(logging.Formatter):
             "logger": record.name,
             "message": record.getMessage(),
         }
+        if isinstance(record.args, Mapping):
+            line.update(record.args)
         for name, value in vars(record).items():
             if name not in _STANDARD:
                 line[name] = value

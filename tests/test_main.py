@@ -460,7 +460,9 @@ def test_json_log_lines_are_objects_and_the_banner_is_one_of_them(start: Start) 
     child.until('"message": "stopped"')
     lines = [json.loads(line) for line in child.seen]
     assert all({"time", "level", "logger", "message"} <= line.keys() for line in lines)
-    assert any(line["logger"] == "cllm.access" for line in lines)
+    (access,) = (line for line in lines if line["logger"] == "cllm.access")
+    assert (access["method"], access["path"], access["status"]) == ("GET", "/health", 200)
+    assert access["message"].startswith(f"client={access['client']} method=GET path=/health ")
 
 
 def test_a_log_file_takes_the_log_and_standard_error_stays_empty(tmp_path: Path) -> None:

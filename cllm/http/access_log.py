@@ -16,6 +16,12 @@ _log = logging.getLogger("cllm.access")
 _ID = re.compile(r"[0-9A-Za-z._:/+=@~\-]{1,128}")
 _PLAIN = re.compile(r"[!#-<>-~]+")  # visible ASCII without '"' and "="
 
+# By name, so that a handler which writes objects finds the values in the record's args.
+_LINE = (
+    "client=%(client)s method=%(method)s path=%(path)s status=%(status)d bytes=%(bytes)d "
+    "ms=%(ms).2f id=%(id)s"
+)
+
 _prefix = secrets.token_hex(4) + "-"  # another one in each process
 _next = itertools.count(1).__next__
 
@@ -49,8 +55,11 @@ def write(
         method, path, identifier = request.method, _quoted(request.path), request.id
     host = f"[{client[0]}]" if ":" in client[0] else client[0]
     _log.info(
-        "client=%s:%d method=%s path=%s status=%d bytes=%d ms=%.2f id=%s",
-        host, client[1], method, path, status, size, seconds * 1000, identifier,
+        _LINE,
+        {
+            "client": f"{host}:{client[1]}", "method": method, "path": path, "status": status,
+            "bytes": size, "ms": round(seconds * 1000, 2), "id": identifier,
+        },
     )  # fmt: skip
 
 
