@@ -12,16 +12,19 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from cllm.engine.config import EngineConfig
     from cllm.engine.constraint import Constraint
+    from cllm.engine.embedding import Embedding
     from cllm.engine.engine import Engine
     from cllm.engine.errors import (
         DeadlineExceeded,
         EngineClosed,
         EngineError,
+        InputTooLong,
         InvalidRequest,
         ModelLoadError,
         NotEnabled,
         PromptTooLong,
         QueueFull,
+        Unsupported,
     )
     from cllm.engine.generation import Completion, Generation, TokenRecord
     from cllm.engine.info import ModelInfo
@@ -33,12 +36,14 @@ __all__ = [
     "Completion",
     "Constraint",
     "DeadlineExceeded",
+    "Embedding",
     "Engine",
     "EngineClosed",
     "EngineConfig",
     "EngineError",
     "EngineStats",
     "Generation",
+    "InputTooLong",
     "InvalidRequest",
     "ModelInfo",
     "ModelLoadError",
@@ -49,12 +54,14 @@ __all__ = [
     "SamplingParams",
     "Timings",
     "TokenRecord",
+    "Unsupported",
     "Usage",
 ]
 
 _MODULE = {
     "Completion": "generation",
     "Constraint": "constraint",
+    "Embedding": "embedding",
     "Engine": "engine",
     "EngineConfig": "config",
     "EngineStats": "stats",

@@ -8,6 +8,9 @@ from pathlib import Path
 CACHE_TYPES = ("f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0", "iq4_nl")
 """What the key/value cache can be stored as (llama.cpp's names)."""
 
+POOLINGS = ("none", "mean", "cls", "last", "rank")
+"""In the order of llama.cpp's numbers, which GGUF files hold (enum llama_pooling_type)."""
+
 MAX_PARALLEL = 256
 """llama.cpp's LLAMA_MAX_SEQ."""
 
@@ -41,6 +44,8 @@ class EngineConfig:
         dies with them (preflight.py).
     kv_unified: one cache for all sequences, or an equal part for each (decodes faster, and the
         default). In a unified cache shared prefixes are stored once.
+    pooling: how a model that embeds makes one vector, or score, of an input's tokens: one of
+        POOLINGS; "auto": as the file says. Where it does not say it, the model generates.
     kv_cells: tokens that a unified cache holds in all; fewer than parallel * ctx_size bets that
         not every sequence grows long at once, and pays with recomputation when the bet is lost.
     """
@@ -65,6 +70,7 @@ class EngineConfig:
     extra_bufts: str = "auto"
     kv_unified: bool = False
     kv_cells: int | None = None
+    pooling: str = "auto"
 
     def __post_init__(self) -> None:
         self._check_range("parallel", self.parallel, 1, MAX_PARALLEL)
@@ -87,6 +93,7 @@ class EngineConfig:
             raise ValueError(
                 f"slot_save_path={self.slot_save_path} is not a directory; create it first"
             )
+        self._check_choice("pooling", self.pooling, ("auto", *POOLINGS))
         if self.batch_size < self.parallel:
             raise ValueError(
                 f"batch_size={self.batch_size} cannot hold one token of each of "

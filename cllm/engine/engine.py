@@ -13,7 +13,9 @@ from typing import Any
 
 from cllm.engine.config import EngineConfig
 from cllm.engine.constraint import Constraint
-from cllm.engine.errors import EngineClosed, EngineError, InvalidRequest, PromptTooLong
+from cllm.engine.embedder import Embedder
+from cllm.engine.embedding_scheduler import EmbeddingScheduler
+from cllm.engine.errors import EngineClosed, EngineError, InvalidRequest, PromptTooLong, Unsupported
 from cllm.engine.generation import Completion, Generation
 from cllm.engine.grammars import Grammars
 from cllm.engine.info import ModelInfo
@@ -21,6 +23,7 @@ from cllm.engine.loading import Loaded, load
 from cllm.engine.pacing import Pacer
 from cllm.engine.params import SamplingParams
 from cllm.engine.placement import Placer
+from cllm.engine.ranking import PairEncoder
 from cllm.engine.scheduler import Scheduler
 from cllm.engine.sequence import Sequence as EngineSequence
 from cllm.engine.sessions import Sessions
@@ -45,42 +48,23 @@ class Engine:
         self._info = loaded.info
         self._vocab = loaded.model.vocab
         self._ctx_size = loaded.info.context.ctx_size
-        stats = EngineStats(
-            queue_limit=config.max_queue,
-            slots_total=config.parallel,
-            kv_cells=loaded.context.n_ctx,
-        )
-        self._placer = Placer(
-            loaded.context,
-            stats,
-            n_slots=config.parallel,
-            copy_gain=1 if config.kv_unified else max(2, self._ctx_size // _COPY_COST),
-            adjacent=not config.kv_unified,
-            max_saved_bytes=default_cache_ram() if config.cache_ram is None else config.cache_ram,
-            window=loaded.model.window,
-            goes_back=loaded.model.goes_back,
-        )
-        self._cache = self._placer.cache
         self._grammars = Grammars(self._vocab)
-        self._scheduler = Scheduler(
-            loaded.context,
-            loaded.batch,
-            self._vocab,
-            self._placer,
-            Pacer(None if config.max_itl_ms is None else config.max_itl_ms / 1000),
-            stats,
-            loaded.context.n_ctx if config.kv_cells is not None else None,
-        )
-        self.sessions = Sessions(
-            self._scheduler, self._placer, config, loaded.info.path, self._ctx_size
-        )
-        """Slots saved to files and restored."""
-        thread = threading.Thread(target=self._scheduler.run, name="cllm-engine", daemon=True)
+        self._shape = loaded.shape
+        self._runner: Scheduler | EmbeddingScheduler
+        self._sessions: Sessions | None = None
+        if loaded.shape is None:
+            self._runner, self._sessions = _generator(loaded)
+        else:
+            width = loaded.info.embedding_size or loaded.model.n_cls_out
+            self._runner = EmbeddingScheduler(
+                loaded.context, loaded.batch, loaded.shape, width, config.max_queue
+            )
+        thread = threading.Thread(target=self._runner.run, name="cllm-engine", daemon=True)
         self._guard = _Guard()
         # Also runs at interpreter exit and when the engine is forgotten: freeing the model while
         # the thread decodes, or leaving the thread to a finished interpreter, would crash.
         self._finalizer = weakref.finalize(
-            self, _release, self._scheduler, thread, self._guard, self.sessions, loaded
+            self, _release, self._runner, thread, self._guard, self._sessions, loaded
         )
         self._thread = thread
         thread.start()
@@ -102,6 +86,39 @@ class Engine:
         config = replace(config or EngineConfig(), **overrides)
         return cls(load(Path(path), config, progress))
 
+    @property
+    def _scheduler(self) -> Scheduler:
+        if isinstance(self._runner, Scheduler):
+            return self._runner
+        raise Unsupported(
+            "this model generates no text: its use is "
+            + ("ranking (/v1/rerank)" if self._info.pooling == "rank" else "to embed it")
+        )
+
+    @property
+    def sessions(self) -> Sessions:
+        """Slots saved to files and restored; raises Unsupported if the model has none."""
+        if self._sessions is None:
+            raise Unsupported("this model embeds or ranks and keeps no prefixes in slots")
+        return self._sessions
+
+    @property
+    def embedder(self) -> Embedder:
+        """What embeds or ranks; raises Unsupported if the model generates."""
+        if self._shape is None or isinstance(self._runner, Scheduler):
+            raise Unsupported(
+                "this model generates text and neither embeds nor ranks; serve an embedding model "
+                "or a reranker, or have this one embed instead of generate with --pooling mean"
+            )
+        template = self._info.metadata.get("tokenizer.chat_template.rerank")
+
+        def tokenize(name: str, text: str, parse_special: bool) -> list[int]:
+            with self._guard.borrowed():
+                return self._tokenize(name, text, False, parse_special)
+
+        pairs = PairEncoder(self._vocab, template, tokenize)
+        return Embedder(self, self._runner, self._shape, pairs)
+
     def submit(
         self,
         prompt: str | Sequence[int],
@@ -115,7 +132,7 @@ class Engine:
         Text gets the special tokens that the model's own rules add (BOS); special tokens spelled
         out in it are text. deadline: seconds from now to the end of the generation; it is looked
         at before each step. on_update: see Generation.
-        Raises InvalidRequest, PromptTooLong, QueueFull, EngineClosed.
+        Raises InvalidRequest, PromptTooLong, QueueFull, Unsupported, EngineClosed.
         """
         if deadline is not None and not 0 < deadline < math.inf:
             raise InvalidRequest("deadline", deadline, "a positive number of seconds")
@@ -154,7 +171,11 @@ class Engine:
         return _follow(generation, ready)
 
     def check_prompt(self, prompt: str | Sequence[int]) -> None:
-        """Refuse what submit would refuse: raises InvalidRequest, PromptTooLong, EngineClosed."""
+        """Refuse what submit would refuse.
+
+        Raises InvalidRequest, PromptTooLong, Unsupported, EngineClosed.
+        """
+        _ = self._scheduler
         with self._guard.borrowed():
             self._prompt_tokens(prompt)
 
@@ -200,26 +221,17 @@ class Engine:
 
     def stats(self) -> EngineStats:
         """Counters and gauges, as of now."""
-        scheduler, cache = self._scheduler, self._cache
-        return replace(
-            scheduler.stats,
-            requests_finished=dict(scheduler.stats.requests_finished),
-            queue_depth=scheduler.queue_depth,
-            slots_busy=cache.busy,
-            kv_tokens=cache.held,
-            cache_ram_bytes=cache.saved.bytes,
-            healthy=self.healthy,
-        )
+        return replace(self._runner.snapshot(), healthy=self.healthy)
 
     @property
     def healthy(self) -> bool:
         """Whether requests are served: not closed, and the engine thread has not given up."""
-        return self._finalizer.alive and self._scheduler.failure is None
+        return self._finalizer.alive and self._runner.failure is None
 
     @property
     def failure(self) -> Exception | None:
         """What made the engine thread give up, if it did."""
-        return self._scheduler.failure
+        return self._runner.failure
 
     def close(self) -> None:
         """End every request with EngineClosed, join the engine thread, free everything.
@@ -302,19 +314,49 @@ class _Guard:
             self._changed.wait_for(lambda: self._borrowers == 0)
 
 
+def _generator(loaded: Loaded) -> tuple[Scheduler, Sessions]:
+    config, ctx_size = loaded.config, loaded.info.context.ctx_size
+    stats = EngineStats(
+        queue_limit=config.max_queue,
+        slots_total=config.parallel,
+        kv_cells=loaded.context.n_ctx,
+    )
+    placer = Placer(
+        loaded.context,
+        stats,
+        n_slots=config.parallel,
+        copy_gain=1 if config.kv_unified else max(2, ctx_size // _COPY_COST),
+        adjacent=not config.kv_unified,
+        max_saved_bytes=default_cache_ram() if config.cache_ram is None else config.cache_ram,
+        window=loaded.model.window,
+        goes_back=loaded.model.goes_back,
+    )
+    scheduler = Scheduler(
+        loaded.context,
+        loaded.batch,
+        loaded.model.vocab,
+        placer,
+        Pacer(None if config.max_itl_ms is None else config.max_itl_ms / 1000),
+        stats,
+        loaded.context.n_ctx if config.kv_cells is not None else None,
+    )
+    return scheduler, Sessions(scheduler, placer, config, loaded.info.path, ctx_size)
+
+
 def _release(
-    scheduler: Scheduler,
+    runner: Scheduler | EmbeddingScheduler,
     thread: threading.Thread,
     guard: _Guard,
-    sessions: Sessions,
+    sessions: Sessions | None,
     loaded: Loaded,
 ) -> None:
-    scheduler.stop()
+    runner.stop()
     if threading.current_thread() is thread:
         return  # The last reference died in a callback; the process's end frees the rest.
     if thread.ident is not None:
         thread.join()
-    sessions.close()
+    if sessions is not None:
+        sessions.close()
     guard.close()
     loaded.close()
 

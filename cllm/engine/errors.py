@@ -34,6 +34,20 @@ class PromptTooLong(InvalidRequest):
         )
 
 
+class InputTooLong(InvalidRequest):
+    """An input to embed or rank has more tokens than the model can look at."""
+
+    def __init__(self, field: str, tokens: int, longest: int, trained: int) -> None:
+        remedy = "all that the model was trained for"
+        if longest < trained:
+            remedy = f"the model takes {trained}: raise --ctx-size"
+        super().__init__(field, f"{tokens} tokens", f"at most {longest} tokens ({remedy})")
+
+
+class Unsupported(EngineError):  # noqa: N818 - a public name
+    """The model that is loaded cannot do this; the message says what it can."""
+
+
 class QueueFull(EngineError):  # noqa: N818 - a public name
     """As many requests are waiting as the configuration allows; retry_after is in seconds."""
 

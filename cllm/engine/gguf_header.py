@@ -41,12 +41,16 @@ class TruncatedError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class GgufHeader:
-    """metadata: key -> value; vocabularies are left out. quantized: some weights are."""
+    """metadata: key -> value; vocabularies are left out. quantized: some weights are.
+
+    classifies: there is a classification head, which rerankers have.
+    """
 
     metadata: dict[str, Any]
     n_tensors: int
     quantized: bool
     size_bytes: int
+    classifies: bool
 
 
 def read_header(path: Path) -> GgufHeader:
@@ -68,6 +72,7 @@ def read_header(path: Path) -> GgufHeader:
         sum(part.n_tensors for part in parts),
         any(part.quantized for part in parts),
         sum(part.size_bytes for part in parts),
+        any(part.classifies for part in parts),
     )
 
 
@@ -102,9 +107,10 @@ class _Reader:
             value = self._value(self._u32())
             if value is not None:
                 metadata[key] = value
-        quantized, extent = False, 0
+        quantized, classifies, extent = False, False, 0
         for _ in range(n_tensors):
-            kind, end = self._tensor()
+            name, kind, end = self._tensor()
+            classifies = classifies or name.startswith("cls.")
             quantized = quantized or kind not in _PLAIN
             extent = max(extent, end)
         alignment = int(metadata.get("general.alignment", 32)) or 32
@@ -112,11 +118,11 @@ class _Reader:
         size = len(self._data)
         if size < needed:
             raise TruncatedError(f"{self._name} has {size:,} of {needed:,} bytes")
-        return GgufHeader(metadata, n_tensors, quantized, size)
+        return GgufHeader(metadata, n_tensors, quantized, size, classifies)
 
-    def _tensor(self) -> tuple[int, int]:
-        """The tensor's type and where its data ends, counted from the data's start."""
-        self._string()
+    def _tensor(self) -> tuple[str, int, int]:
+        """The tensor's name, type and where its data ends, counted from the data's start."""
+        name = self._string()
         n_dims = self._u32()
         if n_dims > _MOST_DIMS:
             raise TruncatedError(f"{self._name} has a damaged list of tensors")
@@ -125,8 +131,8 @@ class _Reader:
         try:
             block, block_bytes = GGML_QUANT_SIZES[GGMLQuantizationType(kind)]
         except (ValueError, KeyError):
-            return kind, offset  # a type newer than the gguf package; llama.cpp may know it
-        return kind, offset + elements // block * block_bytes
+            return name, kind, offset  # a type newer than the gguf package; llama.cpp may know it
+        return name, kind, offset + elements // block * block_bytes
 
     def _value(self, kind: int) -> Any:
         if kind == _STRING:

@@ -38,7 +38,11 @@ class ContextInfo:
 
 @dataclass(frozen=True, slots=True)
 class ModelInfo:
-    """The model: None where the file does not say. *_text: a token spelled out, or ""."""
+    """The model: None where the file does not say. *_text: a token spelled out, or "".
+
+    pooling: of a model that embeds or ranks; None: it generates. embedding_size: components of
+    its vectors.
+    """
 
     path: Path
     name: str
@@ -62,8 +66,17 @@ class ModelInfo:
     eos_token: int | None
     bos_text: str
     eos_text: str
+    pooling: str | None
+    embedding_size: int | None
     context: ContextInfo
     metadata: Mapping[str, Any] = field(repr=False)
+
+    @property
+    def capability(self) -> str:
+        """What it is for: "completion", "embedding" or "rerank"."""
+        if self.pooling is None:
+            return "completion"
+        return "rerank" if self.pooling == "rank" else "embedding"
 
 
 def describe(
@@ -72,6 +85,7 @@ def describe(
     metadata: Mapping[str, Any],
     context: ContextInfo,
     quantized: bool,
+    pooling: str | None,
 ) -> ModelInfo:
     """Put together what the GGUF's metadata and llama.cpp say."""
     arch = str(metadata.get("general.architecture", "unknown"))
@@ -104,6 +118,8 @@ def describe(
         eos_token=_token(model.vocab.eos),
         bos_text=_spelled(model.vocab, model.vocab.bos),
         eos_text=_spelled(model.vocab, model.vocab.eos),
+        pooling=pooling,
+        embedding_size=None if pooling in (None, "rank") else model.n_embd_out,
         context=context,
         metadata=metadata,
     )

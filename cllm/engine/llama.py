@@ -119,8 +119,10 @@ class Vocab:
         self.bos = int(C.llama_vocab_bos(handle))
         self.eos = int(C.llama_vocab_eos(handle))
         self.eot = int(C.llama_vocab_eot(handle))
+        self.sep = int(C.llama_vocab_sep(handle))
         self.adds_bos = bool(C.llama_vocab_get_add_bos(handle))
         self.adds_eos = bool(C.llama_vocab_get_add_eos(handle))
+        self.adds_sep = bool(C.llama_vocab_get_add_sep(handle))
         self._pieces: dict[int, bytes] = {}
         self._spelled: dict[int, bytes] = {}
         self._eog: IntArray | None = None
@@ -266,11 +268,13 @@ class Model:
         self.n_head_kv = int(C.llama_model_n_head_kv(handle))
         self.n_params = int(C.llama_model_n_params(handle))
         self.size_bytes = int(C.llama_model_size(handle))
-        self.can_generate = bool(
-            C.llama_model_has_decoder(handle) and not C.llama_model_has_encoder(handle)
-        )
         self.window = int(C.llama_model_n_swa(handle))
         self.goes_back = not (C.llama_model_is_recurrent(handle) or C.llama_model_is_hybrid(handle))
+        self.n_embd_out = int(C.llama_model_n_embd_out(handle))
+        self.n_cls_out = int(C.llama_model_n_cls_out(handle))
+        self.has_encoder = bool(C.llama_model_has_encoder(handle))
+        self.has_decoder = bool(C.llama_model_has_decoder(handle))
+        self.diffuses = bool(C.llama_model_is_diffusion(handle))
         ftype = C.llama_ftype_name(C.llama_model_ftype(handle))
         self.ftype = ftype.decode() if ftype else "unknown"
 
@@ -341,9 +345,12 @@ class Context:
         type_k: str,
         type_v: str,
         kv_unified: bool,
+        pooling: int | None = None,
     ) -> None:
+        """pooling: enum llama_pooling_type, for a context that gives vectors instead of logits."""
         self._handle: int | None = None
         self.n_vocab = model.vocab.n_tokens
+        self._run = C.llama_decode if model.has_decoder else C.llama_encode
         params = C.llama_context_default_params()
         params.n_ctx = n_ctx
         params.n_seq_max = n_seq
@@ -352,6 +359,10 @@ class Context:
         # One row of logits a sequence, not one a token: at 151 936 tokens of vocabulary a
         # compute buffer for 512 rows would be 300 MB that nothing uses.
         params.n_outputs_max = n_seq
+        if pooling is not None:
+            params.embeddings = True
+            params.pooling_type = pooling
+            params.n_outputs_max = n_batch  # of vectors every token has one
         params.n_threads = n_threads
         params.n_threads_batch = n_threads_batch
         params.flash_attn_type = _FLASH_ATTN[flash_attn]
@@ -374,7 +385,7 @@ class Context:
 
     def decode(self, batch: Batch, count: int) -> int:
         """llama_decode: 0 done, 1 no room in the cache (nothing changed), else failed."""
-        code = int(C.llama_decode(self._handle, batch.as_struct(count)))
+        code = int(self._run(self._handle, batch.as_struct(count)))
         C.llama_synchronize(self._handle)
         self.copies_pending = False
         return code
@@ -391,6 +402,20 @@ class Context:
         buffer = (ctypes.c_float * (rows * self.n_vocab)).from_address(address)
         return np.ctypeslib.as_array(buffer).reshape(rows, self.n_vocab)
 
+    def pooled(self, seq: int, width: int) -> FloatArray:
+        """The vector, or the scores, of a sequence in the last decode, [1, width]; a copy."""
+        pointer = C.llama_get_embeddings_seq(self._handle, seq)
+        if not pointer:
+            raise RuntimeError("llama.cpp has no embedding")
+        return np.array(np.ctypeslib.as_array(pointer, (1, width)), dtype=np.float32)
+
+    def token_vectors(self, count: int, width: int) -> FloatArray:
+        """The vectors of the last decode's tokens where none are pooled, [count, width]; a copy."""
+        pointer = C.llama_get_embeddings(self._handle)
+        if not pointer:
+            raise RuntimeError("llama.cpp has no embeddings")
+        return np.array(np.ctypeslib.as_array(pointer, (count, width)), dtype=np.float32)
+
     def warm_up(self, batch: Batch, token: int) -> int:
         """Decode one token so that weights and buffers are touched; leaves the cache empty."""
         batch.token[0], batch.pos[0], batch.seq[0], batch.output[0] = token, 0, 0, 1
@@ -398,8 +423,12 @@ class Context:
         code = self.decode(batch, 1)
         C.llama_synchronize(self._handle)
         C.llama_set_warmup(self._handle, False)
-        C.llama_memory_clear(self._memory, False)
+        self.clear()
         return code
+
+    def clear(self) -> None:
+        """Forget every sequence; harmless where there is no memory."""
+        C.llama_memory_clear(self._memory, False)
 
     def remove(self, seq: int, start: int = -1) -> bool:
         """Forget a sequence from position `start` on; False if the memory cannot keep a part."""

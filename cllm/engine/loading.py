@@ -9,24 +9,35 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cllm.engine import llama
-from cllm.engine.config import EngineConfig
+from cllm.engine.config import POOLINGS, EngineConfig
 from cllm.engine.errors import ModelLoadError
 from cllm.engine.gguf_header import GgufHeader, NotGgufError, TruncatedError, read_header
 from cllm.engine.info import ModelInfo, context_info, describe
-from cllm.engine.sizing import ContextSize, available_memory, context_size, physical_cores
+from cllm.engine.pooling import EmbeddingShape, check_classifier, pooling_of, shape_of
+from cllm.engine.sizing import (
+    ContextSize,
+    available_memory,
+    context_size,
+    kv_bytes_per_token,
+    physical_cores,
+)
 
 _log = logging.getLogger("cllm.engine")
 
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
-    """A model, its context and its batch; close() frees them in the right order."""
+    """A model, its context and its batch; close() frees them in the right order.
+
+    shape: how inputs are computed, of a model that embeds; None: it generates.
+    """
 
     config: EngineConfig
     model: llama.Model
     context: llama.Context
     batch: llama.Batch
     info: ModelInfo
+    shape: EmbeddingShape | None
 
     def close(self) -> None:
         """Free everything."""
@@ -53,15 +64,18 @@ def load(path: Path, config: EngineConfig, progress: Callable[[float], None] | N
             "llama.cpp knows the architecture, and that there is enough memory"
         ) from None
     try:
-        if not model.can_generate:
-            raise ModelLoadError(
-                f"{path.name} is an encoder and cannot generate text; give a decoder-only model"
-            )
-        size = context_size(header.metadata, model.n_ctx_train, config)
         threads = config.threads or physical_cores()
-        context = _make_context(model, size, config, threads)
+        shape = _embedding_shape(path, header, model, config)
+        if shape is None:
+            size = context_size(header.metadata, model.n_ctx_train, config)
+            context = _make_context(model, size, config, threads)
+        else:
+            kv_bytes = shape.cells * kv_bytes_per_token(header.metadata, config)
+            size = ContextSize(shape.longest, shape.cells, kv_bytes, too_high=True)
+            context = _make_embedding_context(model, shape, config, threads)
         try:
-            batch = llama.Batch(min(config.batch_size, context.n_batch))
+            capacity = config.batch_size if shape is None else shape.batch
+            batch = llama.Batch(min(capacity, context.n_batch))
             code = _warm_up(context, batch, max(0, model.vocab.bos))
             if code:
                 raise ModelLoadError(
@@ -75,8 +89,32 @@ def load(path: Path, config: EngineConfig, progress: Callable[[float], None] | N
         model.close()
         raise
     live = context_info(context, size, config, threads, extra)
-    info = describe(path, model, header.metadata, live, header.quantized)
-    return Loaded(config, model, context, batch, info)
+    pooling = None if shape is None else shape.pooling
+    info = describe(path, model, header.metadata, live, header.quantized, pooling)
+    return Loaded(config, model, context, batch, info, shape)
+
+
+def _embedding_shape(
+    path: Path, header: GgufHeader, model: llama.Model, config: EngineConfig
+) -> EmbeddingShape | None:
+    """How the model embeds; None: it generates. Raises ModelLoadError where it can do neither."""
+    if model.diffuses or (model.has_encoder and model.has_decoder):
+        kind = "a diffusion model" if model.diffuses else "an encoder with a decoder"
+        raise ModelLoadError(
+            f"{path.name} is {kind}, which is not served here; give a decoder or an encoder"
+        )
+    pooling = pooling_of(header.metadata, config)
+    if pooling is None:
+        return None
+    check_classifier(path.name, pooling, header.classifies)
+    return shape_of(
+        pooling,
+        header.metadata,
+        model.n_ctx_train,
+        model.vocab.n_tokens,
+        model.goes_back,
+        config,
+    )
 
 
 def _warm_up(context: llama.Context, batch: llama.Batch, token: int) -> int:
@@ -152,6 +190,31 @@ def _make_context(
     except OSError as error:
         raise ModelLoadError(
             f"llama.cpp cannot make a context of {size.cells} tokens ({error}); {remedy}"
+        ) from None
+
+
+def _make_embedding_context(
+    model: llama.Model, shape: EmbeddingShape, config: EngineConfig, threads: int
+) -> llama.Context:
+    try:
+        return llama.Context(
+            model,
+            n_ctx=shape.cells,
+            n_seq=shape.most_inputs,
+            n_batch=shape.batch,
+            n_ubatch=shape.batch,  # what is pooled must be computed at once
+            n_threads=threads,
+            n_threads_batch=config.threads_batch or threads,
+            flash_attn=config.flash_attn,
+            type_k=config.cache_type_k,
+            type_v=config.cache_type_v,
+            kv_unified=True,  # inputs of different lengths are computed at once
+            pooling=POOLINGS.index(shape.pooling),
+        )
+    except OSError as error:
+        raise ModelLoadError(
+            f"llama.cpp cannot make a context for inputs of {shape.longest} tokens ({error}); "
+            "lower ctx_size or ubatch_size"
         ) from None
 
 

@@ -9,6 +9,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
+from dataclasses import replace
 from typing import Any
 
 from cllm.engine.errors import DeadlineExceeded, EngineClosed, EngineError, QueueFull
@@ -124,6 +125,18 @@ class Scheduler:
         with self._wake:
             self._stopping = True
             self._wake.notify()
+
+    def snapshot(self) -> EngineStats:
+        """Counters and gauges, as of now."""
+        cache = self._cache
+        return replace(
+            self.stats,
+            requests_finished=dict(self.stats.requests_finished),
+            queue_depth=self.queue_depth,
+            slots_busy=cache.busy,
+            kv_tokens=cache.held,
+            cache_ram_bytes=cache.saved.bytes,
+        )
 
     @property
     def queue_depth(self) -> int:

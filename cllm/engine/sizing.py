@@ -87,9 +87,9 @@ def context_size(
                 f"kv_cells={config.kv_cells} is less than one sequence of ctx_size={ctx_size}; "
                 "raise kv_cells or lower ctx_size"
             )
-        cells = _rounded_up(config.kv_cells)
+        cells = rounded_up(config.kv_cells)
     else:
-        cells = _rounded_up(ctx_size) * config.parallel
+        cells = rounded_up(ctx_size) * config.parallel
     too_high = any(".ssm." in key or ".wkv." in key for key in metadata)
     return ContextSize(ctx_size, cells, cells * per_token, too_high)
 
@@ -153,5 +153,6 @@ def _by_layer(value: Any, layers: int) -> list[int]:
     return [int(v) for v in value] if isinstance(value, list) else [int(value)] * layers
 
 
-def _rounded_up(cells: int) -> int:
+def rounded_up(cells: int) -> int:
+    """As many cells as llama.cpp makes of them."""
     return -(-cells // CELLS_STEP) * CELLS_STEP

@@ -1,0 +1,267 @@
+"""The engine thread's loop for models that embed: whose inputs are computed next, in one batch."""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from array import array
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from cllm.engine.embedding import Embedding, check_finite
+from cllm.engine.errors import DeadlineExceeded, EngineClosed, EngineError
+from cllm.engine.inbox import Inbox
+from cllm.engine.llama import Batch, Context
+from cllm.engine.pooling import EmbeddingShape
+from cllm.engine.request import FinishReason
+from cllm.engine.stats import EngineStats
+
+_log = logging.getLogger("cllm.engine")
+
+_FAILURES_TO_GIVE_UP = 3  # steps in a row that ended in an unexpected exception
+
+
+class Job:
+    """One request. next: the input whose turn it is. read: tokens of it that are in memory."""
+
+    __slots__ = ("deadline", "deadline_s", "embedding", "inputs", "next", "read")
+
+    def __init__(
+        self, inputs: Sequence[Sequence[int]], embedding: Embedding, deadline: float | None
+    ) -> None:
+        self.inputs = [array("i", tokens) for tokens in inputs]
+        self.embedding = embedding
+        self.deadline_s = deadline
+        self.deadline = math.inf if deadline is None else time.monotonic() + deadline
+        self.next = 0
+        self.read = 0
+
+    @property
+    def left(self) -> int:
+        """Tokens of the input whose turn it is that are not in memory."""
+        return len(self.inputs[self.next]) - self.read
+
+
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """An input, or a chunk of a long one, in a batch: tokens from start to end."""
+
+    job: Job
+    index: int
+    start: int
+    end: int
+
+    @property
+    def complete(self) -> bool:
+        """Whether the input ends with it."""
+        return self.end == len(self.job.inputs[self.index])
+
+
+class EmbeddingScheduler:
+    """Computes jobs on a context. submit, cancel and stop are for any thread, run is the loop."""
+
+    def __init__(
+        self, context: Context, batch: Batch, shape: EmbeddingShape, width: int, max_queue: int
+    ) -> None:
+        """width: components of a vector, or scores."""
+        self._context = context
+        self._batch = batch
+        self._shape = shape
+        self._width = width
+        self._inbox: Inbox[Job] = Inbox(shape.most_inputs, max_queue)
+        self.cancel = self._inbox.cancel
+        self.check_open = self._inbox.check_open
+        self.stop = self._inbox.stop
+        # The engine thread's own:
+        self._stats = EngineStats(
+            queue_limit=max_queue, slots_total=shape.most_inputs, kv_cells=context.n_ctx
+        )
+        self._jobs: deque[Job] = deque()  # in turn; those whose last input is computed have left
+        self._parts: list[_Part] = []  # what this step computes
+        self._changed: list[Embedding] = []
+        self._failures = 0
+
+    # Any thread.
+
+    def submit(self, job: Job) -> None:
+        """Queue a request. Raises QueueFull, EngineClosed, or EngineError if the loop has died."""
+        self._inbox.put(job)
+        self._stats.requests_submitted += 1
+
+    @property
+    def failure(self) -> Exception | None:
+        """What made the loop give up, if it did."""
+        return self._inbox.failure
+
+    def snapshot(self) -> EngineStats:
+        """Counters and gauges, as of now."""
+        busy = len({part.job for part in self._parts})
+        return replace(
+            self._stats,
+            requests_refused=self._inbox.refused,
+            requests_finished=dict(self._stats.requests_finished),
+            queue_depth=max(0, self._inbox.in_flight - busy),
+            slots_busy=len(self._parts),
+        )
+
+    # The engine thread.
+
+    def run(self) -> None:
+        """Serve until stop(), or until nothing works any more."""
+        try:
+            while self._take_messages():
+                self._guarded_step()
+                self._notify()
+        finally:
+            error = self.failure
+            message = f"the engine has failed: {error}" if error else "the engine was closed"
+            for job in [*self._jobs, *self._inbox.close()]:
+                closed = EngineError(message) if error else EngineClosed(message)
+                self._finish(job, FinishReason.ERROR, closed)
+            self._notify()
+
+    def _take_messages(self) -> bool:
+        """Take what other threads left; sleep while there is nothing to do. False: stop."""
+        messages = self._inbox.take(wait=not self._jobs)
+        if messages is None:
+            return False
+        arrivals, cancelled = messages
+        self._jobs.extend(arrivals)
+        if cancelled:
+            for job in list(self._jobs):
+                if job.embedding in cancelled:
+                    self._finish(job, FinishReason.CANCELLED)
+        return True
+
+    def _guarded_step(self) -> None:
+        try:
+            self._step()
+            self._failures = 0
+        except Exception as error:
+            _log.exception("a step failed; the requests in it are given up")
+            self._fail_parts(EngineError(f"internal error: {error}"))
+            self._failures += 1
+            if self._failures >= _FAILURES_TO_GIVE_UP:
+                self._inbox.failure = error
+                self._stats.healthy = False
+                self.stop()
+
+    def _step(self) -> None:
+        began = time.perf_counter()
+        self._expire()
+        if not self._jobs:
+            return
+        self._plan()
+        count = self._fill()
+        decode_began = time.perf_counter()
+        code = self._context.decode(self._batch, count)
+        decode_ended = time.perf_counter()
+        stats = self._stats
+        if code:
+            stats.failed_decodes += 1
+            self._fail_parts(EngineError(f"llama.cpp failed with code {code}"))
+        else:
+            stats.prompt_tokens += count
+            self._collect(count)
+        self._parts = []
+        stats.steps += 1
+        stats.decode_s += decode_ended - decode_began
+        stats.other_s += time.perf_counter() - decode_ended + decode_began - began
+
+    def _expire(self) -> None:
+        now = time.monotonic()
+        for job in [job for job in self._jobs if job.deadline <= now]:
+            assert job.deadline_s is not None
+            self._finish(job, FinishReason.ERROR, DeadlineExceeded(job.deadline_s))
+
+    def _plan(self) -> None:
+        """One input of each request in turn while they fit; a long one has batches of its own."""
+        jobs, shape, parts = self._jobs, self._shape, self._parts
+        if not jobs[0].read:
+            self._context.clear()
+        room = shape.packed
+        while jobs and len(parts) < shape.most_inputs:
+            job = jobs[0]
+            if parts and job.left > room:
+                break
+            alone = job.left > room or job.read > 0
+            part = _Part(job, job.next, job.read, job.read + min(job.left, shape.batch))
+            parts.append(part)
+            room -= part.end - part.start
+            self._begin(part)
+            if alone:
+                break
+
+    def _begin(self, part: _Part) -> None:
+        """A part is on its way: the next request has its turn, unless more of the input is left."""
+        job = part.job
+        job.embedding._note_admitted(0)
+        if not part.complete:
+            job.read = part.end
+            return
+        job.next, job.read = job.next + 1, 0
+        self._jobs.popleft()
+        if job.next < len(job.inputs):
+            self._jobs.append(job)
+
+    def _fill(self) -> int:
+        batch, at = self._batch, 0
+        for seq, part in enumerate(self._parts):
+            end = at + part.end - part.start
+            batch.token[at:end] = part.job.inputs[part.index][part.start : part.end]
+            batch.pos[at:end] = range(part.start, part.end)
+            batch.seq[at:end] = seq
+            at = end
+        batch.output[:at] = 1
+        return at
+
+    def _collect(self, count: int) -> None:
+        """Take the vectors of the inputs that are complete."""
+        pooled = self._shape.pooling != "none"
+        rows = None if pooled else self._context.token_vectors(count, self._width)
+        at = 0
+        for seq, part in enumerate(self._parts):
+            if rows is not None:
+                vectors = rows[at : at + part.end - part.start]
+                at += len(vectors)
+            elif part.complete:
+                vectors = self._context.pooled(seq, self._width)
+            else:
+                continue
+            embedding, inputs = part.job.embedding, part.job.inputs
+            embedding._outputs.append(vectors)
+            if len(embedding._outputs) == len(inputs):
+                self._complete(part.job)
+
+    def _complete(self, job: Job) -> None:
+        if check_finite(job.embedding._outputs):
+            self._finish(job, FinishReason.STOP)
+        else:
+            error = EngineError("the model computed what is not a number; the file may be damaged")
+            self._finish(job, FinishReason.ERROR, error)
+
+    def _fail_parts(self, error: EngineError) -> None:
+        for job in {part.job for part in self._parts}:
+            job.read = 0
+            self._finish(job, FinishReason.ERROR, error)
+        self._parts = []
+
+    def _finish(self, job: Job, reason: FinishReason, error: EngineError | None = None) -> None:
+        embedding = job.embedding
+        if embedding.done:
+            return
+        if job in self._jobs:
+            self._jobs.remove(job)
+        embedding._finish(reason, error)
+        finished = self._stats.requests_finished
+        finished[reason.value] = finished.get(reason.value, 0) + 1
+        self._changed.append(embedding)
+        timings = embedding.timings
+        self._inbox.ended(timings.total_s - timings.queued_s)
+
+    def _notify(self) -> None:
+        changed, self._changed = self._changed, []
+        for embedding in changed:
+            embedding._notify()

@@ -1,0 +1,100 @@
+"""What other threads leave for the engine thread: bounded arrivals, cancellations, the end."""
+
+from __future__ import annotations
+
+import math
+import threading
+from typing import Generic, TypeVar
+
+from cllm.engine.errors import EngineClosed, EngineError, QueueFull
+from cllm.engine.request import Request
+
+T = TypeVar("T")
+
+
+class Inbox(Generic[T]):
+    """Requests on their way to the engine thread; put, cancel and stop are for any thread."""
+
+    def __init__(self, max_running: int, max_queue: int) -> None:
+        """max_running: requests that are not waiting because they are worked on."""
+        self.failure: Exception | None = None
+        self.refused = 0
+        self._most = max_running + max_queue
+        self._wake = threading.Condition()
+        self._arrivals: list[T] = []
+        self._cancelled: set[Request] = set()
+        self._in_flight = 0
+        self._stopping = False
+        self._mean_s = 0.0
+
+    @property
+    def in_flight(self) -> int:
+        """Requests that were put here and have not ended."""
+        return self._in_flight
+
+    def put(self, item: T) -> None:
+        """Leave a request. Raises QueueFull, EngineClosed, or EngineError if the thread died."""
+        with self._wake:
+            self._check_open()
+            self._in_flight += 1
+            self._arrivals.append(item)
+            self._wake.notify()
+
+    def check_open(self) -> None:
+        """Raise what put would raise now, before effort goes into preparing a request."""
+        with self._wake:
+            self._check_open()
+
+    def _check_open(self) -> None:
+        if self.failure is not None:
+            raise EngineError(f"the engine has failed: {self.failure}") from self.failure
+        if self._stopping:
+            raise EngineClosed
+        if self._in_flight >= self._most:
+            self.refused += 1
+            raise QueueFull(self._in_flight, self._retry_after())
+
+    def _retry_after(self) -> int:
+        """Seconds that a request takes, once one has ended."""
+        return min(60, max(1, math.ceil(self._mean_s))) if self._mean_s else 5
+
+    def cancel(self, request: Request) -> None:
+        """Ask for the end of a request before the next step."""
+        with self._wake:
+            self._cancelled.add(request)
+            self._wake.notify()
+
+    def stop(self) -> None:
+        """Make take() give None, and refuse what comes from now on."""
+        with self._wake:
+            self._stopping = True
+            self._wake.notify()
+
+    # The engine thread.
+
+    def take(self, *, wait: bool) -> tuple[list[T], set[Request]] | None:
+        """What arrived and which requests were cancelled; None: stop.
+
+        wait: sleep until there is something.
+        """
+        with self._wake:
+            while wait and not (self._arrivals or self._cancelled or self._stopping):
+                self._wake.wait()
+            if self._stopping:
+                return None
+            arrivals, self._arrivals = self._arrivals, []
+            cancelled, self._cancelled = self._cancelled, set()
+            return arrivals, cancelled
+
+    def close(self) -> list[T]:
+        """Refuse everything from now on; what had arrived and was not taken."""
+        with self._wake:
+            self._stopping = True
+            arrivals, self._arrivals = self._arrivals, []
+            return arrivals
+
+    def ended(self, seconds: float) -> None:
+        """A request has ended, `seconds` after its work began."""
+        self._mean_s += 0.2 * (seconds - self._mean_s)
+        with self._wake:
+            self._in_flight -= 1
