@@ -64,6 +64,11 @@ class Settings:
         None, MODEL, text(), "Jinja template of conversations, in place of the model's own"
     )
     chat_template_file: str | None = option(None, MODEL, path(), "the same, read from FILE")
+    pooling: str = option(
+        "auto", MODEL, choice("auto", "none", "mean", "cls", "last", "rank"),
+        "how an input's tokens become one vector, or with rank one score, in a model that embeds; "
+        "auto: as its file says; a model whose file says nothing of it generates",
+    )  # fmt: skip
     expose_model_path: bool = option(
         False, MODEL, switch(), "let /model/info tell the whole path, not only the file's name"
     )

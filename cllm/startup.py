@@ -84,12 +84,10 @@ def announce(
 
     endpoints: (method, path) of each.
     """
-    context = info.context
     if settings.log_file is not None or settings.log_json:
         log.info(
-            "serving %s on %s: %d sequences of %d tokens (%s), %d threads",
-            info.name, url, context.parallel, context.ctx_size,
-            chosen_because(settings, info), context.threads,
+            "serving %s on %s: %s, %s, %d threads",
+            info.name, url, ability(info), room(settings, info), info.context.threads,
         )  # fmt: skip
     if settings.log_json and settings.log_file is None:
         return
@@ -115,8 +113,8 @@ def banner(
         "",
         f"  model      {info.name}: {info.architecture}, {_count(info.parameters)} parameters, "
         f"{info.quantization_type}, {_bytes(info.size_bytes)}",
-        f"  context    {context.parallel} sequences of {context.ctx_size} tokens "
-        f"({chosen_because(settings, info)})",
+        f"  use        {ability(info)}",
+        f"  context    {room(settings, info)}",
         f"  threads    {context.threads} generating, {context.threads_batch} reading prompts, "
         f"{settings.workers} serving HTTP",
     ]
@@ -135,6 +133,35 @@ def banner(
         "",
     ]
     return "\n".join(lines)
+
+
+_EXAMPLES = {
+    "completion": """/generate -d '{"prompt":"Once upon a time"}'""",
+    "embedding": """/embedding -d '{"content":"Once upon a time"}'""",
+    "rerank": """/rerank -d '{"query":"who?","documents":["a queen","a tree"]}'""",
+}
+
+
+def ability(info: ModelInfo) -> str:
+    """What the model can be asked for."""
+    if info.pooling is None:
+        return "generates text"
+    if info.pooling == "rank":
+        return "ranks documents"
+    return f"embeds texts, {info.embedding_size} components, pooling {info.pooling}"
+
+
+def room(settings: Settings, info: ModelInfo) -> str:
+    """How many tokens of how many requests are looked at, and why so many."""
+    context = info.context
+    if info.pooling is not None:
+        return (
+            f"inputs of up to {context.ctx_size} tokens, of {info.max_sequence_length} trained for"
+        )
+    return (
+        f"{context.parallel} sequences of {context.ctx_size} tokens "
+        f"({chosen_because(settings, info)})"
+    )
 
 
 def chosen_because(settings: Settings, info: ModelInfo) -> str:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from cllm.api.responses import failure, success, too_many_requests
 from cllm.api.schemas import BENCHMARK, BenchmarkRequest
 from cllm.api.service import Service
-from cllm.engine import EngineError, PromptTooLong, QueueFull, SamplingParams
+from cllm.engine import EngineError, QueueFull, SamplingParams
 from cllm.http import DeferredResponse, HttpRequest, HttpResponse
 
 if TYPE_CHECKING:
@@ -47,9 +47,7 @@ class Benchmarks:
         asked = BENCHMARK.decode(request.body or b"{}")
         engine = self._service.engine
         run = _Run(engine, asked, self._service.settings.request_timeout)
-        room = engine.info().context.ctx_size
-        if len(run.prompt) >= room:
-            raise PromptTooLong(len(run.prompt), room)
+        engine.check_prompt(run.prompt)
         if not self._room.acquire(blocking=False):
             return too_many_requests()
         answer = DeferredResponse()

@@ -4,7 +4,14 @@ from __future__ import annotations
 
 import logging
 
-from cllm.engine import DeadlineExceeded, EngineClosed, EngineError, InvalidRequest, NotEnabled
+from cllm.engine import (
+    DeadlineExceeded,
+    EngineClosed,
+    EngineError,
+    InvalidRequest,
+    NotEnabled,
+    Unsupported,
+)
 from cllm.http import HttpError
 
 log = logging.getLogger("cllm.api")
@@ -13,15 +20,17 @@ log = logging.getLogger("cllm.api")
 def describe(error: BaseException, request_id: str) -> HttpError:
     """The status and the text for an error of a generation.
 
-    InvalidRequest 400, DeadlineExceeded 408, NotEnabled 501, EngineClosed 503; anything else is a
-    fault of the server: 500, with the request's id, under which the log has the rest.
+    InvalidRequest 400, DeadlineExceeded 408, NotEnabled and Unsupported 501, EngineClosed 503;
+    anything else is a fault of the server: 500, with the request's id, under which the log has the
+    rest.
     """
     if isinstance(error, InvalidRequest):
         return HttpError(400, str(error))
     if isinstance(error, DeadlineExceeded):
         return HttpError(408, str(error))
-    if isinstance(error, NotEnabled):
-        return HttpError(501, str(error))
+    if isinstance(error, (NotEnabled, Unsupported)):
+        # OpenAI's client would ask a second and a third time.
+        return HttpError(501, str(error), (("X-Should-Retry", "false"),))
     if isinstance(error, EngineClosed):
         return HttpError(503, str(error))
     log.error("request=%s generation failed", request_id, exc_info=error)

@@ -18,7 +18,7 @@ from cllm.http import HttpRequest, HttpResponse
 from cllm.version import __version__
 
 if TYPE_CHECKING:
-    from cllm.engine import EngineStats, Generation
+    from cllm.engine import EngineStats, Request
     from cllm.http.stats import ServerStats
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
@@ -90,13 +90,13 @@ class Metrics:
         registry.register(_Figures(service))
         ProcessCollector(registry=registry)
 
-    def finished(self, generation: Generation) -> None:
-        """Count a generation that was answered to its end. Any thread."""
-        timings = generation.timings
+    def finished(self, request: Request) -> None:
+        """Count a request that was answered to its end. Any thread."""
+        timings = request.timings
         self._seconds.observe(timings.total_s)
         self._queued.observe(timings.queued_s)
-        self._length.observe(generation.usage.completion_tokens)
         if timings.ttft_s > 0:
+            self._length.observe(request.usage.completion_tokens)
             self._ttft.observe(timings.ttft_s)
 
     def endpoint(self, request: HttpRequest) -> HttpResponse:

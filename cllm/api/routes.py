@@ -6,8 +6,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
-from cllm.api import openai, tokens
+from cllm.api import llama_server, openai, tokens
 from cllm.api.benchmark import Benchmarks
+from cllm.api.embeddings import Embeddings
 from cllm.api.errors import describe
 from cllm.api.generate import Generating
 from cllm.api.health import health, unavailable
@@ -15,6 +16,7 @@ from cllm.api.keys import require_key
 from cllm.api.large import LARGE, Answer, Endpoint, LargeBodies
 from cllm.api.metrics import Metrics
 from cllm.api.model_info import model_info
+from cllm.api.rerank import Reranking
 from cllm.api.responses import error_body, success, too_many_requests
 from cllm.api.service import RETRY_AFTER, Service, State
 from cllm.api.slot_actions import SlotActions
@@ -43,7 +45,11 @@ class Family:
 
 
 # The first whose prefix fits; a path with none is the native API's.
-FAMILIES = (Family("/v1/", openai.error_body),)
+FAMILIES = (
+    Family("/v1/", openai.error_body),
+    Family("/embedding", llama_server.error_body),
+    Family("/rerank", llama_server.error_body),
+)
 
 
 def create_handler(service: Service) -> HttpHandler:
@@ -58,6 +64,8 @@ def create_handler(service: Service) -> HttpHandler:
     models = openai.Models(service)
     completions = openai.Completions(service, submission)
     chat = openai.ChatCompletions(service, submission)
+    embeddings = Embeddings(service, submission)
+    reranking = Reranking(service, submission)
     benchmarks = Benchmarks(service)
 
     def index(request: HttpRequest) -> HttpResponse:
@@ -84,6 +92,14 @@ def create_handler(service: Service) -> HttpHandler:
         Route("GET", "/metrics", "Figures in Prometheus text format", metrics.endpoint),
         Route("POST", "/v1/chat/completions", "OpenAI: answer a conversation", chat.endpoint),
         Route("POST", "/v1/completions", "OpenAI: continue prompts", completions.endpoint),
+        Route("POST", "/v1/embeddings", "OpenAI: texts to vectors", embeddings.openai),
+        Route("POST", "/embedding", "llama-server: texts to vectors", embeddings.llama_server),
+        Route("POST", "/embeddings", "The same", embeddings.llama_server),
+        Route("POST", "/v1/rerank", "Documents by how well they answer a query",
+              reranking.endpoint),
+        Route("POST", "/v1/reranking", "The same", reranking.endpoint),
+        Route("POST", "/rerank", "The same", reranking.endpoint),
+        Route("POST", "/reranking", "The same", reranking.endpoint),
         Route("GET", "/v1/models", "OpenAI: the model that is served", models.listed),
         Route("GET", "/v1/models/{id}", "OpenAI: the same, by its name", models.model),
     )  # fmt: skip

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Generic, TypeVar
 
 from cllm.api.errors import describe
 from cllm.api.metrics import Metrics
@@ -17,7 +17,7 @@ from cllm.api.stream import Frames, GenerationStream
 from cllm.http import DeferredResponse, HttpError, HttpRequest, HttpResponse
 
 if TYPE_CHECKING:
-    from cllm.engine import Generation, SamplingParams
+    from cllm.engine import Embedding, Generation, Request, SamplingParams
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,8 +48,29 @@ class Submission:
 
         Raises HttpError 503, InvalidRequest, QueueFull; then nothing was left queued.
         """
-        answer = _Whole(request.id, respond, refuse, self._metrics)
+        answer: _Whole[Generation] = _Whole(request.id, respond, refuse, self._metrics)
         answer.bind(self._submit(wanted, answer.on_update))
+        return answer.deferred
+
+    def embedded(
+        self,
+        request: HttpRequest,
+        inputs: Sequence[Sequence[int]],
+        name: str,
+        respond: Callable[[Embedding], HttpResponse],
+        refuse: Callable[[HttpError], HttpResponse],
+    ) -> DeferredResponse:
+        """Answer once the inputs are computed, which the field `name` gave; raises as `whole`."""
+        answer: _Whole[Embedding] = _Whole(
+            request.id, lambda ended: respond(ended[0]), refuse, self._metrics
+        )
+        embedding = self._service.engine.embedder.submit(
+            inputs,
+            name=name,
+            deadline=self._service.settings.request_timeout,
+            on_update=answer.on_update,
+        )
+        answer.bind([embedding])
         return answer.deferred
 
     def streamed(
@@ -81,56 +102,59 @@ class Submission:
         return generations
 
 
-class _Whole:
-    """Resolves a deferred response when its generations are done."""
+R = TypeVar("R", bound="Request")
 
-    __slots__ = ("_generations", "_metrics", "_refuse", "_request_id", "_respond", "deferred")
+
+class _Whole(Generic[R]):
+    """Resolves a deferred response when what was submitted for it is done."""
+
+    __slots__ = ("_metrics", "_refuse", "_request_id", "_respond", "_submitted", "deferred")
 
     def __init__(
         self,
         request_id: str,
-        respond: Callable[[Sequence[Generation]], HttpResponse],
+        respond: Callable[[Sequence[R]], HttpResponse],
         refuse: Callable[[HttpError], HttpResponse],
         metrics: Metrics,
     ) -> None:
         self.deferred = DeferredResponse()
-        self._generations: Sequence[Generation] = ()
+        self._submitted: Sequence[R] = ()
         self._request_id = request_id
         self._respond = respond
         self._refuse = refuse
         self._metrics = metrics
 
-    def bind(self, generations: Sequence[Generation]) -> None:
-        self._generations = generations
+    def bind(self, submitted: Sequence[R]) -> None:
+        self._submitted = submitted
         self.deferred.on_cancel(self._cancel)
         # They may have ended before there was anything to look at.
         self.on_update()
 
     def on_update(self) -> None:
         """On the engine thread after a step."""
-        generations = self._generations
-        if not generations or self.deferred.cancelled:
+        submitted = self._submitted
+        if not submitted or self.deferred.cancelled:
             return
-        if not all(generation.done for generation in generations):
+        if not all(each.done for each in submitted):
             return
         try:
-            response = self._response(generations)
+            response = self._response(submitted)
         except Exception as error:
             # Whatever it is, the client must not wait for ever.
             fault = error if isinstance(error, HttpError) else describe(error, self._request_id)
             response = self._refuse(fault)
         if self.deferred.resolve(response):
-            for generation in generations:
-                self._metrics.finished(generation)
+            for each in submitted:
+                self._metrics.finished(each)
 
-    def _response(self, generations: Sequence[Generation]) -> HttpResponse:
-        for generation in generations:
-            if generation.error is not None:
-                raise generation.error
-            if generation.finish_reason == "cancelled":
+    def _response(self, submitted: Sequence[R]) -> HttpResponse:
+        for each in submitted:
+            if each.error is not None:
+                raise each.error
+            if each.finish_reason == "cancelled":
                 raise HttpError(503, "the generation was cancelled")
-        return self._respond(generations)
+        return self._respond(submitted)
 
     def _cancel(self, reason: str) -> None:
-        for generation in self._generations:
-            generation.cancel()
+        for each in self._submitted:
+            each.cancel()

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from cllm.api.openai.chat import ChatCompletions
 from cllm.api.openai.completions import Completions
-from cllm.api.openai.errors import error_body
+from cllm.api.openai.errors import error_body, refused
 from cllm.api.openai.models import Models
 
-__all__ = ["ChatCompletions", "Completions", "Models", "error_body"]
+__all__ = ["ChatCompletions", "Completions", "Models", "error_body", "refused"]

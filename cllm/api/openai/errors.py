@@ -13,6 +13,7 @@ _KINDS = {
     404: ("invalid_request_error", "not_found"),
     408: ("timeout_error", "timeout"),
     429: ("rate_limit_error", "rate_limit_exceeded"),
+    501: ("not_supported_error", "not_supported"),
     503: ("service_unavailable_error", "unavailable"),
 }
 _FIELD = re.compile(r"([a-z_]+(?:[.\[][\w.\[\]]*)?): ")

@@ -37,6 +37,7 @@ class Models:
             "object": "model",
             "created": created,
             "owned_by": "cllm",
+            "capabilities": [info.capability],
             "meta": {
                 "n_vocab": info.vocab_size,
                 "n_ctx": info.context.ctx_size,
