@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from cllm.engine import Engine
-from tests.engine.engine_helpers import PRECISE, Loader, finished, greedy, standing
+from tests.engine.engine_helpers import PRECISE, WAIT, Loader, finished, greedy, standing
 from tests.engine.engine_models import write_windowed
 
 FIRST = [20 + i % 300 for i in range(300)]
@@ -33,8 +33,10 @@ def windowed(request: pytest.FixtureRequest, load: Loader, windowed_path: Path) 
 
 @pytest.fixture
 def fresh(load: Loader, windowed_path: Path) -> Callable[[list[int]], str]:
+    engine = load(windowed_path, **PRECISE, parallel=1, ctx_size=512, cache_ram=0)
+
     def text(prompt: list[int]) -> str:
-        engine = load(windowed_path, **PRECISE, parallel=1, ctx_size=512)
+        engine.sessions.erase(0).result(WAIT)
         return finished(engine.submit(prompt, greedy(12))).text
 
     return text
