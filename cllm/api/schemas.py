@@ -89,7 +89,7 @@ T = TypeVar("T", bound=Struct)
 
 _AT = re.compile(r" - at (?:`key` in )?`\$(.*)`$")
 _MISSING = re.compile(r"missing required field `(\w+)`")
-_NAMED = re.compile(r"\w+: ")  # a structure's own check, which names the field
+_NAMED = re.compile(r"[\w.\[\]]+: ")  # a structure's own check, which names the field
 _STEP = re.compile(r"\.(\w+)|\[(\d+)\]")
 _SHOWN = 80  # characters of an offending value repeated to the client
 
@@ -141,7 +141,7 @@ class Schema(Generic[T]):
             return f"{path}: missing; expected {_expected(_find(self._kind, path))}"
         at = _AT.search(problem)
         if _NAMED.match(problem):
-            return problem
+            return problem[: at.start()] if at else problem
         if not at or not at[1]:
             return f"the body must be a JSON object: {problem[0].lower()}{problem[1:]}"
         path = at[1].lstrip(".").replace("[...]", "")

@@ -19,6 +19,11 @@ class Tool:
     parameters: Mapping[str, Any] | None = None
     strict: bool = False
 
+    @property
+    def schema(self) -> Mapping[str, Any]:
+        """The schema of the arguments, which are always an object."""
+        return {"type": "object", **(self.parameters or {"properties": {}})}
+
 
 @dataclass(frozen=True, slots=True)
 class Conversation:

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
 
-from cllm.api.chat import Conversation, Event, Prepared, Text, prepare
+from cllm.api.chat import Conversation, Prepared, Tool, prepare
+from cllm.api.openai.chat_reply import ChatFrames, whole
 from cllm.api.openai.errors import refused
-from cllm.api.openai.reply import Chunks, Reply, failed
-from cllm.api.openai.schemas import CHAT, ChatRequest, Message
-from cllm.api.responses import encode
+from cllm.api.openai.reply import Reply
+from cllm.api.openai.schemas import CHAT, ChatRequest, Message, ResponseFormat
 from cllm.api.service import Service
 from cllm.api.submission import Submission, Wanted
+from cllm.engine.constraint import Constraint
 from cllm.http import DeferredResponse, HttpRequest, HttpResponse
 
 if TYPE_CHECKING:
@@ -36,8 +37,9 @@ class ChatCompletions:
         """
         asked = CHAT.decode(request.body)
         prepared = prepare(self._service, _conversation(asked))
-        most, count = asked.max_completion_tokens or asked.max_tokens, asked.n or 1
-        wanted = [Wanted(prepared.tokens, asked.sampling(most, choice)) for choice in range(count)]
+        count = asked.n or 1
+        wanted = _wanted(asked, prepared, count)
+        engine = self._service.engine if asked.logprobs else None
 
         def reply(generations: Sequence[Generation]) -> Reply:
             return Reply.of(self._service, "chatcmpl", count, generations)
@@ -45,20 +47,84 @@ class ChatCompletions:
         if asked.stream:
             usage = asked.streams_usage
             return self._submission.streamed(
-                request, wanted, lambda generations: _Frames(reply(generations), prepared, usage)
+                request,
+                wanted,
+                lambda generations: ChatFrames(reply(generations), prepared, engine, usage),
             )
         return self._submission.whole(
-            request, wanted, lambda generations: _whole(reply(generations), prepared), refused
+            request,
+            wanted,
+            lambda generations: whole(reply(generations), prepared, engine),
+            refused,
         )
+
+
+def _wanted(asked: ChatRequest, prepared: Prepared, count: int) -> list[Wanted]:
+    most = asked.max_completion_tokens or asked.max_tokens
+    logprobs = (asked.top_logprobs or 0) if asked.logprobs else None
+    return [
+        Wanted(
+            prepared.tokens,
+            asked.sampling(
+                most,
+                choice,
+                logprobs=logprobs,
+                constraint=prepared.constraint,
+                spell_special=prepared.spell_special,
+            ),
+        )
+        for choice in range(count)
+    ]
 
 
 def _conversation(asked: ChatRequest) -> Conversation:
     messages = [_plain(message) for message in asked.messages]
+    choice, allowed = _choice(asked)
     return Conversation(
         messages,
+        tools=[
+            Tool(
+                tool.function.name,
+                tool.function.description or "",
+                tool.function.parameters,
+                bool(tool.function.strict),
+            )
+            for tool in asked.tools or ()
+        ],
+        choice=choice,
+        allowed=allowed,
+        parallel=asked.parallel_tool_calls is not False and not _is_named(asked),
+        response=_response(asked.response_format),
+        reasoning=asked.reasoning_effort,
         template_kwargs=asked.chat_template_kwargs or {},
-        continued=messages[-1]["role"] == "assistant",
+        continued=messages[-1]["role"] == "assistant" and "tool_calls" not in messages[-1],
     )
+
+
+def _is_named(asked: ChatRequest) -> bool:
+    return getattr(asked.tool_choice, "function", None) is not None
+
+
+def _choice(
+    asked: ChatRequest,
+) -> tuple[Literal["none", "auto", "required"], frozenset[str] | None]:
+    """Whether tools may or must be called, and which."""
+    choice = asked.tool_choice
+    if choice is None or isinstance(choice, str):
+        return choice or "auto", None
+    if choice.allowed_tools is not None:
+        names = frozenset(tool.function.name for tool in choice.allowed_tools.tools)
+        return choice.allowed_tools.mode, names
+    assert choice.function is not None
+    return "required", frozenset((choice.function.name,))
+
+
+def _response(wanted: ResponseFormat | None) -> Constraint | None:
+    if wanted is None or wanted.type == "text":
+        return None
+    if wanted.json_schema is None or wanted.type == "json_object":
+        return Constraint("json_object")
+    return Constraint("json_schema", wanted.json_schema.schema)
 
 
 def _plain(message: Message) -> dict[str, Any]:
@@ -66,69 +132,12 @@ def _plain(message: Message) -> dict[str, Any]:
     plain: dict[str, Any] = msgspec.to_builtins(message)
     content = message.content
     if isinstance(content, list):
-        content = "".join(part.text for part in content)
+        content = "".join(part.said for part in content)
     plain["content"] = content or ""
     if message.role == "developer":
         plain["role"] = "system"
+    if not plain.get("tool_calls"):
+        plain.pop("tool_calls", None)
+    for call, given in zip(plain.get("tool_calls", ()), message.tool_calls or (), strict=False):
+        call["type"] = given.type
     return plain
-
-
-def _whole(reply: Reply, prepared: Prepared) -> HttpResponse:
-    choices = []
-    for index, generation in enumerate(reply.generations):
-        parser = prepared.parser()
-        events = [*parser.push("".join(generation.take())), *parser.finish()]
-        message = {"role": "assistant", "content": _text(events), "refusal": None}
-        choice = {"index": index, "message": message, "logprobs": None}
-        choices.append({**choice, "finish_reason": generation.finish_reason})
-    return reply.whole("chat.completion", choices, reply.usage())
-
-
-def _text(events: Sequence[Event]) -> str:
-    return "".join(event.text for event in events if isinstance(event, Text))
-
-
-class _Frames:
-    """The chunks of a stream; see `cllm.api.stream.Frames`."""
-
-    __slots__ = ("_chunks", "_parsers", "_pieces", "_reply")
-
-    def __init__(self, reply: Reply, prepared: Prepared, usage: bool) -> None:
-        self._reply = reply
-        self._parsers = [prepared.parser() for _ in reply.generations]
-        self._chunks = chunks = Chunks(reply, "chat.completion.chunk", usage)
-        self._pieces = [
-            (
-                chunks.head + b'{"index":%d,"delta":{"content":' % index,
-                b'},"logprobs":null,"finish_reason":null}' + chunks.tail,
-            )
-            for index in range(len(reply.generations))
-        ]
-
-    def opening(self) -> bytes:
-        delta = {"role": "assistant", "content": ""}
-        return b"".join(self._delta(index, delta, None) for index in range(len(self._parsers)))
-
-    def delta(self, index: int, text: str) -> bytes:
-        return self._events(index, self._parsers[index].push(text))
-
-    def end(self, index: int, generation: Generation, error: str | None) -> bytes:
-        rest = self._events(index, self._parsers[index].finish())
-        if error is not None:
-            return rest + failed(500, error)
-        return rest + self._delta(index, {}, generation.finish_reason)
-
-    def closing(self) -> bytes:
-        return self._chunks.closing(self._reply.usage())
-
-    def broken_off(self, reason: str) -> bytes:
-        return failed(503, reason)
-
-    def _events(self, index: int, events: Sequence[Event]) -> bytes:
-        before, behind = self._pieces[index]
-        text = _text(events)
-        return b"%b%b%b" % (before, encode(text), behind) if text else b""
-
-    def _delta(self, index: int, delta: dict[str, Any], reason: str | None) -> bytes:
-        choice = {"index": index, "delta": delta, "logprobs": None, "finish_reason": reason}
-        return self._chunks.chunk(choice)

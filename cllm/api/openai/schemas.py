@@ -1,4 +1,4 @@
-"""Bodies of the OpenAI endpoints. Unknown fields are ignored, null means left out.
+"""Bodies of the two kinds of completion. Unknown fields are ignored, null means left out.
 
 Source: the OpenAI API reference, "Completions" and "Chat". Fields that are known there and not
 served here are declared, so that asking for them is refused by name and never overlooked.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from msgspec import Meta, Struct
+from msgspec import UNSET, Meta, Struct, UnsetType
 
 from cllm.api.schemas import INT32, Fraction, NonEmpty, Penalty, Schema, TokenId
 from cllm.engine import SamplingParams
@@ -19,21 +19,18 @@ MOST_CHOICES = 128  # generations of one request
 Count = Annotated[int, Meta(ge=1, le=INT32)]
 Stops = NonEmpty | Annotated[list[NonEmpty], Meta(max_length=MAX_STOPS)]
 Choices = Annotated[int, Meta(ge=1, le=MOST_CHOICES)]
+Alternatives = Annotated[int, Meta(ge=0, le=20)]
 
 # What is asked for by one of these values is not asked for.
 NOTHING: dict[str, tuple[Any, ...]] = {
-    "suffix": (None, ""),
     "best_of": (None, 1),
-    "logprobs": (None, False),
-    "top_logprobs": (None, 0),
-    "response_format": (None, {"type": "text"}),
-    "tools": (None, []),
-    "tool_choice": (None, "none", "auto"),
-    "functions": (None, []),
-    "function_call": (None, "none", "auto"),
     "audio": (None,),
     "modalities": (None, ["text"]),
+    "functions": (None, []),
+    "function_call": (None, "none", "auto"),
 }
+# What to use in place of a field that is not served.
+_INSTEAD = {"functions": "use tools", "function_call": "use tool_choice", "best_of": "use n"}
 
 
 class StreamOptions(Struct):
@@ -67,19 +64,22 @@ class Sampled(Struct, kw_only=True):
         """Refuse what is not served: ValueErrors become the 400's text."""
         for name, nothing in NOTHING.items():
             if getattr(self, name, None) not in nothing:
-                raise ValueError(f"{name}: is not served yet; leave it out")
+                raise ValueError(f"{name}: is not served; {_INSTEAD.get(name, 'leave it out')}")
 
     @property
     def streams_usage(self) -> bool:
         """Whether the stream ends with a chunk that counts tokens."""
         return self.stream_options is not None and self.stream_options.include_usage
 
-    def sampling(self, most: int | None, choice: int) -> SamplingParams:
-        """How choice number `choice` is made, of at most `most` tokens; raises InvalidRequest."""
+    def sampling(self, most: int | None, choice: int, **more: Any) -> SamplingParams:
+        """How choice number `choice` is made, of at most `most` tokens; raises InvalidRequest.
+
+        more: further fields of SamplingParams.
+        """
         given = {name: value for name in _SAMPLING if (value := getattr(self, name)) is not None}
         if self.seed is not None:
             given["seed"] = self.seed + choice
-        return SamplingParams(**given, max_tokens=most)
+        return SamplingParams(**given, **more, max_tokens=most)
 
 
 _SAMPLING = (
@@ -93,25 +93,123 @@ class CompletionRequest(Sampled, kw_only=True):
 
     prompt: str | list[str | TokenId | list[TokenId]]
     echo: bool | None = None
-    suffix: Any = None
-    logprobs: Any = None
+    suffix: str | None = None
+    logprobs: Alternatives | None = None
     best_of: Any = None
 
 
-class TextPart(Struct):
+class Part(Struct):
     """A part of a message's content."""
 
-    type: Literal["text"]
-    text: str
+    type: Literal["text", "refusal"]
+    text: str | UnsetType = UNSET
+    refusal: str | UnsetType = UNSET
+
+    def __post_init__(self) -> None:
+        """Refuse a part without what its type says."""
+        if getattr(self, self.type) is UNSET:
+            raise ValueError(f"messages: a part of type {self.type} needs {self.type}")
+
+    @property
+    def said(self) -> str:
+        """What it says."""
+        return "".join(part for part in (self.text, self.refusal) if isinstance(part, str))
+
+
+class CalledFunction(Struct):
+    """What the assistant called."""
+
+    name: str
+    arguments: str = "{}"
+
+
+class ToolCall(Struct):
+    """A call in an earlier answer."""
+
+    id: str
+    function: CalledFunction
+    type: Literal["function"] = "function"
 
 
 class Message(Struct, omit_defaults=True):
     """One message of a conversation."""
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
-    content: str | list[TextPart] | None = None
+    content: str | list[Part] | None = None
     name: str | None = None
     tool_call_id: str | None = None
+    tool_calls: list[ToolCall] | None = None
+    reasoning_content: str | None = None
+
+
+class Function(Struct):
+    """A tool's description."""
+
+    name: str
+    description: str | None = None
+    parameters: dict[str, Any] | None = None
+    strict: bool | None = None
+
+
+class FunctionTool(Struct):
+    """A tool; functions are the only kind served here."""
+
+    type: Literal["function"]
+    function: Function
+
+
+class Named(Struct):
+    """A function by its name."""
+
+    name: str
+
+
+class NamedTool(Struct):
+    """A tool by its name."""
+
+    function: Named
+    type: Literal["function"] = "function"
+
+
+class AllowedTools(Struct):
+    """Tools among which the model may choose, and whether it must."""
+
+    mode: Literal["auto", "required"]
+    tools: Annotated[list[NamedTool], Meta(min_length=1)]
+
+
+class ToolChoice(Struct):
+    """One named tool, or some of them."""
+
+    type: Literal["function", "allowed_tools"] = "function"
+    function: Named | None = None
+    allowed_tools: AllowedTools | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse a choice without what its type says."""
+        if getattr(self, self.type) is None:
+            raise ValueError(f"tool_choice.{self.type}: missing; expected what the type names")
+
+
+class JsonSchema(Struct):
+    """The schema of a structured answer."""
+
+    name: str
+    schema: dict[str, Any] | bool = True
+    description: str | None = None
+    strict: bool | None = None
+
+
+class ResponseFormat(Struct):
+    """What an answer's text must be."""
+
+    type: Literal["text", "json_object", "json_schema"]
+    json_schema: JsonSchema | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse a schema that is not there."""
+        if self.type == "json_schema" and self.json_schema is None:
+            raise ValueError("response_format.json_schema: missing; expected an object with name")
 
 
 class ChatRequest(Sampled, kw_only=True):
@@ -120,15 +218,26 @@ class ChatRequest(Sampled, kw_only=True):
     messages: Annotated[list[Message], Meta(min_length=1)]
     max_completion_tokens: Count | None = None
     chat_template_kwargs: dict[str, Any] | None = None
-    logprobs: Any = None
-    top_logprobs: Any = None
-    response_format: Any = None
-    tools: Any = None
-    tool_choice: Any = None
+    logprobs: bool | None = None
+    top_logprobs: Alternatives | None = None
+    response_format: ResponseFormat | None = None
+    reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh"] | None = None
+    tools: list[FunctionTool] | None = None
+    tool_choice: Literal["none", "auto", "required"] | ToolChoice | None = None
+    parallel_tool_calls: bool | None = None
     functions: Any = None
     function_call: Any = None
     audio: Any = None
     modalities: Any = None
+
+    def __post_init__(self) -> None:
+        """Refuse what is not served, and what says nothing without another field."""
+        super().__post_init__()
+        if self.top_logprobs is not None and not self.logprobs:
+            raise ValueError("top_logprobs: needs logprobs to be true")
+        for number, message in enumerate(self.messages):
+            if message.role == "tool" and message.tool_call_id is None:
+                raise ValueError(f"messages[{number}].tool_call_id: missing; expected a string")
 
 
 COMPLETION = Schema(CompletionRequest)

@@ -1,0 +1,97 @@
+"""The tools of a conversation: what is wrong with them, and how far a model is held to them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from cllm.api.chat.conversation import Conversation, Tool
+from cllm.engine import InvalidRequest
+from cllm.engine.constraint import Constraint
+
+if TYPE_CHECKING:
+    from cllm.engine import Engine
+
+_NAME = re.compile(r"[a-zA-Z0-9_.-]{1,64}")
+_TYPES = frozenset(("object", "array", "string", "integer", "number", "boolean", "null"))
+_ANY_OBJECT: Mapping[str, Any] = {"type": "object"}
+
+
+def callable_tools(engine: Engine, conversation: Conversation) -> list[Tool]:
+    """The tools that may be called, each with a schema that its arguments can be held to.
+
+    A schema that cannot be held is refused where it must be: for strict tools and forced calls.
+    Else the model only reads it. Raises InvalidRequest.
+    """
+    tools, names = conversation.tools, [tool.name for tool in conversation.tools]
+    for number, tool in enumerate(tools):
+        where = f"tools[{number}].function"
+        if not _NAME.fullmatch(tool.name) or names.index(tool.name) != number:
+            once = "1 to 64 letters, digits, '_', '-' or '.', and no other tool's name"
+            raise InvalidRequest(f"{where}.name", tool.name, once)
+        _check(tool.schema, f"{where}.parameters")
+    if conversation.choice == "none":
+        return []
+    allowed = names if conversation.allowed is None else conversation.allowed
+    for name in allowed:
+        if name not in names:
+            raise InvalidRequest("tool_choice", name, "the name of one of the tools")
+    if conversation.choice == "required" and not allowed:
+        raise InvalidRequest("tool_choice", "required", "tools to choose from")
+    return [
+        _held(engine, tool, f"tools[{number}].function.parameters", conversation.choice != "auto")
+        for number, tool in enumerate(tools)
+        if tool.name in allowed
+    ]
+
+
+def described(tools: Sequence[Tool]) -> list[dict[str, Any]]:
+    """The tools as templates read them."""
+    return [
+        {
+            "type": "function",
+            "function": {
+                "name": tool.name,
+                "description": tool.description,
+                "parameters": dict(tool.schema),
+            },
+        }
+        for tool in tools
+    ]
+
+
+def _held(engine: Engine, tool: Tool, where: str, forced: bool) -> Tool:
+    try:
+        engine.check_constraint(Constraint("json_schema", dict(tool.schema)))
+    except InvalidRequest as error:
+        if forced or tool.strict:
+            raise InvalidRequest(where, error.value, error.expected) from None
+        return Tool(tool.name, tool.description, _ANY_OBJECT)
+    return tool
+
+
+def _check(schema: Any, where: str) -> None:
+    """Refuse what is no JSON schema; which keywords can be held is another matter."""
+    if schema.get("type", "object") != "object":
+        raise InvalidRequest(f"{where}.type", schema["type"], '"object"')
+    waiting: list[tuple[Any, str]] = [(schema, where)]
+    while waiting:
+        each, path = waiting.pop()
+        if isinstance(each, bool):
+            continue
+        if not isinstance(each, Mapping):
+            raise InvalidRequest(path, each, "a JSON schema")
+        kinds = each.get("type", "object")
+        for kind in kinds if isinstance(kinds, list) else [kinds]:
+            if kind not in _TYPES:
+                raise InvalidRequest(f"{path}.type", kind, f"one of {', '.join(sorted(_TYPES))}")
+        properties = each.get("properties", {})
+        if not isinstance(properties, Mapping):
+            raise InvalidRequest(f"{path}.properties", properties, "an object of JSON schemas")
+        waiting += [(inner, f"{path}.properties.{name}") for name, inner in properties.items()]
+        required = each.get("required", [])
+        if not isinstance(required, list) or not all(isinstance(name, str) for name in required):
+            raise InvalidRequest(f"{path}.required", required, "a list of names")
+        if isinstance(each.get("items"), (Mapping, str, int)):
+            waiting.append((each["items"], f"{path}.items"))

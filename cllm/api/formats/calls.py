@@ -1,0 +1,157 @@
+"""The tool calls of one answer: which tools there are, what events a call makes, calls in JSON."""
+
+from __future__ import annotations
+
+import json
+import re
+import secrets
+import string
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from cllm.api.chat.conversation import Tool
+from cllm.api.chat.events import CallArguments, CallBegin, CallEnd, Event, Text
+from cllm.api.formats.reader import ObjectScan, Reader, Steps
+
+_ALPHABET = string.ascii_letters + string.digits
+_SURROGATE = re.compile("[\ud800-\udfff]")
+_ARGUMENTS = ("arguments", "parameters")
+_FIRST_KEYS = ("name", "arguments", "parameters", "type", "function", "id")
+_FIRST_KEY = re.compile(r'\{\s*"([^"\\]*)("?)')
+# The usual order of the keys, with which the arguments can be given out while they come.
+_HEAD = re.compile(
+    r'\{\s*(?:"type"\s*:\s*"function"\s*,\s*)?"name"\s*:\s*"([^"\\]*)"\s*,'
+    r'\s*"(?:arguments|parameters)"\s*:\s*(?=\{)'
+)
+
+
+class Calls:
+    """Counts the calls and gives them their ids."""
+
+    __slots__ = ("_count", "_id", "tools")
+
+    def __init__(self, tools: Sequence[Tool], new_id: Callable[[], str]) -> None:
+        self.tools = {tool.name: tool for tool in tools}
+        self._id = new_id
+        self._count = 0
+
+    def begin(self, name: str) -> CallBegin:
+        """A call begins; those before it have ended."""
+        self._count += 1
+        return CallBegin(self._count - 1, self._id(), name)
+
+    def arguments(self, text: str) -> CallArguments:
+        """A piece of its arguments."""
+        return CallArguments(self._count - 1, text)
+
+    def end(self) -> CallEnd:
+        """Its arguments are complete."""
+        return CallEnd(self._count - 1)
+
+    def whole(self, name: str, arguments: str) -> list[Event]:
+        """A call that is known at once."""
+        return [self.begin(name), self.arguments(arguments), self.end()]
+
+
+def long_id() -> str:
+    """An id as OpenAI's look."""
+    return "call_" + "".join(secrets.choice(_ALPHABET) for _ in range(24))
+
+
+def short_id() -> str:
+    """An id as Mistral's templates demand it."""
+    return "".join(secrets.choice(_ALPHABET) for _ in range(9))
+
+
+def read_json_call(reader: Reader, calls: Calls) -> Steps[bool]:
+    """Read `{"name": …, "arguments": {…}}`, with `parameters` for `arguments` too.
+
+    Returns whether that was a call; if not, nothing was read.
+    """
+    while True:
+        text = reader.text
+        head = _HEAD.match(text)
+        if head is not None:
+            if head[1] not in calls.tools:
+                return False
+            yield calls.begin(head[1])
+            reader.skip(head.end())
+            if (yield from reader.pass_object(calls.arguments)):
+                yield calls.end()
+                yield from _rest_of_object(reader)
+            return True
+        end = ObjectScan().push(text)
+        if end is not None:
+            found = json_calls(_decoded(text[:end]), calls)
+            for name, arguments in found or ():
+                yield from calls.whole(name, arguments)
+            reader.skip(end if found else 0)
+            return bool(found)
+        if reader.ended or not _may_be_call(text):
+            return False
+        yield None
+
+
+def _rest_of_object(reader: Reader) -> Steps[None]:
+    """Read what stands between the arguments and the brace that ends the call, and the brace."""
+    space = yield from reader.space()
+    if reader.text.startswith("}"):
+        reader.skip(1)
+    elif reader.text.startswith(","):
+        scan, read = ObjectScan(depth=1), ""
+        while True:
+            end = scan.push(reader.text)
+            read += reader.skip(len(reader.text) if end is None else end)
+            if end is not None:
+                return
+            if reader.ended:
+                yield Text(space + read)
+                return
+            yield None
+
+
+def json_calls(value: Any, calls: Calls) -> list[tuple[str, str]] | None:
+    """(name, arguments) of a decoded call, or of a list of them; None if it is none."""
+    if isinstance(value, list):
+        found = [json_calls(each, calls) for each in value]
+        if not found or any(each is None for each in found):
+            return None
+        return [call for each in found if each for call in each]
+    if isinstance(value, dict) and isinstance(value.get("function"), dict):
+        value = value["function"]
+    if not isinstance(value, dict) or value.get("name") not in calls.tools:
+        return None
+    given = next((value[key] for key in _ARGUMENTS if key in value), None)
+    arguments = given
+    if isinstance(given, str):
+        arguments = _decoded(given)
+    if arguments is None:
+        arguments = {}
+    if not isinstance(arguments, dict):
+        return None
+    return [(value["name"], dump(arguments))]
+
+
+def _decoded(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+
+
+def dump(value: Any) -> str:
+    """JSON text as models write it; halves of surrogate pairs, which UTF-8 lacks, stay escaped."""
+    text = json.dumps(value, ensure_ascii=False)
+    return text if text.isascii() or not _SURROGATE.search(text) else json.dumps(value)
+
+
+def _may_be_call(text: str) -> bool:
+    """Whether an object that begins so may be a call; all that is known of it is its first key."""
+    if not text:
+        return True
+    if text[0] != "{":
+        return False
+    key = _FIRST_KEY.match(text)
+    if key is None:
+        return not text[1:].strip()
+    return key[1] in _FIRST_KEYS if key[2] else any(k.startswith(key[1]) for k in _FIRST_KEYS)

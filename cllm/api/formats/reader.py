@@ -1,0 +1,201 @@
+"""Reading a text that is still coming: parsers are generators that ask for more.
+
+The rule they all live by: what is decided depends on the text alone, never on how it was cut. So a
+decision waits until no further text could change it, and what is held back meanwhile is only what
+may be a part of a marker.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Generator, Sequence
+from typing import TypeVar
+
+from cllm.api.chat.events import Event
+
+T = TypeVar("T")
+
+# Gives out events, and None where it needs more text; returns T.
+Steps = Generator[Event | None, None, T]
+
+_STRUCTURE = re.compile(r'["{}\[\]]')
+_STRING_END = re.compile(r'["\\]')
+
+
+class Reader:
+    """The text that has come and was not read yet."""
+
+    __slots__ = ("dropped", "ended", "text")
+
+    def __init__(self) -> None:
+        self.text = ""
+        self.dropped = ""  # white space that stood in front of the last marker
+        self.ended = False
+
+    def skip(self, count: int) -> str:
+        """Read so many characters."""
+        read, self.text = self.text[:count], self.text[count:]
+        return read
+
+    def space(self) -> Steps[str]:
+        """Read white space."""
+        read = ""
+        while True:
+            rest = self.text.lstrip()
+            read += self.skip(len(self.text) - len(rest))
+            if rest or self.ended:
+                return read
+            yield None
+
+    def starts(self, marker: str) -> Steps[bool]:
+        """Whether the text begins with the marker; it is not read."""
+        while len(self.text) < len(marker) and not self.ended and marker.startswith(self.text):
+            yield None
+        return self.text.startswith(marker)
+
+    def take_until(self, markers: Sequence[str]) -> Steps[tuple[str, str | None]]:
+        """Read up to the first marker and over it: what stood before it, and the marker.
+
+        None for the marker: the text ended without one.
+        """
+        while (found := _first(self.text, markers)) is None and not self.ended:
+            yield None
+        if found is None:
+            return self.skip(len(self.text)), None
+        before = self.skip(found[0])
+        self.skip(len(found[1]))
+        return before, found[1]
+
+    def pass_until(
+        self, markers: Sequence[str], event: Callable[[str], Event]
+    ) -> Steps[str | None]:
+        """Give out everything up to the first marker, and read over that; None: there was none.
+
+        White space in front of a marker is `dropped`.
+        """
+        while True:
+            text = self.text
+            found = _first(text, markers)
+            if found is not None:
+                before = text[: found[0]].rstrip()
+                if before:
+                    yield event(before)
+                self.dropped = text[len(before) : found[0]]
+                self.skip(found[0] + len(found[1]))
+                return found[1]
+            if self.ended:
+                if text:
+                    yield event(self.skip(len(text)))
+                return None
+            sure = len(text[: len(text) - _begun(text, markers)].rstrip())
+            if sure:
+                yield event(self.skip(sure))
+            yield None
+
+    def pass_exactly(self, markers: Sequence[str], event: Callable[[str], Event]) -> Steps[bool]:
+        """The same, white space included; whether there was a marker."""
+        while (found := _first(self.text, markers)) is None:
+            sure = len(self.text) - (0 if self.ended else _begun(self.text, markers))
+            if sure:
+                yield event(self.skip(sure))
+            if self.ended:
+                return False
+            yield None
+        if found[0]:
+            yield event(self.skip(found[0]))
+        self.skip(len(found[1]))
+        return True
+
+    def pass_object(self, event: Callable[[str], Event]) -> Steps[bool]:
+        """Give out a JSON object as it comes, without looking into it; whether it is complete."""
+        scan = ObjectScan()
+        while True:
+            end = scan.push(self.text)
+            piece = self.skip(len(self.text) if end is None else end)
+            if piece:
+                yield event(piece)
+            if end is not None:
+                return True
+            if self.ended:
+                return False
+            yield None
+
+
+class ObjectScan:
+    """Finds where a JSON object or list ends; its beginning is the first character pushed."""
+
+    __slots__ = ("_depth", "_escaped", "_string")
+
+    def __init__(self, depth: int = 0) -> None:
+        self._depth = depth
+        self._string = False
+        self._escaped = False
+
+    def push(self, text: str) -> int | None:
+        """How much of this piece belongs to the object, once it is complete."""
+        at = 0
+        while at < len(text):
+            if self._escaped:
+                self._escaped = False
+                at += 1
+                continue
+            match = (_STRING_END if self._string else _STRUCTURE).search(text, at)
+            if match is None:
+                return None
+            at = match.end()
+            character = match[0]
+            if character == "\\":
+                self._escaped = True
+            elif character == '"':
+                self._string = not self._string
+            elif character in "{[":
+                self._depth += 1
+            else:
+                self._depth -= 1
+                if self._depth <= 0:
+                    return at
+        return None
+
+
+class Script:
+    """A parser that a generator writes; see `cllm.api.chat.events.Parser`."""
+
+    __slots__ = ("_reader", "_steps")
+
+    def __init__(self, write: Callable[[Reader], Steps[None]]) -> None:
+        self._reader = Reader()
+        self._steps = write(self._reader)
+
+    def push(self, text: str) -> list[Event]:
+        self._reader.text += text
+        return self._run()
+
+    def finish(self) -> list[Event]:
+        self._reader.ended = True
+        return self._run()
+
+    def _run(self) -> list[Event]:
+        events: list[Event] = []
+        for event in self._steps:
+            if event is None:
+                break
+            events.append(event)
+        return events
+
+
+def _first(text: str, markers: Sequence[str]) -> tuple[int, str] | None:
+    found = [(at, marker) for marker in markers if (at := text.find(marker)) >= 0]
+    return min(found) if found else None
+
+
+def _begun(text: str, markers: Sequence[str]) -> int:
+    """How long the longest end of the text is that begins a marker."""
+    longest = 0
+    for marker in markers:
+        at = text.find(marker[0], max(0, len(text) - len(marker) + 1))
+        while at >= 0:
+            if marker.startswith(text[at:]):
+                longest = max(longest, len(text) - at)
+                break
+            at = text.find(marker[0], at + 1)
+    return longest

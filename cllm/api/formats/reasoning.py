@@ -1,0 +1,24 @@
+"""Thoughts that come before an answer, between two markers.
+
+A template may open them itself at the prompt's end; then the text begins within them.
+"""
+
+from __future__ import annotations
+
+from cllm.api.chat.events import Reasoning
+from cllm.api.formats.reader import Reader, Steps
+
+
+def read_reasoning(reader: Reader, think: tuple[str, str], opened: bool) -> Steps[None]:
+    """Read the thoughts, if there are any, and the white space around them."""
+    begin, end = think
+    space = yield from reader.space()
+    begun = yield from reader.starts(begin)
+    if begun:
+        reader.skip(len(begin))
+    elif not opened:
+        reader.text = space + reader.text
+        return
+    yield from reader.space()
+    yield from reader.pass_until((end,), Reasoning)
+    yield from reader.space()

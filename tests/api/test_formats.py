@@ -1,0 +1,385 @@
+"""Promises of the formats: what models write is understood however it is cut; nothing is lost."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from llguidance import LLMatcher, LLTokenizer
+
+from cllm.api.chat import CallArguments, CallBegin, CallEnd, Event, Reasoning, Text, Tool
+from cllm.api.formats import FORMATS, Format, detect
+from cllm.api.formats.calls import Calls
+from cllm.api.formats.grammar import Grammar, thoughts
+from cllm.api.formats.reader import Reader, Script, Steps
+from cllm.api.formats.reasoning import read_reasoning
+
+TEMPLATES = Path(__file__).parent / "templates"
+NAMED = {format.name: format for format in FORMATS}
+WEATHER = Tool(
+    "get_weather",
+    "The weather",
+    {
+        "type": "object",
+        "properties": {
+            "city": {"type": "string"},
+            "days": {"type": "integer"},
+            "sunny": {"type": "boolean"},
+        },
+        "required": ["city"],
+    },
+)
+CLOCK = Tool("clock")
+
+# What a call of each tool with these arguments looks like once it is read.
+ROME: tuple[str, object] = ("get_weather", {"city": "Rome"})
+NOW: tuple[str, object] = ("clock", {})
+
+# Format, what the model writes, what it thinks, says, and calls.
+UNDERSTOOD: list[tuple[str, str, str, str, list[tuple[str, object]]]] = [
+    (
+        "hermes",
+        '<think>\nHm.\n</think>\n\nI look.\n<tool_call>\n{"name": "get_weather", "arguments": '
+        '{"city": "<b>\\"}]Ü"}}\n</tool_call>\n<tool_call>\n{"name": "clock", "arguments": {}}\n'
+        "</tool_call>",
+        "Hm.",
+        "I look.",
+        [("get_weather", {"city": '<b>"}]Ü'}), NOW],
+    ),
+    (
+        "hermes",
+        '<tool_call>{"arguments": {"city": "Rome"}, "name": "get_weather"}</tool_call> Done.',
+        "",
+        "Done.",
+        [ROME],
+    ),
+    ("hermes", '<tool_call>{"name": "clock", "arguments": "{}"}</tool_call>', "", "", [NOW]),
+    ("hermes", '<tool_call>{"name": "clock", "arguments": {}}', "", "", [NOW]),
+    (
+        "qwen3-coder",
+        'I look.\n<tool_call>\n<function=get_weather>\n<parameter=city>\nA\n <b> "c"\n\n'
+        "</parameter>\n<parameter=days>\n3\n</parameter>\n<parameter=sunny>\nTrue\n</parameter>\n"
+        "</function>\n</tool_call>",
+        "",
+        "I look.",
+        [("get_weather", {"city": 'A\n <b> "c"\n', "days": 3, "sunny": True})],
+    ),
+    ("qwen3-coder", "<function=clock>\n</function>", "", "", [NOW]),
+    (
+        "qwen3-coder",
+        '<tool_call>\n{"name": "clock", "arguments": {}}\n</tool_call>',
+        "",
+        "",
+        [NOW],
+    ),
+    (
+        "llama3",
+        '{"name": "get_weather", "parameters": {"city": "Rome"}}; '
+        '{"type": "function", "name": "clock", "parameters": {}}',
+        "",
+        "",
+        [ROME, NOW],
+    ),
+    ("llama3", '<|python_tag|>{"name": "clock", "parameters": {}}', "", "", [NOW]),
+    (
+        "pythonic",
+        '[get_weather(city="a]b\\n", days=2, sunny=true), clock()]',
+        "",
+        "",
+        [("get_weather", {"city": "a]b\n", "days": 2, "sunny": True}), NOW],
+    ),
+    ("pythonic", "<|python_start|>[clock()]<|python_end|>", "", "", [NOW]),
+    (
+        "mistral",
+        'Well.[TOOL_CALLS] [{"name": "get_weather", "arguments": {"city": "Rome"}, "id": '
+        '"abcdefghi"}, {"name": "clock", "arguments": {}}]',
+        "",
+        "Well.",
+        [ROME, NOW],
+    ),
+    (
+        "mistral-args",
+        '[THINK]Hm.[/THINK][TOOL_CALLS]get_weather[ARGS]{"city": "Rome"}[TOOL_CALLS]clock[CALL_ID]'
+        "123456789[ARGS]{}",
+        "Hm.",
+        "",
+        [ROME, NOW],
+    ),
+    (
+        "deepseek",
+        "Well.<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>get_weather<｜tool▁sep｜>"
+        '{"city": "Rome"}<｜tool▁call▁end｜><｜tool▁call▁begin｜>clock<｜tool▁sep｜>{}'
+        "<｜tool▁call▁end｜><｜tool▁calls▁end｜>",
+        "",
+        "Well.",
+        [ROME, NOW],
+    ),
+    (
+        "deepseek-fenced",
+        "<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>function<｜tool▁sep｜>get_weather\n```json\n"
+        '{"city": "Rome"}\n```<｜tool▁call▁end｜>\n<｜tool▁call▁begin｜>function<｜tool▁sep｜>'
+        "clock\n```json\n{}\n```<｜tool▁call▁end｜><｜tool▁calls▁end｜>",
+        "",
+        "",
+        [ROME, NOW],
+    ),
+    (
+        "gpt-oss",
+        "<|channel|>analysis<|message|>Hm.<|end|><|start|>assistant<|channel|>commentary "
+        'to=functions.get_weather <|constrain|>json<|message|>{"city": "Rome"}<|call|>',
+        "Hm.",
+        "",
+        [ROME],
+    ),
+    (
+        "gpt-oss",
+        "<|channel|>analysis<|message|>Hm.<|end|><|start|>assistant to=functions.clock<|channel|>"
+        "commentary json<|message|>{}",
+        "Hm.",
+        "",
+        [NOW],
+    ),
+    (
+        "gpt-oss",
+        "<|channel|>commentary<|message|>I look. <|end|><|start|>assistant<|channel|>final"
+        "<|message|>It rains.<|return|>",
+        "",
+        "I look.It rains.",
+        [],
+    ),
+    (
+        "gemma-4",
+        '<|channel>thought\nHm.<channel|>I look.<|tool_call>call:get_weather{city:<|"|>a,b:{"<|"|>,'
+        "days:3,sunny:true}<tool_call|>",
+        "Hm.",
+        "I look.",
+        [("get_weather", {"city": 'a,b:{"', "days": 3, "sunny": True})],
+    ),
+    (
+        "functiongemma",
+        "<start_function_call>call:get_weather{city:<escape>Rome<escape>}<end_function_call>",
+        "",
+        "",
+        [ROME],
+    ),
+    ("generic", '{"name": "clock", "arguments": {}}', "", "", [NOW]),
+    (
+        "generic",
+        'I look. <tool_call>\n{"name": "clock", "arguments": {}}\n</tool_call>',
+        "",
+        "I look.",
+        [NOW],
+    ),
+]
+
+# What is no call, whatever it begins like, stays as it is.
+TEXT = [
+    ("hermes", "  1 < 2 and <tool_call> is a mark\n "),
+    ("hermes", 'a\n\n<tool_call>\n{"name": "nobody", "arguments": {}}\n</tool_call> b'),
+    ("hermes", '<tool_call>\n{"name": "clock", "arg'),
+    ("hermes", '<tool_call>{"name": "clock", "arguments": [1]}</tool_call>'),
+    ("hermes", '<tool_call>{"name": "clock" "arguments": {}}</tool_call>'),
+    ("hermes", "<think"),
+    ("qwen3-coder", "a\n<tool_call>\n<function=nobody>\n</function>\n</tool_call>"),
+    ("qwen3-coder", "<function=clock"),
+    ("llama3", '{"answer": 42}'),
+    ("llama3", 'It is {"name": "clock", "parameters": {}}'),
+    ("llama3", "a <|python_tag|> b"),
+    ("pythonic", "[1, 2]"),
+    ("pythonic", "[clock(1)]"),
+    ("pythonic", "[clock("),
+    ("pythonic", " <|python_start|> no"),
+    ("mistral", "a [TOOL_CALLS] [1]"),
+    ("mistral-args", "[TOOL_CALLS]nobody[ARGS]{}"),
+    ("deepseek", "a <｜tool▁calls▁begin｜> b"),
+    ("deepseek", "<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>nobody<｜tool▁sep｜>{}"),
+    ("gpt-oss", "no channel at all"),
+    ("gemma-4", "a <|tool_call>call:nobody{}<tool_call|> b"),
+    ("gemma-4", "<|tool_call>call:clock{a:}<tool_call|>"),
+    ("generic", '{"name": "nobody", "arguments": {}}'),
+]
+
+
+def script_of(format: Format, opened: bool = False) -> Script:
+    """A parser, where both tools may be called."""
+
+    def write(reader: Reader) -> Steps[None]:
+        if format.think is not None:
+            yield from read_reasoning(reader, format.think, opened)
+        yield from format.read(reader, Calls([WEATHER, CLOCK], lambda: "id"))
+
+    return Script(write)
+
+
+def read(format: Format, pieces: Sequence[str], opened: bool = False) -> list[Event]:
+    """Every event of a text that comes in these pieces; neighbours of a kind as one."""
+    script, events = script_of(format, opened), []
+    for piece in pieces:
+        events += script.push(piece)
+    merged: list[Event] = []
+    for event in [*events, *script.finish()]:
+        last = merged[-1] if merged else None
+        if isinstance(event, Text) and isinstance(last, Text):
+            merged[-1] = Text(last.text + event.text)
+        elif isinstance(event, Reasoning) and isinstance(last, Reasoning):
+            merged[-1] = Reasoning(last.text + event.text)
+        elif isinstance(event, CallArguments) and isinstance(last, CallArguments):
+            merged[-1] = CallArguments(event.index, last.text + event.text)
+        else:
+            merged.append(event)
+    return merged
+
+
+def calls_of(events: Sequence[Event]) -> list[tuple[str, object]]:
+    """(name, arguments) of each call; each must begin, be whole and end, in this order."""
+    calls = [event for event in events if not isinstance(event, (Text, Reasoning))]
+    found = []
+    for number, (begin, arguments, end) in enumerate(
+        zip(calls[::3], calls[1::3], calls[2::3], strict=True)
+    ):
+        assert isinstance(begin, CallBegin) and begin.index == number
+        assert isinstance(arguments, CallArguments) and arguments.index == number
+        assert end == CallEnd(number)
+        found.append((begin.name, json.loads(arguments.text)))
+    return found
+
+
+@pytest.mark.parametrize(("name", "text", "thought", "said", "called"), UNDERSTOOD)
+def test_what_models_write_is_understood(
+    name: str, text: str, thought: str, said: str, called: list[tuple[str, object]]
+) -> None:
+    events = read(NAMED[name], [text])
+    assert "".join(e.text for e in events if isinstance(e, Reasoning)) == thought
+    assert "".join(e.text for e in events if isinstance(e, Text)).strip() == said
+    assert calls_of(events) == called
+
+
+@pytest.mark.parametrize(("name", "text"), TEXT)
+def test_what_is_no_call_is_text_to_the_last_character(name: str, text: str) -> None:
+    assert read(NAMED[name], [text]) == [Text(text)]
+
+
+@pytest.mark.parametrize(
+    ("name", "text"), [*((name, text) for name, text, *_ in UNDERSTOOD), *TEXT]
+)
+def test_how_a_text_is_cut_makes_no_difference(name: str, text: str) -> None:
+    whole = read(NAMED[name], [text])
+    assert read(NAMED[name], list(text)) == whole
+    for at in range(len(text) + 1):
+        assert read(NAMED[name], [text[:at], text[at:]]) == whole
+
+
+@pytest.mark.parametrize(("name", "text"), [(name, text) for name, text, *_ in UNDERSTOOD])
+def test_no_part_of_a_mark_is_said_while_it_comes(name: str, text: str) -> None:
+    script, said = script_of(NAMED[name]), ""
+    for character in text:
+        said += "".join(event.text for event in script.push(character) if isinstance(event, Text))
+        assert not set("<[{") & set(said)  # every mark begins with one of these
+
+
+_PARTS = st.sampled_from(
+    ["<tool_call>", "</tool_call>", "<think>", "</think>", '{"name": "clock", "arguments": {}}',
+     "[TOOL_CALLS]", "[ARGS]", "clock", "[", "]", "{", "}", '"', "\\", ",", ":", " ", "\n", "a",
+     "<function=clock>", "<parameter=city>", "</parameter>", "</function>", "<|channel|>",
+     "<|message|>", "<|end|>", "<|start|>", "analysis", " to=functions.clock", "<|tool_call>",
+     "call:clock", "<tool_call|>", '<|"|>', "<｜tool▁calls▁begin｜>", "<｜tool▁call▁begin｜>",
+     "<｜tool▁sep｜>", "<｜tool▁call▁end｜>", "clock()", "<|python_tag|>", "<|python_start|>"]
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("format", FORMATS, ids=lambda format: format.name)
+@given(parts=st.lists(_PARTS, max_size=12), opened=st.booleans())
+def test_nonsense_is_survived_and_cut_anywhere(
+    format: Format, parts: list[str], opened: bool
+) -> None:
+    text = "".join(parts)
+    whole = read(format, [text], opened)
+    assert read(format, parts, opened) == whole
+    assert read(format, list(text), opened) == whole
+
+
+def test_thoughts_that_the_template_opened_begin_at_once() -> None:
+    hermes = NAMED["hermes"]
+    assert read(hermes, ["Hm.\n", "</think>\n", "\nYes."], opened=True) == [
+        Reasoning("Hm."),
+        Text("Yes."),
+    ]
+    assert read(hermes, ["<think>\nHm.</think>Yes."], opened=True)[0] == Reasoning("Hm.")
+    assert read(hermes, ["Hm"], opened=True) == [Reasoning("Hm")]
+
+
+def test_a_call_is_given_out_while_it_comes() -> None:
+    script = script_of(NAMED["hermes"])
+    begun = script.push('<tool_call>\n{"name": "get_weather", "arguments": {"ci')
+    assert begun == [CallBegin(0, "id", "get_weather"), CallArguments(0, '{"ci')]
+    assert script.push('ty": "') == [CallArguments(0, 'ty": "')]
+
+
+@pytest.mark.parametrize(
+    ("template", "format"),
+    [
+        ("qwen2.5", "hermes"),
+        ("qwen3", "hermes"),
+        ("qwen3-coder", "qwen3-coder"),
+        ("mistral-nemo", "mistral"),
+        ("mistral-small-3.2", "mistral-args"),
+        ("deepseek-r1-distill", "deepseek-fenced"),
+        ("deepseek-v3.1", "deepseek"),
+        ("gpt-oss", "gpt-oss"),
+        ("phi-3.5", "generic"),
+    ],
+)
+def test_the_template_tells_the_format(template: str, format: str) -> None:
+    source = (TEMPLATES / f"{template}.jinja").read_text(encoding="utf-8")
+    assert detect(source).name == format
+
+
+def fits(source: str, text: str) -> bool:
+    """Whether the text, whole, is of the grammar."""
+    tokenizer = LLTokenizer("byte")
+    matcher, tokens = LLMatcher(tokenizer, source), tokenizer.tokenize_str(text)
+    return matcher.consume_tokens(tokens) and matcher.is_accepting()
+
+
+EXACT = {
+    "hermes": '<tool_call>\n{"name": "clock", "arguments": {}}\n</tool_call>',
+    "generic": '<tool_call>\n{"name": "clock", "arguments": {}}\n</tool_call>',
+    "qwen3-coder": "<tool_call>\n<function=get_weather>\n<parameter=city>\nRome\n</parameter>\n"
+    "<parameter=days>\n3\n</parameter>\n</function>\n</tool_call>",
+    "llama3": '{"name": "get_weather", "parameters": {"city": "Rome"}}',
+    "pythonic": '[get_weather(city="Rome", days=3)]',
+    "mistral": '[TOOL_CALLS][{"name": "clock", "arguments": {}}]',
+    "mistral-args": '[TOOL_CALLS]get_weather[ARGS]{"city": "Rome"}',
+    "deepseek": "<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>clock<｜tool▁sep｜>{}"
+    "<｜tool▁call▁end｜><｜tool▁calls▁end｜>",
+    "deepseek-fenced": "<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>function<｜tool▁sep｜>clock\n"
+    "```json\n{}\n```<｜tool▁call▁end｜><｜tool▁calls▁end｜>",
+    "gpt-oss": "<|channel|>commentary to=functions.get_weather <|constrain|>json<|message|>"
+    '{"city": "Rome"}',
+    "gemma-4": '<|tool_call>call:get_weather{city:<|"|>Rome<|"|>,days:3}<tool_call|>',
+    "functiongemma": "<start_function_call>call:get_weather{city:<escape>Rome<escape>}"
+    "<end_function_call>",
+}
+
+
+@pytest.mark.parametrize("format", FORMATS, ids=lambda format: format.name)
+def test_a_grammar_lets_through_what_its_parser_reads(format: Format) -> None:
+    text = EXACT[format.name]
+    for forced in (True, False):
+        for many in (True, False):
+            grammar = Grammar(lambda marker: None)
+            start = format.rules(grammar, [WEATHER, CLOCK], forced, many)
+            if format.think is not None:
+                start = f"{thoughts(grammar, format.think, False)} {start}"
+            source = grammar.source(start)
+            assert LLMatcher.validate_grammar(source) == ""
+            assert fits(source, text)
+            said = "It rains." if format.think else "<|channel|>final<|message|>It rains."
+            assert fits(source, said) is not forced
+    (name, arguments), *rest = calls_of(read(format, [text]))
+    assert (name, arguments) in (NOW, ROME, ("get_weather", {"city": "Rome", "days": 3}))
+    assert rest == []
