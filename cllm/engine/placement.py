@@ -7,7 +7,7 @@ from array import array
 
 from cllm.engine.errors import EngineError, InvalidRequest
 from cllm.engine.llama import Bytes, Context
-from cllm.engine.prefix_cache import Holder, PrefixCache, Slot, Start
+from cllm.engine.prefix_cache import WORTH_SAVING, Holder, PrefixCache, Slot, Start
 from cllm.engine.saved_prefixes import Saved
 from cllm.engine.stats import EngineStats
 
@@ -75,10 +75,10 @@ class Placer:
         return isinstance(start.source, Saved) and self._context.copies_pending
 
     def _take(self, start: Start) -> None:
-        """Keep a saved prefix that is used in part; one that is continued moves into the slot."""
+        """Move a saved prefix into the slot, but keep one of which much is not used."""
         saved = start.source
         if isinstance(saved, Saved):
-            if start.reuse == saved.length and not saved.whole:
+            if saved.length - start.reuse < WORTH_SAVING and not saved.whole:
                 self.cache.drop(saved)
             else:
                 self.cache.saved.touch(saved)

@@ -55,13 +55,7 @@ def write_f32(source: Path, target: Path) -> None:
 
 def write_recurrent(vocabulary: Path, target: Path) -> None:
     """A Mamba model of two layers with random weights: its memory cannot go back to a token."""
-    reader = gguf.GGUFReader(vocabulary)
-    writer = gguf.GGUFWriter(target, "mamba")
-    for field in reader.fields.values():
-        if field.name.startswith("tokenizer."):
-            inner = field.types[-1] if field.types[0] == gguf.GGUFValueType.ARRAY else None
-            writer.add_key_value(field.name, field.contents(), field.types[0], inner)
-    n_vocab = len(reader.fields["tokenizer.ggml.tokens"].contents())
+    writer, n_vocab = _with_vocabulary(vocabulary, target, "mamba")
     width, inner_width, state, rank, kernel = 64, 128, 16, 4, 4
     writer.add_context_length(1024)
     writer.add_embedding_length(width)
@@ -96,3 +90,50 @@ def write_recurrent(vocabulary: Path, target: Path) -> None:
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
+
+
+def write_windowed(vocabulary: Path, target: Path) -> None:
+    """A Gemma 2 model of four layers with random weights: every other one looks 32 tokens back."""
+    writer, n_vocab = _with_vocabulary(vocabulary, target, "gemma2")
+    width, heads, head, inner_width = 64, 4, 16, 128
+    writer.add_context_length(1024)
+    writer.add_embedding_length(width)
+    writer.add_block_count(4)
+    writer.add_feed_forward_length(inner_width)
+    writer.add_head_count(heads)
+    writer.add_head_count_kv(heads)
+    writer.add_key_length(head)
+    writer.add_value_length(head)
+    writer.add_layer_norm_rms_eps(1e-5)
+    writer.add_sliding_window(32)
+    rng = np.random.default_rng(0)
+
+    def add(name: str, *shape: int) -> None:
+        writer.add_tensor(name, (rng.standard_normal(shape) * 0.5).astype(np.float32))
+
+    add("token_embd.weight", n_vocab, width)
+    add("output_norm.weight", width)
+    for layer in (f"blk.{i}" for i in range(4)):
+        for norm in ("attn_norm", "post_attention_norm", "ffn_norm", "post_ffw_norm"):
+            add(f"{layer}.{norm}.weight", width)
+        for part in ("attn_q", "attn_k", "attn_v"):
+            add(f"{layer}.{part}.weight", heads * head, width)
+        add(f"{layer}.attn_output.weight", width, heads * head)
+        add(f"{layer}.ffn_gate.weight", inner_width, width)
+        add(f"{layer}.ffn_up.weight", inner_width, width)
+        add(f"{layer}.ffn_down.weight", width, inner_width)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+def _with_vocabulary(vocabulary: Path, target: Path, arch: str) -> tuple[gguf.GGUFWriter, int]:
+    """Begin a model of another architecture with a model's tokenizer; its size is given too."""
+    reader = gguf.GGUFReader(vocabulary)
+    writer = gguf.GGUFWriter(target, arch)
+    for field in reader.fields.values():
+        if field.name.startswith("tokenizer."):
+            inner = field.types[-1] if field.types[0] == gguf.GGUFValueType.ARRAY else None
+            writer.add_key_value(field.name, field.contents(), field.types[0], inner)
+    return writer, len(reader.fields["tokenizer.ggml.tokens"].contents())
