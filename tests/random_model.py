@@ -42,6 +42,11 @@ BOS, EOS, EOT, IM_START, IM_END = (
     "<|im_end|>",
 )
 CONTROL = (BOS, EOS, EOT, IM_START, IM_END)
+# As Qwen2.5-Coder spells them; llama.cpp knows them by that.
+FIM = (
+    *("<|fim_prefix|>", "<|fim_suffix|>", "<|fim_middle|>"),
+    *("<|repo_name|>", "<|file_sep|>"),
+)
 
 # Separated by spaces. The most frequent English words, so that English takes few tokens.
 _WORDS = """
@@ -65,18 +70,21 @@ _WHOLE, _FRAGMENT, _NOT_TEXT, _CONTROL = 2.0, -1.0, -4.0, -6.0
 
 
 @functools.cache
-def random_path() -> Path:
-    """The model's file, made when it is first asked for and removed with the process."""
-    path = Path(_FOLDER.name) / "random-q8_0.gguf"
-    write(path)
+def random_path(fim: bool = False) -> Path:
+    """The model's file, made when it is first asked for and removed with the process.
+
+    fim: with control tokens by which a gap in a text is marked.
+    """
+    path = Path(_FOLDER.name) / f"random{'-fim' if fim else ''}-q8_0.gguf"
+    write(path, fim)
     return path
 
 
-def write(path: Path) -> None:
+def write(path: Path, fim: bool = False) -> None:
     """Writes the model to `path`."""
     import gguf
 
-    vocabulary = _Vocabulary()
+    vocabulary = _Vocabulary(CONTROL + FIM if fim else CONTROL)
     writer = gguf.GGUFWriter(path, "llama")
     writer.add_name("random")
     writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
@@ -127,7 +135,7 @@ class _Vocabulary:
     `bias` is added to each token's logit (standard deviation 3) when the model speaks.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, control: tuple[str, ...]) -> None:
         import gguf
 
         self._spelling = byte_spelling()
@@ -141,9 +149,9 @@ class _Vocabulary:
             self._add_word(word.encode())
         self.types = [int(gguf.TokenType.NORMAL)] * len(self.tokens)
 
-        self.tokens += CONTROL
-        self.bias += [_CONTROL] * len(CONTROL)
-        self.types += [int(gguf.TokenType.CONTROL)] * len(CONTROL)
+        self.tokens += control
+        self.bias += [_CONTROL] * len(control)
+        self.types += [int(gguf.TokenType.CONTROL)] * len(control)
         self.ids = {token: index for index, token in enumerate(self.tokens)}
 
     def _add_word(self, word: bytes) -> None:

@@ -64,8 +64,8 @@ class ChatTemplate:
             self._template = _ENVIRONMENT.from_string(source)
         except jinja2.TemplateError as error:
             raise TemplateError(f"the chat template cannot be read: {error}") from None
-        self._wants_objects = True
-        self._wants_objects = self._shows_objects_as_json()
+        self.wants_objects = True
+        self.wants_objects = self._shows_objects_as_json()
 
     def render(
         self,
@@ -118,7 +118,7 @@ class ChatTemplate:
         shaped = {name: value for name, value in message.items() if value is not None}
         if "reasoning_content" in shaped:
             shaped.setdefault("thinking", shaped["reasoning_content"])  # what gpt-oss reads
-        if self._wants_objects and shaped.get("tool_calls"):
+        if self.wants_objects and shaped.get("tool_calls"):
             shaped["tool_calls"] = [_with_object(call) for call in shaped["tool_calls"]]
         return shaped
 

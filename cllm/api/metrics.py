@@ -13,6 +13,7 @@ from prometheus_client import CollectorRegistry, Histogram, ProcessCollector, ge
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from cllm.api.llama_metrics import LlamaFigures
 from cllm.api.service import Service
 from cllm.http import HttpRequest, HttpResponse
 from cllm.version import __version__
@@ -76,7 +77,7 @@ _SERVER_GAUGES = (
 class Metrics:
     """One registry of its own, so that several servers in a process do not mix their figures."""
 
-    __slots__ = ("_length", "_queued", "_registry", "_seconds", "_ttft")
+    __slots__ = ("_length", "_llama", "_queued", "_registry", "_seconds", "_ttft")
 
     def __init__(self, service: Service) -> None:
         registry = CollectorRegistry()
@@ -87,7 +88,9 @@ class Metrics:
             registry, "time_to_first_token_seconds", "From request to first token", _SECONDS
         )
         self._length = _histogram(registry, "generation_tokens", "Tokens generated", _TOKENS)
+        self._llama = LlamaFigures(service)
         registry.register(_Figures(service))
+        registry.register(self._llama)
         ProcessCollector(registry=registry)
 
     def finished(self, request: Request) -> None:
@@ -98,6 +101,7 @@ class Metrics:
         if timings.ttft_s > 0:
             self._length.observe(request.usage.completion_tokens)
             self._ttft.observe(timings.ttft_s)
+            self._llama.finished(request)
 
     def endpoint(self, request: HttpRequest) -> HttpResponse:
         """GET ``/metrics``."""

@@ -47,13 +47,18 @@ class Family:
 # The first whose prefix fits; a path with none is the native API's.
 FAMILIES = (
     Family("/v1/", openai.error_body),
-    Family("/embedding", llama_server.error_body),
-    Family("/rerank", llama_server.error_body),
+    *(
+        Family(f"/{name}", llama_server.error_body)
+        for name in (
+            *("completion", "infill", "tokenize", "detokenize", "apply-template"),
+            *("props", "slots", "embedding", "rerank"),
+        )
+    ),
 )
 
 
 def create_handler(service: Service) -> HttpHandler:
-    """The native and the OpenAI API of one service, ready to be given to a Server.
+    """All APIs of one service, ready to be given to a Server.
 
     Its ``/metrics`` and ``/health`` tell of the server too once ``service.server_stats`` is set.
     """
@@ -66,6 +71,10 @@ def create_handler(service: Service) -> HttpHandler:
     chat = openai.ChatCompletions(service, submission)
     embeddings = Embeddings(service, submission)
     reranking = Reranking(service, submission)
+    completion = llama_server.Completion(service, submission)
+    infill = llama_server.Infill(service, completion)
+    text = llama_server.Text(service)
+    llama = llama_server.Server(service)
     benchmarks = Benchmarks(service)
 
     def index(request: HttpRequest) -> HttpResponse:
@@ -102,6 +111,16 @@ def create_handler(service: Service) -> HttpHandler:
         Route("POST", "/reranking", "The same", reranking.endpoint),
         Route("GET", "/v1/models", "OpenAI: the model that is served", models.listed),
         Route("GET", "/v1/models/{id}", "OpenAI: the same, by its name", models.model),
+        Route("POST", "/completion", "llama-server: continue prompts", completion.endpoint),
+        Route("POST", "/completions", "llama-server: the same", completion.endpoint),
+        Route("POST", "/infill", "llama-server: fill a gap in a text", infill.endpoint),
+        Route("POST", "/tokenize", "llama-server: text to tokens", text.tokenize),
+        Route("POST", "/detokenize", "llama-server: tokens to text", text.detokenize),
+        Route("POST", "/apply-template", "llama-server: a conversation as a prompt",
+              text.apply_template),
+        Route("GET", "/props", "llama-server: what the server is set to", llama.props),
+        Route("POST", "/props", "llama-server: nothing can be changed", llama.change_props),
+        Route("GET", "/slots", "llama-server: what the sequences are at", llama.slots),
     )  # fmt: skip
 
     handler.error_body = _error_body

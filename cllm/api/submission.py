@@ -22,10 +22,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """One generation: a prompt, as text or tokens, and how its continuation is chosen."""
+    """One generation: a prompt, as text or tokens, and how its continuation is chosen.
+
+    slot: the only one of the engine's to run in. fresh: reuse nothing of earlier prompts.
+    """
 
     prompt: str | list[int]
     params: SamplingParams
+    slot: int | None = None
+    fresh: bool = False
 
 
 class Submission:
@@ -93,7 +98,14 @@ class Submission:
         try:
             for each in wanted:
                 generations.append(
-                    engine.submit(each.prompt, each.params, deadline=deadline, on_update=on_update)
+                    engine.submit(
+                        each.prompt,
+                        each.params,
+                        deadline=deadline,
+                        on_update=on_update,
+                        slot=each.slot,
+                        fresh=each.fresh,
+                    )
                 )
         except BaseException:
             for generation in generations:

@@ -28,6 +28,7 @@ from cllm.engine.scheduler import Scheduler
 from cllm.engine.sequence import Sequence as EngineSequence
 from cllm.engine.sessions import Sessions
 from cllm.engine.sizing import default_cache_ram
+from cllm.engine.slots import SlotInfo, slot_info
 from cllm.engine.stats import EngineStats
 
 _DEFAULTS = SamplingParams()
@@ -126,16 +127,22 @@ class Engine:
         *,
         deadline: float | None = None,
         on_update: Callable[[], None] | None = None,
+        slot: int | None = None,
+        fresh: bool = False,
     ) -> Generation:
         """Queue a prompt, text or tokens, and return at once.
 
         Text gets the special tokens that the model's own rules add (BOS); special tokens spelled
         out in it are text. deadline: seconds from now to the end of the generation; it is looked
-        at before each step. on_update: see Generation.
+        at before each step. on_update: see Generation. slot: the only one to run in.
+        fresh: reuse nothing of earlier prompts.
         Raises InvalidRequest, PromptTooLong, QueueFull, Unsupported, EngineClosed.
         """
         if deadline is not None and not 0 < deadline < math.inf:
             raise InvalidRequest("deadline", deadline, "a positive number of seconds")
+        n_slots = self._info.context.parallel
+        if slot is not None and not 0 <= slot < n_slots:
+            raise InvalidRequest("slot", slot, f"a slot from 0 to {n_slots - 1}")
         self._scheduler.check_open()
         with self._guard.borrowed():
             tokens = self._prompt_tokens(prompt)
@@ -143,7 +150,17 @@ class Engine:
             guide = self._grammars.guide(params.constraint) if params.constraint else None
         generation = Generation(len(tokens), on_update, self._scheduler.cancel)
         self._scheduler.submit(
-            EngineSequence(tokens, params, generation, self._vocab, self._ctx_size, deadline, guide)
+            EngineSequence(
+                tokens,
+                params,
+                generation,
+                self._vocab,
+                self._ctx_size,
+                deadline,
+                guide,
+                wanted_slot=slot,
+                fresh=fresh,
+            )
         )
         return generation
 
@@ -205,6 +222,11 @@ class Engine:
             checked = self._checked_tokens("tokens", tokens)
             return self._vocab.detokenize(checked, special).decode("utf-8", "replace")
 
+    def pieces(self, tokens: Sequence[int]) -> list[bytes]:
+        """The bytes of each token; control tokens are spelled out. Raises as tokenize."""
+        with self._guard.borrowed():
+            return [self._vocab.spelled(token) for token in self._checked_tokens("tokens", tokens)]
+
     def piece(self, token: int) -> bytes:
         """The bytes of one token; a control token is spelled out. Raises as tokenize."""
         with self._guard.borrowed():
@@ -222,6 +244,10 @@ class Engine:
     def stats(self) -> EngineStats:
         """Counters and gauges, as of now."""
         return replace(self._runner.snapshot(), healthy=self.healthy)
+
+    def slots(self) -> list[SlotInfo]:
+        """What each place for a sequence serves, or served last; as of now. Raises Unsupported."""
+        return [slot_info(slot) for slot in self._scheduler.slots]
 
     @property
     def healthy(self) -> bool:

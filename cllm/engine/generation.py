@@ -43,9 +43,23 @@ class Completion:
 
 
 class Generation(Request):
-    """One prompt's continuation as it is made. Made by Engine.submit()."""
+    """One prompt's continuation as it is made. Made by Engine.submit().
 
-    __slots__ = ("_deltas", "_records", "_taken_chars", "_text_chars")
+    stop_text: the stop string that ended it, or "". has_newline: whether its text has one.
+    slot: where it was computed; None before. evaluated: tokens of the prompt that have been read,
+    the reused ones included; kept for those who ask for progress.
+    """
+
+    __slots__ = (
+        "_deltas",
+        "_records",
+        "_taken_chars",
+        "_text_chars",
+        "evaluated",
+        "has_newline",
+        "slot",
+        "stop_text",
+    )
 
     def __init__(
         self,
@@ -58,6 +72,10 @@ class Generation(Request):
         self._records: deque[TokenRecord] = deque()
         self._text_chars = 0
         self._taken_chars = 0
+        self.stop_text = ""
+        self.has_newline = False
+        self.slot: int | None = None
+        self.evaluated = 0
 
     def take(self) -> list[str]:
         """Return the text made since the last call, whole characters, one entry per token.
@@ -108,3 +126,10 @@ class Generation(Request):
     def _append(self, text: str) -> None:
         self._deltas.append(text)
         self._text_chars += len(text)
+        if "\n" in text:
+            self.has_newline = True
+
+    def _note_evaluated(self, tokens: int) -> None:
+        """Tell of a part of the prompt by a text of no characters."""
+        self.evaluated = tokens
+        self._deltas.append("")

@@ -37,6 +37,21 @@ class ContextInfo:
 
 
 @dataclass(frozen=True, slots=True)
+class FimTokens:
+    """Tokens that mark the parts of a text with a gap, None where the model has none.
+
+    prefix, suffix and middle stand before the text on either side and before what fills the gap;
+    repository and file before the name of one.
+    """
+
+    prefix: int | None
+    suffix: int | None
+    middle: int | None
+    repository: int | None
+    file: int | None
+
+
+@dataclass(frozen=True, slots=True)
 class ModelInfo:
     """The model: None where the file does not say. *_text: a token spelled out, or "".
 
@@ -66,6 +81,7 @@ class ModelInfo:
     eos_token: int | None
     bos_text: str
     eos_text: str
+    fim: FimTokens
     pooling: str | None
     embedding_size: int | None
     context: ContextInfo
@@ -120,6 +136,7 @@ def describe(
         eos_text=_spelled(model.vocab, model.vocab.eos),
         pooling=pooling,
         embedding_size=None if pooling in (None, "rank") else model.n_embd_out,
+        fim=FimTokens(*map(_token, model.vocab.fim_tokens())),
         context=context,
         metadata=metadata,
     )

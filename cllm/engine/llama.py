@@ -210,6 +210,17 @@ class Vocab:
             self._eog = np.array(found, dtype=np.int32)
         return self._eog
 
+    def fim_tokens(self) -> tuple[int, int, int, int, int]:
+        """The tokens before prefix, suffix, middle, a repository and a file; -1: there is none."""
+        v = self._handle
+        return (
+            C.llama_vocab_fim_pre(v),
+            C.llama_vocab_fim_suf(v),
+            C.llama_vocab_fim_mid(v),
+            C.llama_vocab_fim_rep(v),
+            C.llama_vocab_fim_sep(v),
+        )
+
     def control_texts(self) -> list[str]:
         """How control tokens are spelled: what only parse_special finds in a text.
 

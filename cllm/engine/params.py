@@ -33,7 +33,7 @@ _RANGES: Mapping[str, tuple[float, float, str]] = {
     "frequency_penalty": (-100.0, 100.0, "a number from -100 to 100 (0: off)"),
 }
 
-_SWITCHES = ("ignore_eos", "record_tokens", "spell_special")
+_SWITCHES = ("ignore_eos", "record_tokens", "spell_special", "report_progress")
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +53,8 @@ class SamplingParams:
     record_tokens: record each token, without log-probabilities.
     constraint: what the text must be; it ends when nothing may follow.
     spell_special: control tokens appear in the text, spelled out; but never one that ends it.
+    line_limit: seconds from the first token after which the text ends once it has a line break.
+    report_progress: tell of each part of the prompt that has been read; see Generation.evaluated.
 
     Raises InvalidRequest, which names the field, its value and what was expected.
     """
@@ -73,6 +75,8 @@ class SamplingParams:
     record_tokens: bool = False
     constraint: Constraint | None = None
     spell_special: bool = False
+    line_limit: float | None = None
+    report_progress: bool = False
 
     def __post_init__(self) -> None:
         if self.max_tokens is not None:
@@ -89,6 +93,9 @@ class SamplingParams:
             _check_int("logprobs", self.logprobs, 0, MAX_LOGPROBS, expected)
         if self.constraint is not None and not isinstance(self.constraint, Constraint):
             raise InvalidRequest("constraint", self.constraint, "a Constraint")
+        limit = self.line_limit
+        if limit is not None and not (_is_number(limit) and limit > 0):
+            raise InvalidRequest("line_limit", limit, "a number of seconds above 0")
         for name in _SWITCHES:
             if not isinstance(getattr(self, name), bool):
                 raise InvalidRequest(name, getattr(self, name), "true or false")

@@ -41,10 +41,15 @@ class Placer:
         self.cache = PrefixCache(n_slots, copy_gain, adjacent, max_saved_bytes, self._usable)
         stats.cache_ram_limit = max_saved_bytes
 
-    def place(self, tokens: array[int]) -> Slot | None:
-        """Give tokens the slot where they begin farthest; None: not before the next decode."""
+    def place(
+        self, tokens: array[int], wanted: int | None = None, fresh: bool = False
+    ) -> Slot | None:
+        """Give tokens the slot where they begin farthest; None: not before the next decode.
+
+        wanted: the idle slot to take instead. fresh: begin with nothing.
+        """
         cache = self.cache
-        slot, start = cache.choose(tokens)
+        slot, start = cache.choose(tokens, wanted, fresh)
         if self._must_wait(start):
             return None
         self._take(start)

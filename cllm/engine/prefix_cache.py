@@ -5,6 +5,7 @@ from __future__ import annotations
 from array import array
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from cllm.engine.radix import RadixTree
 from cllm.engine.saved_prefixes import Saved, SavedPrefixes
@@ -17,6 +18,9 @@ WORTH = 16
 WORTH_SAVING = 64
 _LOST_SHARE = 8
 
+if TYPE_CHECKING:
+    from cllm.engine.sequence import Sequence
+
 
 @dataclass(slots=True, eq=False)
 class Slot:
@@ -24,6 +28,7 @@ class Slot:
 
     leader: another slot, whose prompt is being evaluated and whose first `promised` tokens this
     one waits for instead of evaluating them too.
+    user: the request that it serves, or served last.
     """
 
     id: int
@@ -33,6 +38,7 @@ class Slot:
     last_used: int = 0
     leader: Slot | None = None
     promised: int = 0
+    user: Sequence | None = None
 
 
 Holder = Slot | Saved
@@ -83,8 +89,12 @@ class PrefixCache:
         """Whether a request can be placed."""
         return any(not slot.busy for slot in self.slots)
 
-    def choose(self, tokens: array[int]) -> tuple[Slot, Start]:
+    def choose(
+        self, tokens: array[int], wanted: int | None = None, fresh: bool = False
+    ) -> tuple[Slot, Start]:
         """Choose the slot for a prompt and its start; at least one slot must be idle.
+
+        wanted: the idle slot to take instead. fresh: use nothing of what is there.
 
         A slot whose tokens are mostly a beginning of the prompt is continued. Otherwise the least
         recently used one (of those beside busy ones, if that matters) is given up, so that a
@@ -92,7 +102,9 @@ class PrefixCache:
         copied where that pays. The prompt's last token is never reused: its evaluation gives the
         logits for the first new token.
         """
-        shared = self._shared(tokens)
+        shared = {} if fresh else self._shared(tokens)
+        if wanted is not None:
+            return self.slots[wanted], self._start(self.slots[wanted], shared)
         idle = [slot for slot in self.slots if not slot.busy]
         best = max(idle, key=lambda slot: (self._held(slot, shared), -slot.last_used, -slot.id))
         held = self._held(best, shared)

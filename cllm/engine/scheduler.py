@@ -139,6 +139,11 @@ class Scheduler:
         )
 
     @property
+    def slots(self) -> list[Slot]:
+        """The places for sequences."""
+        return self._cache.slots
+
+    @property
     def queue_depth(self) -> int:
         """Requests that wait for a slot."""
         return max(0, self._in_flight - len(self._running))
@@ -281,13 +286,15 @@ class Scheduler:
     def _admit(self) -> None:
         """Give free slots to those who wait, first come first served."""
         began = time.perf_counter()
-        while self._waiting and self._cache.has_idle and self._fits(self._waiting[0]):
-            sequence = self._waiting[0]
-            slot = self._placer.place(sequence.tokens)
+        while (sequence := self._next()) is not None:
+            slot = self._placer.place(sequence.tokens, sequence.wanted_slot, sequence.fresh)
             if slot is None:
                 break
+            self._waiting.remove(sequence)
+            self._running.append(sequence)
             sequence.slot = slot
-            self._running.append(self._waiting.popleft())
+            sequence.generation.slot = slot.id
+            slot.user = sequence
             if sequence.sampler is None:
                 sequence.sampler = TokenSampler(sequence.params, self._vocab)
                 sequence.generation._note_admitted(0)
@@ -296,6 +303,15 @@ class Scheduler:
                 self._note_start(sequence)
             if len(self._running) > 1 and time.perf_counter() - began > _PLACING_S:
                 break
+
+    def _next(self) -> Sequence | None:
+        """The first that can be admitted; whoever wants a busy slot lets others go ahead."""
+        if self._waiting and self._cache.has_idle:
+            slots = self._cache.slots
+            for sequence in self._waiting:
+                if sequence.wanted_slot is None or not slots[sequence.wanted_slot].busy:
+                    return sequence if self._fits(sequence) else None
+        return None
 
     def _note_start(self, sequence: Sequence) -> None:
         """Count what need not be evaluated of a sequence that is about to begin."""
@@ -336,7 +352,8 @@ class Scheduler:
             code = self._context.decode(self._batch, self._fill(plan))
             if code == 0:
                 for sequence, count in plan:
-                    _slot(sequence).length += count
+                    self._note_decoded(sequence, count)
+                self.stats.decoded_sequences += len(plan)
                 return plan, 0
             if code != _NO_ROOM:
                 return plan, code
@@ -344,6 +361,14 @@ class Scheduler:
             if smaller is None:
                 return plan, code
             plan = smaller
+
+    def _note_decoded(self, sequence: Sequence, count: int) -> None:
+        slot = _slot(sequence)
+        slot.length += count
+        self.stats.longest = max(self.stats.longest, slot.length)
+        if sequence.params.report_progress and len(sequence.tokens) == sequence.n_prompt:
+            sequence.generation._note_evaluated(slot.length)
+            self._changed.append(sequence.generation)
 
     def _fill(self, plan: Plan) -> int:
         batch, at = self._batch, 0

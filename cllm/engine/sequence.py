@@ -33,6 +33,7 @@ class Sequence:
         "_vocab",
         "deadline",
         "deadline_s",
+        "fresh",
         "generation",
         "guide",
         "max_length",
@@ -42,6 +43,7 @@ class Sequence:
         "sampler",
         "slot",
         "tokens",
+        "wanted_slot",
     )
 
     def __init__(
@@ -53,7 +55,10 @@ class Sequence:
         ctx_size: int,
         deadline: float | None,
         guide: Guide | None = None,
+        wanted_slot: int | None = None,
+        fresh: bool = False,
     ) -> None:
+        """wanted_slot: the only one it may run in. fresh: it reuses no tokens of others."""
         self.tokens = array("i", prompt)
         self.n_prompt = len(prompt)
         self.params = params
@@ -64,6 +69,8 @@ class Sequence:
         self.max_length = ctx_size
         if params.max_tokens is not None:
             self.max_length = min(ctx_size, self.n_prompt + params.max_tokens)
+        self.wanted_slot = wanted_slot
+        self.fresh = fresh
         self.slot: Slot | None = None
         self.sampler: TokenSampler | None = None
         self.preempted = False
@@ -133,11 +140,14 @@ class Sequence:
             if text:
                 generation._append(text)
             if stopped:
+                generation.stop_text = self._stops.found
                 return FinishReason.STOP
         if ends:
             self._publish_rest()
             return FinishReason.STOP
-        if len(self.tokens) >= self.max_length:
+        limit, spent = params.line_limit, now - generation._first_token
+        late = limit is not None and generation.has_newline and spent > limit
+        if late or len(self.tokens) >= self.max_length:
             return FinishReason.STOP if self._publish_rest() else FinishReason.LENGTH
         return None
 
@@ -147,6 +157,7 @@ class Sequence:
         text += "" if stopped else self._stops.flush()
         if text:
             self.generation._append(text)
+        self.generation.stop_text = self._stops.found
         return stopped
 
     def close(self) -> None:

@@ -21,34 +21,36 @@ class StopMatcher:
     Raises ValueError if a stop string is empty: it would end every text before it begins.
     """
 
-    __slots__ = ("_automaton", "_state", "_stopped")
+    __slots__ = ("_automaton", "_state", "found")
 
     def __init__(self, stops: Sequence[str]) -> None:
         self._automaton = _Automaton(stops) if stops else None
         self._state = _ROOT
-        self._stopped = False
+        self.found = ""  # the stop string that ended the text
 
     @property
     def stopped(self) -> bool:
         """Whether a stop string has been found."""
-        return self._stopped
+        return bool(self.found)
 
     def push(self, text: str) -> tuple[str, bool]:
         """Text that may be published now, and whether a stop string has been found.
 
         After one has been found nothing more comes out.
         """
-        if self._stopped:
+        if self.found:
             return "", True
         automaton = self._automaton
         if automaton is None:
             return text, False
         before = self._state
         state, read, length = automaton.advance(before, text)
-        self._stopped = length > 0
-        self._state = _ROOT if self._stopped else state
-        withheld = length or automaton.depth[state]
-        return automaton.text_before(before, text[:read], withheld), self._stopped
+        withheld = automaton.depth[state]
+        if length:
+            self.found = automaton.held(state)[-length:]
+            state, withheld = _ROOT, length
+        self._state = state
+        return automaton.text_before(before, text[:read], withheld), length > 0
 
     def flush(self) -> str:
         """What was held back for a stop string that did not come; for the end of the text."""

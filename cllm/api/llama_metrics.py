@@ -1,0 +1,76 @@
+"""llama-server's names in ``/metrics``, beside ours.
+
+Source: llama.cpp, tools/server/server-task.cpp, to_metrics. Averages are over all requests, not
+since the last scrape; speculation, which is not done, counts 0.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from cllm.api.service import Service
+
+if TYPE_CHECKING:
+    from cllm.engine.request import Request
+
+
+class LlamaFigures(Collector):
+    """Counts the time of generations as they end, and reads the rest when a scrape asks."""
+
+    def __init__(self, service: Service) -> None:
+        self._service = service
+        self._lock = threading.Lock()
+        self._reading_s = self._making_s = 0.0
+        self._read = self._made = 0  # tokens that took this time
+
+    def finished(self, request: Request) -> None:
+        """Count a request that was answered and got at least one token. Any thread."""
+        timings, usage = request.timings, request.usage
+        with self._lock:
+            self._reading_s += timings.prefill_s
+            self._making_s += timings.decode_s
+            self._read += usage.prompt_tokens - usage.cached_tokens
+            self._made += usage.completion_tokens - 1
+
+    def describe(self) -> list[Metric]:
+        # Keeps registration from collecting before there is an engine.
+        return []
+
+    def collect(self) -> Iterator[Metric]:
+        stats = self._service.engine.stats()
+        with self._lock:
+            reading_s, making_s = self._reading_s, self._making_s
+            read, made = self._read, self._made
+        decodes = max(stats.steps, 1)
+        counters = (
+            ("prompt_tokens", "Prompt tokens evaluated", stats.prompt_tokens - stats.cached_tokens),
+            ("prompt_tokens_cached", "Prompt tokens reused", stats.cached_tokens),
+            ("prompt_seconds", "Time reading prompts", reading_s),
+            ("tokens_predicted", "Tokens generated", stats.completion_tokens),
+            ("tokens_predicted_seconds", "Time generating tokens", making_s),
+            ("n_decode", "Calls of llama_decode", stats.steps),
+            ("spec_decode_num_draft_tokens", "Draft tokens generated", 0),
+            ("spec_decode_num_accepted_tokens", "Draft tokens accepted", 0),
+            ("spec_decode_num_drafts", "Verifications of drafts", 0),
+        )
+        gauges = (
+            ("n_tokens_max", "Tokens of the longest sequence so far", stats.longest),
+            ("prompt_tokens_seconds", "Prompt tokens/s", read / reading_s if read else 0.0),
+            ("predicted_tokens_seconds", "Generated tokens/s", made / making_s if made else 0.0),
+            ("requests_processing", "Requests that run", stats.slots_busy),
+            ("requests_deferred", "Requests that wait", stats.queue_depth),
+            (
+                "n_busy_slots_per_decode",
+                "Sequences in a call of llama_decode",
+                stats.decoded_sequences / decodes,
+            ),
+        )
+        for name, text, value in counters:
+            yield CounterMetricFamily(f"llamacpp:{name}", text, value)
+        for name, text, value in gauges:
+            yield GaugeMetricFamily(f"llamacpp:{name}", text, value)

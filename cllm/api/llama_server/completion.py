@@ -1,0 +1,77 @@
+"""``/completion``: prompts in, their continuations whole or as they are made."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from cllm.api.llama_server.errors import refused, too_long
+from cllm.api.llama_server.frames import CompletionFrames
+from cllm.api.llama_server.prompts import prompts, spelled
+from cllm.api.llama_server.results import Job, whole
+from cllm.api.llama_server.sampling import sampling
+from cllm.api.llama_server.schemas import COMPLETION, CompletionRequest
+from cllm.api.responses import JSON, encode
+from cllm.api.service import Service
+from cllm.api.submission import Submission, Wanted
+from cllm.engine import InvalidRequest, PromptTooLong
+from cllm.http import DeferredResponse, HttpRequest, HttpResponse
+
+if TYPE_CHECKING:
+    from cllm.engine import Generation
+
+MOST_RESULTS = 128  # generations of one request
+
+
+class Completion:
+    """The endpoint, and what ``/infill`` shares with it."""
+
+    __slots__ = ("_service", "_submission")
+
+    def __init__(self, service: Service, submission: Submission) -> None:
+        self._service = service
+        self._submission = submission
+
+    def endpoint(self, request: HttpRequest) -> HttpResponse | DeferredResponse:
+        """POST ``/completion``. Raises HttpError 400 and 503, InvalidRequest, QueueFull."""
+        asked = COMPLETION.decode(request.body)
+        try:
+            found = prompts(self._service.engine, asked.prompt)
+        except PromptTooLong as error:
+            return too_long(error)
+        return self.answer(request, asked, found)
+
+    def answer(
+        self, request: HttpRequest, asked: CompletionRequest, found: Sequence[list[int]]
+    ) -> HttpResponse | DeferredResponse:
+        """Continue each of these prompts as often as asked; raises as `endpoint`."""
+        engine, count = self._service.engine, asked.n_cmpl or asked.n or 1
+        if len(found) * count > MOST_RESULTS:
+            most = f"at most {MOST_RESULTS} completions in all, prompts times n_cmpl"
+            raise InvalidRequest("n_cmpl", count, most)
+        slot, n_slots = asked.id_slot, engine.info().context.parallel
+        if slot is not None and slot >= n_slots:
+            raise InvalidRequest("id_slot", slot, f"a slot from 0 to {n_slots - 1}, or -1: any")
+        slot = None if slot == -1 else slot
+        wanted = [
+            Wanted(tokens, sampling(engine, asked, choice), slot, asked.cache_prompt is False)
+            for tokens in found
+            for choice in range(count)
+        ]
+        texts = [spelled(engine, tokens) for tokens in found]
+        job = Job(
+            engine,
+            asked,
+            [text for text in texts for _ in range(count)],
+            [each.params for each in wanted],
+        )
+
+        def respond(generations: Sequence[Generation]) -> HttpResponse:
+            answers = [whole(job, index, each) for index, each in enumerate(generations)]
+            return HttpResponse.bytes(encode(answers if len(answers) > 1 else answers[0]), JSON)
+
+        if not asked.stream:
+            return self._submission.whole(request, wanted, respond, refused)
+        return self._submission.streamed(
+            request, wanted, lambda generations: CompletionFrames(job, generations)
+        )

@@ -1,0 +1,202 @@
+"""What llama-server's fields say of how tokens are chosen, in the engine's terms and back."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from cllm.api.llama_server.schemas import CompletionRequest
+from cllm.engine import InvalidRequest, SamplingParams
+from cllm.engine.constraint import Constraint
+
+if TYPE_CHECKING:
+    from cllm.engine import Engine
+
+RANDOM_SEED = 0xFFFFFFFF  # llama.h: LLAMA_DEFAULT_SEED
+
+# In the order in which they are applied.
+SAMPLERS = ("penalties", "top_k", "top_p", "min_p", "temperature")
+_ALIASES = {
+    "top-k": "top_k", "top-p": "top_p", "nucleus": "top_p", "min-p": "min_p", "temp": "temperature",
+    "e": "penalties", "k": "top_k", "p": "top_p", "m": "min_p", "t": "temperature",
+}  # fmt: skip
+# Named in llama-server's own default; without their parameters they do nothing.
+_IDLE = {
+    *("dry", "top_n_sigma", "top-n-sigma", "typ_p", "typ-p", "typical_p", "typical-p", "typical"),
+    *("typ", "xtc", *"dysx"),
+}
+# What a sampler does nothing with.
+_OFF: dict[str, dict[str, float]] = {
+    "penalties": {"repetition_penalty": 1, "presence_penalty": 0, "frequency_penalty": 0},
+    "top_k": {"top_k": 0},
+    "top_p": {"top_p": 1},
+    "min_p": {"min_p": 0},
+    "temperature": {"temperature": 1},
+}
+# Field -> the engine's name, the range into which values are moved, as llama-server does.
+_NUMBERS = {
+    "temperature": ("temperature", 0, 100),
+    "top_k": ("top_k", 0, 2**31 - 1),
+    "top_p": ("top_p", 0, 1),
+    "min_p": ("min_p", 0, 1),
+    "repeat_penalty": ("repetition_penalty", 0.01, 100),
+    "presence_penalty": ("presence_penalty", -100, 100),
+    "frequency_penalty": ("frequency_penalty", -100, 100),
+}
+
+
+def most_tokens(asked: CompletionRequest) -> int:
+    """How many tokens are wanted; -1: as many as there is room for."""
+    for value in (asked.n_predict, asked.max_tokens, asked.max_completion_tokens):
+        if value is not None:
+            return value
+    return -1
+
+
+def sampling(engine: Engine, asked: CompletionRequest, choice: int = 0) -> SamplingParams:
+    """How completion number `choice` of a prompt is made; raises InvalidRequest."""
+    given: dict[str, Any] = {}
+    for field, (name, least, greatest) in _NUMBERS.items():
+        value = getattr(asked, field)
+        if value is not None:
+            given[name] = min(max(value, least), greatest)
+    for name in set(SAMPLERS) - set(_samplers(asked.samplers)):
+        given |= _OFF[name]
+    if asked.seed is not None and asked.seed not in (-1, RANDOM_SEED):
+        given["seed"] = asked.seed + choice
+    stop = [asked.stop] if isinstance(asked.stop, str) else asked.stop or []
+    probabilities = asked.n_probs or asked.logprobs
+    limit = asked.t_max_predict_ms or 0
+    # Of none the prompt is read all the same; the engine then makes one, which nobody is shown.
+    most = most_tokens(asked)
+    return SamplingParams(
+        **given,
+        max_tokens=None if most < 0 else max(most, 1),
+        stop=tuple(text for text in stop if text),
+        ignore_eos=bool(asked.ignore_eos),
+        logit_bias=_logit_bias(engine, asked.logit_bias or {}),
+        logprobs=probabilities or None,
+        record_tokens=bool(asked.return_tokens or asked.stream),
+        constraint=_constraint(engine, asked),
+        line_limit=limit / 1000 if limit > 0 else None,
+        report_progress=bool(asked.return_progress and asked.stream),
+    )
+
+
+def _constraint(engine: Engine, asked: CompletionRequest) -> Constraint | None:
+    """A grammar goes before a schema; an empty schema asks for an object, as in llama-server.
+
+    Raises InvalidRequest.
+    """
+    schema = {"type": "object"} if asked.json_schema == {} else asked.json_schema
+    try:
+        if asked.grammar:
+            constraint = Constraint("gbnf", asked.grammar)
+        elif schema is not None:
+            constraint = Constraint("json_schema", schema)
+        else:
+            return None
+        engine.check_constraint(constraint)
+    except InvalidRequest as error:
+        field = "grammar" if asked.grammar else error.field
+        raise InvalidRequest(field, error.value, error.expected) from None
+    return constraint
+
+
+def _samplers(wanted: str | Sequence[str] | None) -> Sequence[str]:
+    """The samplers to apply; a text names each by a letter. Raises InvalidRequest."""
+    if wanted is None:
+        return SAMPLERS
+    names = [_ALIASES.get(name, name) for name in wanted if name not in _IDLE]
+    if [name for name in SAMPLERS if name in names] != names:
+        raise InvalidRequest(
+            "samplers", list(wanted), f"some of {', '.join(SAMPLERS)}, once each and in this order"
+        )
+    return names
+
+
+def _logit_bias(engine: Engine, given: Mapping[str, Any] | Sequence[Any]) -> dict[int, float]:
+    """[[token or text, bias or false], …], or the same as an object. Raises InvalidRequest."""
+    pairs = list(given.items()) if isinstance(given, Mapping) else given
+    found: dict[int, float] = {}
+    for number, pair in enumerate(pairs):
+        match pair:
+            case (str() | int() as what, int() | float() as value) if value is not True:
+                bias = float("-inf") if value is False else float(value)
+            case _:
+                field = f"logit_bias[{number}]"
+                raise InvalidRequest(field, pair, "a token or text and its bias, or false")
+        if isinstance(what, str) and isinstance(given, Mapping) and what.lstrip("-").isdecimal():
+            what = int(what)
+        tokens = [what] if isinstance(what, int) else engine.tokenize(what, add_special=False)
+        found.update(dict.fromkeys(tokens, bias))
+    return found
+
+
+def settings(params: SamplingParams, asked: CompletionRequest | None = None) -> dict[str, Any]:
+    """`generation_settings`: what is in force for a request, or of one only its parameters."""
+    most = -1 if params.max_tokens is None else params.max_tokens
+    asked = asked or CompletionRequest(stream=False)
+    return {
+        "seed": RANDOM_SEED if params.seed is None else params.seed,
+        "temperature": params.temperature,
+        "dynatemp_range": 0.0,
+        "dynatemp_exponent": 1.0,
+        "top_k": params.top_k,
+        "top_p": params.top_p,
+        "min_p": params.min_p,
+        "top_n_sigma": -1.0,
+        "xtc_probability": 0.0,
+        "xtc_threshold": 0.1,
+        "typical_p": 1.0,
+        "repeat_last_n": 64,
+        "repeat_penalty": params.repetition_penalty,
+        "presence_penalty": params.presence_penalty,
+        "frequency_penalty": params.frequency_penalty,
+        "dry_multiplier": 0.0,
+        "dry_base": 1.75,
+        "dry_allowed_length": 2,
+        "dry_penalty_last_n": 64,
+        "dry_sequence_breakers": ["\n", ":", '"', "*"],
+        "mirostat": 0,
+        "mirostat_tau": 5.0,
+        "mirostat_eta": 0.1,
+        "adaptive_target": -1.0,
+        "adaptive_decay": 0.9,
+        "stop": list(params.stop),
+        "max_tokens": most,
+        "n_predict": most,
+        "n_keep": asked.n_keep or 0,
+        "n_discard": asked.n_discard or 0,
+        "ignore_eos": params.ignore_eos,
+        "stream": bool(asked.stream),
+        "logit_bias": [{"bias": b, "token": t} for t, b in params.logit_bias.items()],
+        "n_probs": params.logprobs or 0,
+        "min_keep": 0,
+        "grammar": asked.grammar or "",
+        "grammar_lazy": False,
+        "grammar_triggers": [],
+        "preserved_tokens": [],
+        "chat_format": "Content-only",
+        "reasoning_format": "none",
+        "reasoning_in_content": False,
+        "generation_prompt": "",
+        "samplers": list(_samplers(asked.samplers)),
+        "speculative.types": "none",
+        "timings_per_token": asked.timings_per_token,
+        "post_sampling_probs": False,
+        "backend_sampling": False,
+        "lora": [],
+    }
+
+
+# What `settings` leaves out where llama-server tells of a slot.
+_LONG = (
+    *("dry_sequence_breakers", "stop", "logit_bias", "grammar", "grammar_lazy"),
+    *("grammar_triggers", "preserved_tokens"),
+)
+
+
+def short_settings(params: SamplingParams) -> dict[str, Any]:
+    """`params` of a slot."""
+    return {name: value for name, value in settings(params).items() if name not in _LONG}

@@ -1,0 +1,157 @@
+"""Bodies of llama-server's endpoints. Unknown fields are ignored, null means left out."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from msgspec import Meta, Struct
+
+from cllm.api.schemas import INT32, Schema, TokenId
+from cllm.engine.params import MAX_LOGPROBS
+
+_Count = Annotated[int, Meta(ge=0, le=INT32)]
+_OrAll = Annotated[int, Meta(ge=-1, le=INT32)]
+
+
+class PromptObject(Struct):
+    """A prompt that could bring images or sounds along."""
+
+    prompt_string: str
+    multimodal_data: list[str] | None = None
+
+
+Mixed = list[str | TokenId]
+Prompt = str | PromptObject | list[str | TokenId | PromptObject | Mixed]
+
+
+class CompletionRequest(Struct, kw_only=True):
+    """Body of ``/completion``.
+
+    `n_predict`, `n_cmpl` and `n_probs` have OpenAI's names as aliases. `n_keep` and `n_discard`
+    say what is kept when a context is shifted, which is never done: a text ends with its context.
+    Where llama-server takes the nearest value that makes sense, so is done here (`sampling.py`).
+    """
+
+    prompt: Prompt | None = None
+    stream: bool | None = None
+    n_predict: _OrAll | None = None
+    max_tokens: _OrAll | None = None
+    max_completion_tokens: _OrAll | None = None
+    n_cmpl: Annotated[int, Meta(ge=1, le=INT32)] | None = None
+    n: Annotated[int, Meta(ge=1, le=INT32)] | None = None
+    n_keep: _OrAll | None = None
+    n_discard: _Count | None = None
+    id_slot: _OrAll | None = None
+    cache_prompt: bool | None = None
+    t_max_predict_ms: Annotated[int, Meta(ge=-1)] | None = None
+
+    temperature: float | None = None
+    top_k: int | None = None
+    top_p: float | None = None
+    min_p: float | None = None
+    repeat_penalty: float | None = None
+    presence_penalty: float | None = None
+    frequency_penalty: float | None = None
+    samplers: str | list[str] | None = None
+    seed: int | None = None
+    stop: str | list[str] | None = None
+    ignore_eos: bool | None = None
+    logit_bias: dict[str, float | bool] | list[Any] | None = None
+    grammar: str | None = None
+    json_schema: dict[str, Any] | bool | None = None
+
+    n_probs: Annotated[int, Meta(ge=0, le=MAX_LOGPROBS)] | None = None
+    logprobs: Annotated[int, Meta(ge=0, le=MAX_LOGPROBS)] | None = None
+    return_tokens: bool = False
+    return_progress: bool = False
+    timings_per_token: bool = False
+    response_fields: list[str] | None = None
+
+    # Known there and not served here: asking for them is refused by name, never overlooked.
+    post_sampling_probs: bool | None = None
+    backend_sampling: bool | None = None
+    repeat_last_n: int | None = None
+    dynatemp_range: float | None = None
+    typical_p: float | None = None
+    top_n_sigma: float | None = None
+    xtc_probability: float | None = None
+    dry_multiplier: float | None = None
+    mirostat: int | None = None
+    adaptive_target: float | None = None
+    min_keep: int | None = None
+    n_indent: int | None = None
+    n_cache_reuse: int | None = None
+    lora: list[Any] | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse what is not served: ValueErrors become the 400's text."""
+        for name, nothing in NOTHING.items():
+            if getattr(self, name) not in (None, nothing):
+                raise ValueError(f"{name}: is not served; leave it out, or give {nothing}")
+        for name in ("top_n_sigma", "adaptive_target"):
+            if (getattr(self, name) or -1.0) >= 0:
+                raise ValueError(f"{name}: is not served; leave it out, or give -1")
+
+
+# What is asked for by this value is not asked for.
+NOTHING: dict[str, Any] = {
+    "post_sampling_probs": False,
+    "backend_sampling": False,
+    "repeat_last_n": 64,
+    "dynatemp_range": 0,
+    "typical_p": 1,
+    "xtc_probability": 0,
+    "dry_multiplier": 0,
+    "mirostat": 0,
+    "min_keep": 0,
+    "n_indent": 0,
+    "n_cache_reuse": 0,
+    "lora": [],
+}
+
+
+class Chunk(Struct):
+    """Another file that matters for what is filled in."""
+
+    text: str
+    filename: str = "tmp"
+
+
+class InfillRequest(CompletionRequest, kw_only=True):
+    """Body of ``/infill``; `prompt` is the beginning of what is filled in."""
+
+    input_prefix: str
+    input_suffix: str
+    input_extra: list[Chunk] = []
+
+
+class TokenizeRequest(Struct):
+    """Body of ``/tokenize``."""
+
+    content: str | Mixed = ""
+    add_special: bool = False
+    parse_special: bool = True
+    with_pieces: bool = False
+
+
+class DetokenizeRequest(Struct):
+    """Body of ``/detokenize``."""
+
+    tokens: list[TokenId] = []
+
+
+class ApplyTemplateRequest(Struct):
+    """Body of ``/apply-template``; messages as for a chat completion."""
+
+    messages: Annotated[list[dict[str, Any]], Meta(min_length=1)]
+    tools: list[dict[str, Any]] | None = None
+    add_generation_prompt: bool | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
+    reasoning_effort: str | None = None
+
+
+COMPLETION = Schema(CompletionRequest)
+INFILL = Schema(InfillRequest)
+TOKENIZE = Schema(TokenizeRequest)
+DETOKENIZE = Schema(DetokenizeRequest)
+APPLY_TEMPLATE = Schema(ApplyTemplateRequest)

@@ -1,0 +1,103 @@
+"""``/props`` and ``/slots``: what the server is set to, and what it is at."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+from cllm.api.llama_server.sampling import short_settings
+from cllm.api.llama_server.template_caps import capabilities
+from cllm.api.responses import JSON, encode
+from cllm.api.service import Service
+from cllm.engine import SamplingParams
+from cllm.http import HttpError, HttpRequest, HttpResponse
+from cllm.version import __version__
+
+if TYPE_CHECKING:
+    from cllm.engine.slots import SlotInfo
+
+
+class Server:
+    """The endpoints; each raises HttpError 503 while there is no model."""
+
+    def __init__(self, service: Service) -> None:
+        self._service = service
+
+    def props(self, request: HttpRequest) -> HttpResponse:
+        """GET ``/props``."""
+        return HttpResponse.bytes(encode(self._props), JSON)
+
+    def change_props(self, request: HttpRequest) -> HttpResponse:
+        """POST ``/props``: nothing can be changed."""
+        raise HttpError(501, "this server does not support changing global properties")
+
+    def slots(self, request: HttpRequest) -> HttpResponse:
+        """GET ``/slots``; with ``?fail_on_no_slot=1`` 503 where none is idle."""
+        engine = self._service.engine
+        slots = engine.slots()
+        if request.query.get("fail_on_no_slot") and all(slot.busy for slot in slots):
+            raise HttpError(503, "no slot available")
+        n_ctx = engine.info().context.ctx_size
+        return HttpResponse.bytes(encode([_described(slot, n_ctx) for slot in slots]), JSON)
+
+    @cached_property
+    def _props(self) -> dict[str, Any]:
+        service = self._service
+        info, template = service.engine.info(), service.chat_template
+        return {
+            "default_generation_settings": {
+                "params": short_settings(SamplingParams()),
+                "n_ctx": info.context.ctx_size,
+            },
+            "total_slots": info.context.parallel,
+            "model_alias": info.path.stem,
+            "model_ftype": info.quantization_type,
+            "model_path": str(info.path) if service.settings.expose_model_path else info.path.name,
+            "modalities": {"vision": False, "video": False, "audio": False},
+            "media_marker": "",
+            "endpoint_slots": True,
+            "endpoint_props": False,
+            "endpoint_metrics": True,
+            "ui": False,
+            "ui_settings": {},
+            "chat_template": template.source,
+            "chat_template_caps": capabilities(template),
+            "bos_token": info.bos_text,
+            "eos_token": info.eos_text,
+            "build_info": f"cllm {__version__}, llama.cpp {info.context.version}",
+            "is_sleeping": False,
+            "cors_proxy_enabled": False,
+        }
+
+
+def _described(slot: SlotInfo, n_ctx: int) -> dict[str, Any]:
+    told: dict[str, Any] = {
+        "id": slot.id,
+        "n_ctx": n_ctx,
+        "speculative": False,
+        "is_processing": slot.busy,
+    }
+    generation, params = slot.generation, slot.params
+    if generation is None or params is None:
+        return told
+    usage = generation.usage
+    made = usage.completion_tokens
+    left = -1 if params.max_tokens is None else params.max_tokens - made
+    return {
+        **told,
+        "id_task": generation.id,
+        "n_prompt_tokens": slot.tokens,
+        "n_prompt_tokens_processed": max(
+            0, min(slot.tokens, usage.prompt_tokens) - usage.cached_tokens
+        ),
+        "n_prompt_tokens_cache": usage.cached_tokens,
+        "params": short_settings(params),
+        "next_token": [
+            {
+                "has_next_token": slot.busy,
+                "has_new_line": generation.has_newline,
+                "n_remain": left,
+                "n_decoded": made,
+            }
+        ],
+    }
