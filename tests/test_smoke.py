@@ -7,16 +7,17 @@ import subprocess
 import sys
 from pathlib import Path
 
+from cllm.api.keys import require_key
 from cllm.http import HttpHandler, HttpResponse, Server
 
 SCRIPT = Path(__file__).parent.parent / "scripts" / "smoke.sh"
 
 
-def smoke(*argv: str) -> subprocess.CompletedProcess[str]:
+def smoke(*argv: str, **environ: str) -> subprocess.CompletedProcess[str]:
     own = {name: value for name, value in os.environ.items() if not name.startswith("CLLM_")}
     return subprocess.run(
-        [SCRIPT, *argv], env=own | {"PYTHON": sys.executable}, capture_output=True, text=True,
-        timeout=110, stdin=subprocess.DEVNULL, check=False, cwd="/",
+        [SCRIPT, *argv], env=own | {"PYTHON": sys.executable} | environ, capture_output=True,
+        text=True, timeout=110, stdin=subprocess.DEVNULL, check=False, cwd="/",
     )  # fmt: skip
 
 
@@ -41,6 +42,15 @@ def test_it_stops_at_the_first_wrong_answer_and_shows_it() -> None:
     assert done.returncode == 1
     assert done.stdout.startswith("FAIL GET  / ")
     assert '"name":"x"' in done.stdout
+
+
+def test_it_sends_the_key_that_the_environment_holds() -> None:
+    handler = HttpHandler()
+    handler.add_middleware(require_key(["sk-1"]))
+    with Server(handler, port=0) as server:
+        url = f"http://127.0.0.1:{server.port}"
+        assert "status 401" in smoke(url).stdout
+        assert "status 404" in smoke(url, CLLM_API_KEY="sk-1,sk-2").stdout
 
 
 def test_it_fails_where_nobody_listens() -> None:
