@@ -8,14 +8,15 @@ from functools import lru_cache
 from importlib import metadata
 from typing import Any
 
-from cllm.api.responses import JSON, encode, failure, success
+from cllm.api.responses import JSON, encode, failure
 from cllm.api.service import RETRY_AFTER, Service, State
 from cllm.http import HttpError, HttpRequest, HttpResponse
 
 LEVELS = ("basic", "detailed", "full")
 
 _HEALTHY = {"status": State.READY.value, "model_loaded": True}
-_HEALTHY_BODY = encode({"success": True, "data": _HEALTHY})
+_OK = {"success": True, "status": "ok"}  # the latter for clients of llama-server
+_HEALTHY_BODY = encode({**_OK, "data": _HEALTHY})
 _JSON_FIELD = (("Content-Type", JSON),)
 _RETRY_AFTER = (("Retry-After", str(RETRY_AFTER)),)
 _DEPENDENCIES = ("llama-cpp-python", "numpy", "msgspec", "prometheus-client", "gguf")
@@ -38,7 +39,7 @@ def health(service: Service, request: HttpRequest) -> HttpResponse:
     if level == "full":
         data["metrics"] = _metrics(service)
         data["dependencies"] = _dependencies()
-    return success(data)
+    return HttpResponse.bytes(encode({**_OK, "data": data}), JSON)
 
 
 def unavailable(service: Service) -> HttpResponse:

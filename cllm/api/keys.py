@@ -9,7 +9,7 @@ from hmac import compare_digest
 from cllm.http import HttpError, HttpRequest
 from cllm.http.handler import Answer, Middleware, Next
 
-OPEN = "/health"  # for balancers and supervisors, which have no key
+OPEN = ("/health", "/v1/health")  # for balancers and supervisors, which have no key
 
 _HOW = 'send one as "Authorization: Bearer KEY" or as "x-api-key: KEY"'
 
@@ -28,7 +28,7 @@ def require_key(keys: Iterable[str]) -> Middleware:
         return sum([compare_digest(given, digest) for digest in known]) > 0
 
     def check(request: HttpRequest, next: Next) -> Answer:
-        if request.path == OPEN:
+        if request.path in OPEN:
             return next(request)
         given = _keys_of(request)
         if any(is_known(key) for key in given):

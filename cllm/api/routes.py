@@ -12,7 +12,7 @@ from cllm.api.embeddings import Embeddings
 from cllm.api.errors import describe
 from cllm.api.generate import Generating
 from cllm.api.health import health, unavailable
-from cllm.api.keys import require_key
+from cllm.api.keys import OPEN, require_key
 from cllm.api.large import LARGE, Answer, Endpoint, LargeBodies
 from cllm.api.metrics import Metrics
 from cllm.api.model_info import model_info
@@ -46,7 +46,7 @@ class Family:
 
 # The first whose prefix fits; a path with none is the native API's.
 FAMILIES = (
-    Family("/v1/", openai.error_body),
+    *(Family(prefix, openai.error_body) for prefix in ("/v1/", "/chat/", "/models")),
     *(
         Family(f"/{name}", llama_server.error_body)
         for name in (
@@ -120,6 +120,10 @@ def create_handler(service: Service) -> HttpHandler:
               text.apply_template),
         Route("GET", "/props", "llama-server: what the server is set to", llama.props),
         Route("POST", "/props", "llama-server: nothing can be changed", llama.change_props),
+        Route("GET", "/v1/health", "llama-server: the same as /health", partial(health, service)),
+        Route("GET", "/models", "llama-server: the same as /v1/models", models.listed),
+        Route("POST", "/chat/completions", "llama-server: the same as /v1/chat/completions",
+              chat.endpoint),
         Route("GET", "/slots", "llama-server: what the sequences are at", llama.slots),
     )  # fmt: skip
 
@@ -128,9 +132,9 @@ def create_handler(service: Service) -> HttpHandler:
         handler.add_middleware(require_key(service.settings.api_keys))
     large = LargeBodies(handler)
     for route in routes:
-        # /health says itself what it thinks of the state, in a single look.
+        # These say themselves what they think of the state, in a single look.
         endpoint = route.endpoint
-        if route.path != "/health":
+        if route.path not in OPEN:
             endpoint = _guarded(service, route, large)
         register = handler.get if route.method == "GET" else handler.post
         register(route.path, endpoint)

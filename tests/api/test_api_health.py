@@ -27,7 +27,11 @@ EVERYTHING_ELSE = [
 def test_basic_health_is_exactly_this(live: Live, path: str) -> None:
     response = live.get(path)
     assert response.status_code == 200
-    assert response.json() == {"success": True, "data": {"status": "healthy", "model_loaded": True}}
+    assert response.json() == {
+        "success": True,
+        "status": "ok",
+        "data": {"status": "healthy", "model_loaded": True},
+    }
     assert response.headers["Content-Type"] == "application/json"
 
 

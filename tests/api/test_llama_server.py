@@ -418,6 +418,15 @@ def test_metrics_count_in_llama_servers_names(stories: Live) -> None:
     assert figure("predicted_tokens_seconds") > 0
 
 
+def test_other_paths_of_llama_server(stories: Live) -> None:
+    for path in ("/health", "/v1/health"):
+        assert stories.get(path).json()["status"] == "ok"
+    assert stories.get("/models").json() == stories.get("/v1/models").json()
+    asked = {"messages": [{"role": "user", "content": "Hello!"}], "temperature": 0}
+    answers = [stories.post(p, asked).json() for p in ("/chat/completions", "/v1/chat/completions")]
+    assert answers[0]["choices"] == answers[1]["choices"]
+
+
 def test_the_template_s_abilities_are_told(stories: Live) -> None:
     props = stories.get("/props").json()
     assert props["total_slots"] == 4 and props["bos_token"] == "<|startoftext|>"
