@@ -165,7 +165,8 @@ def _copy(writer: Writer, quick: bool) -> Crowd:
 
     def request() -> Request:
         text = writer.text(60 if quick else 320)
-        return Request(f"{text}\n{text[: len(text) // 16]}", 8 if quick else 192, GREEDY)
+        beginning = " ".join(text.split()[:12])
+        return Request(f"{text}\n{beginning}", 8 if quick else 192, GREEDY)
 
     return Crowd(1, [[request()], [request()]])
 

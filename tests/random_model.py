@@ -19,7 +19,7 @@ import numpy.typing as npt
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "scripts"))
 
-from make_bench_model import CHAT_TEMPLATE, byte_spelling
+from _bench_vocabulary import CHAT_TEMPLATE, byte_spelling
 
 _FOLDER = tempfile.TemporaryDirectory(prefix="cllm-random-model-")
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import os
+import random
+import string
 import subprocess
 import sys
 from pathlib import Path
@@ -61,6 +63,23 @@ def test_it_speaks_and_any_text_can_be_written_in_its_vocabulary(tiny: Path) -> 
         for text in ("hello there, two  spaces", "你好 🙂\n\0 <|im_end|>"):
             assert engine.detokenize(engine.tokenize(text)) == text
         assert len(engine.tokenize("ab", add_special=False)) == 1
+
+
+def test_a_copying_model_goes_on_with_a_text_of_its_prompt(tmp_path: Path) -> None:
+    path = tmp_path / "copying.gguf"
+    made("--shape", "tiny", "--copying", path)
+    dice = random.Random(1)
+    words = ["".join(dice.choices(string.ascii_lowercase, k=2)) for _ in range(100)]
+    prompt = " ".join(words) + "\n" + " ".join(words[:12])
+    with Engine.load(path, parallel=1, threads=1) as engine:
+        said = engine.generate(prompt, max_tokens=60, temperature=0.0).text
+    assert said == " " + " ".join(words[12:72])
+
+
+def test_a_shape_that_cannot_copy_is_refused_in_one_line(tmp_path: Path) -> None:
+    result = make("--shape", "llama-1b", "--copying", tmp_path / "out.gguf")
+    assert result.returncode == 2
+    assert "qwen3" in result.stderr and len(result.stderr.splitlines()) == 1
 
 
 def test_the_vocabulary_of_another_model_is_taken_over(tmp_path: Path) -> None:
