@@ -85,7 +85,7 @@ def _described(slot: SlotInfo, n_ctx: int) -> dict[str, Any]:
     left = -1 if params.max_tokens is None else params.max_tokens - made
     return {
         **told,
-        "id_task": generation.id,
+        "id_task": int(generation.id[:7], 16),  # a number there
         "n_prompt_tokens": slot.tokens,
         "n_prompt_tokens_processed": max(
             0, min(slot.tokens, usage.prompt_tokens) - usage.cached_tokens
