@@ -141,3 +141,23 @@ def test_a_memory_that_cannot_go_back_can_still_go_on(
     assert done.usage.cached_tokens == len(prompt)
     expected = finished(load(recurrent, parallel=1, ctx_size=512).submit(longer, greedy(20)))
     assert done.text == expected.text
+
+
+def test_whoever_wants_nothing_reused_reads_its_whole_prompt(reusing: Loader) -> None:
+    engine = reusing(parallel=2, ctx_size=512)
+    first = finished(engine.submit(LONG, greedy(20)))
+    again = finished(engine.submit(LONG, greedy(20), fresh=True))
+    assert again.usage.cached_tokens == 0 and again.text == first.text
+
+
+def test_a_slot_can_be_chosen(reusing: Loader) -> None:
+    engine = reusing(parallel=3, ctx_size=512)
+    texts = set()
+    for slot in (2, 0, 1, 2):
+        generation = engine.submit(LONG, greedy(20), slot=slot)
+        texts.add(finished(generation).text)
+        assert generation.slot == slot
+        told = engine.slots()[slot]
+        assert told.generation is generation and not told.busy
+        assert told.tokens == generation.usage.prompt_tokens + 19
+    assert len(texts) == 1

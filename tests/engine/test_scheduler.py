@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from cllm.engine import EngineError, QueueFull
+from cllm.engine import EngineError, InvalidRequest, QueueFull
 from tests.engine.engine_helpers import Loader, Watched, break_decode, finished, greedy
 
 
@@ -22,6 +22,27 @@ def test_requests_are_served_first_come_first_served(load: Loader) -> None:
         finished(generation)
     finished(engine.submit("last", greedy(1)))
     assert order == list(range(10))
+
+
+def test_whoever_waits_for_a_busy_slot_lets_others_go_ahead(load: Loader) -> None:
+    engine = load(parallel=2)
+    busy = Watched(engine, "a", greedy(None), slot=0)
+    busy.wait_for_tokens(1)
+    waiting = Watched(engine, "b", greedy(2), slot=0)
+    passing = engine.submit("c", greedy(2))
+    assert finished(passing) and passing.slot == 1
+    assert not waiting.generation.done and waiting.generation.slot is None
+    busy.generation.cancel()
+    assert finished(waiting.generation).finish_reason == "length"
+    assert waiting.generation.slot == 0
+
+
+def test_a_slot_that_is_not_there_is_refused(load: Loader) -> None:
+    engine = load(parallel=2)
+    for slot in (-1, 2):
+        with pytest.raises(InvalidRequest, match="slot"):
+            engine.submit("a", greedy(2), slot=slot)
+    assert engine.stats().requests_submitted == 0
 
 
 def test_more_may_not_wait_than_configured(load: Loader) -> None:

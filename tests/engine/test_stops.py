@@ -102,6 +102,21 @@ def test_the_end_of_the_text_lets_out_what_was_held() -> None:
     assert matcher.flush() == ""
 
 
+@pytest.mark.parametrize(
+    ("stops", "text", "found"),
+    [
+        (["ab", "b"], "xab", "ab"),
+        (["abcd", "bc"], "abcx", "bc"),
+        (["x"], "abc", ""),
+    ],
+)
+def test_the_stop_string_that_was_found_is_known(stops: list[str], text: str, found: str) -> None:
+    matcher = StopMatcher(stops)
+    for character in text:
+        matcher.push(character)
+    assert matcher.found == found
+
+
 def test_nothing_comes_out_after_a_stop() -> None:
     matcher = StopMatcher(["."])
     assert matcher.push("One. Two") == ("One", True)
