@@ -81,6 +81,8 @@ class ModelInfo:
     eos_token: int | None
     bos_text: str
     eos_text: str
+    eot_token: int | None
+    eot_text: str
     fim: FimTokens
     pooling: str | None
     embedding_size: int | None
@@ -134,6 +136,8 @@ def describe(
         eos_token=_token(model.vocab.eos),
         bos_text=_spelled(model.vocab, model.vocab.bos),
         eos_text=_spelled(model.vocab, model.vocab.eos),
+        eot_token=_token(model.vocab.eot),
+        eot_text=_spelled(model.vocab, model.vocab.eot),
         pooling=pooling,
         embedding_size=None if pooling in (None, "rank") else model.n_embd_out,
         fim=FimTokens(*map(_token, model.vocab.fim_tokens())),

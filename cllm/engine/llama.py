@@ -10,7 +10,7 @@ import ctypes
 import logging
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -508,26 +508,33 @@ _GGML_TYPES = {
 }
 
 
-class SamplerChain:
-    """llama.cpp's samplers, one after the other, ending in a draw with its own random numbers."""
+Link = tuple[str, tuple[Any, ...]]
+"""One of llama.cpp's samplers: its name in llama_sampler_init_…, and the arguments."""
 
-    def __init__(self, top_k: int, top_p: float, min_p: float, temperature: float, seed: int):
+
+def dry_link(vocab: Vocab, *numbers: float, breakers: Sequence[str]) -> Link:
+    """The DRY sampler. numbers: multiplier, base, allowed length, last n."""
+    texts = [text.encode("utf-8", "replace") for text in breakers]
+    array = (ctypes.c_char_p * len(texts))(*texts)
+    return "dry", (vocab._handle, *numbers, array, len(texts))
+
+
+class SamplerChain:
+    """llama.cpp's samplers, one after the other; the last one chooses."""
+
+    def __init__(self, links: Iterable[Link]) -> None:
         params = C.llama_sampler_chain_default_params()
         params.no_perf = True
         self._handle = C.llama_sampler_chain_init(params)
-        if top_k > 0:
-            self._add(C.llama_sampler_init_top_k(top_k))
-        if top_p < 1.0:
-            self._add(C.llama_sampler_init_top_p(top_p, 1))
-        if min_p > 0.0:
-            self._add(C.llama_sampler_init_min_p(min_p, 1))
-        if temperature != 1.0:
-            self._add(C.llama_sampler_init_temp(temperature))
-        self._add(C.llama_sampler_init_dist(seed))
+        for name, arguments in links:
+            sampler = getattr(C, f"llama_sampler_init_{name}")(*arguments)
+            C.llama_sampler_chain_add(self._handle, sampler)  # the chain owns it from here
         self._candidates = C.llama_token_data_array()
 
-    def _add(self, sampler: Any) -> None:
-        C.llama_sampler_chain_add(self._handle, sampler)  # the chain owns it from here
+    def accept(self, tokens: Iterable[int]) -> None:
+        """Show the samplers that look back what the text is made of."""
+        for token in tokens:
+            C.llama_sampler_accept(self._handle, token)
 
     def choose(self, candidates: NDArray[np.void]) -> int:
         """Draw one token from candidates (CANDIDATE records, which are overwritten)."""

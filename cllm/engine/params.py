@@ -15,8 +15,13 @@ MAX_STOPS = 32
 MAX_LOGPROBS = 20
 MAX_STOP_CHARS = 1024
 
-PENALTY_LAST_N = 64
-"""Tokens that the repetition, presence and frequency penalties look back on, prompt included."""
+SAMPLERS = (
+    "penalties", "dry", "top_n_sigma", "top_k", "typical_p", "top_p", "min_p", "xtc", "temperature",
+)  # fmt: skip
+"""All samplers in the order in which they are applied; llama-server's names and order."""
+
+MAX_LAST_N = 2**15
+"""Tokens that a penalty can look back on."""
 
 GREEDY_BELOW = 1e-4
 """Temperatures below this count as 0: dividing float32 logits by less could overflow."""
@@ -31,6 +36,23 @@ _RANGES: Mapping[str, tuple[float, float, str]] = {
     "repetition_penalty": (0.01, 100.0, "a number from 0.01 to 100 (1: off)"),
     "presence_penalty": (-100.0, 100.0, "a number from -100 to 100 (0: off)"),
     "frequency_penalty": (-100.0, 100.0, "a number from -100 to 100 (0: off)"),
+    "typical_p": (0.0, 1.0, "a number from 0 to 1 (1: off)"),
+    "top_n_sigma": (-1.0, 100.0, "a number from 0 to 100 (0 or -1: off)"),
+    "xtc_probability": (0.0, 1.0, "a number from 0 to 1 (0: off)"),
+    "xtc_threshold": (0.0, 1.0, "a number from 0 to 1"),
+    "dry_multiplier": (0.0, 100.0, "a number from 0 to 100 (0: off)"),
+    "dry_base": (1.0, 100.0, "a number from 1 to 100"),
+    "dynatemp_range": (0.0, 100.0, "a number from 0 to 100 (0: off)"),
+    "dynatemp_exponent": (0.0, 100.0, "a number from 0 to 100"),
+    "mirostat_tau": (0.0, 100.0, "a number from 0 to 100"),
+    "mirostat_eta": (0.0, 1.0, "a number from 0 to 1"),
+}
+_INTEGERS: Mapping[str, tuple[int, int, str]] = {
+    "top_k": (-1, 2**31 - 1, "an integer of at least 1 (0 or -1: all)"),
+    "penalty_last_n": (-1, MAX_LAST_N, f"an integer from 0 to {MAX_LAST_N} (-1: as many)"),
+    "dry_penalty_last_n": (-1, MAX_LAST_N, f"an integer from 0 to {MAX_LAST_N} (-1: as many)"),
+    "dry_allowed_length": (0, MAX_LAST_N, f"an integer from 0 to {MAX_LAST_N}"),
+    "mirostat": (0, 2, "0 (off), 1 or 2"),
 }
 
 _SWITCHES = ("ignore_eos", "record_tokens", "spell_special", "report_progress")
@@ -42,9 +64,12 @@ class SamplingParams:
 
     max_tokens: new tokens at most; None: until the context is full.
     temperature: 0 takes the most probable token every time (greedy).
-    top_k: candidates kept; 0 or -1: all. top_p, min_p: as llama.cpp's samplers of those names,
-        applied in the order top_k, top_p, min_p, temperature.
-    repetition_penalty, presence_penalty, frequency_penalty: over the last PENALTY_LAST_N tokens.
+    top_k: candidates kept; 0 or -1: all. top_p, min_p: as llama.cpp's samplers of those names.
+    repetition_penalty, presence_penalty, frequency_penalty: over the last penalty_last_n tokens,
+        prompt included; before all else, wherever they stand in `samplers`.
+    typical_p, top_n_sigma, xtc_*, dry_*, dynatemp_*: llama.cpp's samplers of those names.
+    mirostat: 1 or 2 takes the place of all samplers but penalties and temperature.
+    samplers: those of SAMPLERS that are applied, in this order.
     seed: any 64-bit integer; the same seed and logits give the same tokens. None: chosen anew.
     stop: texts that end the generation; they are never part of its text. One string or several.
     logit_bias: token -> what is added to its logit, -100 to 100 or -infinity (never).
@@ -67,6 +92,22 @@ class SamplingParams:
     repetition_penalty: float = 1.0
     presence_penalty: float = 0.0
     frequency_penalty: float = 0.0
+    penalty_last_n: int = 64
+    typical_p: float = 1.0
+    top_n_sigma: float = -1.0
+    xtc_probability: float = 0.0
+    xtc_threshold: float = 0.1
+    dry_multiplier: float = 0.0
+    dry_base: float = 1.75
+    dry_allowed_length: int = 2
+    dry_penalty_last_n: int = -1
+    dry_sequence_breakers: tuple[str, ...] = ("\n", ":", '"', "*")
+    dynatemp_range: float = 0.0
+    dynatemp_exponent: float = 1.0
+    mirostat: int = 0
+    mirostat_tau: float = 5.0
+    mirostat_eta: float = 0.1
+    samplers: tuple[str, ...] = SAMPLERS
     seed: int | None = None
     stop: tuple[str, ...] = ()
     logit_bias: Mapping[int, float] = field(default_factory=lambda: _NO_BIAS)
@@ -85,7 +126,8 @@ class SamplingParams:
             value = getattr(self, name)
             if not _is_number(value) or not least <= value <= greatest:
                 raise InvalidRequest(name, value, expected)
-        _check_int("top_k", self.top_k, -1, 2**31 - 1, "an integer of at least 1 (0 or -1: all)")
+        for name, (lowest, highest, expected) in _INTEGERS.items():
+            _check_int(name, getattr(self, name), lowest, highest, expected)
         if self.seed is not None:
             _check_int("seed", self.seed, -(2**63), 2**64 - 1, "a 64-bit integer")
         if self.logprobs is not None:
@@ -99,7 +141,10 @@ class SamplingParams:
         for name in _SWITCHES:
             if not isinstance(getattr(self, name), bool):
                 raise InvalidRequest(name, getattr(self, name), "true or false")
-        object.__setattr__(self, "stop", _checked_stops(self.stop))
+        breakers = _checked_texts("dry_sequence_breakers", self.dry_sequence_breakers)
+        object.__setattr__(self, "dry_sequence_breakers", breakers)
+        object.__setattr__(self, "samplers", _checked_samplers(self.samplers))
+        object.__setattr__(self, "stop", _checked_texts("stop", self.stop))
         object.__setattr__(self, "logit_bias", _checked_bias(self.logit_bias))
 
     @classmethod
@@ -113,13 +158,30 @@ class SamplingParams:
 
     @property
     def greedy(self) -> bool:
-        """Whether every token is simply the most probable one."""
-        return self.temperature < GREEDY_BELOW
+        """Whether every token is simply the most probable one that penalties have left."""
+        return self.temperature < GREEDY_BELOW and "dry" not in self.active
+
+    @property
+    def active(self) -> tuple[str, ...]:
+        """The samplers, in their order, that do something."""
+        if self.mirostat:
+            return tuple(name for name in self.samplers if name == "temperature")
+        does = {
+            "dry": self.dry_multiplier > 0.0 and self.dry_penalty_last_n != 0,
+            "top_n_sigma": self.top_n_sigma > 0.0,
+            "top_k": self.top_k > 0,
+            "typical_p": self.typical_p < 1.0,
+            "top_p": self.top_p < 1.0,
+            "min_p": self.min_p > 0.0,
+            "xtc": self.xtc_probability > 0.0,
+            "temperature": self.temperature != 1.0 or self.dynatemp_range > 0.0,
+        }
+        return tuple(name for name in self.samplers if does.get(name))
 
     @property
     def penalized(self) -> bool:
         """Whether tokens seen before weigh on the choice."""
-        return (
+        return "penalties" in self.samplers and (
             self.repetition_penalty != 1.0
             or self.presence_penalty != 0.0
             or self.frequency_penalty != 0.0
@@ -135,15 +197,25 @@ def _check_int(name: str, value: object, least: int, greatest: int, expected: st
         raise InvalidRequest(name, value, expected)
 
 
-def _checked_stops(stop: object) -> tuple[str, ...]:
+def _checked_texts(name: str, value: object) -> tuple[str, ...]:
     expected = f"up to {MAX_STOPS} non-empty texts of up to {MAX_STOP_CHARS} characters"
-    stops = (stop,) if isinstance(stop, str) else stop
-    if not isinstance(stops, (tuple, list)) or len(stops) > MAX_STOPS:
-        raise InvalidRequest("stop", stop, expected)
-    for text in stops:
+    texts = (value,) if isinstance(value, str) else value
+    if not isinstance(texts, (tuple, list)) or len(texts) > MAX_STOPS:
+        raise InvalidRequest(name, value, expected)
+    for text in texts:
         if not isinstance(text, str) or not 0 < len(text) <= MAX_STOP_CHARS:
-            raise InvalidRequest("stop", text, expected)
-    return tuple(stops)
+            raise InvalidRequest(name, text, expected)
+    return tuple(texts)
+
+
+def _checked_samplers(samplers: object) -> tuple[str, ...]:
+    expected = f"names, each once, of {', '.join(SAMPLERS)}"
+    if not isinstance(samplers, (tuple, list)):
+        raise InvalidRequest("samplers", samplers, expected)
+    for name in samplers:
+        if name not in SAMPLERS or samplers.count(name) > 1:
+            raise InvalidRequest("samplers", name, expected)
+    return tuple(samplers)
 
 
 def _checked_bias(bias: object) -> Mapping[int, float]:

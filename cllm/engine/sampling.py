@@ -10,13 +10,22 @@ from __future__ import annotations
 import math
 import secrets
 from array import array
+from collections.abc import Iterator
 
 import numpy as np
 from numpy.typing import NDArray
 
 from cllm.engine.errors import EngineError
-from cllm.engine.llama import CANDIDATE, FloatArray, IntArray, SamplerChain, Vocab
-from cllm.engine.params import PENALTY_LAST_N, SamplingParams
+from cllm.engine.llama import (
+    CANDIDATE,
+    FloatArray,
+    IntArray,
+    Link,
+    SamplerChain,
+    Vocab,
+    dry_link,
+)
+from cllm.engine.params import MAX_LAST_N, SamplingParams
 
 _GROUP = 64
 _NOTHING_BELOW = 104.0  # exp(-104) is 0 in float32
@@ -30,7 +39,7 @@ class TokenSampler:
     The same seed and the same logits give the same tokens, whatever else is in the batch.
     """
 
-    __slots__ = ("_bias", "_biased", "_chain", "_params")
+    __slots__ = ("_accepted", "_bias", "_biased", "_chain", "_first", "_looks_back", "_params")
 
     def __init__(self, params: SamplingParams, vocab: Vocab) -> None:
         self._params = params
@@ -39,15 +48,11 @@ class TokenSampler:
             bias.update(dict.fromkeys(vocab.eog_tokens().tolist(), -np.inf))
         self._biased: IntArray = np.array(list(bias.keys()), dtype=np.int32)
         self._bias: FloatArray = np.array(list(bias.values()), dtype=np.float32)
-        self._chain: SamplerChain | None = None
-        if not params.greedy:
-            self._chain = SamplerChain(
-                params.top_k,
-                params.top_p if params.top_k > 0 else 1.0,  # else candidates() has done it
-                params.min_p,
-                params.temperature,
-                folded_seed(params.seed),
-            )
+        active = params.active
+        self._first = next(iter(active), "")
+        self._looks_back = "dry" in active
+        self._accepted = 0  # tokens that the chain has been shown
+        self._chain = None if params.greedy else SamplerChain(_links(params, vocab))
 
     def choose(
         self, row: FloatArray, tokens: array[int], forbidden: NDArray[np.bool_] | None = None
@@ -68,7 +73,11 @@ class TokenSampler:
             if row[token] != row[token]:
                 raise EngineError(_NAN)
         else:
-            token = self._chain.choose(candidates(row, self._params))
+            if self._looks_back:
+                start = max(self._accepted, len(tokens) - MAX_LAST_N)
+                self._chain.accept(tokens[start:])
+                self._accepted = len(tokens)
+            token = self._chain.choose(candidates(row, self._params, self._first))
         if forbidden is not None and forbidden[token]:
             raise EngineError("no token is left that constraint and logit_bias both allow")
         return token
@@ -79,16 +88,43 @@ class TokenSampler:
             self._chain.close()
 
 
-def candidates(row: FloatArray, params: SamplingParams) -> NDArray[np.void]:
-    """Return the tokens worth showing to the samplers as CANDIDATE records.
+def _links(params: SamplingParams, vocab: Vocab) -> Iterator[Link]:
+    """llama.cpp's samplers for these parameters (common_sampler_init in common/sampling.cpp)."""
+    seed, active = folded_seed(params.seed), params.active
+    for name in active:
+        value = getattr(params, name, None)
+        if name == "dry":
+            numbers = (params.dry_multiplier, params.dry_base, params.dry_allowed_length)
+            last_n = MAX_LAST_N if params.dry_penalty_last_n < 0 else params.dry_penalty_last_n
+            yield dry_link(vocab, *numbers, last_n, breakers=params.dry_sequence_breakers)
+        elif name == "xtc":
+            yield "xtc", (params.xtc_probability, params.xtc_threshold, 1, seed)
+        elif name == "temperature" and params.dynatemp_range > 0.0:
+            yield "temp_ext", (value, params.dynatemp_range, params.dynatemp_exponent)
+        elif name == "temperature":
+            yield "temp", (value,)
+        elif name in ("top_k", "top_n_sigma"):
+            yield name, (value,)
+        elif name != "top_p" or active[0] != "top_p":  # else candidates() has done it
+            yield name.replace("typical_p", "typical"), (value, 1)
+    if params.mirostat == 1:
+        yield "mirostat", (vocab.n_tokens, seed, params.mirostat_tau, params.mirostat_eta, 100)
+    elif params.mirostat == 2:
+        yield "mirostat_v2", (seed, params.mirostat_tau, params.mirostat_eta)
+    else:
+        yield "dist", (seed,)
 
-    Raises EngineError if a logit that matters is not a number.
+
+def candidates(row: FloatArray, params: SamplingParams, first: str) -> NDArray[np.void]:
+    """Return the tokens worth showing to the samplers, of which `first` is the first.
+
+    They are CANDIDATE records. Raises EngineError if a logit that matters is not a number.
     """
-    if params.top_k > 0:
+    if first == "top_k":
         ids = greatest(row, params.top_k)
-    elif params.top_p < 1.0:
+    elif first == "top_p":
         ids = _nucleus(row, params.top_p)
-    elif params.min_p > 0.0:  # with a little room for rounding: llama.cpp's min_p does the cut
+    elif first == "min_p":  # with a little room for rounding: llama.cpp's min_p does the cut
         ids = np.flatnonzero(row >= row.max() + math.log(params.min_p) - 1e-3)
     else:
         ids = np.arange(len(row))
@@ -111,6 +147,8 @@ def greatest(row: FloatArray, top_k: int) -> NDArray[np.intp]:
         return np.arange(len(row))
     maxima = row[: groups * _GROUP].reshape(_GROUP, groups).max(axis=0)
     floor = np.partition(maxima, groups - top_k)[groups - top_k]
+    if floor == -np.inf and maxima.max() > floor:  # a constraint has left fewer than top_k
+        return np.flatnonzero(row > floor)
     return np.flatnonzero(row >= floor)
 
 
@@ -143,7 +181,9 @@ def folded_seed(seed: int | None) -> int:
 
 def _penalize(row: FloatArray, tokens: array[int], params: SamplingParams) -> None:
     """llama_sampler_init_penalties (llama-sampler.cpp), over the last tokens of the text."""
-    seen, counts = np.unique(np.array(tokens[-PENALTY_LAST_N:], dtype=np.int32), return_counts=True)
+    last_n = MAX_LAST_N if params.penalty_last_n < 0 else params.penalty_last_n
+    recent = np.array(tokens[-last_n:] if last_n else (), dtype=np.int32)
+    seen, counts = np.unique(recent, return_counts=True)
     logits = row[seen]
     repetition = params.repetition_penalty
     logits = np.where(logits <= 0, logits * repetition, logits / repetition)

@@ -15,6 +15,7 @@ import pytest
 from cllm.engine import Engine, InvalidRequest, SamplingParams
 from cllm.engine.errors import EngineError
 from cllm.engine.llama import CANDIDATE, FloatArray, SamplerChain
+from cllm.engine.params import SAMPLERS
 from cllm.engine.sampling import TokenSampler, candidates, folded_seed
 from tests.engine.engine_helpers import finished, greedy
 
@@ -50,10 +51,11 @@ def test_greedy_takes_the_greatest_logit() -> None:
 @pytest.mark.parametrize(("top_p", "min_p"), [(1.0, 0.0), (0.9, 0.0), (0.95, 0.05), (0.3, 0.3)])
 def test_few_candidates_give_the_same_tokens_as_all(top_k: int, top_p: float, min_p: float) -> None:
     params = SamplingParams(top_k=top_k, top_p=top_p, min_p=min_p, temperature=1.3)
-    ours, theirs = (SamplerChain(top_k, top_p, min_p, 1.3, 77) for _ in range(2))
+    links = [("top_k", (top_k,)), ("top_p", (top_p, 1)), ("min_p", (min_p, 1)), ("temp", (1.3,))]
+    ours, theirs = (SamplerChain([*links, ("dist", (77,))]) for _ in range(2))
     for seed in range(100):
         row = logits(seed)
-        few = candidates(row, params)
+        few = candidates(row, params, "top_k")
         assert len(few) < len(row)
         assert ours.choose(few) == theirs.choose(everything(row))
     ours.close()
@@ -63,7 +65,8 @@ def test_few_candidates_give_the_same_tokens_as_all(top_k: int, top_p: float, mi
 @pytest.mark.parametrize(("top_p", "min_p"), [(0.9, 0.0), (0.5, 0.1), (1.0, 0.1), (1.0, 0.0)])
 def test_without_top_k_the_nucleus_is_llama_cpps(top_p: float, min_p: float) -> None:
     mine = sampler(top_k=0, top_p=top_p, min_p=min_p, temperature=0.9, seed=5)
-    theirs = SamplerChain(0, top_p, min_p, 0.9, folded_seed(5))
+    links = [("top_p", (top_p, 1)), ("min_p", (min_p, 1)), ("temp", (0.9,))]
+    theirs = SamplerChain([*links, ("dist", (folded_seed(5),))])
     for seed in range(50):
         row = logits(seed)
         expected = theirs.choose(everything(row))
@@ -178,6 +181,55 @@ def test_a_repetition_penalty_makes_texts_less_repetitive(engine: Engine) -> Non
     assert distinct(frequency_penalty=2.0, repetition_penalty=1.5) > distinct()
 
 
+def chosen(engine: Engine, **fields: Any) -> str:
+    params = SamplingParams(**{"max_tokens": 60, "seed": 3, "ignore_eos": True, **fields})
+    return finished(engine.submit("Hello", params)).text
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"typical_p": 0.2},
+        {"top_n_sigma": 0.5},
+        {"xtc_probability": 1.0, "xtc_threshold": 0.01},
+        {"dry_multiplier": 5.0, "dry_allowed_length": 1},
+        {"dynatemp_range": 1.0, "temperature": 1.0},
+        {"mirostat": 1},
+        {"mirostat": 2},
+        {"penalty_last_n": -1, "frequency_penalty": 1.0},
+        {"samplers": ("temperature",)},
+        {"samplers": ("temperature", "top_k"), "temperature": 3.0},
+    ],
+    ids=str,
+)
+def test_every_sampler_changes_the_text_and_keeps_to_its_seed(
+    engine: Engine, fields: dict[str, Any]
+) -> None:
+    text = chosen(engine, **fields)
+    assert text == chosen(engine, **fields)
+    assert text != chosen(engine)
+
+
+def test_a_sampler_that_is_not_listed_does_nothing(engine: Engine) -> None:
+    everything = [name for name in SAMPLERS if name not in ("xtc", "dry", "penalties")]
+    off = {"xtc_probability": 1.0, "dry_multiplier": 5.0, "frequency_penalty": 2.0}
+    assert chosen(engine, **off, samplers=everything) == chosen(engine)
+
+
+def test_what_is_not_looked_back_on_is_not_penalized(engine: Engine) -> None:
+    assert chosen(engine, frequency_penalty=2.0, penalty_last_n=0) == chosen(engine)
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.8])
+def test_dry_breaks_repetition(engine: Engine, temperature: float) -> None:
+    def repeated(**fields: Any) -> int:
+        tokens = engine.tokenize(chosen(engine, temperature=temperature, max_tokens=100, **fields))
+        triples = list(zip(tokens, tokens[1:], tokens[2:], strict=False))
+        return len(triples) - len(set(triples))
+
+    assert repeated(dry_multiplier=5.0) < repeated()
+
+
 @pytest.mark.parametrize(
     ("field", "value"),
     [
@@ -208,6 +260,26 @@ def test_a_repetition_penalty_makes_texts_less_repetitive(engine: Engine) -> Non
         ("logit_bias", {-1: 1.0}),
         ("logit_bias", [1]),
         ("ignore_eos", 1),
+        ("penalty_last_n", -2),
+        ("penalty_last_n", 2**15 + 1),
+        ("typical_p", 1.1),
+        ("top_n_sigma", math.nan),
+        ("xtc_probability", -0.1),
+        ("xtc_threshold", 2),
+        ("dry_multiplier", -1),
+        ("dry_base", 0.5),
+        ("dry_allowed_length", 1.5),
+        ("dry_penalty_last_n", "all"),
+        ("dry_sequence_breakers", ("",)),
+        ("dynatemp_range", -1),
+        ("dynatemp_exponent", math.inf),
+        ("mirostat", 3),
+        ("mirostat", True),
+        ("mirostat_tau", -1),
+        ("mirostat_eta", None),
+        ("samplers", "top_k"),
+        ("samplers", ("top_k", "top_k")),
+        ("samplers", ("top_q",)),
     ],
 )
 def test_a_bad_parameter_is_named(field: str, value: Any) -> None:
