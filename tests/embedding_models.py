@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -12,6 +13,12 @@ import gguf
 import numpy as np
 import numpy.typing as npt
 
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "scripts"))
+
+from make_embedding_model import CLS, SEP, Shape, write_bert
+
+__all__ = ["CLS", "SEP", "TRAINED", "WIDTH", "bert", "qwen3", "sentences"]
+
 _FOLDER = tempfile.TemporaryDirectory(prefix="cllm-embedding-models-")
 
 WIDTH = 32
@@ -20,8 +27,6 @@ HEADS = 4
 FEED_FORWARD = 64
 TRAINED = 128  # tokens
 
-SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
-PAD, UNK, CLS, SEP, MASK = range(5)
 _WORDS = """
 the a cat dog sat on mat runs fast slow story of red blue house tree and is was in what who
 where panda bear animal king queen river sea sky small great
@@ -35,42 +40,7 @@ Add = Callable[..., None]
 def bert(pooling: str | None = "mean") -> Path:
     """A BERT with a WordPiece vocabulary. pooling: None leaves it out of the file."""
     path = Path(_FOLDER.name) / f"bert-{pooling}.gguf"
-    writer = gguf.GGUFWriter(path, "bert")
-    writer.add_name(f"bert-{pooling}")
-    _add_shape(writer)
-    writer.add_layer_norm_eps(1e-5)
-    writer.add_causal_attention(False)
-    if pooling is not None:
-        writer.add_pooling_type(gguf.PoolingType[pooling.upper()])
-    letters = [chr(code) for code in range(ord("a"), ord("z") + 1)]
-    starts = [*WORDS, *(letter for letter in letters if letter not in WORDS), "?", ".", "!"]
-    tokens = [*SPECIAL, *(f"▁{start}" for start in starts), *letters]
-    writer.add_tokenizer_model("bert")
-    writer.add_tokenizer_pre("default")
-    writer.add_token_list(tokens)
-    special = len(SPECIAL)
-    kinds = [gguf.TokenType.CONTROL] * special + [gguf.TokenType.NORMAL] * (len(tokens) - special)
-    writer.add_token_types([int(kind) for kind in kinds])
-    writer.add_token_type_count(2)
-    for name, token in (("bos", CLS), ("sep", SEP), ("pad", PAD), ("unk", UNK), ("mask", MASK)):
-        getattr(writer, f"add_{name}_token_id")(token)
-    add = _adder(writer)
-    add("token_embd.weight", len(tokens), WIDTH)
-    add("token_types.weight", 2, WIDTH)
-    add("position_embd.weight", TRAINED, WIDTH)
-    _add_norm(writer, "token_embd_norm")
-    for layer in range(LAYERS):
-        name = f"blk.{layer}."
-        for part in ("attn_q", "attn_k", "attn_v", "attn_output"):
-            add(f"{name}{part}.weight", WIDTH, WIDTH)
-        add(f"{name}ffn_up.weight", FEED_FORWARD, WIDTH)
-        add(f"{name}ffn_down.weight", WIDTH, FEED_FORWARD)
-        _add_norm(writer, f"{name}attn_output_norm")
-        _add_norm(writer, f"{name}layer_output_norm")
-    if pooling == "rank":
-        add("cls.weight", WIDTH, WIDTH)
-        add("cls.output.weight", 1, WIDTH)
-    _write(writer)
+    write_bert(path, Shape(LAYERS, WIDTH, HEADS, FEED_FORWARD, TRAINED), WORDS, pooling)
     return path
 
 
@@ -145,11 +115,6 @@ def _adder(writer: gguf.GGUFWriter) -> Add:
         writer.add_tensor(name, weights.astype(np.float32))
 
     return add
-
-
-def _add_norm(writer: gguf.GGUFWriter, name: str) -> None:
-    writer.add_tensor(f"{name}.weight", np.ones(WIDTH, dtype=np.float32))
-    writer.add_tensor(f"{name}.bias", np.zeros(WIDTH, dtype=np.float32))
 
 
 def _write(writer: gguf.GGUFWriter) -> None:
