@@ -65,6 +65,8 @@ def write_bert(
     writer.add_causal_attention(False)
     if pooling is not None:
         writer.add_pooling_type(gguf.PoolingType[pooling.upper()])
+    kind = gguf.LlamaFileType.MOSTLY_Q8_0 if quantized else gguf.LlamaFileType.ALL_F32
+    writer.add_file_type(kind)
     size = _add_vocabulary(writer, vocabulary)
     q8_0 = gguf.GGMLQuantizationType.Q8_0
     for name, tensor in _tensors(shape, size, rank=pooling == "rank"):

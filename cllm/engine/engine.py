@@ -91,10 +91,8 @@ class Engine:
     def _scheduler(self) -> Scheduler:
         if isinstance(self._runner, Scheduler):
             return self._runner
-        raise Unsupported(
-            "this model generates no text: its use is "
-            + ("ranking (/v1/rerank)" if self._info.pooling == "rank" else "to embed it")
-        )
+        use = "ranks documents" if self._info.pooling == "rank" else "embeds texts"
+        raise Unsupported(f"this model {use} and generates none; serve one that generates")
 
     @property
     def sessions(self) -> Sessions:

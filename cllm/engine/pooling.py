@@ -61,11 +61,12 @@ def shape_of(
     """Decide how long inputs may be and how many share a batch.
 
     What looks at all tokens of an input at once must have them in one batch, whose memory grows
-    with it: llama.cpp keeps a row of logits for each of its tokens. What reads only the last token
-    of a causal model needs no more than a chunk at a time.
+    with it: llama.cpp keeps a row of logits for each of its tokens, and a decoder computes one
+    more. What reads only the last token of a causal model needs no more than a chunk at a time.
     """
     budget = config.memory_budget or default_budget()
-    most = max(CELLS_STEP, budget // (4 * n_vocab) // CELLS_STEP * CELLS_STEP)
+    row = 4 * n_vocab * (2 if is_causal(metadata) else 1)
+    most = max(CELLS_STEP, budget // row // CELLS_STEP * CELLS_STEP)
     packed = min(config.ubatch_size, most)
     chunked = is_causal(metadata) and pooling in ("last", "rank")
     if chunked:

@@ -230,10 +230,10 @@ def test_a_model_that_cannot_says_what_it_can(embedding: Live, reranker: Live, l
     assert "does not rank" in error(embedding, "/rerank", pair, 501)["message"]
     assert "/v1/rerank" in error(reranker, "/v1/embeddings", texts, 501)["message"]
     talk = {"messages": [{"role": "user", "content": "Hello"}]}
-    assert "embed" in error(embedding, "/v1/chat/completions", talk, 501)["message"]
-    assert "embed" in error(embedding, "/v1/completions", {"prompt": "a"}, 501)["message"]
-    assert "embed" in embedding.refused("/generate", {"prompt": "a"}, 501)
-    assert "embed" in embedding.refused("/benchmark", {}, 501)
+    assert "embeds texts" in error(embedding, "/v1/chat/completions", talk, 501)["message"]
+    assert "embeds texts" in error(embedding, "/v1/completions", {"prompt": "a"}, 501)["message"]
+    assert "embeds texts" in embedding.refused("/generate", {"prompt": "a"}, 501)
+    assert "embeds texts" in embedding.refused("/benchmark", {}, 501)
 
 
 def test_openais_client_does_not_ask_again_what_cannot_be(live: Live) -> None:

@@ -154,9 +154,9 @@ def test_what_a_model_cannot_do_is_refused_with_what_it_can(
 ) -> None:
     with pytest.raises(Unsupported, match="generates text"):
         _ = load().embedder
-    with pytest.raises(Unsupported, match="embed"):
+    with pytest.raises(Unsupported, match="embeds texts"):
         embedding.submit("Once")
-    with pytest.raises(Unsupported, match="embed"):
+    with pytest.raises(Unsupported, match="embeds texts"):
         embedding.check_prompt("Once")
     with pytest.raises(Unsupported, match="does not rank"):
         embedding.embedder.rank("a", ["b"])
