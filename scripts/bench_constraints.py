@@ -2,7 +2,8 @@
 """What constraints cost: llguidance against llama.cpp's grammar sampler, and whole generations.
 
 Both compile the same schemas for the same vocabulary and follow the same texts; the time of a token
-is what it takes to rule out, in a row of logits, all tokens that may not follow, and to go on.
+is what it takes to rule out, in a row of logits, all tokens that may not follow, and to go on;
+processor time, which other programs disturb little.
 Then eight sequences generate with and without a constraint.
 """
 
@@ -94,9 +95,9 @@ def main() -> None:
     with Engine.load(given.model, parallel=SEQUENCES, ctx_size=1024) as engine:
         vocab = engine._vocab
         grammars = Grammars(vocab)
-        began = time.perf_counter()
+        began = time.thread_time()
         grammars.guide(Constraint("regex", "a"))
-        prepared = time.perf_counter() - began
+        prepared = time.thread_time() - began
         heading = f"{vocab.n_tokens} tokens, prepared for llguidance in {prepared:.2f} s"
         rows = [
             sampler_row(name, by, start, vocab, *case)
@@ -121,14 +122,14 @@ def sampler_row(
     row = np.random.default_rng(0).standard_normal(vocab.n_tokens).astype(np.float32)
     compiled, times = [], []
     for repeat in range(REPEATS):
-        began = time.perf_counter()
+        began = time.thread_time()
         step = start({**schema, "$comment": str(repeat)})  # one that nobody has kept
-        compiled.append(time.perf_counter() - began)
+        compiled.append(time.thread_time() - began)
         for token in tokens:
             logits = row.copy()
-            began = time.perf_counter()
+            began = time.thread_time()
             step(logits, token)
-            times.append(time.perf_counter() - began)
+            times.append(time.thread_time() - began)
             if logits[token] != row[token]:
                 raise bench.BenchError(f"{by} does not allow the text of {name!r}")
     return {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from contextlib import suppress
 from queue import SimpleQueue
 from threading import Thread
@@ -17,6 +18,10 @@ if TYPE_CHECKING:
 
 MAX_FORCED = 32
 """Tokens taken at once because nothing else may follow; the rest come with the next step."""
+
+
+MAX_MASK_S = 0.25
+"""Processor seconds for one mask; a request that needs more would hold up all others."""
 
 
 class Guide:
@@ -37,8 +42,11 @@ class Guide:
         """
         if self._forbidden is None:
             bits = self._bits
+            began = time.thread_time()
             self._matcher.unsafe_compute_mask_ptr(bits.ctypes.data, bits.nbytes)
             self._check()
+            if time.thread_time() - began > MAX_MASK_S:
+                raise EngineError("the constraint is too intricate: give a simpler one")
             np.invert(bits, out=bits)
             flags = np.unpackbits(bits.view(np.uint8), count=self._n_vocab, bitorder="little")
             self._forbidden = flags.view(np.bool_)
