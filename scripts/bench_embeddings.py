@@ -14,7 +14,7 @@ from _servers import HOST, Server, cllm_server, free_port
 from make_embedding_model import words
 
 EPILOG = """\
-example:
+examples:
   python scripts/make_embedding_model.py minilm-q8_0.gguf
   python scripts/bench_embeddings.py --model minilm-q8_0.gguf --llama-server build/bin/llama-server
 """

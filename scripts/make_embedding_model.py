@@ -67,7 +67,7 @@ def write_bert(
         writer.add_pooling_type(gguf.PoolingType[pooling.upper()])
     kind = gguf.LlamaFileType.MOSTLY_Q8_0 if quantized else gguf.LlamaFileType.ALL_F32
     writer.add_file_type(kind)
-    size = _add_vocabulary(writer, vocabulary)
+    size = add_vocabulary(writer, vocabulary)
     q8_0 = gguf.GGMLQuantizationType.Q8_0
     for name, tensor in _tensors(shape, size, rank=pooling == "rank"):
         if quantized and name.startswith(("blk.", "token_embd.weight")) and tensor.ndim == 2:
@@ -80,8 +80,11 @@ def write_bert(
     writer.close()
 
 
-def _add_vocabulary(writer: gguf.GGUFWriter, vocabulary: Sequence[str]) -> int:
-    """Words that stand at a word's start are written with "▁"; the rest are its continuations."""
+def add_vocabulary(writer: gguf.GGUFWriter, vocabulary: Sequence[str]) -> int:
+    """Add a WordPiece vocabulary; return its size.
+
+    What stands at a word's start is written with "▁"; the rest are its continuations.
+    """
     import gguf
 
     starts = dict.fromkeys([*vocabulary, *_LETTERS, *"0123456789?.,!"])

@@ -1,4 +1,4 @@
-"""Little models that embed or rank, with random weights: a BERT of each pooling, and Qwen3s."""
+"""Little models that embed or rank, with random weights: BERTs, a T5's encoder, Qwen3s."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ import numpy.typing as npt
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "scripts"))
 
-from make_embedding_model import CLS, SEP, Shape, write_bert
+from make_embedding_model import CLS, SEP, Shape, add_vocabulary, write_bert
 
-__all__ = ["CLS", "SEP", "TRAINED", "WIDTH", "bert", "qwen3", "sentences"]
+__all__ = ["CLS", "SEP", "TRAINED", "WIDTH", "bert", "qwen3", "sentences", "t5_encoder"]
 
 _FOLDER = tempfile.TemporaryDirectory(prefix="cllm-embedding-models-")
 
@@ -41,6 +41,32 @@ def bert(pooling: str | None = "mean") -> Path:
     """A BERT with a WordPiece vocabulary. pooling: None leaves it out of the file."""
     path = Path(_FOLDER.name) / f"bert-{pooling}.gguf"
     write_bert(path, Shape(LAYERS, WIDTH, HEADS, FEED_FORWARD, TRAINED), WORDS, pooling)
+    return path
+
+
+@functools.cache
+def t5_encoder() -> Path:
+    """The encoder of a T5, with the vocabulary of the BERTs; its file names no pooling."""
+    path = Path(_FOLDER.name) / "t5-encoder.gguf"
+    writer = gguf.GGUFWriter(path, "t5encoder")
+    size = add_vocabulary(writer, WORDS)
+    _add_shape(writer)
+    writer.add_layer_norm_rms_eps(1e-6)
+    writer.add_relative_attn_buckets_count(8)
+    add = _adder(writer)
+    add("token_embd.weight", size, WIDTH)
+    for layer in range(LAYERS):
+        name = f"enc.blk.{layer}."
+        if not layer:
+            add(f"{name}attn_rel_b.weight", 8, HEADS)
+        for part in ("attn_q", "attn_k", "attn_v", "attn_o"):
+            add(f"{name}{part}.weight", WIDTH, WIDTH)
+        add(f"{name}ffn_up.weight", FEED_FORWARD, WIDTH)
+        add(f"{name}ffn_down.weight", WIDTH, FEED_FORWARD)
+        for norm in ("attn_norm", "ffn_norm"):
+            writer.add_tensor(f"{name}{norm}.weight", np.ones(WIDTH, dtype=np.float32))
+    writer.add_tensor("enc.output_norm.weight", np.ones(WIDTH, dtype=np.float32))
+    _write(writer)
     return path
 
 

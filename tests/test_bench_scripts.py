@@ -27,6 +27,7 @@ from _crowd import IdleCrowd, SlowHeaderCrowd  # noqa: E402
 from _streams import Call, Stream, read_streams  # noqa: E402
 from _workloads import GREEDY, SCHEMA, Request, Writer  # noqa: E402
 from bench_streams import Outcome, check  # noqa: E402
+from make_embedding_model import Shape, words, write_bert  # noqa: E402
 
 HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
@@ -105,7 +106,10 @@ def token(text: str, name: str = "a") -> dict[str, Any]:
 # The scripts as they are called
 
 
-@pytest.mark.parametrize("name", ["bench_http.py", "bench_streams.py", "bench_serve.py"])
+@pytest.mark.parametrize(
+    "name",
+    ["bench_http.py", "bench_streams.py", "bench_serve.py", "bench_embeddings.py"],
+)
 def test_help_explains_itself(name: str) -> None:
     done = run_script(name, "--help")
     assert done.returncode == 0
@@ -162,6 +166,19 @@ def test_workloads_are_served_whole_over_http_and_by_the_engine(tmp_path: Path) 
     assert found["workloads"]["many"]["cLLM"]["/health p99"][0] > 0
     assert "MISSED" not in text
     assert [row["server"] for row in rows_of(found, "ceiling-1: ")] == ["engine without HTTP"]
+
+
+def test_embeddings_are_measured_alone_and_together(tmp_path: Path) -> None:
+    model = tmp_path / "tiny.gguf"
+    write_bert(model, Shape(layers=1, width=32, heads=4, feed_forward=64), words(5_000), "mean")
+    found, _ = results(tmp_path, "bench_embeddings.py", "--model", str(model))
+    rows = rows_of(found, "Texts")
+    assert [(row["clients"], row["texts in a request"]) for row in rows] == [
+        (1, 1),
+        (8, 1),
+        (1, 50),
+    ]
+    assert all(row["cLLM, texts/s"] > 0 for row in rows)
 
 
 def test_an_unknown_mode_is_named_with_those_there_are() -> None:

@@ -65,6 +65,6 @@ def normalized(vectors: FloatArray, norm: int = EUCLIDEAN) -> FloatArray:
     return np.asarray(vectors * factors[:, None], dtype=np.float32)
 
 
-def check_finite(vectors: Sequence[FloatArray]) -> bool:
+def all_finite(vectors: Sequence[FloatArray]) -> bool:
     """Whether every component is a number."""
     return all(bool(np.isfinite(rows).all()) for rows in vectors)

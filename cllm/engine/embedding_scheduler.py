@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from cllm.engine.embedding import Embedding, check_finite
+from cllm.engine.embedding import Embedding, all_finite
 from cllm.engine.errors import DeadlineExceeded, EngineClosed, EngineError
 from cllm.engine.inbox import Inbox
 from cllm.engine.llama import Batch, Context
@@ -236,7 +236,7 @@ class EmbeddingScheduler:
                 self._complete(part.job)
 
     def _complete(self, job: Job) -> None:
-        if check_finite(job.embedding._outputs):
+        if all_finite(job.embedding._outputs):
             self._finish(job, FinishReason.STOP)
         else:
             error = EngineError("the model computed what is not a number; the file may be damaged")

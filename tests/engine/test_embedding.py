@@ -23,7 +23,7 @@ from cllm.engine import (
     Unsupported,
 )
 from cllm.engine.embedding import normalized
-from tests.embedding_models import CLS, SEP, TRAINED, WIDTH, bert, qwen3, sentences
+from tests.embedding_models import CLS, SEP, TRAINED, WIDTH, bert, qwen3, sentences, t5_encoder
 from tests.engine.engine_helpers import WAIT, Loader
 
 # Without these the last bits of a sum depend on what else is in the batch.
@@ -60,6 +60,7 @@ MODELS = {
     "bert, mean": lambda _: bert("mean"),
     "bert, cls": lambda _: bert("cls"),
     "bert, last": lambda _: bert("last"),
+    "T5, mean": lambda _: t5_encoder(),
     "causal, last": lambda vocabulary: qwen3(vocabulary, "last"),
     "causal, mean": lambda vocabulary: qwen3(vocabulary, "mean"),
 }
@@ -69,7 +70,8 @@ MODELS = {
 def test_fifty_texts_at_once_have_the_vectors_of_one_by_one(
     load: Loader, model_path: Path, model: Model
 ) -> None:
-    engine = load(model(model_path), **PRECISE)
+    path = model(model_path)
+    engine = load(path, **PRECISE, pooling="mean" if path == t5_encoder() else "auto")
     texts = sentences(50)
     together = engine.embedder.embed(texts)
     batches = engine.stats().steps
@@ -104,6 +106,7 @@ def test_a_long_input_is_read_in_chunks_where_only_its_end_counts(
 def test_a_model_pools_as_its_file_says_unless_told_otherwise(load: Loader) -> None:
     assert load(bert("cls")).info().pooling == "cls"
     assert load(bert(None)).info().pooling == "none"
+    assert load(t5_encoder()).info().pooling == "none"
     told = load(bert("cls"), pooling="mean")
     assert told.info().pooling == "mean"
     text = sentences(1)
