@@ -159,6 +159,8 @@ class EmbeddingScheduler:
         code = self._context.decode(self._batch, count)
         decode_ended = time.perf_counter()
         stats = self._stats
+        stats.steps += 1
+        stats.decode_s += decode_ended - decode_began
         if code:
             stats.failed_decodes += 1
             self._fail_parts(EngineError(f"llama.cpp failed with code {code}"))
@@ -166,8 +168,6 @@ class EmbeddingScheduler:
             stats.prompt_tokens += count
             self._collect(count)
         self._parts = []
-        stats.steps += 1
-        stats.decode_s += decode_ended - decode_began
         stats.other_s += time.perf_counter() - decode_ended + decode_began - began
 
     def _expire(self) -> None:
@@ -254,12 +254,13 @@ class EmbeddingScheduler:
             return
         if job in self._jobs:
             self._jobs.remove(job)
-        embedding._finish(reason, error)
+        # Counted before it is told: whoever waits for the end finds room and the right figures.
         finished = self._stats.requests_finished
         finished[reason.value] = finished.get(reason.value, 0) + 1
-        self._changed.append(embedding)
         timings = embedding.timings
         self._inbox.ended(timings.total_s - timings.queued_s)
+        embedding._finish(reason, error)
+        self._changed.append(embedding)
 
     def _notify(self) -> None:
         changed, self._changed = self._changed, []
