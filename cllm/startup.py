@@ -82,7 +82,7 @@ def announce(
 ) -> None:
     """Say once what is served and where: a banner, and a log line where the log is elsewhere.
 
-    endpoints: (method, path) of each.
+    endpoints: (method, path) of each; the banner has the paths, GET / the rest.
     """
     if settings.log_file is not None or settings.log_json:
         log.info(
@@ -118,7 +118,7 @@ def banner(
         f"  threads    {context.threads} generating, {context.threads_batch} reading prompts, "
         f"{settings.workers} serving HTTP",
     ]
-    lines += _folded("endpoints", [f"{method} {path}" for method, path in endpoints])
+    lines += _folded("endpoints", list(dict.fromkeys(path for _, path in endpoints)))
     if settings.model is None:
         lines += [
             "",
