@@ -503,13 +503,13 @@ def test_an_idle_server_stops_with_status_0(start: Start, number: signal.Signals
 
 
 def test_a_stream_in_flight_is_finished_before_the_exit(start: Start) -> None:
-    child = start().ready()
+    child = start("--grace", "600").ready()
     with contextlib.closing(child.connection()) as connection:
         connection.request("POST", "/generate_stream", json.dumps(LONG))
         events = events_of(connection.getresponse())
         next(events)
         child.signal(signal.SIGTERM)
-        child.until(r"SIGTERM: stopping; generations in flight \(1\) have 30 s to finish")
+        child.until(r"SIGTERM: stopping; generations in flight \(1\) have 600 s to finish")
         child.refuses_connections()
         *_, last = events
     assert last["done"] is True
