@@ -87,7 +87,7 @@ install() {
         }
     fi
     renew_pip
-    requirement=$(sed -n 's/^ *\(llama-cpp-python.*\)/\1/p' "$ROOT/setup.cfg" | tr -d ' ')
+    requirement=$(llama_requirement)
     if ! satisfied "$requirement"; then
         compile_llama "$requirement"
     fi
@@ -106,6 +106,9 @@ renew_pip() {
         "$VENV/bin/python" -m pip install --upgrade pip >"$LOG" 2>&1 || failed "renewing pip"
     fi
 }
+
+# As setup.cfg has it; not the one with an extra, which stands among the benchmarks' packages.
+llama_requirement() { sed -n '/^ *llama-cpp-python *[<=>~]/{s/ //g;p;q}' "$ROOT/setup.cfg"; }
 
 satisfied() {
     "$VENV/bin/python" -m pip install --no-index --no-deps --dry-run --quiet "$1" >/dev/null 2>&1

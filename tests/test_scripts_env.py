@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -40,6 +41,14 @@ def program(folder: Path, name: str, code: str = "exit 0") -> Path:
 @pytest.fixture
 def log(tmp_path: Path) -> Path:
     return tmp_path / "install.log"
+
+
+# The requirement
+
+
+def test_llama_cpp_python_is_installed_in_the_version_that_the_package_asks_for() -> None:
+    done = shell("llama_requirement")
+    assert re.fullmatch(r"llama-cpp-python>=[\d.]+\n", done.stdout), done
 
 
 # The interpreter
