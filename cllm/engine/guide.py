@@ -91,6 +91,7 @@ class MaskThread:
 
     def start(self, guides: list[Guide]) -> None:
         """Begin; nobody else may use these guides until wait() has returned."""
+        self.wait()  # a step that failed may have left without it
         if not guides:
             return
         if self._thread is None:

@@ -21,7 +21,7 @@ from cllm.engine import (
     SamplingParams,
 )
 from cllm.engine.constraint import MAX_SOURCE, Kind, json_rule
-from tests.engine.engine_helpers import Loader, Watched, finished, greedy
+from tests.engine.engine_helpers import Loader, Watched, break_decode, finished, greedy
 
 PERSON: dict[str, Any] = {
     "type": "object",
@@ -227,6 +227,16 @@ def test_a_constrained_text_can_be_cancelled(engine: Engine) -> None:
     watched.generation.cancel()
     watched.wait_until_done()
     assert re.fullmatch("[a-z]*", finished(watched.generation).text)
+
+
+def test_a_step_that_fails_leaves_no_mask_behind(load: Loader, model_path: Path) -> None:
+    engine = load(model_path, parallel=2, ctx_size=256)
+    expected = finished(engine.submit("Hello", held("json_schema", PERSON))).text
+    break_decode(engine, [0, 0, RuntimeError("made up")])
+    broken = engine.submit("Hello", held("json_schema", PERSON))
+    with pytest.raises(EngineError, match="made up"):
+        finished(broken)
+    assert finished(engine.submit("Hello", held("json_schema", PERSON))).text == expected
 
 
 def test_the_thread_for_masks_ends_with_its_engine(model_path: Path) -> None:
