@@ -238,8 +238,8 @@ def cllm(setup: Setup, work: Workload) -> Contender:
     ), counters=True)  # fmt: skip
 
 
-def llama_server(setup: Setup, work: Workload) -> Contender:
-    """llama.cpp's own server."""
+def llama_server(setup: Setup, work: Workload, name: str = "llama-server", *more: str) -> Contender:
+    """llama.cpp's own server, with `more` options."""
     if setup.llama_server is None:
         raise BenchError("llama-server: name the program with --llama-server PATH")
     port = free_port()
@@ -247,8 +247,14 @@ def llama_server(setup: Setup, work: Workload) -> Contender:
         str(setup.llama_server), "--model", str(setup.model), "--host", HOST, "--port", str(port),
         "--parallel", str(work.parallel), "--ctx-size", str(work.parallel * work.ctx_size),
         "--threads", str(setup.threads), "--flash-attn", "auto", "--no-webui", "--log-disable",
+        *more,
     ]  # fmt: skip
-    return HttpContender(Server("llama-server", command, port, start_timeout=120))
+    return HttpContender(Server(name, command, port, start_timeout=120))
+
+
+def llama_server_ngram(setup: Setup, work: Workload) -> Contender:
+    """The same, guessing from the prompt; by default it does not."""
+    return llama_server(setup, work, "llama-server, n-grams", "--spec-type", "ngram-simple")
 
 
 def llama_cpp_server(setup: Setup, work: Workload) -> Contender:

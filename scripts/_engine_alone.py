@@ -16,9 +16,9 @@ from multiprocessing.connection import Connection as Pipe
 from _bench import BenchError
 from _contenders import Answer, Setup, Steps, Turn, turn_of
 from _load import SPAWN
-from _workloads import CEILING_PROMPT, Crowd, Request, Script, Workload
+from _workloads import CEILING_PROMPT, SCHEMA, Crowd, Request, Script, Workload
 
-from cllm.engine import Engine, Generation, SamplingParams
+from cllm.engine import Constraint, Engine, Generation, SamplingParams
 
 ENGINE = "engine without HTTP"
 BATCHED_BENCH = "llama-batched-bench"
@@ -28,8 +28,6 @@ class EngineContender:
     """`Engine.submit`, no socket."""
 
     def __init__(self, setup: Setup, work: Workload) -> None:
-        if work.json:
-            raise BenchError(f"{ENGINE} is not asked for JSON")
         self.name = ENGINE
         self._pipe, theirs = SPAWN.Pipe()
         self._process = SPAWN.Process(
@@ -145,7 +143,10 @@ def _submit(
             generation.cancel()
 
     params = SamplingParams(
-        max_tokens=request.max_tokens, ignore_eos=not request.json, **request.sampling
+        max_tokens=request.max_tokens,
+        ignore_eos=not request.json,
+        constraint=Constraint("json_schema", SCHEMA) if request.json else None,
+        **request.sampling,
     )
     return engine.submit(request.prompt, params, on_update=on_update)
 
@@ -153,11 +154,14 @@ def _submit(
 def _finish(line: _Line) -> None:
     generation, answer = line.generation, line.answer
     assert generation is not None and answer is not None
-    answer.tokens = 0 if answer.request.leave_after else generation.usage.completion_tokens
+    request, tokens = answer.request, generation.usage.completion_tokens
     if generation.error is not None:
         answer.fault = str(generation.error)
-    elif not answer.request.leave_after and answer.tokens != answer.request.max_tokens:
-        answer.fault = f"{answer.tokens} tokens instead of {answer.request.max_tokens}"
+    elif not request.leave_after:
+        answer.tokens = tokens
+        expected = "stop" if request.json else "length"
+        if generation.finish_reason != expected:
+            answer.fault = f"it finished with {generation.finish_reason} after {tokens} tokens"
 
 
 class BatchedBench:

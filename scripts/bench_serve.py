@@ -21,6 +21,7 @@ from _contenders import (
     cllm,
     llama_cpp_server,
     llama_server,
+    llama_server_ngram,
     xllamacpp,
 )
 from _engine_alone import BATCHED_BENCH, BatchedBench, EngineContender
@@ -31,16 +32,18 @@ from tqdm import tqdm
 
 from cllm.models import demo_path
 
+GUESSING = "llama-server-ngram"
 CONTENDERS: dict[str, Callable[[Setup, Workload], Contender]] = {
     "cllm": cllm,
     REFERENCE: llama_server,
+    GUESSING: llama_server_ngram,
     "xllamacpp": xllamacpp,
     "llama_cpp.server": llama_cpp_server,
     "engine": EngineContender,
     BATCHED_BENCH: BatchedBench,
 }
 ALONE = ("engine", BATCHED_BENCH)
-BY_DEFAULT = ("cllm", REFERENCE, *ALONE)
+BY_DEFAULT = ("cllm", REFERENCE, GUESSING, *ALONE)
 
 
 LIST = "\n".join(f"  {work.name:14} {work.about}" for work in WORKLOADS.values())
@@ -51,13 +54,14 @@ workloads:
 servers: {", ".join(CONTENDERS)}
   Those with HTTP are asked for streamed completions over keep-alive connections, the engine does
   the same without a socket; llama-batched-bench takes part in the workloads ceiling-N alone, where
-  no server does.
+  no server does; {GUESSING}, which is llama-server with --spec-type ngram-simple, in copy.
   The libraries beside --llama-server serve cLLM too, so that only the servers differ; they must be
   of the llama.cpp that the installed llama-cpp-python was made for.
 
 Servers take turns in every round (A B A B ...). A ratio is the median of the rounds' ratios to
-{REFERENCE}. TTFT: time to first token, ITL: time between tokens, both in milliseconds, over all
-rounds. A failure is a response that was not whole, not exact or not of the shape asked for.
+{REFERENCE}, all else are medians of the rounds. TTFT: time to first token, ITL: time between
+tokens, in milliseconds. A failure is a response that was not whole, not exact or not of the shape
+asked for.
 
 examples:
   python scripts/bench_serve.py --quick
@@ -65,6 +69,13 @@ examples:
   python scripts/bench_serve.py --model FILE --llama-server PATH --workload seed many --rounds 3
   python scripts/bench_serve.py --model FILE --workload seed --server cllm llama_cpp.server
 """
+
+
+def takes_part(name: str, work: Workload) -> bool:
+    """Whether a contender has something to show in a workload."""
+    if name == GUESSING:
+        return work.copies
+    return name == "engine" or (name in ALONE) == work.alone
 
 
 def measure(
@@ -206,16 +217,14 @@ def main() -> None:
     """Parse the command line, run each workload, report."""
     given = parse(_options(), rounds=1)
     program = _program(given.llama_server)
-    names = given.server or [
-        name for name in BY_DEFAULT if program or name not in (REFERENCE, BATCHED_BENCH)
-    ]
+    names = given.server or [name for name in BY_DEFAULT if program or name in ("cllm", "engine")]
     report = Report("Serving")
     for work in (WORKLOADS[name] for name in given.workload):
         model = given.copy_model if work.copies else given.model or demo_path()
         if model is None:
             print(f"\nleft out: {work.name}: it needs --copy-model")
             continue
-        taking_part = [name for name in names if name == "engine" or (name in ALONE) == work.alone]
+        taking_part = [name for name in names if takes_part(name, work)]
         if not taking_part:
             continue
         results, steps = run_workload(

@@ -153,7 +153,7 @@ def test_streams_are_all_counted_and_correct(tmp_path: Path, mode: list[str]) ->
 
 
 def test_workloads_are_served_whole_over_http_and_by_the_engine(tmp_path: Path) -> None:
-    names = ["long-prompt", "many", "churn"]
+    names = ["long-prompt", "many", "json", "churn"]
     found, text = results(tmp_path, "bench_serve.py", "--workload", *names, "ceiling-1")
     for name in names:
         servers = {row["server"]: row for row in rows_of(found, f"{name}: ")}
