@@ -108,7 +108,13 @@ def token(text: str, name: str = "a") -> dict[str, Any]:
 
 @pytest.mark.parametrize(
     "name",
-    ["bench_http.py", "bench_streams.py", "bench_serve.py", "bench_embeddings.py"],
+    [
+        "bench_http.py",
+        "bench_streams.py",
+        "bench_serve.py",
+        "bench_embeddings.py",
+        "bench_cache.py",
+    ],
 )
 def test_help_explains_itself(name: str) -> None:
     done = run_script(name, "--help")
@@ -150,6 +156,15 @@ def test_streams_are_all_counted_and_correct(tmp_path: Path, mode: list[str]) ->
     assert row["streams"] == 40 and row["all correct"] == "yes"
     beside = {line[""]: line for line in rows_of(found, "Milliseconds")}["/health beside"]
     assert beside["count"] > 0
+
+
+def test_the_cache_is_measured_with_and_without_each_mechanism(tmp_path: Path) -> None:
+    found, _ = results(tmp_path, "bench_cache.py")
+    shared, apart = rows_of(found, "8 prompts")
+    assert shared["cached"] >= 7 * 200 and apart["cached"] == 0
+    without, kept = rows_of(found, "Conversations")
+    assert without["restored"] == 0 and kept["restored"] >= 3 * 190
+    assert [row["--max-itl-ms"] for row in rows_of(found, "A prompt")] == [60_000, "auto", 250]
 
 
 def test_workloads_are_served_whole_over_http_and_by_the_engine(tmp_path: Path) -> None:

@@ -14,12 +14,12 @@ from cllm.api.generate import Generating
 from cllm.api.health import health, unavailable
 from cllm.api.keys import OPEN, require_key
 from cllm.api.large import LARGE, Answer, Endpoint, LargeBodies
+from cllm.api.llama_server.slot_actions import SlotActions
 from cllm.api.metrics import Metrics
 from cllm.api.model_info import model_info
 from cllm.api.rerank import Reranking
 from cllm.api.responses import error_body, success, too_many_requests
 from cllm.api.service import RETRY_AFTER, Service, State
-from cllm.api.slot_actions import SlotActions
 from cllm.api.submission import Submission
 from cllm.engine import EngineError, QueueFull
 from cllm.http import HttpError, HttpHandler, HttpRequest, HttpResponse

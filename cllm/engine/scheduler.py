@@ -348,7 +348,7 @@ class Scheduler:
 
     def _decode(self, plan: Plan) -> tuple[Plan, int]:
         """Decode a plan, or what of it finds room; return what was tried last and the code."""
-        while True:
+        while plan:
             code = self._context.decode(self._batch, self._fill(plan))
             if code == 0:
                 for sequence, count in plan:
@@ -361,6 +361,7 @@ class Scheduler:
             if smaller is None:
                 return plan, code
             plan = smaller
+        return plan, 0
 
     def _note_decoded(self, sequence: Sequence, count: int) -> None:
         slot = _slot(sequence)
@@ -397,8 +398,10 @@ class Scheduler:
         generating = [(s, n) for s, n in plan if s.decoding]
         if generating and len(generating) < len(plan):
             return generating
-        if len(self._running) > 1:
-            youngest = max(self._running, key=lambda s: s.generation._submitted)
+        # Who waits for a leader may take no room yet.
+        taking = [s for s in self._running if _slot(s).leader is None or _slot(s).length]
+        if len(taking) > 1:
+            youngest = max(taking, key=lambda s: s.generation._submitted)
             self._preempt(youngest)
             remaining = [(s, n) for s, n in plan if s is not youngest]
             return remaining or self._plan()

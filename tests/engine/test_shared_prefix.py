@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable
 from pathlib import Path
 
@@ -74,3 +75,21 @@ def test_a_memory_that_cannot_go_back_makes_nobody_wait(
     with standing(engine):
         together = [engine.submit(SYSTEM + question, greedy(3)) for question in QUESTIONS[:3]]
     assert [finished(generation).usage.cached_tokens for generation in together] == [0, 0, 0]
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_crowd_that_shares_beginnings_and_too_few_cells_is_served_right(
+    load: Loader, memoryless_path: Path, seed: int
+) -> None:
+    rng = random.Random(seed)
+    engine = load(memoryless_path, parallel=6, ctx_size=256, kv_unified=True, kv_cells=400)
+    roomy = load(memoryless_path, parallel=1, ctx_size=256)
+    requests = [
+        ([30 + rng.randrange(3)] * rng.randint(60, 150) + QUESTIONS[rng.randrange(4)], n)
+        for n in rng.choices(range(1, 60), k=24)
+    ]
+    together = [engine.submit(prompt, greedy(count)) for prompt, count in requests]
+    for (prompt, count), generation in zip(requests, together, strict=True):
+        assert finished(generation).text == finished(roomy.submit(prompt, greedy(count))).text
+    stats = engine.stats()
+    assert (stats.failed_decodes, stats.slots_busy) == (0, 0)
