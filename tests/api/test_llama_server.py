@@ -243,6 +243,29 @@ def test_samplers_that_are_not_named_do_nothing(stories: Live) -> None:
     assert complete(stories, **wild, samplers=["temperature"])["content"] != greedy
 
 
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"samplers": ["temperature", "min-p", "typ_p"], "min_p": 0.9},
+        {"samplers": "edskypmxt", "xtc_probability": 0.5, "xtc_threshold": 0.2},
+        {"mirostat": 2, "mirostat_tau": 3.0, "mirostat_eta": 0.2},
+        {"dry_multiplier": 1.0, "dry_base": 2.0, "dry_sequence_breakers": ["."]},
+        {"dynatemp_range": 0.5, "dynatemp_exponent": 2.0, "top_n_sigma": 1.0},
+        {"repeat_last_n": 8, "repeat_penalty": 1.5, "typical_p": 0.5},
+    ],
+)
+def test_every_sampler_can_be_asked_for_and_is_told(stories: Live, fields: Any) -> None:
+    asked = {"prompt": STORY, "temperature": 1.2, "seed": 4, "n_predict": 12, **fields}
+    first, again = complete(stories, **asked), complete(stories, **asked)
+    assert first["content"] == again["content"] and first["tokens_predicted"] == 12
+    told = first["generation_settings"]
+    for name, value in fields.items():
+        if name != "samplers":
+            assert told[name] == value
+    if "samplers" in fields:
+        assert told["samplers"][-1] == ("typ_p" if len(told["samplers"]) == 3 else "temperature")
+
+
 def test_a_schema_or_a_grammar_holds_whole_and_streamed(stories: Live) -> None:
     properties = {"name": {"type": "string", "maxLength": 20}, "age": {"type": "integer"}}
     schema = {"type": "object", "properties": properties, "required": ["name", "age"],
@@ -377,7 +400,7 @@ def test_a_model_without_such_tokens_says_so(stories: Live) -> None:
         ({"prompt": "a", "n_probs": 1000}, "n_probs"),
         ({"prompt": "a", "n_cmpl": 1000}, "n_cmpl"),
         ({"prompt": "a", "temperature": "hot"}, "temperature"),
-        ({"prompt": "a", "samplers": ["temperature", "top_k"]}, "samplers"),
+        ({"prompt": "a", "samplers": ["top_k", "top-k"]}, "samplers"),
         ({"prompt": "a", "samplers": ["nonsense"]}, "samplers"),
         ({"prompt": "a", "logit_bias": [[99999999, 1]]}, "logit_bias"),
         ({"prompt": "a", "logit_bias": [[1]]}, "logit_bias"),
@@ -386,8 +409,9 @@ def test_a_model_without_such_tokens_says_so(stories: Live) -> None:
         ({"prompt": "a", "id_slot": 4}, "id_slot"),
         ({"prompt": "a", "grammar": "root ::= missing"}, "grammar: "),
         ({"prompt": "a", "json_schema": {"type": "nonsense"}}, "json_schema"),
-        ({"prompt": "a", "mirostat": 2}, "mirostat"),
-        ({"prompt": "a", "top_n_sigma": 1.0}, "top_n_sigma"),
+        ({"prompt": "a", "n_indent": 2}, "n_indent"),
+        ({"prompt": "a", "post_sampling_probs": True}, "post_sampling_probs"),
+        ({"prompt": "a", "adaptive_target": 0.5}, "adaptive_target"),
         ({"prompt": "a", "lora": [{"id": 0, "scale": 1}]}, "lora"),
         (b"{bad", "JSON"),
     ],

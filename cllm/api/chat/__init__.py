@@ -15,7 +15,7 @@ from cllm.api.chat.events import (
     Reasoning,
     Text,
 )
-from cllm.api.chat.prepare import Prepared, prepare
+from cllm.api.chat.prepare import Prepared, prepare, prompt_text
 
 __all__ = [
     "CallArguments",
@@ -29,4 +29,5 @@ __all__ = [
     "Text",
     "Tool",
     "prepare",
+    "prompt_text",
 ]

@@ -53,7 +53,7 @@ def prepare(service: Service, conversation: Conversation) -> Prepared:
     engine, template = service.engine, service.chat_template
     format = detect(template.source)
     tools = callable_tools(engine, conversation)
-    tokens = _prompt(service, conversation, format)
+    tokens = _prompt(service, conversation)
     engine.check_prompt(tokens)
     opened = _opened(engine, conversation, format, tokens)
     plain = conversation.response is not None and not _is_json(conversation.response)
@@ -86,23 +86,44 @@ def _read_text(reader: Reader) -> Steps[None]:
         yield None
 
 
-def _prompt(service: Service, conversation: Conversation, format: Format) -> list[int]:
+def prompt_text(service: Service, conversation: Conversation, **variables: Any) -> str:
+    """The conversation as the template writes it; variables: more for the template.
+
+    Raises HttpError 400 and 503.
+    """
     template = service.chat_template
-    messages: Sequence[Mapping[str, Any]] = conversation.messages
-    tools = described(conversation.tools) if conversation.choice != "none" else []
-    variables = {**_reasoning(conversation.reasoning), **conversation.template_kwargs}
-    if "tools" not in template.source:
-        messages = generic.described(messages, tools)
-    elif tools:
-        variables["tools"] = tools
-    if format.new_id is short_id:
-        messages = [_with_short_ids(message) for message in messages]
+    messages, given = _shown(template.source, conversation)
+    try:
+        return template.render(messages, {**given, **variables}, continued=conversation.continued)
+    except TemplateError as error:
+        raise HttpError(400, f"messages: {error}") from None
+
+
+def _prompt(service: Service, conversation: Conversation) -> list[int]:
+    template = service.chat_template
+    messages, variables = _shown(template.source, conversation)
     try:
         return template.tokens(
             service.engine, messages, variables, continued=conversation.continued
         )
     except TemplateError as error:
         raise HttpError(400, f"messages: {error}") from None
+
+
+def _shown(
+    source: str, conversation: Conversation
+) -> tuple[Sequence[Mapping[str, Any]], dict[str, Any]]:
+    """What a template is given: messages and variables."""
+    messages: Sequence[Mapping[str, Any]] = conversation.messages
+    tools = described(conversation.tools) if conversation.choice != "none" else []
+    variables = {**_reasoning(conversation.reasoning), **conversation.template_kwargs}
+    if "tools" not in source:
+        messages = generic.described(messages, tools)
+    elif tools:
+        variables["tools"] = tools
+    if detect(source).new_id is short_id:
+        messages = [_with_short_ids(message) for message in messages]
+    return messages, variables
 
 
 def _reasoning(wanted: bool | str | None) -> dict[str, Any]:

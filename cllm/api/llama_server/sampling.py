@@ -8,41 +8,48 @@ from typing import TYPE_CHECKING, Any
 from cllm.api.llama_server.schemas import CompletionRequest
 from cllm.engine import InvalidRequest, SamplingParams
 from cllm.engine.constraint import Constraint
+from cllm.engine.params import MAX_LAST_N, SAMPLERS
 
 if TYPE_CHECKING:
     from cllm.engine import Engine
 
 RANDOM_SEED = 0xFFFFFFFF  # llama.h: LLAMA_DEFAULT_SEED
 
-# In the order in which they are applied.
-SAMPLERS = ("penalties", "top_k", "top_p", "min_p", "temperature")
-_ALIASES = {
+# llama-server's names and letters -> the engine's names.
+_SAMPLERS = {
+    **{name: name for name in SAMPLERS},
     "top-k": "top_k", "top-p": "top_p", "nucleus": "top_p", "min-p": "min_p", "temp": "temperature",
-    "e": "penalties", "k": "top_k", "p": "top_p", "m": "min_p", "t": "temperature",
+    "top-n-sigma": "top_n_sigma", "typ_p": "typical_p", "typ-p": "typical_p", "typ": "typical_p",
+    "typical": "typical_p", "typical-p": "typical_p",
+    "e": "penalties", "d": "dry", "s": "top_n_sigma", "k": "top_k", "y": "typical_p", "p": "top_p",
+    "m": "min_p", "x": "xtc", "t": "temperature",
 }  # fmt: skip
-# Named in llama-server's own default; without their parameters they do nothing.
-_IDLE = {
-    *("dry", "top_n_sigma", "top-n-sigma", "typ_p", "typ-p", "typical_p", "typical-p", "typical"),
-    *("typ", "xtc", *"dysx"),
-}
-# What a sampler does nothing with.
-_OFF: dict[str, dict[str, float]] = {
-    "penalties": {"repetition_penalty": 1, "presence_penalty": 0, "frequency_penalty": 0},
-    "top_k": {"top_k": 0},
-    "top_p": {"top_p": 1},
-    "min_p": {"min_p": 0},
-    "temperature": {"temperature": 1},
-}
 # Field -> the engine's name, the range into which values are moved, as llama-server does.
 _NUMBERS = {
     "temperature": ("temperature", 0, 100),
+    "dynatemp_range": ("dynatemp_range", 0, 100),
+    "dynatemp_exponent": ("dynatemp_exponent", 0, 100),
     "top_k": ("top_k", 0, 2**31 - 1),
     "top_p": ("top_p", 0, 1),
     "min_p": ("min_p", 0, 1),
+    "top_n_sigma": ("top_n_sigma", -1, 100),
+    "typical_p": ("typical_p", 0, 1),
+    "xtc_probability": ("xtc_probability", 0, 1),
+    "xtc_threshold": ("xtc_threshold", 0, 1),
+    "repeat_last_n": ("penalty_last_n", -1, MAX_LAST_N),
     "repeat_penalty": ("repetition_penalty", 0.01, 100),
     "presence_penalty": ("presence_penalty", -100, 100),
     "frequency_penalty": ("frequency_penalty", -100, 100),
+    "dry_multiplier": ("dry_multiplier", 0, 100),
+    "dry_base": ("dry_base", 1, 100),
+    "dry_allowed_length": ("dry_allowed_length", 0, MAX_LAST_N),
+    "dry_penalty_last_n": ("dry_penalty_last_n", -1, MAX_LAST_N),
+    "mirostat": ("mirostat", 0, 2),
+    "mirostat_tau": ("mirostat_tau", 0, 100),
+    "mirostat_eta": ("mirostat_eta", 0, 1),
 }
+_SHOWN = {"typical_p": "typ_p"}
+_DRY_LAST_N = 64  # llama-server's default
 
 
 def most_tokens(asked: CompletionRequest) -> int:
@@ -60,8 +67,11 @@ def sampling(engine: Engine, asked: CompletionRequest, choice: int = 0) -> Sampl
         value = getattr(asked, field)
         if value is not None:
             given[name] = min(max(value, least), greatest)
-    for name in set(SAMPLERS) - set(_samplers(asked.samplers)):
-        given |= _OFF[name]
+    given.setdefault("dry_penalty_last_n", _DRY_LAST_N)
+    if asked.dry_sequence_breakers is not None:
+        given["dry_sequence_breakers"] = tuple(asked.dry_sequence_breakers)
+    if asked.samplers is not None:
+        given["samplers"] = tuple(_SAMPLERS.get(name, name) for name in asked.samplers)
     if asked.seed is not None and asked.seed not in (-1, RANDOM_SEED):
         given["seed"] = asked.seed + choice
     stop = [asked.stop] if isinstance(asked.stop, str) else asked.stop or []
@@ -103,18 +113,6 @@ def _constraint(engine: Engine, asked: CompletionRequest) -> Constraint | None:
     return constraint
 
 
-def _samplers(wanted: str | Sequence[str] | None) -> Sequence[str]:
-    """The samplers to apply; a text names each by a letter. Raises InvalidRequest."""
-    if wanted is None:
-        return SAMPLERS
-    names = [_ALIASES.get(name, name) for name in wanted if name not in _IDLE]
-    if [name for name in SAMPLERS if name in names] != names:
-        raise InvalidRequest(
-            "samplers", list(wanted), f"some of {', '.join(SAMPLERS)}, once each and in this order"
-        )
-    return names
-
-
 def _logit_bias(engine: Engine, given: Mapping[str, Any] | Sequence[Any]) -> dict[int, float]:
     """[[token or text, bias or false], …], or the same as an object. Raises InvalidRequest."""
     pairs = list(given.items()) if isinstance(given, Mapping) else given
@@ -140,27 +138,27 @@ def settings(params: SamplingParams, asked: CompletionRequest | None = None) -> 
     return {
         "seed": RANDOM_SEED if params.seed is None else params.seed,
         "temperature": params.temperature,
-        "dynatemp_range": 0.0,
-        "dynatemp_exponent": 1.0,
+        "dynatemp_range": params.dynatemp_range,
+        "dynatemp_exponent": params.dynatemp_exponent,
         "top_k": params.top_k,
         "top_p": params.top_p,
         "min_p": params.min_p,
-        "top_n_sigma": -1.0,
-        "xtc_probability": 0.0,
-        "xtc_threshold": 0.1,
-        "typical_p": 1.0,
-        "repeat_last_n": 64,
+        "top_n_sigma": params.top_n_sigma,
+        "xtc_probability": params.xtc_probability,
+        "xtc_threshold": params.xtc_threshold,
+        "typical_p": params.typical_p,
+        "repeat_last_n": params.penalty_last_n,
         "repeat_penalty": params.repetition_penalty,
         "presence_penalty": params.presence_penalty,
         "frequency_penalty": params.frequency_penalty,
-        "dry_multiplier": 0.0,
-        "dry_base": 1.75,
-        "dry_allowed_length": 2,
-        "dry_penalty_last_n": 64,
-        "dry_sequence_breakers": ["\n", ":", '"', "*"],
-        "mirostat": 0,
-        "mirostat_tau": 5.0,
-        "mirostat_eta": 0.1,
+        "dry_multiplier": params.dry_multiplier,
+        "dry_base": params.dry_base,
+        "dry_allowed_length": params.dry_allowed_length,
+        "dry_penalty_last_n": params.dry_penalty_last_n,
+        "dry_sequence_breakers": list(params.dry_sequence_breakers),
+        "mirostat": params.mirostat,
+        "mirostat_tau": params.mirostat_tau,
+        "mirostat_eta": params.mirostat_eta,
         "adaptive_target": -1.0,
         "adaptive_decay": 0.9,
         "stop": list(params.stop),
@@ -181,7 +179,7 @@ def settings(params: SamplingParams, asked: CompletionRequest | None = None) -> 
         "reasoning_format": "none",
         "reasoning_in_content": False,
         "generation_prompt": "",
-        "samplers": list(_samplers(asked.samplers)),
+        "samplers": [_SHOWN.get(name, name) for name in params.samplers],
         "speculative.types": "none",
         "timings_per_token": asked.timings_per_token,
         "post_sampling_probs": False,

@@ -6,6 +6,7 @@ from typing import Annotated, Any
 
 from msgspec import Meta, Struct
 
+from cllm.api.openai.schemas import ChatRequest
 from cllm.api.schemas import INT32, Schema, TokenId
 from cllm.engine.params import MAX_LOGPROBS
 
@@ -49,9 +50,24 @@ class CompletionRequest(Struct, kw_only=True):
     top_k: int | None = None
     top_p: float | None = None
     min_p: float | None = None
+    top_n_sigma: float | None = None
+    typical_p: float | None = None
+    xtc_probability: float | None = None
+    xtc_threshold: float | None = None
+    dynatemp_range: float | None = None
+    dynatemp_exponent: float | None = None
+    mirostat: int | None = None
+    mirostat_tau: float | None = None
+    mirostat_eta: float | None = None
+    repeat_last_n: int | None = None
     repeat_penalty: float | None = None
     presence_penalty: float | None = None
     frequency_penalty: float | None = None
+    dry_multiplier: float | None = None
+    dry_base: float | None = None
+    dry_allowed_length: int | None = None
+    dry_penalty_last_n: int | None = None
+    dry_sequence_breakers: list[str] | None = None
     samplers: str | list[str] | None = None
     seed: int | None = None
     stop: str | list[str] | None = None
@@ -70,13 +86,6 @@ class CompletionRequest(Struct, kw_only=True):
     # Known there and not served here: asking for them is refused by name, never overlooked.
     post_sampling_probs: bool | None = None
     backend_sampling: bool | None = None
-    repeat_last_n: int | None = None
-    dynatemp_range: float | None = None
-    typical_p: float | None = None
-    top_n_sigma: float | None = None
-    xtc_probability: float | None = None
-    dry_multiplier: float | None = None
-    mirostat: int | None = None
     adaptive_target: float | None = None
     min_keep: int | None = None
     n_indent: int | None = None
@@ -88,21 +97,14 @@ class CompletionRequest(Struct, kw_only=True):
         for name, nothing in NOTHING.items():
             if getattr(self, name) not in (None, nothing):
                 raise ValueError(f"{name}: is not served; leave it out, or give {nothing}")
-        for name in ("top_n_sigma", "adaptive_target"):
-            if (getattr(self, name) or -1.0) >= 0:
-                raise ValueError(f"{name}: is not served; leave it out, or give -1")
+        if self.adaptive_target is not None and self.adaptive_target >= 0:
+            raise ValueError("adaptive_target: is not served; leave it out, or give -1")
 
 
 # What is asked for by this value is not asked for.
 NOTHING: dict[str, Any] = {
     "post_sampling_probs": False,
     "backend_sampling": False,
-    "repeat_last_n": 64,
-    "dynatemp_range": 0,
-    "typical_p": 1,
-    "xtc_probability": 0,
-    "dry_multiplier": 0,
-    "mirostat": 0,
     "min_keep": 0,
     "n_indent": 0,
     "n_cache_reuse": 0,
@@ -140,14 +142,10 @@ class DetokenizeRequest(Struct):
     tokens: list[TokenId] = []
 
 
-class ApplyTemplateRequest(Struct):
-    """Body of ``/apply-template``; messages as for a chat completion."""
+class ApplyTemplateRequest(ChatRequest, kw_only=True):
+    """Body of ``/apply-template``: that of a chat completion."""
 
-    messages: Annotated[list[dict[str, Any]], Meta(min_length=1)]
-    tools: list[dict[str, Any]] | None = None
     add_generation_prompt: bool | None = None
-    chat_template_kwargs: dict[str, Any] | None = None
-    reasoning_effort: str | None = None
 
 
 COMPLETION = Schema(CompletionRequest)

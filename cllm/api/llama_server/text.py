@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from cllm.api.chat_template import TemplateError
+from cllm.api.chat import prompt_text
 from cllm.api.llama_server.prompts import mixed_tokens, spelled
 from cllm.api.llama_server.schemas import APPLY_TEMPLATE, DETOKENIZE, TOKENIZE
+from cllm.api.openai.chat import conversation_of
 from cllm.api.responses import JSON, encode
 from cllm.api.service import Service
-from cllm.http import HttpError, HttpRequest, HttpResponse
+from cllm.http import HttpRequest, HttpResponse
 
 
 class Text:
@@ -37,28 +38,10 @@ class Text:
     def apply_template(self, request: HttpRequest) -> HttpResponse:
         """POST ``/apply-template``: what a chat completion would read."""
         asked = APPLY_TEMPLATE.decode(request.body)
-        variables = dict(asked.chat_template_kwargs or {})
-        for name in ("tools", "reasoning_effort", "add_generation_prompt"):
-            if (value := getattr(asked, name)) is not None:
-                variables[name] = value
-        messages = [_flat(message) for message in asked.messages]
-        continued = messages[-1].get("role") == "assistant" and "tool_calls" not in messages[-1]
-        try:
-            prompt = self._service.chat_template.render(messages, variables, continued=continued)
-        except TemplateError as error:
-            raise HttpError(400, f"messages: {error}") from None
+        opened = asked.add_generation_prompt
+        variables = {} if opened is None else {"add_generation_prompt": opened}
+        prompt = prompt_text(self._service, conversation_of(asked), **variables)
         return _json({"prompt": prompt})
-
-
-def _flat(message: dict[str, Any]) -> dict[str, Any]:
-    """The message with its content as one text. Raises HttpError 400 for anything but text."""
-    content = message.get("content")
-    if isinstance(content, list):
-        parts = [part.get("text") if isinstance(part, dict) else None for part in content]
-        if not all(isinstance(part, str) for part in parts):
-            raise HttpError(400, "messages: content holds a part that is not text")
-        return {**message, "content": "".join(part for part in parts if part)}
-    return message
 
 
 def _text(piece: bytes) -> str | list[int]:

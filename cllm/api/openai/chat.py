@@ -36,7 +36,7 @@ class ChatCompletions:
         Raises HttpError 400 and 503, InvalidRequest, QueueFull.
         """
         asked = CHAT.decode(request.body)
-        prepared = prepare(self._service, _conversation(asked))
+        prepared = prepare(self._service, conversation_of(asked))
         count = asked.n or 1
         wanted = _wanted(asked, prepared, count)
         engine = self._service.engine if asked.logprobs else None
@@ -77,7 +77,8 @@ def _wanted(asked: ChatRequest, prepared: Prepared, count: int) -> list[Wanted]:
     ]
 
 
-def _conversation(asked: ChatRequest) -> Conversation:
+def conversation_of(asked: ChatRequest) -> Conversation:
+    """The same in the terms that all APIs share. Raises InvalidRequest."""
     messages = [_plain(message) for message in asked.messages]
     choice, allowed = _choice(asked)
     return Conversation(
