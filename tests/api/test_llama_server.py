@@ -298,7 +298,8 @@ def test_a_time_limit_ends_a_text_that_has_a_line_break(stories: Live) -> None:
     whole = complete(stories, prompt=prompt, n_predict=60)["content"]
     cut = complete(stories, prompt=prompt, n_predict=60, t_max_predict_ms=1)
     assert cut["has_new_line"] and cut["stop_type"] == "limit"
-    assert cut["content"].endswith("\n") and whole.startswith(cut["content"])
+    assert "\n" in cut["content"] and cut["content"] != whole
+    assert whole.startswith(cut["content"])
 
 
 def test_a_slot_can_be_chosen_and_is_waited_for(stories: Live) -> None:
