@@ -141,7 +141,8 @@ class Schema(Generic[T]):
             return f"{path}: missing; expected {_expected(_find(self._kind, path))}"
         at = _AT.search(problem)
         if _NAMED.match(problem):
-            return problem[: at.start()] if at else problem
+            inside = f"{at[1].lstrip('.')}." if at and at[1] else ""
+            return inside + (problem[: at.start()] if at else problem)
         if not at or not at[1]:
             return f"the body must be a JSON object: {problem[0].lower()}{problem[1:]}"
         path = at[1].lstrip(".").replace("[...]", "")
@@ -209,14 +210,10 @@ def _expected(kind: inspect.Type) -> str:
     if isinstance(kind, inspect.LiteralType):
         return " or ".join(f'"{value}"' for value in kind.values)
     if isinstance(kind, inspect.StructType):
-        return (
-            "an object with "
-            + ", ".join(
-                f"{field.name} ({_expected(field.type)})" for field in kind.fields if field.required
-            )
-            if any(field.required for field in kind.fields)
-            else "an object"
-        )
+        required = [f"{f.name} ({_expected(f.type)})" for f in kind.fields if f.required]
+        if kind.tag is not None:
+            required.insert(0, f'{kind.tag_field} "{kind.tag}"')
+        return "an object" + (" with " + ", ".join(required) if required else "")
     if isinstance(kind, inspect.AnyType):
         return "any value"
     raise TypeError(f"no words for {kind}")

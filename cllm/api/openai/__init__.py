@@ -1,4 +1,4 @@
-"""The OpenAI endpoints: models, completions and chat completions.
+"""The OpenAI endpoints: models, completions, chat completions and responses.
 
 Source: the OpenAI API reference. Field names and their order in events are its own.
 """
@@ -9,5 +9,6 @@ from cllm.api.openai.chat import ChatCompletions
 from cllm.api.openai.completions import Completions
 from cllm.api.openai.errors import error_body, refused
 from cllm.api.openai.models import Models
+from cllm.api.openai.responses import Responses
 
-__all__ = ["ChatCompletions", "Completions", "Models", "error_body", "refused"]
+__all__ = ["ChatCompletions", "Completions", "Models", "Responses", "error_body", "refused"]
