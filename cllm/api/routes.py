@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
-from cllm.api import llama_server, openai, tokens
+from cllm.api import anthropic, llama_server, openai, tokens
 from cllm.api.benchmark import Benchmarks
 from cllm.api.embeddings import Embeddings
 from cllm.api.errors import describe
@@ -46,6 +46,7 @@ class Family:
 
 # The first whose prefix fits; a path with none is the native API's.
 FAMILIES = (
+    Family("/v1/messages", anthropic.error_body),
     *(Family(prefix, openai.error_body) for prefix in ("/v1/", "/chat/", "/models")),
     *(
         Family(f"/{name}", llama_server.error_body)
@@ -69,6 +70,8 @@ def create_handler(service: Service) -> HttpHandler:
     models = openai.Models(service)
     completions = openai.Completions(service, submission)
     chat = openai.ChatCompletions(service, submission)
+    responses = openai.Responses(service, submission)
+    messages = anthropic.Messages(service, submission)
     embeddings = Embeddings(service, submission)
     reranking = Reranking(service, submission)
     completion = llama_server.Completion(service, submission)
@@ -100,7 +103,11 @@ def create_handler(service: Service) -> HttpHandler:
               SlotActions(service, handler).endpoint),
         Route("GET", "/metrics", "Figures in Prometheus text format", metrics.endpoint),
         Route("POST", "/v1/chat/completions", "OpenAI: answer a conversation", chat.endpoint),
+        Route("POST", "/v1/responses", "OpenAI: the same, without a store", responses.create),
         Route("POST", "/v1/completions", "OpenAI: continue prompts", completions.endpoint),
+        Route("POST", "/v1/messages", "Anthropic: answer a conversation", messages.create),
+        Route("POST", "/v1/messages/count_tokens", "Anthropic: count a conversation's tokens",
+              messages.count_tokens),
         Route("POST", "/v1/embeddings", "OpenAI: texts to vectors", embeddings.openai),
         Route("POST", "/embedding", "llama-server: texts to vectors", embeddings.llama_server),
         Route("POST", "/embeddings", "The same", embeddings.llama_server),

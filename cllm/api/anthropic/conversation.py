@@ -1,0 +1,114 @@
+"""From Anthropic's messages to a conversation: blocks become the fields that templates know."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from cllm.api.anthropic.schemas import (
+    AnyTool,
+    Block,
+    CountRequest,
+    Message,
+    NoTool,
+    OneTool,
+    TextBlock,
+    ThinkingBlock,
+    ToolResultBlock,
+    ToolUseBlock,
+)
+from cllm.api.chat import Conversation, Tool
+from cllm.api.responses import encode
+from cllm.engine import Constraint, InvalidRequest
+
+_BETWEEN = "\n\n"  # texts that stand apart in a request and share one turn of the template
+
+
+def conversation(asked: CountRequest) -> Conversation:
+    """What is asked, in the shape that every API shares. Raises InvalidRequest."""
+    messages = list(_messages(asked))
+    choice, tools = asked.tool_choice, asked.tools or ()
+    forced = isinstance(choice, (AnyTool, OneTool))
+    if forced and not tools:
+        raise InvalidRequest("tool_choice", "a forced call", "tools to choose from")
+    config = asked.output_config
+    format = config.format if config is not None else None
+    return Conversation(
+        messages,
+        tools=[
+            Tool(tool.name, tool.description or "", tool.input_schema, bool(tool.strict))
+            for tool in tools
+        ],
+        choice="none" if isinstance(choice, NoTool) else "required" if forced else "auto",
+        allowed=frozenset({choice.name}) if isinstance(choice, OneTool) else None,
+        parallel=not getattr(choice, "disable_parallel_tool_use", False),
+        response=None if format is None else Constraint("json_schema", format.schema),
+        reasoning=_reasoning(asked),
+        continued=messages[-1]["role"] == "assistant" and "tool_calls" not in messages[-1],
+    )
+
+
+def _reasoning(asked: CountRequest) -> bool | str:
+    if asked.thinking is None or asked.thinking.type == "disabled":
+        return False  # as this API promises where thinking is not asked for
+    effort = asked.output_config and asked.output_config.effort
+    return effort or True
+
+
+def _messages(asked: CountRequest) -> Iterator[dict[str, Any]]:
+    """Messages in OpenAI's shape; neighbours of one role are one turn, as this API has it."""
+    system = _text_of(asked.system or "")
+    if system:
+        yield {"role": "system", "content": system}
+    turn: dict[str, Any] | None = None
+    for message in asked.messages:
+        for part in _parts(message):
+            if turn is not None and _joins(turn, part):
+                turn["content"] += _BETWEEN + part["content"]
+                continue
+            if turn is not None:
+                yield turn
+            turn = part
+    if turn is not None:
+        yield turn
+
+
+def _joins(turn: dict[str, Any], part: dict[str, Any]) -> bool:
+    plain = {"role", "content"}
+    return turn["role"] == part["role"] and set(turn) == plain and set(part) == plain
+
+
+def _parts(message: Message) -> Iterator[dict[str, Any]]:
+    """The message, and before it one for the result of each call: templates want them apart."""
+    if isinstance(message.content, str):
+        yield {"role": message.role, "content": message.content}
+        return
+    said = [b for b in message.content if not isinstance(b, ToolResultBlock)]
+    for block in message.content:
+        if isinstance(block, ToolResultBlock):
+            content = _text_of(block.content or "")
+            yield {"role": "tool", "tool_call_id": block.tool_use_id, "content": content}
+    if said or not message.content:
+        yield {"role": message.role, **_said(said)}
+
+
+def _said(blocks: Sequence[Block]) -> dict[str, Any]:
+    said: dict[str, Any] = {"content": _text_of([b for b in blocks if isinstance(b, TextBlock)])}
+    thoughts = [b.thinking for b in blocks if isinstance(b, ThinkingBlock)]
+    if thoughts:
+        said["reasoning_content"] = _BETWEEN.join(thoughts)
+    calls = [_call(b) for b in blocks if isinstance(b, ToolUseBlock)]
+    if calls:
+        said["tool_calls"] = calls
+    return said
+
+
+def _call(block: ToolUseBlock) -> dict[str, Any]:
+    function = {"name": block.name, "arguments": encode(block.input).decode()}
+    return {"id": block.id, "type": "function", "function": function}
+
+
+def _text_of(content: str | Sequence[TextBlock]) -> str:
+    if isinstance(content, str):
+        return content
+    return _BETWEEN.join(block.text for block in content)

@@ -1,0 +1,90 @@
+"""``/v1/messages`` and ``/v1/messages/count_tokens``: a conversation in, its next message out."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from cllm.api.anthropic.blocks import MessageFrames, Reply, content_of
+from cllm.api.anthropic.conversation import conversation
+from cllm.api.anthropic.errors import refused
+from cllm.api.anthropic.schemas import COUNT, MESSAGES, MessagesRequest
+from cllm.api.chat import CallBegin, Prepared, prepare
+from cllm.api.chat.fields import named
+from cllm.api.responses import JSON, encode
+from cllm.api.service import Service
+from cllm.api.submission import Submission, Wanted
+from cllm.engine import PromptTooLong, SamplingParams
+from cllm.http import DeferredResponse, HttpRequest, HttpResponse
+
+if TYPE_CHECKING:
+    from cllm.engine import Generation
+
+_NAMES = (
+    (re.compile(r"^prompt\b"), "messages"),
+    (re.compile(r"^(tools\[\d+\])\.function\.parameters"), r"\1.input_schema"),
+    (re.compile(r"^(tools\[\d+\])\.function"), r"\1"),
+    (
+        re.compile(r"^(response_format(\.json_schema)?\.schema|json_schema)"),
+        "output_config.format.schema",
+    ),
+)
+
+
+class Messages:
+    """The endpoints."""
+
+    __slots__ = ("_service", "_submission")
+
+    def __init__(self, service: Service, submission: Submission) -> None:
+        self._service = service
+        self._submission = submission
+
+    def create(self, request: HttpRequest) -> HttpResponse | DeferredResponse:
+        """POST ``/v1/messages``. Raises HttpError 400 and 503, InvalidRequest, QueueFull."""
+        asked = MESSAGES.decode(request.body)
+        with named(_NAMES):
+            prepared = prepare(self._service, conversation(asked))
+        wanted = [Wanted(prepared.tokens, _params(asked, prepared))]
+
+        def reply(generations: Sequence[Generation]) -> Reply:
+            return Reply(self._service.model_id, asked.max_tokens, generations[0])
+
+        if asked.stream:
+            return self._submission.streamed(
+                request, wanted, lambda generations: MessageFrames(reply(generations), prepared)
+            )
+        return self._submission.whole(
+            request, wanted, lambda generations: _whole(reply(generations), prepared), refused
+        )
+
+    def count_tokens(self, request: HttpRequest) -> HttpResponse:
+        """POST ``/v1/messages/count_tokens``. Raises HttpError 400 and 503, InvalidRequest."""
+        asked = COUNT.decode(request.body)
+        with named(_NAMES):
+            try:
+                count = len(prepare(self._service, conversation(asked)).tokens)
+            except PromptTooLong as error:  # which is just what this is asked for
+                count = error.prompt_tokens
+        return HttpResponse.bytes(encode({"input_tokens": count}), JSON)
+
+
+def _params(asked: MessagesRequest, prepared: Prepared) -> SamplingParams:
+    names = ("temperature", "top_k", "top_p", "seed")
+    given: dict[str, Any] = {n: v for n in names if (v := getattr(asked, n)) is not None}
+    return SamplingParams(
+        **given,
+        max_tokens=asked.max_tokens,
+        stop=tuple(asked.stop_sequences or ()),
+        constraint=prepared.constraint,
+        spell_special=prepared.spell_special,
+    )
+
+
+def _whole(reply: Reply, prepared: Prepared) -> HttpResponse:
+    parser = prepared.parser()
+    events = [*parser.push("".join(reply.generation.take())), *parser.finish()]
+    called = any(isinstance(event, CallBegin) for event in events)
+    message = reply.message(content_of(events), reply.stop(called))
+    return HttpResponse.bytes(encode(message), JSON)

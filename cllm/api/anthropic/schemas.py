@@ -1,0 +1,137 @@
+"""Bodies of the Anthropic endpoints. Unknown fields are ignored, null means left out.
+
+Source: the Anthropic API reference, "Messages". What that API does on its own servers (search,
+code, files) has types of its own there, none of which is among these: it is refused by its name.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from msgspec import Meta, Struct
+
+from cllm.api.schemas import INT32, Fraction, NonEmpty, Schema
+from cllm.engine.params import MAX_STOPS
+
+
+class TextBlock(Struct, tag_field="type", tag="text"):
+    """Text."""
+
+    text: str
+
+
+class ThinkingBlock(Struct, tag_field="type", tag="thinking"):
+    """What the model thought in an earlier turn."""
+
+    thinking: str
+
+
+class RedactedThinkingBlock(Struct, tag_field="type", tag="redacted_thinking"):
+    """Thoughts that only Anthropic's servers can read; left out of the prompt."""
+
+
+class ToolUseBlock(Struct, tag_field="type", tag="tool_use"):
+    """A call that the model made in an earlier turn."""
+
+    id: NonEmpty
+    name: NonEmpty
+    input: dict[str, Any]
+
+
+class ToolResultBlock(Struct, tag_field="type", tag="tool_result"):
+    """What came of a call."""
+
+    tool_use_id: NonEmpty
+    content: str | list[TextBlock] | None = None
+    is_error: bool | None = None
+
+
+Block = TextBlock | ThinkingBlock | RedactedThinkingBlock | ToolUseBlock | ToolResultBlock
+
+
+class Message(Struct):
+    """One turn, or a part of one."""
+
+    role: Literal["user", "assistant", "system"]
+    content: str | list[Block]
+
+
+class Tool(Struct):
+    """A function that the model may call."""
+
+    name: NonEmpty
+    input_schema: dict[str, Any]
+    description: str | None = None
+    strict: bool | None = None
+    type: Literal["custom"] | None = None
+
+
+class Auto(Struct, tag_field="type", tag="auto"):
+    """The model decides."""
+
+    disable_parallel_tool_use: bool = False
+
+
+class AnyTool(Struct, tag_field="type", tag="any"):
+    """Some tool must be called."""
+
+    disable_parallel_tool_use: bool = False
+
+
+class OneTool(Struct, tag_field="type", tag="tool"):
+    """This tool must be called."""
+
+    name: NonEmpty
+    disable_parallel_tool_use: bool = False
+
+
+class NoTool(Struct, tag_field="type", tag="none"):
+    """No tool may be called."""
+
+
+class Thinking(Struct):
+    """Whether the model is to think first. A budget of tokens is no promise of the models here."""
+
+    type: Literal["enabled", "adaptive", "disabled"]
+
+
+class JsonFormat(Struct, tag_field="type", tag="json_schema"):
+    """What the answer must be."""
+
+    schema: dict[str, Any]
+
+
+class OutputConfig(Struct):
+    """How much to think, and the answer's form."""
+
+    effort: Literal["low", "medium", "high", "xhigh", "max"] | None = None
+    format: JsonFormat | None = None
+
+
+class CountRequest(Struct, kw_only=True):
+    """Body of ``/v1/messages/count_tokens``."""
+
+    messages: Annotated[list[Message], Meta(min_length=1)]
+    model: str | None = None
+    system: str | list[TextBlock] | None = None
+    tools: list[Tool] | None = None
+    tool_choice: Auto | AnyTool | OneTool | NoTool | None = None
+    thinking: Thinking | None = None
+    output_config: OutputConfig | None = None
+
+
+class MessagesRequest(CountRequest, kw_only=True):
+    """Body of ``/v1/messages``."""
+
+    max_tokens: Annotated[int, Meta(ge=1, le=INT32)]
+    stop_sequences: Annotated[list[NonEmpty], Meta(max_length=MAX_STOPS)] | None = None
+    stream: bool | None = None
+    temperature: Annotated[float, Meta(ge=0, le=2)] | None = None
+    top_k: Annotated[int, Meta(ge=-1, le=INT32)] | None = None
+    top_p: Fraction | None = None
+    # Not Anthropic's: a name of the native API.
+    seed: int | None = None
+
+
+COUNT = Schema(CountRequest)
+MESSAGES = Schema(MessagesRequest)
