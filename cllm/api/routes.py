@@ -38,16 +38,20 @@ class Route:
 
 @dataclass(frozen=True, slots=True)
 class Family:
-    """An API beside the native one: the prefix of its paths, and its errors' body and type."""
+    """An API beside the native one: the prefix of its paths, and its errors' body and type.
+
+    around: what is put around each of its endpoints.
+    """
 
     prefix: str
     error_body: Callable[[int, str], tuple[bytes, str]]
+    around: Callable[[Endpoint], Endpoint] | None = None
 
 
 # The first whose prefix fits; a path with none is the native API's.
 FAMILIES = (
     Family("/v1/messages", anthropic.error_body),
-    *(Family(prefix, openai.error_body) for prefix in ("/v1/", "/chat/", "/models")),
+    *(Family(prefix, openai.error_body, openai.timed) for prefix in ("/v1/", "/chat/", "/models")),
     *(
         Family(f"/{name}", llama_server.error_body)
         for name in (
@@ -143,6 +147,9 @@ def create_handler(service: Service) -> HttpHandler:
         endpoint = route.endpoint
         if route.path not in OPEN:
             endpoint = _guarded(service, route, large)
+        family = _family(route.path)
+        if family is not None and family.around is not None:
+            endpoint = family.around(endpoint)
         register = handler.get if route.method == "GET" else handler.post
         register(route.path, endpoint)
     return handler

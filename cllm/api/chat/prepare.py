@@ -56,6 +56,7 @@ def prepare(service: Service, conversation: Conversation) -> Prepared:
     tokens = _prompt(service, conversation)
     engine.check_prompt(tokens)
     opened = _opened(engine, conversation, format, tokens)
+    _check_response(engine, conversation.response)
     plain = conversation.response is not None and not _is_json(conversation.response)
     if plain and tools:
         kind = conversation.response and conversation.response.kind
@@ -63,7 +64,8 @@ def prepare(service: Service, conversation: Conversation) -> Prepared:
     thinks = format.think is not None and not plain and (opened or not conversation.continued)
     constraint = conversation.response
     if not plain:
-        may_think = thinks and (opened or _think_of(format)[0] in template.source)
+        silent = conversation.reasoning in (False, "none")
+        may_think = thinks and (opened or (not silent and _think_of(format)[0] in template.source))
         constraint = _constraint(engine, conversation, format, tools, may_think, opened)
 
     def write(reader: Reader) -> Steps[None]:
@@ -75,6 +77,17 @@ def prepare(service: Service, conversation: Conversation) -> Prepared:
             yield from format.read(reader, Calls(tools, format.new_id))
 
     return Prepared(tokens, constraint, format.spell_special and not plain, partial(Script, write))
+
+
+def _check_response(engine: Engine, response: Constraint | None) -> None:
+    if response is not None:
+        try:
+            engine.check_constraint(response)
+        except InvalidRequest as error:
+            if response.kind != "json_schema":
+                raise
+            name = "response_format.json_schema.schema"
+            raise InvalidRequest(name, error.value, error.expected) from None
 
 
 def _read_text(reader: Reader) -> Steps[None]:

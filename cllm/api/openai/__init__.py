@@ -10,5 +10,14 @@ from cllm.api.openai.completions import Completions
 from cllm.api.openai.errors import error_body, refused
 from cllm.api.openai.models import Models
 from cllm.api.openai.responses import Responses
+from cllm.api.openai.timing import timed
 
-__all__ = ["ChatCompletions", "Completions", "Models", "Responses", "error_body", "refused"]
+__all__ = [
+    "ChatCompletions",
+    "Completions",
+    "Models",
+    "Responses",
+    "error_body",
+    "refused",
+    "timed",
+]

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from cllm.api.openai.errors import refused
+from cllm.api.openai.logprobs import TextLogprobs
 from cllm.api.openai.reply import Chunks, Reply, failed
 from cllm.api.openai.schemas import COMPLETION, MOST_CHOICES, CompletionRequest
 from cllm.api.responses import encode
@@ -15,7 +16,7 @@ from cllm.engine import InvalidRequest
 from cllm.http import DeferredResponse, HttpRequest, HttpResponse
 
 if TYPE_CHECKING:
-    from cllm.engine import Generation
+    from cllm.engine import Engine, Generation
 
 _KIND = "text_completion"
 _MOST_TOKENS = 16  # OpenAI's default
@@ -35,6 +36,9 @@ class Completions:
         asked = COMPLETION.decode(request.body)
         engine = self._service.engine
         prompts = self._prompts(asked)
+        echoes = [engine.detokenize(tokens) if asked.echo else "" for tokens in prompts]
+        if asked.suffix:
+            prompts = [self._filling(tokens, asked.suffix) for tokens in prompts]
         for tokens in prompts:
             engine.check_prompt(tokens)  # before any is queued
         count = asked.n or 1
@@ -43,12 +47,12 @@ class Completions:
             raise InvalidRequest("n", count, most)
         most_tokens = _MOST_TOKENS if asked.max_tokens is None else asked.max_tokens
         wanted = [
-            Wanted(tokens, asked.sampling(most_tokens, choice))
+            Wanted(tokens, asked.sampling(most_tokens, choice, logprobs=asked.logprobs))
             for tokens in prompts
             for choice in range(count)
         ]
-        echoes = [engine.detokenize(tokens) if asked.echo else "" for tokens in prompts]
         shown = [echo for echo in echoes for _ in range(count)]
+        recorder = None if asked.logprobs is None else engine
 
         def reply(generations: Sequence[Generation]) -> Reply:
             return Reply.of(self._service, "cmpl", count, generations)
@@ -56,11 +60,28 @@ class Completions:
         if asked.stream:
             usage = asked.streams_usage
             return self._submission.streamed(
-                request, wanted, lambda generations: _Frames(reply(generations), shown, usage)
+                request,
+                wanted,
+                lambda generations: _Frames(reply(generations), shown, recorder, usage),
             )
         return self._submission.whole(
-            request, wanted, lambda generations: _whole(reply(generations), shown), refused
+            request,
+            wanted,
+            lambda generations: _whole(reply(generations), shown, recorder),
+            refused,
         )
+
+    def _filling(self, tokens: list[int], suffix: str) -> list[int]:
+        """The prompt by which a model trained for it writes what stands before the suffix."""
+        engine = self._service.engine
+        fim = engine.info().fim
+        before, behind, middle = fim.prefix, fim.suffix, fim.middle
+        if before is None or behind is None or middle is None:
+            able = "no suffix: this model was not trained to fill gaps and has no tokens for it"
+            raise InvalidRequest("suffix", suffix, able)
+        behind_tokens = engine.tokenize(suffix, add_special=False)
+        start = [tokens.pop(0)] if tokens[0] == engine.info().bos_token else []
+        return [*start, before, *tokens, behind, *behind_tokens, middle]
 
     def _prompts(self, asked: CompletionRequest) -> list[list[int]]:
         engine, prompt = self._service.engine, asked.prompt
@@ -79,27 +100,35 @@ class Completions:
         return found
 
 
-def _choice(index: int, text: str, reason: str | None) -> dict[str, Any]:
-    return {"index": index, "text": text, "logprobs": None, "finish_reason": reason}
+def _choice(
+    index: int, text: str, reason: str | None, logprobs: dict[str, Any] | None = None
+) -> dict[str, Any]:
+    return {"index": index, "text": text, "logprobs": logprobs, "finish_reason": reason}
 
 
-def _whole(reply: Reply, echoes: Sequence[str]) -> HttpResponse:
-    choices = [
-        _choice(index, echo + "".join(generation.take()), generation.finish_reason)
-        for index, (generation, echo) in enumerate(zip(reply.generations, echoes, strict=True))
-    ]
+def _whole(reply: Reply, echoes: Sequence[str], engine: Engine | None) -> HttpResponse:
+    choices = []
+    for index, (generation, echo) in enumerate(zip(reply.generations, echoes, strict=True)):
+        logprobs = None
+        if engine is not None:
+            logprobs = TextLogprobs(engine).of(generation.take_tokens())
+        text = echo + "".join(generation.take())
+        choices.append(_choice(index, text, generation.finish_reason, logprobs))
     return reply.whole(_KIND, choices, reply.usage())
 
 
 class _Frames:
     """The chunks of a stream; each choice begins with its echo. See `cllm.api.stream.Frames`."""
 
-    __slots__ = ("_chunks", "_echoes", "_pieces", "_reply")
+    __slots__ = ("_chunks", "_echoes", "_logprobs", "_pieces", "_reply")
 
-    def __init__(self, reply: Reply, echoes: Sequence[str], usage: bool) -> None:
+    def __init__(
+        self, reply: Reply, echoes: Sequence[str], engine: Engine | None, usage: bool
+    ) -> None:
         self._reply = reply
         self._echoes = echoes
         self._chunks = chunks = Chunks(reply, _KIND, usage)
+        self._logprobs = [TextLogprobs(engine) for _ in echoes] if engine is not None else None
         self._pieces = [
             (
                 chunks.head + b'{"index":%d,"text":' % index,
@@ -116,16 +145,25 @@ class _Frames:
         )
 
     def delta(self, index: int, text: str) -> bytes:
+        if self._logprobs is not None:
+            return self._chunks.chunk(_choice(index, text, None, self._taken(index)))
         before, behind = self._pieces[index]
         return b"%b%b%b" % (before, encode(text), behind)
 
     def end(self, index: int, generation: Generation, error: str | None) -> bytes:
         if error is not None:
             return failed(500, error)
-        return self._chunks.chunk(_choice(index, "", generation.finish_reason))
+        logprobs = self._taken(index)
+        return self._chunks.chunk(_choice(index, "", generation.finish_reason, logprobs))
 
     def closing(self) -> bytes:
         return self._chunks.closing(self._reply.usage())
 
     def broken_off(self, reason: str) -> bytes:
         return failed(503, reason)
+
+    def _taken(self, index: int) -> dict[str, Any] | None:
+        """Of all tokens since the last time, though some may belong to text that follows."""
+        if self._logprobs is None:
+            return None
+        return self._logprobs[index].of(self._reply.generations[index].take_tokens())

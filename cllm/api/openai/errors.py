@@ -16,6 +16,7 @@ _KINDS = {
     501: ("not_supported_error", "not_supported"),
     503: ("service_unavailable_error", "unavailable"),
 }
+_TOO_LONG = "(a context of "  # how PromptTooLong is told from other errors of its field
 _FIELD = re.compile(r"([a-z_]+(?:[.\[][\w.\[\]]*)?): ")
 
 
@@ -25,6 +26,8 @@ def error_body(status: int, message: str) -> tuple[bytes, str]:
     kind, code = _KINDS.get(status, (usual, None))
     field = _FIELD.match(message) if status == 400 else None
     param = field[1] if field else None
+    if param == "prompt" and _TOO_LONG in message:
+        code = "context_length_exceeded"
     error = {"message": message, "type": kind, "param": param, "code": code}
     return encode({"error": error}), JSON
 

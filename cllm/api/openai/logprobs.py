@@ -38,10 +38,9 @@ class TextLogprobs:
 
     __slots__ = ("_engine", "_offset")
 
-    def __init__(self, engine: Engine, offset: int) -> None:
-        """offset: where the generated text begins in the choice's text."""
+    def __init__(self, engine: Engine) -> None:
         self._engine = engine
-        self._offset = offset
+        self._offset = 0  # characters of the generated text so far
 
     def of(self, records: Sequence[TokenRecord]) -> dict[str, Any]:
         """For the tokens that follow those before."""

@@ -97,6 +97,12 @@ class CompletionRequest(Sampled, kw_only=True):
     logprobs: Alternatives | None = None
     best_of: Any = None
 
+    def __post_init__(self) -> None:
+        """Refuse what is not served, and the log-probabilities of a prompt."""
+        super().__post_init__()
+        if self.echo and self.logprobs is not None:
+            raise ValueError("echo: a prompt's tokens have no logprobs here; leave one of them out")
+
 
 class Part(Struct):
     """A part of a message's content."""
@@ -221,7 +227,9 @@ class ChatRequest(Sampled, kw_only=True):
     logprobs: bool | None = None
     top_logprobs: Alternatives | None = None
     response_format: ResponseFormat | None = None
-    reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh"] | None = None
+    reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"] | None = (
+        None
+    )
     tools: list[FunctionTool] | None = None
     tool_choice: Literal["none", "auto", "required"] | ToolChoice | None = None
     parallel_tool_calls: bool | None = None

@@ -1,0 +1,133 @@
+"""Promises of log-probabilities, of gaps to fill, and of what every OpenAI response carries."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import openai
+import pytest
+
+from tests.api.api_client import Live, eventually, idle
+from tests.api.test_api_openai import FOX, HELLO, MODEL, refused
+
+
+@pytest.fixture
+def client(stories: Live) -> Iterator[openai.OpenAI]:
+    with openai.OpenAI(base_url=stories.url + "/v1", api_key="none", max_retries=0) as client:
+        yield client
+    eventually(lambda: idle(stories.engine), "the engine has no work left")
+
+
+def test_each_token_of_a_chat_has_its_log_probability(client: openai.OpenAI) -> None:
+    answer = client.chat.completions.create(
+        model=MODEL, messages=FOX, temperature=0, max_tokens=6, logprobs=True, top_logprobs=3
+    )
+    (choice,) = answer.choices
+    assert choice.logprobs is not None and choice.logprobs.content is not None
+    tokens = choice.logprobs.content
+    assert b"".join(bytes(t.bytes or ()) for t in tokens).decode() == choice.message.content
+    assert len(tokens) == 6
+    for token in tokens:
+        assert len(token.top_logprobs) == 3
+        assert token.top_logprobs[0].token == token.token  # greedy takes the likeliest
+        assert token.top_logprobs[0].logprob == token.logprob
+        assert sum(math.exp(top.logprob) for top in token.top_logprobs) <= 1.0001
+
+
+def test_a_stream_tells_the_same(client: openai.OpenAI) -> None:
+    def ask(**more: Any) -> Any:
+        return client.chat.completions.create(
+            model=MODEL, messages=HELLO, temperature=0, logprobs=True, top_logprobs=1, **more
+        )
+
+    whole = ask().choices[0].logprobs.content
+    streamed = [
+        token
+        for chunk in ask(stream=True)
+        for choice in chunk.choices
+        if choice.logprobs is not None
+        for token in choice.logprobs.content
+    ]
+    assert [token.token for token in streamed] == [token.token for token in whole]
+    assert [token.logprob for token in streamed] == [token.logprob for token in whole]
+
+
+def test_logprobs_without_alternatives_and_none_at_all(client: openai.OpenAI) -> None:
+    answer = client.chat.completions.create(
+        model=MODEL, messages=HELLO, max_tokens=2, logprobs=True
+    )
+    logprobs = answer.choices[0].logprobs
+    assert logprobs is not None and logprobs.content is not None
+    assert all(token.top_logprobs == [] for token in logprobs.content)
+    answer = client.chat.completions.create(model=MODEL, messages=HELLO, max_tokens=2)
+    assert answer.choices[0].logprobs is None
+
+
+def test_text_completions_have_the_older_shape(client: openai.OpenAI) -> None:
+    def ask(**more: Any) -> Any:
+        return client.completions.create(
+            model=MODEL, prompt="Once upon a time", temperature=0, max_tokens=5, logprobs=2, **more
+        )
+
+    (choice,) = ask().choices
+    logprobs = choice.logprobs
+    assert "".join(logprobs.tokens) == choice.text
+    assert len(logprobs.tokens) == len(logprobs.token_logprobs) == 5
+    assert logprobs.text_offset[0] == 0
+    for offset, token in zip(logprobs.text_offset, logprobs.tokens, strict=True):
+        assert choice.text[offset:].startswith(token)
+    for token, value, top in zip(
+        logprobs.tokens, logprobs.token_logprobs, logprobs.top_logprobs, strict=True
+    ):
+        assert top[token] == value and len(top) == 2
+    pieces = [c.choices[0].logprobs for c in ask(stream=True)]
+    assert [t for piece in pieces if piece for t in piece.tokens] == logprobs.tokens
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"suffix": " the end."}, "suffix"),
+        ({"echo": True, "logprobs": 1}, "echo"),
+        ({"best_of": 2}, "best_of"),
+        ({"logprobs": 21}, "logprobs"),
+    ],
+)
+def test_what_this_model_or_server_cannot_is_refused_by_name(
+    stories: Live, fields: dict[str, Any], param: str
+) -> None:
+    before = stories.engine.stats().requests_submitted
+    error = refused(stories, "/v1/completions", {"prompt": "Once", **fields})
+    assert error["param"] == param
+    assert stories.engine.stats().requests_submitted == before
+
+
+def test_fields_that_mean_nothing_here_are_ignored(client: openai.OpenAI) -> None:
+    answer = client.chat.completions.create(
+        model="whatever", messages=HELLO, max_tokens=1, user="ann", store=True,
+        metadata={"a": "b"}, service_tier="auto", verbosity="low", safety_identifier="x",
+        prompt_cache_key="y", modalities=["text"],
+    )  # fmt: skip
+    assert answer.model == MODEL
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/v1/chat/completions", {"messages": HELLO, "max_tokens": 1}),
+        ("/v1/chat/completions", {"messages": HELLO, "max_tokens": 1, "stream": True}),
+        ("/v1/chat/completions", {"messages": []}),
+        ("/v1/completions", {"prompt": "Once", "max_tokens": 1}),
+    ],
+)
+def test_every_response_has_an_id_and_its_time(stories: Live, path: str, body: Any) -> None:
+    response = stories.post(path, body)
+    assert response.headers["x-request-id"]
+    assert int(response.headers["openai-processing-ms"]) >= 0
+
+
+def test_a_prompt_that_is_too_long_has_openais_code(stories: Live) -> None:
+    body = {"messages": [{"role": "user", "content": "word " * 3000}]}
+    assert refused(stories, "/v1/chat/completions", body)["code"] == "context_length_exceeded"
