@@ -470,9 +470,11 @@ class Scheduler:
             self._in_flight -= 1
 
     def _notify(self) -> None:
+        began = time.perf_counter()
         changed, self._changed = self._changed, []
         for generation in changed:
             generation._notify()
+        self.stats.other_s += time.perf_counter() - began
 
 
 def _slot(sequence: Sequence) -> Slot:
