@@ -37,7 +37,7 @@ STALLED = 8
 UNPOLLED_LOOKS = 4
 
 # Looks without work before the acceptor sleeps: waking it costs more than some empty looks.
-QUIET_LOOKS = 20
+QUIET_LOOKS = 3
 
 
 class ConnectionQueue:
