@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from cllm.api.chat.conversation import Conversation, Tool
 from cllm.api.chat.events import Parser, Text
-from cllm.api.chat.tools import callable_tools, described
+from cllm.api.chat.tools import callable_tools, described, held_tools
 from cllm.api.chat_template import TemplateError
 from cllm.api.formats import Format, detect, generic
 from cllm.api.formats.calls import Calls, short_id
@@ -52,7 +52,7 @@ def prepare(service: Service, conversation: Conversation) -> Prepared:
     """
     engine, template = service.engine, service.chat_template
     format = detect(template.source)
-    tools = callable_tools(engine, conversation)
+    tools = callable_tools(conversation)
     tokens = _prompt(service, conversation)
     engine.check_prompt(tokens)
     opened = _opened(engine, conversation, format, tokens)
@@ -66,7 +66,7 @@ def prepare(service: Service, conversation: Conversation) -> Prepared:
     if not plain:
         silent = conversation.reasoning in (False, "none")
         may_think = thinks and (opened or (not silent and _think_of(format)[0] in template.source))
-        constraint = _constraint(engine, conversation, format, tools, may_think, opened)
+        constraint = _held(engine, conversation, format, tools, may_think, opened)
 
     def write(reader: Reader) -> Steps[None]:
         if thinks:
@@ -186,6 +186,31 @@ def _think_of(format: Format) -> tuple[str, str]:
 
 def _is_json(constraint: Constraint) -> bool:
     return constraint.kind in ("json_schema", "json_object")
+
+
+def _held(
+    engine: Engine,
+    conversation: Conversation,
+    format: Format,
+    tools: Sequence[Tool],
+    thinks: bool,
+    opened: bool,
+) -> Constraint | None:
+    """What the text must be: of all that is wanted, as much as can be held. Raises InvalidRequest.
+
+    Tools are looked at one by one only where all of them together cannot be held: that is slower.
+    """
+    try:
+        return _constraint(engine, conversation, format, tools, thinks, opened)
+    except InvalidRequest:
+        tools = held_tools(engine, conversation)
+    try:
+        return _constraint(engine, conversation, format, tools, thinks, opened)
+    except InvalidRequest as error:
+        forced = conversation.choice == "required" or conversation.response is not None
+        if forced or any(tool.strict for tool in tools):
+            raise InvalidRequest("tools", f"{len(tools)} tools", error.expected) from None
+        return None
 
 
 def _constraint(

@@ -18,12 +18,8 @@ _TYPES = frozenset(("object", "array", "string", "integer", "number", "boolean",
 _ANY_OBJECT: Mapping[str, Any] = {"type": "object"}
 
 
-def callable_tools(engine: Engine, conversation: Conversation) -> list[Tool]:
-    """The tools that may be called, each with a schema that its arguments can be held to.
-
-    A schema that cannot be held is refused where it must be: for strict tools and forced calls.
-    Else the model only reads it. Raises InvalidRequest.
-    """
+def callable_tools(conversation: Conversation) -> list[Tool]:
+    """The tools that may be called. Raises InvalidRequest for what is wrong with any tool."""
     tools, names = conversation.tools, [tool.name for tool in conversation.tools]
     for number, tool in enumerate(tools):
         where = f"tools[{number}].function"
@@ -39,10 +35,20 @@ def callable_tools(engine: Engine, conversation: Conversation) -> list[Tool]:
             raise InvalidRequest("tool_choice", name, "the name of one of the tools")
     if conversation.choice == "required" and not allowed:
         raise InvalidRequest("tool_choice", "required", "tools to choose from")
+    return [tool for tool in tools if tool.name in allowed]
+
+
+def held_tools(engine: Engine, conversation: Conversation) -> list[Tool]:
+    """The tools that may be called, each with a schema that its arguments can be held to.
+
+    A schema that cannot be held is refused where it must be: for strict tools and forced calls.
+    Else the model only reads it. Raises InvalidRequest.
+    """
+    names = [tool.name for tool in conversation.tools]
+    forced = conversation.choice == "required"
     return [
-        _held(engine, tool, f"tools[{number}].function.parameters", conversation.choice != "auto")
-        for number, tool in enumerate(tools)
-        if tool.name in allowed
+        _held(engine, tool, f"tools[{names.index(tool.name)}].function.parameters", forced)
+        for tool in callable_tools(conversation)
     ]
 
 
