@@ -89,8 +89,13 @@ class Client:
     """One blocking keep-alive connection; a context manager."""
 
     def __init__(self, host: str, port: int, timeout: float = 60.0) -> None:
-        self._socket = socket.create_connection((host, port), timeout)
+        self._host, self._port, self._timeout = host, port, timeout
+        self._connect()
+
+    def _connect(self) -> None:
+        self._socket = socket.create_connection((self._host, self._port), self._timeout)
         self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self._used = False
 
     def get(self, path: str) -> Response:
         return self.exchange(request_bytes("GET", path))
@@ -99,14 +104,23 @@ class Client:
         return self.exchange(request_bytes("POST", path, body))
 
     def exchange(self, request: bytes) -> Response:
-        """Send a request and wait for its whole response; `ClientError` when it is cut short."""
-        self._socket.sendall(request)
+        """Send a request and wait for its whole response; `ClientError` when it is cut short.
+
+        If the server closed after the response before, the request is sent again (RFC 9112 9.3.1).
+        """
         raw = b""
+        self._socket.sendall(request)
         while not (end := response_end(raw)):
             data = self._socket.recv(65536)
+            if not data and not raw and self._used:
+                self.close()
+                self._connect()
+                self._socket.sendall(request)
+                continue
             if not data:
                 raise ClientError(f"the server closed after {len(raw)} bytes of a response")
             raw += data
+        self._used = True
         head = raw.index(b"\r\n\r\n") + 4
         chunked = CHUNKED.search(raw, 0, head)
         body = dechunk(raw[:end], head)[0] if chunked else raw[head:end]

@@ -19,7 +19,6 @@ from _load import CHUNKED, ClientError, dechunk, response_end
 
 _LAST_CHUNK = b"\r\n0\r\n\r\n"
 _EVENT_END = re.compile(rb"\r?\n\r?\n")
-_CLOSES = re.compile(rb"\r\nconnection: *close\r\n", re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,12 +82,12 @@ class _Client:
         self._call: Call | None = None
         self._stream = Stream()
         self.answered = False  # something has come, or there was nothing to ask
-        self.connection = self._connect()
+        self._connect()
 
-    def _connect(self) -> socket.socket:
-        connection = socket.create_connection(self._address, 30)
-        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        return connection
+    def _connect(self) -> None:
+        self.connection = socket.create_connection(self._address, 30)
+        self.connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self._used = False  # a response has come on this connection
 
     def begin(self) -> bool:
         """Send the next call; False when there is none left."""
@@ -98,14 +97,26 @@ class _Client:
                 return False
             script, self._results = self._waiting.popleft()
             self._calls.extend(script)
-        if self._stream.left or self._stream.broken or _CLOSES.search(self._stream.raw):
-            self.close()
-            self.connection = self._connect()
+        if self._stream.left or self._stream.broken:
+            self._reconnect()
         self._call = self._calls.popleft()
         self._stream = Stream(sent=time.monotonic())
         self._results.append(self._stream)
-        self.connection.sendall(self._call.request)
+        try:
+            self.connection.sendall(self._call.request)
+        except ConnectionError:
+            self._ask_again()
         return True
+
+    def _reconnect(self) -> None:
+        self.close()
+        self._connect()
+
+    def _ask_again(self) -> None:
+        """The server closed after the response before, which RFC 9112 section 9.3.1 allows."""
+        assert self._call is not None
+        self._reconnect()
+        self.connection.sendall(self._call.request)
 
     def read(self) -> bool:
         """Take what has come; True when the response has ended, well or not, or is left."""
@@ -115,6 +126,10 @@ class _Client:
             data = self.connection.recv(65536)
         except ConnectionError:
             data = b""
+        if not data and not stream.raw and self._used:
+            self._ask_again()
+            return False
+        self._used = True
         stream.raw += data
         stream.arrivals.append((len(stream.raw), time.monotonic()))
         self.answered = True
@@ -159,11 +174,14 @@ def read_streams(
     crowd: dict[int, _Client] = {}
     poller = select.poll()
 
+    def watch(member: _Client) -> None:
+        number = member.connection.fileno()
+        crowd[number] = member
+        poller.register(number, select.POLLIN)
+
     def begin(member: _Client) -> None:
         if member.begin():
-            number = member.connection.fileno()
-            crowd[number] = member
-            poller.register(number, select.POLLIN)
+            watch(member)
 
     try:
         for _ in range(clients or len(scripts)):
@@ -179,10 +197,13 @@ def read_streams(
             if not ready:
                 raise ClientError(f"{len(crowd)} streams silent for {silence:g} s")
             for number, _event in ready:
-                if crowd[number].read():
-                    poller.unregister(number)
+                member = crowd.pop(number)
+                poller.unregister(number)
+                if member.read():
                     progress()
-                    begin(crowd.pop(number))
+                    begin(member)
+                else:
+                    watch(member)
     finally:
         for member in members:
             member.close()

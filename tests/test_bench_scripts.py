@@ -350,11 +350,22 @@ def test_a_script_goes_on_over_the_same_connection() -> None:
     assert [stream.events()[0] for stream in script] == [[b"1"], [b"2"]]
 
 
-def test_a_refusal_and_a_close_end_a_stream_and_the_script_goes_on() -> None:
-    with answering(FAILED) as port:
+def test_a_refusal_ends_a_stream_and_the_script_goes_on() -> None:
+    with answering(FAILED, FAILED) as port:
+        (script,) = read(port, [Call(b"x"), Call(b"y")])
+    assert [stream.raw for stream in script] == [FAILED, FAILED]
+
+
+def test_a_connection_closed_between_two_responses_is_made_anew() -> None:
+    with answering(OK) as port:
         (script,) = read(port, [Call(b"x"), Call(b"y"), Call(b"z")])
-    assert [stream.raw for stream in script] == [FAILED, b"", FAILED]
-    assert [stream.broken for stream in script] == [False, True, False]
+    assert [stream.raw for stream in script] == [OK, OK, OK]
+
+
+def test_a_close_within_a_response_breaks_it_and_the_script_goes_on() -> None:
+    with answering(HEAD) as port:
+        (script,) = read(port, [Call(b"x"), Call(b"y")])
+    assert [(stream.raw, stream.broken) for stream in script] == [(HEAD, True), (HEAD, True)]
 
 
 def test_a_client_leaves_after_so_many_events_and_comes_back_on_a_new_connection() -> None:
