@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from _bench import BenchError
-from _load import Client, ClientError, Probe, request_bytes
+from _load import Client, ClientError, request_bytes
+from _probe import Probe
 from _servers import HOST, Server, cllm_server, free_port
 from _streams import Call, Stream, read_streams
 from _workloads import SCHEMA, Crowd, Request, Workload

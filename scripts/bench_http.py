@@ -17,7 +17,8 @@ from typing import Any
 import _peers
 from _bench import BenchError, Report, parse, parser, percentile, positive, run, wait
 from _crowd import IdleCrowd, SlowHeaderCrowd
-from _load import Client, Probe, measure_load
+from _load import Client, measure_load
+from _probe import Probe
 from _servers import HOST, Server, cllm_server, raise_file_limit
 from _soak import soak_server
 from tqdm import tqdm

@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from _bench import BenchError, Report, parse, parser, percentile, positive, run, wait
-from _load import Client, ClientError, Probe, request_bytes
+from _load import Client, ClientError, request_bytes
+from _probe import Probe
 from _servers import HOST, PeakRss, Server, cllm_server, free_port, raise_file_limit
 from _streams import Call, Stream, read_streams
 from tqdm import tqdm

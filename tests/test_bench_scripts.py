@@ -24,6 +24,7 @@ import _load  # noqa: E402
 from _comparison import ratio, rows  # noqa: E402
 from _contenders import check_shape, judge  # noqa: E402
 from _crowd import IdleCrowd, SlowHeaderCrowd  # noqa: E402
+from _probe import Probe  # noqa: E402
 from _streams import Call, Stream, read_streams  # noqa: E402
 from _workloads import GREEDY, SCHEMA, Request, Writer  # noqa: E402
 from bench_streams import Outcome, check  # noqa: E402
@@ -248,7 +249,7 @@ def test_hammer_refuses_a_wrong_answer(answers: tuple[bytes, ...]) -> None:
 
 def test_a_probe_reports_what_went_wrong() -> None:
     probe_fails = pytest.raises(_load.ClientError, match="gave 500")
-    with answering(OK, OK, FAILED) as port, probe_fails, _load.Probe("127.0.0.1", port) as probe:
+    with answering(OK, OK, FAILED) as port, probe_fails, Probe("127.0.0.1", port) as probe:
         probe._process.join(30)
 
 
@@ -365,7 +366,7 @@ def test_a_connection_closed_between_two_responses_is_made_anew() -> None:
 def test_a_close_within_a_response_breaks_it_and_the_script_goes_on() -> None:
     with answering(HEAD) as port:
         (script,) = read(port, [Call(b"x"), Call(b"y")])
-    assert [(stream.raw, stream.broken) for stream in script] == [(HEAD, True), (HEAD, True)]
+    assert [(bytes(stream.raw), stream.broken) for stream in script] == [(HEAD, True), (HEAD, True)]
 
 
 def test_a_client_leaves_after_so_many_events_and_comes_back_on_a_new_connection() -> None:
