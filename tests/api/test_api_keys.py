@@ -76,6 +76,10 @@ def test_the_refusal_is_in_the_words_of_the_api_that_was_asked(locked: Live) -> 
     assert "Authorization: Bearer KEY" in native["error"]
     openai = locked.post("/v1/completions", {"prompt": "Hello"}).json()["error"]
     assert (openai["type"], openai["code"]) == ("authentication_error", "invalid_api_key")
+    anthropic = locked.post("/v1/messages", {}).json()
+    assert (anthropic["type"], anthropic["error"]["type"]) == ("error", "authentication_error")
+    llama = locked.post("/completion", {"prompt": "Hello"}).json()["error"]
+    assert (llama["code"], llama["type"]) == (401, "authentication_error")
 
 
 def test_what_is_refused_reaches_no_queue(locked: Live) -> None:
