@@ -9,9 +9,9 @@ from typing import Any
 from _bench import BenchError
 
 PANELS = {
-    "tokens/s": "tokens a second, times {}: longer is better",
-    "TTFT p50": "time to first token, median, times {}: shorter is better",
-    "ITL p99": "time between tokens, 99th percentile, times {}: shorter is better",
+    "tokens/s": "tokens a second\nlonger is better",
+    "TTFT p50": "median time to first token\nshorter is better",
+    "ITL p99": "p99 time between tokens\nshorter is better",
 }
 
 
@@ -28,7 +28,7 @@ def draw(workloads: dict[str, dict[str, dict[str, list[float]]]], base: str, pat
     if not drawn:
         raise BenchError(f"--picture: {base} took part in no workload")
     names = sorted({server for servers in drawn.values() for server in servers} - {base})
-    figure = Figure(figsize=(10, 1.5 + 0.28 * len(drawn) * (len(names) + 1)), layout="constrained")
+    figure = Figure(figsize=(9, 1.5 + 0.16 * len(drawn) * (len(names) + 1)), layout="constrained")
     panels: Any = figure.subplots(1, len(PANELS), sharey=True)
     height = 0.8 / max(1, len(names))
     for axes, (measured, title) in zip(panels, PANELS.items(), strict=True):
@@ -41,11 +41,13 @@ def draw(workloads: dict[str, dict[str, dict[str, list[float]]]], base: str, pat
             bars = axes.barh(at, ratios, height, label=server)
             axes.bar_label(bars, fmt="%.2f", padding=2, fontsize=7)
         axes.axvline(1.0, color="black", linewidth=0.8)
-        axes.set_title(title.format(base), fontsize=8)
+        axes.set_title(title, fontsize=9)
         axes.set_yticks(range(len(drawn)), list(drawn))
         axes.margins(x=0.15)
     panels[0].invert_yaxis()
-    panels[0].legend(fontsize=7)
+    figure.suptitle(f"times {base}, median of the rounds' ratios", fontsize=10)
+    handles, labels = panels[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), fontsize=8)
     figure.savefig(path)
 
 

@@ -233,9 +233,10 @@ def main() -> None:
         if results:
             smaller = " (--quick: fewer and shorter)" if given.quick else ""
             report.table(f"{work.name}: {work.about}{smaller}", rows(results))
-            if spent := steps_rows(steps):
+            spent = steps_rows(steps)
+            if spent:
                 report.table(f"{work.name} steps: where their time goes", spent)
-            check_targets(report, work.name, results)
+            check_targets(report, work.name, results, spent)
             report.data.setdefault("workloads", {})[work.name] = results
     report.write(given.json)
     if given.picture is not None:

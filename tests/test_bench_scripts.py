@@ -21,9 +21,11 @@ SCRIPTS = Path(__file__).resolve().parent.parent / "scripts"
 sys.path.insert(0, str(SCRIPTS))
 
 import _load  # noqa: E402
-from _comparison import ratio, rows  # noqa: E402
+from _bench import BenchError, Report  # noqa: E402
+from _comparison import check_targets, ratio, rows  # noqa: E402
 from _contenders import check_shape, judge  # noqa: E402
 from _crowd import IdleCrowd, SlowHeaderCrowd  # noqa: E402
+from _figure import draw  # noqa: E402
 from _probe import Probe  # noqa: E402
 from _streams import Call, Stream, read_streams  # noqa: E402
 from _workloads import GREEDY, SCHEMA, Request, Writer  # noqa: E402
@@ -461,6 +463,37 @@ def test_ratios_are_medians_of_rounds() -> None:
         {"server": "cLLM", "tokens/s": "4 (2.00×)", "failures": 2},
         {"server": "llama-server", "tokens/s": "3", "failures": 0},
     ]
+
+
+def test_a_target_that_is_missed_is_said(capsys: pytest.CaptureFixture[str]) -> None:
+    report = Report("x")
+    found = {
+        "cLLM": {"tokens/s": [9.0], "ITL p99": [6.0], "failures": [0.0]},
+        "llama-server": {"tokens/s": [9.0], "ITL p99": [10.0], "failures": [1.0]},
+    }
+    check_targets(report, "long-prompt", found, [])
+    check_targets(report, "seed", found, [{"where": "cLLM", "Python %": 2.0}])
+    assert report.missed == [
+        "long-prompt: ITL p99 of cLLM at most 0.5 × llama-server",
+        "long-prompt: no failures of llama-server",
+        "seed: tokens/s of cLLM at least 1.05 × llama-server",
+        "seed: no failures of llama-server",
+    ]
+    said = capsys.readouterr().out
+    assert "measured 0.6: MISSED" in said
+    assert "long-prompt: tokens/s of cLLM at least 1 × llama-server: measured 1: met" in said
+
+
+def test_the_picture_has_every_workload_and_server(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    one = {"tokens/s": [2.0], "TTFT p50": [3.0], "ITL p99": [4.0]}
+    results = {"seed": {"cLLM": one, "llama-server": one}, "many": {"cLLM": one}}
+    draw(results, "llama-server", tmp_path / "picture.svg")
+    drawn = (tmp_path / "picture.svg").read_text()
+    assert "seed" in drawn and "cLLM" in drawn
+    assert "many" not in drawn  # there is nothing to compare with
+    with pytest.raises(BenchError):
+        draw({"many": {"cLLM": one}}, "llama-server", tmp_path / "none.svg")
 
 
 def test_texts_have_about_the_tokens_asked_for_and_are_the_same_for_the_same_seed() -> None:
