@@ -51,7 +51,9 @@ def test_a_stream_tells_the_same(client: openai.OpenAI) -> None:
         for token in choice.logprobs.content
     ]
     assert [token.token for token in streamed] == [token.token for token in whole]
-    assert [token.logprob for token in streamed] == [token.logprob for token in whole]
+    # How a prompt is cut into batches shows in the last digits.
+    expected = pytest.approx([token.logprob for token in whole], abs=1e-2)
+    assert [token.logprob for token in streamed] == expected
 
 
 def test_logprobs_without_alternatives_and_none_at_all(client: openai.OpenAI) -> None:
