@@ -115,6 +115,10 @@ class Settings:
         "bytes of memory for the prefixes of sequences that made room for others; 0: none; "
         "auto: 1G, or a quarter of the free memory if that is less",
     )  # fmt: skip
+    draft_max: int = option(
+        16, ENGINE, integer(0, 32),
+        "tokens that a sequence may guess ahead from its own text; 0: none",
+    )  # fmt: skip
     slot_save_path: str | None = option(
         None, ENGINE, path("DIRECTORY"), "existing directory where slots are saved and restored"
     )

@@ -54,9 +54,9 @@ class LlamaFigures(Collector):
             ("tokens_predicted", "Tokens generated", stats.completion_tokens),
             ("tokens_predicted_seconds", "Time generating tokens", making_s),
             ("n_decode", "Calls of llama_decode", stats.steps),
-            ("spec_decode_num_draft_tokens", "Draft tokens generated", 0),
-            ("spec_decode_num_accepted_tokens", "Draft tokens accepted", 0),
-            ("spec_decode_num_drafts", "Verifications of drafts", 0),
+            ("spec_decode_num_draft_tokens", "Draft tokens generated", stats.guessed_tokens),
+            ("spec_decode_num_accepted_tokens", "Draft tokens accepted", stats.guessed_right),
+            ("spec_decode_num_drafts", "Verifications of drafts", stats.guesses),
         )
         gauges = (
             ("n_tokens_max", "Tokens of the longest sequence so far", stats.longest),

@@ -39,6 +39,8 @@ _ENGINE_COUNTERS = (
     ("prefixes_restored", "Prefixes taken from host memory", "restored_prefixes"),
     ("prefix_restored_tokens", "Prompt tokens taken from host memory", "restored_tokens"),
     ("prefixes_evicted", "Prefixes dropped from host memory for others", "evicted_prefixes"),
+    ("guessed_tokens", "Tokens evaluated ahead of their choice", "guessed_tokens"),
+    ("guessed_right_tokens", "Such tokens that were then chosen", "guessed_right"),
     ("recomputed_tokens", "Tokens evaluated again after a preemption", "recomputed_tokens"),
     ("preemptions", "Sequences preempted for lack of KV cache", "preemptions"),
     ("failed_decodes", "llama_decode calls that failed", "failed_decodes"),

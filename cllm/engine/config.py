@@ -14,6 +14,9 @@ POOLINGS = ("none", "mean", "cls", "last", "rank")
 MAX_PARALLEL = 256
 """llama.cpp's LLAMA_MAX_SEQ."""
 
+SPARE_ROWS = 32
+"""Rows of logits for guessed tokens, of all sequences together."""
+
 _SWITCH = ("auto", "on", "off")
 
 
@@ -32,6 +35,7 @@ class EngineConfig:
         None: five times a step without prompts, at least 100.
     cache_ram: bytes of host memory for prefixes whose slots were given to others; 0: none.
         None: 1 GiB, or a quarter of the memory now available if that is less.
+    draft_max: tokens that a sequence may guess ahead from its own text; 0: none.
     slot_save_path: directory for the files of saved slots. None: slots cannot be saved.
     threads, threads_batch: for single tokens and for prompts. None: the physical cores that this
         process may run on; threads_batch: as threads.
@@ -57,6 +61,7 @@ class EngineConfig:
     ubatch_size: int = 512
     max_itl_ms: int | None = None
     cache_ram: int | None = None
+    draft_max: int = 16
     slot_save_path: str | None = None
     threads: int | None = None
     threads_batch: int | None = None
@@ -80,6 +85,7 @@ class EngineConfig:
         self._check_range("ubatch_size", self.ubatch_size, 1, 2**20)
         self._check_range("max_itl_ms", self.max_itl_ms, 1, 60_000)
         self._check_range("cache_ram", self.cache_ram, 0, None)
+        self._check_range("draft_max", self.draft_max, 0, SPARE_ROWS)
         self._check_range("threads", self.threads, 1, 512)
         self._check_range("threads_batch", self.threads_batch, 1, 512)
         self._check_range("n_gpu_layers", self.n_gpu_layers, -1, None)

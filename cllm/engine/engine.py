@@ -29,6 +29,7 @@ from cllm.engine.sequence import Sequence as EngineSequence
 from cllm.engine.sessions import Sessions
 from cllm.engine.sizing import default_cache_ram
 from cllm.engine.slots import SlotInfo, slot_info
+from cllm.engine.speculation import Guesser, Speculation
 from cllm.engine.stats import EngineStats
 
 _DEFAULTS = SamplingParams()
@@ -146,6 +147,8 @@ class Engine:
             tokens = self._prompt_tokens(prompt)
             self._check_against_vocabulary(params)
             guide = self._grammars.guide(params.constraint) if params.constraint else None
+        # A constraint forces tokens by itself; of each logged token the own logits are wanted.
+        guesses = guide is None and params.logprobs is None
         generation = Generation(len(tokens), on_update, self._scheduler.cancel)
         self._scheduler.submit(
             EngineSequence(
@@ -158,6 +161,7 @@ class Engine:
                 guide,
                 wanted_slot=slot,
                 fresh=fresh,
+                guesser=Guesser() if guesses and self._info.context.draft_max else None,
             )
         )
         return generation
@@ -339,7 +343,8 @@ class _Guard:
 
 
 def _generator(loaded: Loaded) -> tuple[Scheduler, Sessions]:
-    config, ctx_size = loaded.config, loaded.info.context.ctx_size
+    config, live = loaded.config, loaded.info.context
+    ctx_size, draft_max = live.ctx_size, live.draft_max
     stats = EngineStats(
         queue_limit=config.max_queue,
         slots_total=config.parallel,
@@ -361,6 +366,7 @@ def _generator(loaded: Loaded) -> tuple[Scheduler, Sessions]:
         loaded.model.vocab,
         placer,
         Pacer(None if config.max_itl_ms is None else config.max_itl_ms / 1000),
+        Speculation(draft_max, same=not config.kv_unified) if draft_max else None,
         stats,
         loaded.context.n_ctx if config.kv_cells is not None else None,
     )

@@ -48,6 +48,7 @@ class Generation(Request):
     stop_text: the stop string that ended it, or "". has_newline: whether its text has one.
     slot: where it was computed; None before. evaluated: tokens of the prompt that have been read,
     the reused ones included; kept for those who ask for progress.
+    guessed, guessed_right: tokens evaluated ahead of their choice, and those then chosen.
     """
 
     __slots__ = (
@@ -56,6 +57,8 @@ class Generation(Request):
         "_taken_chars",
         "_text_chars",
         "evaluated",
+        "guessed",
+        "guessed_right",
         "has_newline",
         "slot",
         "stop_text",
@@ -76,6 +79,8 @@ class Generation(Request):
         self.has_newline = False
         self.slot: int | None = None
         self.evaluated = 0
+        self.guessed = 0
+        self.guessed_right = 0
 
     def take(self) -> list[str]:
         """Return the text made since the last call, whole characters, one entry per token.
@@ -122,6 +127,10 @@ class Generation(Request):
 
     def _record(self, record: TokenRecord) -> None:
         self._records.append(record)
+
+    def _note_guessed(self, tokens: int, right: int) -> None:
+        self.guessed += tokens
+        self.guessed_right += right
 
     def _append(self, text: str) -> None:
         self._deltas.append(text)

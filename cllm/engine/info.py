@@ -34,6 +34,7 @@ class ContextInfo:
     mmap: bool
     mlock: bool
     extra_bufts: bool
+    draft_max: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,6 +170,7 @@ def context_info(
         mmap=config.mmap,
         mlock=config.mlock,
         extra_bufts=extra,
+        draft_max=config.draft_max,
     )
 
 

@@ -356,9 +356,11 @@ class Context:
         type_k: str,
         type_v: str,
         kv_unified: bool,
+        n_outputs: int | None = None,
         pooling: int | None = None,
     ) -> None:
-        """pooling: enum llama_pooling_type, for a context that gives vectors instead of logits."""
+        """n_outputs: most rows of logits in a batch; None: one a sequence.
+        pooling: enum llama_pooling_type, for a context that gives vectors instead of logits."""
         self._handle: int | None = None
         self.n_vocab = model.vocab.n_tokens
         self._run = C.llama_decode if model.has_decoder else C.llama_encode
@@ -369,7 +371,7 @@ class Context:
         params.n_ubatch = n_ubatch
         # One row of logits a sequence, not one a token: at 151 936 tokens of vocabulary a
         # compute buffer for 512 rows would be 300 MB that nothing uses.
-        params.n_outputs_max = n_seq
+        params.n_outputs_max = n_outputs or n_seq
         if pooling is not None:
             params.embeddings = True
             params.pooling_type = pooling

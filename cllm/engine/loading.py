@@ -5,11 +5,11 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from cllm.engine import llama
-from cllm.engine.config import POOLINGS, EngineConfig
+from cllm.engine.config import POOLINGS, SPARE_ROWS, EngineConfig
 from cllm.engine.errors import ModelLoadError
 from cllm.engine.gguf_header import GgufHeader, NotGgufError, TruncatedError, read_header
 from cllm.engine.info import ModelInfo, context_info, describe
@@ -66,6 +66,9 @@ def load(path: Path, config: EngineConfig, progress: Callable[[float], None] | N
     try:
         threads = config.threads or physical_cores()
         shape = _embedding_shape(path, header, model, config)
+        if shape is not None or model.window or not model.goes_back:
+            # Guesses that do not come true must be removable from the memory.
+            config = replace(config, draft_max=0)
         if shape is None:
             size = context_size(header.metadata, model.n_ctx_train, config)
             context = _make_context(model, size, config, threads)
@@ -186,6 +189,7 @@ def _make_context(
             type_k=config.cache_type_k,
             type_v=config.cache_type_v,
             kv_unified=config.kv_unified,
+            n_outputs=config.parallel + (SPARE_ROWS if config.draft_max else 0),
         )
     except OSError as error:
         raise ModelLoadError(

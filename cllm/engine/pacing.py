@@ -54,6 +54,10 @@ class Pacer:
             target = max(_AUTO_LEAST_S, _AUTO_STEPS * step)
         return max(_LEAST_TOKENS, int(prompt.inverse(max(target - step, step))))
 
+    def step_s(self, decoding: int) -> float | None:
+        """Seconds of a step with so many generating sequences and nothing else; None: unknown."""
+        return self._decode.at(decoding) if self._decode.known else None
+
     def due(self, arrived: float, pending: int) -> float:
         """When a prompt that had nobody beside it would be read; the least is served first.
 

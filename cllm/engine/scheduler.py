@@ -21,6 +21,7 @@ from cllm.engine.placement import Placer
 from cllm.engine.prefix_cache import Slot
 from cllm.engine.sampling import TokenSampler
 from cllm.engine.sequence import Sequence
+from cllm.engine.speculation import Speculation
 from cllm.engine.stats import EngineStats
 
 _log = logging.getLogger("cllm.engine")
@@ -44,6 +45,7 @@ class Scheduler:
         vocab: Vocab,
         placer: Placer,
         pacer: Pacer,
+        speculation: Speculation | None,
         stats: EngineStats,
         shared_cells: int | None,
     ) -> None:
@@ -54,6 +56,7 @@ class Scheduler:
         self._placer = placer
         self._cache = placer.cache
         self._pacer = pacer
+        self._speculation = speculation
         self._max_in_flight = stats.slots_total + stats.queue_limit
         self._masks = MaskThread()
         self._shared_cells = shared_cells
@@ -233,8 +236,7 @@ class Scheduler:
         self._masks.wait()
         decode_ended = time.perf_counter()
         if done is plan and not code:
-            tokens = sum(count for _, count in plan) - generating
-            self._pacer.observe(generating, tokens, decode_ended - decode_began)
+            self._learn(plan, generating, decode_ended - decode_began)
         plan = done
         if code:
             stats.failed_decodes += 1
@@ -247,6 +249,16 @@ class Scheduler:
         stats.decode_s += decode_ended - decode_began
         stats.sampling_s += sampled - decode_ended
         stats.other_s += time.perf_counter() - sampled + decode_began - began
+
+    def _learn(self, plan: Plan, generating: int, seconds: float) -> None:
+        """Tell the policies what a step took."""
+        supposed = sum(sequence.supposed for sequence, _ in plan)
+        step_s = self._pacer.step_s(generating)
+        if not supposed:
+            tokens = sum(count for _, count in plan) - generating
+            self._pacer.observe(generating, tokens, seconds)
+        elif self._speculation is not None and step_s is not None:
+            self._speculation.observe(supposed, seconds, step_s)
 
     def _expire(self) -> None:
         if self._next_deadline == math.inf:
@@ -332,7 +344,10 @@ class Scheduler:
 
     def _plan(self) -> Plan:
         """The newest tokens of those that are generating, then of prompts what time allows."""
-        counts = {s: s.pending for s in self._running if s.decoding}
+        generating = [s for s in self._running if s.decoding]
+        if self._speculation is not None and generating and len(generating) == len(self._running):
+            self._speculation.guess(generating, self._pacer.step_s(len(generating)))
+        counts = {s: s.pending for s in generating}
         if sum(counts.values()) > self._batch.capacity:
             counts = dict.fromkeys(counts, 1)
         prompts = [s for s in self._running if s not in counts and _slot(s).leader is None]
@@ -386,7 +401,8 @@ class Scheduler:
                 batch.seq[at : at + count] = slot.id
                 batch.output[at : at + count] = 0
             at += count
-            batch.output[at - 1] = end == len(sequence.tokens)
+            rows = 1 + sequence.supposed
+            batch.output[at - rows : at] = end == len(sequence.tokens)
         return at
 
     def _make_room(self, plan: Plan) -> Plan | None:
@@ -395,6 +411,8 @@ class Scheduler:
         if idle is not None:
             self._placer.give_up(idle)
             return plan
+        if any(s.supposed for s, _ in plan):
+            return [(s, n - len(s.take_back())) for s, n in plan]
         generating = [(s, n) for s, n in plan if s.decoding]
         if generating and len(generating) < len(plan):
             return generating
@@ -422,14 +440,31 @@ class Scheduler:
     def _sample(self, plan: Plan) -> list[tuple[Sequence, list[int]]]:
         """Choose what follows in each sequence whose last token was decoded."""
         outputs = [s for s, _ in plan if s.pending == 0]
-        chosen = []
-        rows = self._context.logits(len(outputs)) if outputs else ()
-        for sequence, row in zip(outputs, rows, strict=True):
+        chosen: list[tuple[Sequence, list[int]]] = []
+        if not outputs:
+            return chosen
+        rows, at = self._context.logits(sum(1 + s.supposed for s in outputs)), 0
+        for sequence in outputs:
+            supposed = sequence.supposed
             try:
-                chosen.append((sequence, sequence.choose(row)))
+                tokens = sequence.choose(rows[at : at + 1 + supposed])
+                chosen.append((sequence, tokens))
+                if supposed:
+                    self._forget_wrong(sequence, supposed, len(tokens) - 1)
             except EngineError as error:
                 self._fail(sequence, error)
+            at += 1 + supposed
         return chosen
+
+    def _forget_wrong(self, sequence: Sequence, guessed: int, right: int) -> None:
+        """Remove what was evaluated for guesses that did not come true."""
+        self.stats.guesses += 1
+        self.stats.guessed_tokens += guessed
+        self.stats.guessed_right += right
+        if right < guessed:
+            slot = _slot(sequence)
+            slot.length -= guessed - right
+            self._context.remove(slot.id, slot.length)
 
     def _publish(self, chosen: list[tuple[Sequence, list[int]]]) -> None:
         now = time.monotonic()

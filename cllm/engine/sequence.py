@@ -15,6 +15,7 @@ from cllm.engine.logprobs import logprobs
 from cllm.engine.params import SamplingParams
 from cllm.engine.prefix_cache import Slot
 from cllm.engine.sampling import TokenSampler
+from cllm.engine.speculation import Guesser
 from cllm.engine.stops import StopMatcher
 
 
@@ -35,6 +36,7 @@ class Sequence:
         "deadline_s",
         "fresh",
         "generation",
+        "guesser",
         "guide",
         "max_length",
         "n_prompt",
@@ -42,6 +44,7 @@ class Sequence:
         "preempted",
         "sampler",
         "slot",
+        "supposed",
         "tokens",
         "wanted_slot",
     )
@@ -57,6 +60,7 @@ class Sequence:
         guide: Guide | None = None,
         wanted_slot: int | None = None,
         fresh: bool = False,
+        guesser: Guesser | None = None,
     ) -> None:
         """wanted_slot: the only one it may run in. fresh: it reuses no tokens of others."""
         self.tokens = array("i", prompt)
@@ -64,6 +68,8 @@ class Sequence:
         self.params = params
         self.generation = generation
         self.guide = guide
+        self.guesser = guesser
+        self.supposed = 0  # of the newest tokens: guessed ones, from planning a step to sampling
         self.deadline_s = deadline
         self.deadline = math.inf if deadline is None else time.monotonic() + deadline
         self.max_length = ctx_size
@@ -91,11 +97,48 @@ class Sequence:
         """Whether it needs just its newest tokens evaluated to go on with its text."""
         return self.pending <= self._newest
 
-    def choose(self, row: FloatArray) -> list[int]:
+    def suppose(self, guessed: list[int]) -> None:
+        """Take guessed tokens for the newest ones, so that they are evaluated too."""
+        self.tokens.extend(guessed)
+        self._newest += len(guessed)
+        self.supposed = len(guessed)
+
+    def take_back(self) -> list[int]:
+        """Remove the guessed tokens and return them."""
+        guessed: list[int] = []
+        if self.supposed:
+            end = len(self.tokens) - self.supposed
+            guessed = self.tokens[end:].tolist()
+            del self.tokens[end:]
+            self._newest -= self.supposed
+            self.supposed = 0
+        return guessed
+
+    def choose(self, rows: FloatArray) -> list[int]:
+        """Choose what follows from the logits of the newest token and of each guessed one.
+
+        rows: [1 + supposed, n_vocab]; overwritten. The guessed tokens are removed; as long as
+        they are what is chosen, the next row counts too. Raises EngineError if there is no choice.
+        """
+        guessed = self.take_back()
+        chosen = self._choose(rows[0])
+        length = len(self.tokens)
+        for guess, row in zip(guessed, rows[1:], strict=True):
+            if chosen[-1] != guess or self._vocab.is_eog(guess):
+                break
+            self.tokens.append(guess)
+            chosen += self._choose(row)
+        del self.tokens[length:]
+        if guessed and self.guesser is not None:
+            self.guesser.observe(len(guessed), len(chosen) - 1)
+            self.generation._note_guessed(len(guessed), len(chosen) - 1)
+        return chosen
+
+    def _choose(self, row: FloatArray) -> list[int]:
         """Choose the next token from its logits, which are overwritten, and record it if asked.
 
         Tokens that must follow it by the constraint come with it, except where log-probabilities
-        are wanted of each. Raises EngineError if there is no choice.
+        are wanted of each.
         """
         assert self.sampler is not None
         params, guide = self.params, self.guide

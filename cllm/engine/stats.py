@@ -16,6 +16,8 @@ class EngineStats:
     prefix_hits: admissions that found at least one token of their prompt. saved_prefixes were put
     into host memory, restored_prefixes taken from there with restored_tokens of prompts,
     evicted_prefixes dropped for want of room; cache_ram_bytes of cache_ram_limit are in use.
+    guesses were made of guessed_tokens in all, which were evaluated ahead of their choice;
+    guessed_right of them were then chosen.
     decoded_sequences: sequences in all llama_decode calls together. longest: tokens of the longest
     sequence so far.
     kv_tokens: tokens held in the cache, those of finished requests included, of kv_cells.
@@ -37,6 +39,9 @@ class EngineStats:
     cache_ram_limit: int = 0
     preemptions: int = 0
     failed_decodes: int = 0
+    guesses: int = 0
+    guessed_tokens: int = 0
+    guessed_right: int = 0
     decoded_sequences: int = 0
     longest: int = 0
     steps: int = 0

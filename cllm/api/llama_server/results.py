@@ -37,6 +37,7 @@ def timings(generation: Generation) -> dict[str, Any]:
     usage, took = generation.usage, generation.timings
     read, made = usage.prompt_tokens - usage.cached_tokens, usage.completion_tokens
     reading_ms, making_ms = (took.prefill_s * 1000, took.decode_s * 1000) if made else (0.0, 0.0)
+    drafts = {"draft_n": generation.guessed, "draft_n_accepted": generation.guessed_right}
     return {
         "cache_n": usage.cached_tokens,
         "prompt_n": read,
@@ -47,6 +48,7 @@ def timings(generation: Generation) -> dict[str, Any]:
         "predicted_ms": making_ms,
         "predicted_per_token_ms": making_ms / (made - 1) if made > 1 else 0.0,
         "predicted_per_second": (made - 1) / making_ms * 1000 if making_ms else 0.0,
+        **(drafts if generation.guessed else {}),
     }
 
 

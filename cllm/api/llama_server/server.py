@@ -14,6 +14,7 @@ from cllm.http import HttpError, HttpRequest, HttpResponse
 from cllm.version import __version__
 
 if TYPE_CHECKING:
+    from cllm.engine.info import ContextInfo
     from cllm.engine.slots import SlotInfo
 
 
@@ -37,8 +38,8 @@ class Server:
         slots = engine.slots()
         if request.query.get("fail_on_no_slot") and all(slot.busy for slot in slots):
             raise HttpError(503, "no slot available")
-        n_ctx = engine.info().context.ctx_size
-        return HttpResponse.bytes(encode([_described(slot, n_ctx) for slot in slots]), JSON)
+        context = engine.info().context
+        return HttpResponse.bytes(encode([_described(slot, context) for slot in slots]), JSON)
 
     @cached_property
     def _props(self) -> dict[str, Any]:
@@ -70,11 +71,11 @@ class Server:
         }
 
 
-def _described(slot: SlotInfo, n_ctx: int) -> dict[str, Any]:
+def _described(slot: SlotInfo, context: ContextInfo) -> dict[str, Any]:
     told: dict[str, Any] = {
         "id": slot.id,
-        "n_ctx": n_ctx,
-        "speculative": False,
+        "n_ctx": context.ctx_size,
+        "speculative": context.draft_max > 0,
         "is_processing": slot.busy,
     }
     generation, params = slot.generation, slot.params
