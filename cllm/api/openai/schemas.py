@@ -114,7 +114,7 @@ class Part(Struct):
     def __post_init__(self) -> None:
         """Refuse a part without what its type says."""
         if getattr(self, self.type) is UNSET:
-            raise ValueError(f"messages: a part of type {self.type} needs {self.type}")
+            raise ValueError(f"{self.type}: missing; a part of this type has one")
 
     @property
     def said(self) -> str:
@@ -194,7 +194,7 @@ class ToolChoice(Struct):
     def __post_init__(self) -> None:
         """Refuse a choice without what its type says."""
         if getattr(self, self.type) is None:
-            raise ValueError(f"tool_choice.{self.type}: missing; expected what the type names")
+            raise ValueError(f"{self.type}: missing; expected what the type names")
 
 
 class JsonSchema(Struct):
@@ -215,7 +215,7 @@ class ResponseFormat(Struct):
     def __post_init__(self) -> None:
         """Refuse a schema that is not there."""
         if self.type == "json_schema" and self.json_schema is None:
-            raise ValueError("response_format.json_schema: missing; expected an object with name")
+            raise ValueError("json_schema: missing; expected an object with name")
 
 
 class ChatRequest(Sampled, kw_only=True):
