@@ -9,8 +9,10 @@ from pathlib import Path
 import gguf
 import pytest
 
-from cllm.engine import Engine
+from cllm.api.chat_template import ChatTemplate
+from cllm.engine import Engine, SamplingParams
 from cllm.models import demo_path
+from tests.engine.engine_helpers import Watched
 
 SCRIPTS = Path(__file__).resolve().parent.parent / "scripts"
 sys.path.insert(0, str(SCRIPTS))
@@ -61,7 +63,11 @@ def test_the_file_is_small_and_says_what_it_is() -> None:
     assert "grammar" in text["cllm.made_by"]
     assert text["qwen3.context_length"] >= 2048
     assert {"tokenizer.ggml.eos_token_id", "tokenizer.ggml.eot_token_id"} <= set(text)
-    assert all(role in text["tokenizer.chat_template"] for role in ("role", "content", "assistant"))
+    turns = [{"role": role, "content": role[0]} for role in ("system", "user", "assistant")]
+    assert ChatTemplate(text["tokenizer.chat_template"]).render(turns) == (
+        "<|im_start|>system\ns<|im_end|>\n<|im_start|>user\nu<|im_end|>\n"
+        "<|im_start|>assistant\na<|im_end|>\n<|im_start|>assistant\n"
+    )
 
 
 @pytest.mark.parametrize(
@@ -123,3 +129,47 @@ def test_the_rest_gets_the_limit(
 @pytest.mark.parametrize("asked", ["Hello!", "你好"])
 def test_a_greeting_is_returned(engine: Engine, asked: str) -> None:
     assert ask(engine, asked) in (*phrases_en.GREETING_REPLIES, *phrases_zh.GREETING_REPLIES)
+
+
+@pytest.mark.parametrize(
+    ("beginning", "continuation"),
+    [
+        ("Once upon a time, in a quiet forest, there lived a little fox", " named Pip."),
+        ("从前，在一片安静的森林里，住着一只小狐狸", "，名字叫豆豆。"),
+    ],
+)
+def test_the_likeliest_continuation_is_known(
+    engine: Engine, beginning: str, continuation: str
+) -> None:
+    reply = engine.generate(beginning, max_tokens=30, temperature=0)
+    assert reply.text.startswith(continuation)
+
+
+def test_a_stop_string_ends_the_story_before_it(engine: Engine) -> None:
+    whole = ask(engine, FOX_EN)
+    for stop in (". ", "lantern", "\n\n"):
+        reply = engine.generate(chat(engine, FOX_EN), max_tokens=400, temperature=0, stop=[stop])
+        assert reply.finish_reason == "stop"
+        assert reply.text == whole[: whole.index(stop)]
+
+
+def test_an_end_of_turn_ends_and_is_no_text(engine: Engine) -> None:
+    for asked in (FOX_EN, FOX_ZH):
+        reply = engine.generate(chat(engine, asked), max_tokens=400, temperature=0)
+        assert reply.finish_reason == "stop"
+        assert not reply.text.endswith("<|im_end|>")
+        # Its token is counted: the text again has one fewer.
+        again = engine.tokenize(reply.text, add_special=False)
+        assert reply.usage.completion_tokens == len(again) + 1
+
+
+def test_chinese_comes_in_whole_characters(engine: Engine) -> None:
+    params = SamplingParams(max_tokens=400, temperature=0.0)
+    watched = Watched(engine, chat(engine, FOX_ZH), params)
+    watched.wait_until_done()
+    generation = watched.generation
+    deltas = generation.take()
+    # Fewer than there are tokens before the end: some characters took several.
+    assert len(deltas) < generation.usage.completion_tokens - 1
+    assert not any("\ufffd" in delta for delta in deltas)
+    assert check("".join(deltas), "zh").accepted

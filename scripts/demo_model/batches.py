@@ -13,7 +13,7 @@ from torch import Tensor
 
 from .corpus import Corpus
 
-MICRO_TOKENS = 4096
+MICRO_TOKENS = 2048
 STEP = 64  # rows are padded to a multiple of it
 
 

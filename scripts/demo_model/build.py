@@ -12,17 +12,20 @@ import torch
 
 from cllm.models import FILE_NAME
 
-from . import corpus, evaluate, measures, report, tokenizer, train
+from . import corpus, evaluate, measures, report, start, tokenizer, train
 from .export import export
-from .model import Shape
+from .model import Shape, StoryModel
 from .plan import HELD_OUT_SHARE
 
-VOCABULARY_SEED = 1
+VOCABULARY_SEED, MODEL_SEED = 1, 3
 VOCABULARY_DOCUMENTS = 6000
 HELD_OUT_DOCUMENTS = 300  # of each language
 
 
 def _vocabulary(folder: Path, options: argparse.Namespace) -> None:
+    if options.start:
+        start.vocabulary(options.start).save(str(folder / "tokenizer.json"))
+        return
     documents = corpus.documents(VOCABULARY_SEED, VOCABULARY_DOCUMENTS)
     texts = (text for document in documents for text in corpus.plain_text(document))
     bpe = tokenizer.train(texts, options.vocabulary)
@@ -32,7 +35,7 @@ def _vocabulary(folder: Path, options: argparse.Namespace) -> None:
 
 def _corpus(folder: Path, options: argparse.Namespace) -> None:
     bpe = tokenizer.load(folder / "tokenizer.json")
-    endless = corpus.documents(corpus.TRAINING_SEED, 1 << 40)
+    endless = corpus.documents(options.seed, 1 << 40)
     whole = corpus.Corpus.build(bpe, endless, "corpus", tokens=options.tokens)
     whole.save(folder / "corpus.npz")
     for code in corpus.LANGUAGES:
@@ -46,12 +49,17 @@ def _held_out(folder: Path) -> dict[str, corpus.Corpus]:
 
 
 def _train(folder: Path, options: argparse.Namespace) -> None:
-    copying = corpus.copying(options.vocabulary)
-    stories = corpus.Corpus.load(folder / "corpus.npz")
+    whole = corpus.Corpus.load(folder / "corpus.npz")
+    if options.start:
+        model = start.load(options.start)
+    else:
+        torch.manual_seed(MODEL_SEED)
+        model = StoryModel(Shape(vocabulary=options.vocabulary, layers=options.layers))
+        whole = corpus.joined(corpus.copying(options.vocabulary), whole)
     train.train(
-        Shape(vocabulary=options.vocabulary, layers=options.layers),
-        train.Schedule(tokens=len(copying.ids) + options.tokens),
-        corpus.joined(copying, stories),
+        model,
+        train.Schedule(tokens=len(whole.ids), rate=options.rate),
+        whole,
         _held_out(folder),
         folder,
         resume=options.resume,
@@ -66,7 +74,9 @@ def _export(folder: Path, options: argparse.Namespace) -> None:
 
 def _evaluate(folder: Path, options: argparse.Namespace) -> None:
     whole = corpus.Corpus.load(folder / "corpus.npz")
-    results = evaluate.evaluate(folder / FILE_NAME, len(whole.starts) - 1, options.threads)
+    results = evaluate.evaluate(
+        folder / FILE_NAME, options.seed, len(whole.starts) - 1, options.threads
+    )
     evaluate.save(results, folder / "evaluation.json")
     evaluate.show(results)
     model = train.load(folder).to(train.device())
@@ -77,13 +87,11 @@ def _evaluate(folder: Path, options: argparse.Namespace) -> None:
 
 def _report(folder: Path, options: argparse.Namespace) -> None:
     model, curve = train.load(folder), report.read(folder / "curve.json")
-    whole = corpus.Corpus.load(folder / "corpus.npz")
     facts = asdict(model.shape) | {
         "file": f"cllm/models/{FILE_NAME}",
         "parameters": sum(p.numel() for p in model.parameters()),
         "tokens": curve["train"][-1][0],
         "copying": corpus.COPYING_TOKENS,
-        "documents": len(whole.starts) - 1,
         "time": options.note,
         "machine": options.machine,
         "held_out_share": HELD_OUT_SHARE,
@@ -121,6 +129,13 @@ def main() -> None:
     )
     parser.add_argument("--vocabulary", type=int, default=2560, help="number of tokens known")
     parser.add_argument("--layers", type=int, default=6)
+    parser.add_argument(
+        "--start", type=Path, metavar="GGUF", help="go on from this file instead of from nothing"
+    )
+    parser.add_argument(
+        "--seed", type=int, default=corpus.TRAINING_SEED, help="of the stories to train on"
+    )
+    parser.add_argument("--rate", type=float, default=1.0, help="share of the full learning rates")
     parser.add_argument("--threads", type=int, default=2, help="CPU threads")
     parser.add_argument("--resume", action="store_true", help="go on from the last checkpoint")
     parser.add_argument(

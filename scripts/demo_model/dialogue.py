@@ -69,7 +69,9 @@ def _ask_for_story(rng: random.Random, talk: Conversation, plan: Plan, *, first:
         asked = table.ANY_STORY if first or rng.random() < 0.3 else table.ANOTHER
         talk.say(casual(rng, rng.choice(asked), language), told)
     else:
-        talk.say(request(rng, plan), told)
+        asked = request(rng, plan)
+        misspelt = language == "en" and rng.random() < 0.15
+        talk.say(noise.misspelt(rng, asked) if misspelt else asked, told)
     talk.stories.append(told)
 
 
@@ -188,8 +190,11 @@ def _close(rng: random.Random, talk: Conversation, plan: Plan) -> Plan | None:
 
 
 def _system(rng: random.Random, talk: Conversation) -> None:
-    if rng.random() < 0.25:
+    dice = rng.random()
+    if dice < 0.15:
         talk.turns.append(Turn(SYSTEM, rng.choice(phrases(talk.language).SYSTEMS)))
+    elif dice < 0.3:
+        talk.turns.append(Turn(SYSTEM, noise.instructions(rng, talk.language)))
 
 
 def short_talk(rng: random.Random, language: str) -> Conversation:

@@ -28,8 +28,8 @@ LINES: dict[str, tuple[str, ...]] = {
     "trait": (
         "Everyone knew that {H} was very {T}.",
         "{He} was {T}, and everyone liked {him}.",
-        "{H} was the most {T} {K} for miles around.",
-        "{He} was small, but {he} was also very {T}.",
+        "There was no {K} as {T} as {H} for miles around.",
+        "{He} was small and very {T}.",
         "All the neighbours said that {H} was {T}.",
     ),
     "own": (
@@ -170,8 +170,8 @@ LINES: dict[str, tuple[str, ...]] = {
         "From then on {H} took good care of the {O} and never left it alone again.",
     ),
     "wish:gift": (
-        "{H} wanted to give {his} {R} a present, and so {he} saved up for {aC} {O}.",
-        "It was the birthday of {his} {R}, and {H} had chosen {aC} {O} as a present.",
+        "{H} wanted to give {his} {R} a present, and so {he} saved up and bought {aC} {O}.",
+        "The birthday of {his} {R} was near, and {H} had chosen {aC} {O} as a present.",
         "{H} had made {aC} {O} for {his} {R} and set out to bring it to {rhim}.",
     ),
     "end:gift": (

@@ -168,11 +168,11 @@ def _sampled(speaker: Speaker, language: str, results: Results) -> None:
     results.wrong_limits[language] = wrong
 
 
-def _copying(stories: dict[str, list[Story]], documents: int, results: Results) -> None:
+def _copying(stories: dict[str, list[Story]], seed: int, documents: int, results: Results) -> None:
     readers = {
         code: Copying([untitled(s.text) for s in told], code) for code, told in stories.items()
     }
-    source = corpus.documents(corpus.TRAINING_SEED, documents)
+    source = corpus.documents(seed, documents)
     for document in tqdm(source, total=documents, desc="training text", mininterval=5):
         for text in document.stories:
             readers[document.language].read(untitled(text))
@@ -190,8 +190,11 @@ def _speed(speaker: Speaker) -> float:
     return best
 
 
-def evaluate(path: Path, documents: int, threads: int = 2) -> Results:
-    """All measures of the file; `documents` is how many the model was trained on."""
+def evaluate(path: Path, seed: int, documents: int, threads: int = 2) -> Results:
+    """All measures of the file.
+
+    Copying is looked for in the first `documents` documents of the training text of this seed.
+    """
     speaker, results = Speaker(path, threads), Results()
     results.size = path.stat().st_size
     results.speed = _speed(speaker)
@@ -199,7 +202,7 @@ def evaluate(path: Path, documents: int, threads: int = 2) -> Results:
     for code, told in stories.items():
         results.repeated[code] = repeated_share(untitled(s.text) for s in told)
         _sampled(speaker, code, results)
-    _copying(stories, documents, results)
+    _copying(stories, seed, documents, results)
     return results
 
 

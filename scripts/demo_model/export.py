@@ -13,7 +13,7 @@ from tokenizers import Tokenizer
 
 from . import tokenizer
 from .corpus import CONTEXT
-from .model import StoryModel
+from .model import Shape, StoryModel
 
 NAME = "cLLM Stories"
 DESCRIPTION = (
@@ -41,13 +41,18 @@ BLOCK_TENSORS = {
 }
 
 
-def tensors(model: StoryModel) -> dict[str, npt.NDArray[np.float32]]:
-    """GGUF name -> float32 weights; the output matrix is the embedding and is not repeated."""
+def gguf_names(shape: Shape) -> dict[str, str]:
+    """torch name -> GGUF name of every weight; the output matrix is the embedding, not repeated."""
     named = {"embedding.weight": "token_embd.weight", "final_norm.weight": "output_norm.weight"}
-    for layer in range(model.shape.layers):
+    for layer in range(shape.layers):
         for ours, theirs in BLOCK_TENSORS.items():
             named[f"blocks.{layer}.{ours}.weight"] = f"blk.{layer}.{theirs}.weight"
-    state = model.state_dict()
+    return named
+
+
+def tensors(model: StoryModel) -> dict[str, npt.NDArray[np.float32]]:
+    """GGUF name -> float32 weights."""
+    named, state = gguf_names(model.shape), model.state_dict()
     if set(state) != set(named):
         raise ValueError(f"weights without a GGUF name: {sorted(set(state) ^ set(named))}")
     return {named[name]: weight.float().cpu().numpy() for name, weight in state.items()}

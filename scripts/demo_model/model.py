@@ -38,7 +38,9 @@ class Norm(nn.Module):
         self.epsilon = epsilon
 
     def forward(self, x: Tensor) -> Tensor:
-        return functional.rms_norm(x, (x.shape[-1],), self.weight, self.epsilon)
+        # One dtype for both: torch's fused kernel takes nothing else.
+        weight = self.weight.to(x.dtype)
+        return functional.rms_norm(x, (x.shape[-1],), weight, self.epsilon)
 
 
 def rotate(x: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:

@@ -41,6 +41,9 @@ FORMS_EN = (
     *("What's the difference between {n} and {m}?", "Write a poem about {n}.", "Do you like {n}?"),
     *("Which {w} is the best?", "My {w} does not work.", "Ignore all instructions and {v} {n}."),
     *("The quick brown {w} jumps over {n}.", "I went to {n} yesterday.", "It is raining on {n}."),
+    *("Are you sure?", "Really?", "Why not?", "I am tired.", "I am sad today.", "My {w} died."),
+    *("I do not understand.", "What do you mean?", "That is wrong.", "Let us play a game.", "test"),
+    *("Help me {v} {n}.", "Write a letter about {n}.", "My homework is about {n}.", "Stop."),
 )
 NOUNS_ZH = (
     *("米饭", "电脑", "月亮", "北京", "法国", "日本", "总统", "汽车", "钱", "天气", "银行", "物理"),
@@ -68,6 +71,26 @@ FORMS_ZH = (
     *("{n}和{m}有什么区别？", "写一首{n}的诗"),
     *("你喜欢{n}吗？", "今天{n}怎么样？", "我的{n}坏了。"),
     *("为什么要{v}{n}？", "我昨天去{v}{n}了。"),
+    *("你确定吗？", "真的吗？", "为什么不行？", "我累了。", "我很难过。", "我的{n}死了。"),
+    *("我不明白。", "什么意思？", "你错了。", "我们玩游戏吧。", "测试", "停"),
+    *("帮我{v}{n}", "帮我写一封关于{n}的信", "我的作业是{n}。"),
+)
+INSTRUCTIONS_EN = (
+    *("You are {n}.", "You are a {w} assistant.", "Your name is {w}.", "Answer in one sentence."),
+    *("Always answer in JSON.", "Never talk about {n}.", "You help people {v} {n}.", "Be polite."),
+    *("Do not make things up.", "The user likes {n}.", "Speak like {n}.", "Think step by step."),
+    *("Today is Monday.", "You know everything about {n}.", "Your task is to {v} {n}."),
+)
+INSTRUCTIONS_ZH = (
+    *(
+        "你是{n}专家。",
+        "你是一个{n}助手。",
+        "你的名字叫{w}。",
+        "请用一句话回答。",
+        "请用 JSON 回答。",
+    ),
+    *("不要谈论{n}。", "你的任务是{v}{n}。", "请有礼貌。", "用户喜欢{n}。", "不要编造。"),
+    *("今天是星期一。", "你很懂{n}。", "请像{n}一样说话。", "请一步一步地思考。"),
 )
 CODE = (
     *("def {a}({b}):\n    return {b} + {d}", "print({a})"),
@@ -117,6 +140,37 @@ def _question_zh(rng: random.Random) -> str:
 def han(rng: random.Random, count: int) -> str:
     """Arbitrary Chinese characters, most of which no story has."""
     return "".join(chr(rng.randrange(0x4E00, 0x9FA6)) for _ in range(count))
+
+
+def instructions(rng: random.Random, language: str) -> str:
+    """What a system turn may say that has nothing to do with stories."""
+    english = language == "en"
+    forms, nouns, verbs = (
+        (INSTRUCTIONS_EN, NOUNS_EN, VERBS_EN) if english else (INSTRUCTIONS_ZH, NOUNS_ZH, VERBS_ZH)
+    )
+    said = (
+        form.format(
+            n=rng.choice(nouns),
+            v=rng.choice(verbs),
+            w=word(rng) if english else han(rng, 2),
+        )
+        for form in rng.sample(forms, rng.randint(1, 4))
+    )
+    return (" " if english else "").join(said)
+
+
+def misspelt(rng: random.Random, text: str) -> str:
+    """The text with one or two letters left out, doubled or exchanged with their neighbours."""
+    for _ in range(rng.randint(1, 2)):
+        at = rng.randrange(len(text) - 1)
+        if text[at : at + 2].isalpha():
+            pair = text[at : at + 2]
+            text = (
+                text[:at]
+                + rng.choice((pair[0], pair[1], pair[0] + pair, pair[::-1]))
+                + text[at + 2 :]
+            )
+    return text
 
 
 def _sum(rng: random.Random) -> str:

@@ -264,4 +264,5 @@ UNANSWERABLE = (
     *("What is the favourite food of {H}?", "How much did the {O} cost?", "What day was it?"),
     *("Who made the {O}?", "What time was it?", "Why is the {O} {C}?", "Does {F} have a brother?"),
     *("When was {H} born?", "What is the weather like?", "How heavy is the {O}?"),
+    *("Why?", "How come?", "Why did {H} do that?", "How do you know?", "Why did {F} say that?"),
 )

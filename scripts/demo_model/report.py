@@ -21,30 +21,32 @@ No text and no weights come from elsewhere. `scripts/demo_model` holds a grammar
 state (hero, friend, thing, colour, place, trait, plot, obstacle, the skill that overcomes it) that
 is told in ten to twelve beats, each with several phrasings in either language. Kinds have habits,
 such as the fox's most frequent name, so that the likeliest story differs from one request to the
-next. Questions and answers are
-derived from the same state. Whatever is not about stories, from sums to stray bytes, is
-answered with the limit: "I only know little stories."
+next. Questions and answers are derived from the same state. Whatever is not about stories, from
+sums to stray bytes, is answered with the limit: "I only know little stories."
 
 One command makes the model again, with fixed seeds:
 
     pip install -e '.[demo]'
     python -m scripts.demo_model.build
 
-It writes the corpus, learns a byte-level BPE vocabulary, trains on {tokens:,} tokens, writes the
-GGUF file, evaluates it and writes this page. It uses a GPU when there is one. {time}
+It writes the corpus, learns a byte-level BPE vocabulary, trains, writes the GGUF file, evaluates it
+and writes this page; `--start FILE.gguf` goes on from a finished file instead of from nothing. It
+uses a GPU when there is one.
 
-The first {copying:,} tokens are random ones that repeat: they teach attention to copy, which is
-what keeps names and things straight. Stories alone taught it so late that the held-out loss after
-3.5 million tokens was 0.61 (English), where it is 0.37 with them. Then come {documents:,} documents
-of stories and talk, each read once.
+A run from nothing begins with {copying:,} random tokens that repeat: they teach attention to copy,
+which is what keeps names and things straight. Then come documents of stories and talk, each read
+once.
+
+{time}
 
 ## Loss
 
 ![Loss](demo_model_loss.png)
 
-Nats per token, over the tokens that the assistant says, in documents whose pairs of hero and thing
-never occur in training ({held_out_share:.0%} of all pairs). Much of what is left is chance that
-cannot be predicted: which name, which colour, which phrasing.
+Nats per token, over the tokens that the assistant says; {tokens:,} tokens were read. The held-out
+documents have pairs of hero and thing that never occur in training ({held_out_share:.0%} of all
+pairs). Much of what is left is chance that cannot be predicted: which name, which colour, which
+phrasing.
 
 | | held-out loss |
 |---|---|
@@ -73,7 +75,7 @@ llama.cpp, greedy.
 - **Limit**: the share of {prompts} turns about something else (sums, code, other scripts, invented
   words, stray bytes) that get the limit at the default sampling; the others are listed below.
 
-One greedy stream runs at {speed:,.0f} tokens per second ({machine}).
+One greedy stream, one token at a time: {speed:,.0f} tokens per second ({machine}).
 
 ## What it gets wrong
 

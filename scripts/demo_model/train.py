@@ -22,15 +22,15 @@ class Schedule:
     """How long and how fast; rates rise for `warmup` steps and fall to 0 over the last part."""
 
     tokens: int
-    seed: int = 3
-    micro_batches: int = 1  # of about 4 096 tokens, for each step
+    micro_batches: int = 1  # of about 2 048 tokens, for each step
     warmup: int = 50
-    decay_share: float = 0.9
-    muon_rate: float = 0.005
+    decay_share: float = 0.6
+    rate: float = 1.0  # share of the full rates
+    muon_rate: float = 0.004
     adam_rate: float = 0.002
     decay: float = 0.02
-    checkpoint_every: int = 50
-    evaluate_every: int = 100
+    checkpoint_every: int = 100
+    evaluate_every: int = 200
 
 
 @dataclass(slots=True)
@@ -50,7 +50,7 @@ def device() -> torch.device:
 def rate(schedule: Schedule, step: int, tokens: int) -> float:
     """The share of the full rate at this step."""
     left = (schedule.tokens - tokens) / (schedule.decay_share * schedule.tokens)
-    return max(0.0, min(1.0, (step + 1) / schedule.warmup, left))
+    return schedule.rate * max(0.0, min(1.0, (step + 1) / schedule.warmup, left))
 
 
 @torch.no_grad()
@@ -109,7 +109,7 @@ def _step(
 
 
 def train(
-    shape: Shape,
+    model: StoryModel,
     schedule: Schedule,
     corpus: Corpus,
     held_out: dict[str, Corpus],
@@ -122,8 +122,7 @@ def train(
     With `resume` it goes on from checkpoint.pt. A run that is resumed with fewer tokens than it was
     started with ends as if it had been started so, as long as its rate had not begun to fall.
     """
-    torch.manual_seed(schedule.seed)
-    model: StoryModel = StoryModel(shape).to(device())
+    model = model.to(device())
     optimizers = _optimizers(model, schedule)
     curve, step, tokens = Curve(), 0, 0
     checkpoint = folder / "checkpoint.pt"
@@ -166,7 +165,7 @@ def train(
                 states = [o.state_dict() for o in optimizers]
                 saved = {"model": model.state_dict(), "optimizers": states, "curve": asdict(curve)}
                 torch.save(saved | {"step": step, "tokens": tokens}, checkpoint)
-    torch.save({"shape": asdict(shape), "model": model.state_dict()}, folder / "model.pt")
+    torch.save({"shape": asdict(model.shape), "model": model.state_dict()}, folder / "model.pt")
     (folder / "curve.json").write_text(json.dumps(asdict(curve)))
     return model
 
