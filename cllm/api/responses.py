@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 
 from cllm.api.service import RETRY_AFTER
-from cllm.http import HttpError, HttpRequest, HttpResponse
+from cllm.http import HttpError, HttpResponse
 
 JSON = "application/json"
 
@@ -37,8 +37,8 @@ def refused(error: HttpError) -> HttpResponse:
     return failure(error.status, error.message, headers=error.headers)
 
 
-def error_body(status: int, message: str, request: HttpRequest | None) -> tuple[bytes, str]:
-    """The failure envelope for errors that the HTTP room finds by itself (404, 413, …)."""
+def error_body(status: int, message: str) -> tuple[bytes, str]:
+    """The failure envelope as a body and its type."""
     return encode({"success": False, "error": message}), JSON
 
 

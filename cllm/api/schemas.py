@@ -97,9 +97,10 @@ _SHOWN = 80  # characters of an offending value repeated to the client
 class Schema(Generic[T]):
     """Decodes one kind of request body."""
 
-    __slots__ = ("_decode", "_kind")
+    __slots__ = ("_decode", "_kind", "type")
 
     def __init__(self, kind: type[T]) -> None:
+        self.type = kind
         self._decode = msgspec.json.Decoder(kind).decode
         info = inspect.type_info(kind)
         assert isinstance(info, inspect.StructType)

@@ -24,11 +24,11 @@ class InvalidRequest(EngineError, ValueError):  # noqa: N818 - a public name
 class PromptTooLong(InvalidRequest):
     """The prompt leaves no room in a sequence's context for even one new token."""
 
-    def __init__(self, prompt_tokens: int, ctx_size: int) -> None:
+    def __init__(self, prompt_tokens: int, ctx_size: int, field: str = "prompt") -> None:
         self.prompt_tokens = prompt_tokens
         self.ctx_size = ctx_size
         super().__init__(
-            "prompt",
+            field,
             f"{prompt_tokens} tokens",
             f"at most {ctx_size - 1} tokens (a context of {ctx_size} with room for one more)",
         )

@@ -202,7 +202,12 @@ def test_text_completions_take_text_lists_and_tokens(client: openai.OpenAI, stor
             [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}],
             "messages[0].content[0].type",
         ),
-        ("messages", [{"role": "user", "content": "word " * 3000}], "prompt"),
+        (
+            "messages",
+            [{"role": "user", "content": [{"type": "text"}]}],
+            "messages[0].content[0].text",
+        ),
+        ("messages", [{"role": "user", "content": "word " * 3000}], "messages"),
         ("temperature", 3, "temperature"),
         ("n", 1000, "n"),
         ("logit_bias", {"99999": 1}, "logit_bias"),
@@ -241,6 +246,25 @@ def test_a_bad_prompt_is_refused(stories: Live, prompt: Any) -> None:
     error = refused(stories, "/v1/completions", body)
     assert error["param"] is not None and error["param"].startswith("prompt")
     assert stories.engine.stats().requests_submitted == before
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "param"),
+    [
+        ("/v1/completions", {"prompt": "word " * 3000}, "prompt"),
+        ("/v1/responses", {"input": "word " * 3000}, "input"),
+        (
+            "/v1/chat/completions",
+            {"messages": [{"role": "user", "content": "word " * 3000}]},
+            "messages",
+        ),
+    ],
+)
+def test_what_does_not_fit_has_the_code_that_clients_shorten_by(
+    stories: Live, path: str, body: Any, param: str
+) -> None:
+    error = refused(stories, path, body)
+    assert (error["code"], error["param"]) == ("context_length_exceeded", param)
 
 
 def test_too_many_choices_are_refused(stories: Live) -> None:

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
-from cllm.engine import InvalidRequest
+from cllm.engine import InvalidRequest, PromptTooLong
 from cllm.http import HttpError
 
 Names = Sequence[tuple[re.Pattern[str], str]]
@@ -18,6 +18,9 @@ def named(names: Names) -> Iterator[None]:
     """Complaints raised inside, in an API's own names."""
     try:
         yield
+    except PromptTooLong as error:
+        field = _renamed(error.field, names)
+        raise PromptTooLong(error.prompt_tokens, error.ctx_size, field) from None
     except InvalidRequest as error:
         field = _renamed(error.field, names)
         raise InvalidRequest(field, error.value, error.expected) from None

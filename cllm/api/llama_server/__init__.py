@@ -6,10 +6,6 @@ llama-cpp-python 0.3.36 brings along). Names and nesting of fields are its own.
 
 from __future__ import annotations
 
-from cllm.api.llama_server.completion import Completion
-from cllm.api.llama_server.errors import error_body, refused
-from cllm.api.llama_server.infill import Infill
-from cllm.api.llama_server.server import Server
-from cllm.api.llama_server.text import Text
+from cllm.api.llama_server.errors import refused
 
-__all__ = ["Completion", "Infill", "Server", "Text", "error_body", "refused"]
+__all__ = ["refused"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from cllm.api.llama_server.errors import refused, too_long
+from cllm.api.llama_server.errors import refused
 from cllm.api.llama_server.frames import CompletionFrames
 from cllm.api.llama_server.prompts import prompts, spelled
 from cllm.api.llama_server.results import Job, whole
@@ -14,7 +14,7 @@ from cllm.api.llama_server.schemas import COMPLETION, CompletionRequest
 from cllm.api.responses import JSON, encode
 from cllm.api.service import Service
 from cllm.api.submission import Submission, Wanted
-from cllm.engine import InvalidRequest, PromptTooLong
+from cllm.engine import InvalidRequest
 from cllm.http import DeferredResponse, HttpRequest, HttpResponse
 
 if TYPE_CHECKING:
@@ -35,11 +35,7 @@ class Completion:
     def endpoint(self, request: HttpRequest) -> HttpResponse | DeferredResponse:
         """POST ``/completion``. Raises HttpError 400 and 503, InvalidRequest, QueueFull."""
         asked = COMPLETION.decode(request.body)
-        try:
-            found = prompts(self._service.engine, asked.prompt)
-        except PromptTooLong as error:
-            return too_long(error)
-        return self.answer(request, asked, found)
+        return self.answer(request, asked, prompts(self._service.engine, asked.prompt))
 
     def answer(
         self, request: HttpRequest, asked: CompletionRequest, found: Sequence[list[int]]

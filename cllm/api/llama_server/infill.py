@@ -5,12 +5,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from cllm.api.llama_server.completion import Completion
-from cllm.api.llama_server.errors import too_long
 from cllm.api.llama_server.prompts import mixed_tokens
 from cllm.api.llama_server.sampling import most_tokens
 from cllm.api.llama_server.schemas import INFILL, Chunk, InfillRequest
 from cllm.api.service import Service
-from cllm.engine import InvalidRequest, PromptTooLong
+from cllm.engine import InvalidRequest
 from cllm.http import DeferredResponse, HttpError, HttpRequest, HttpResponse
 
 if TYPE_CHECKING:
@@ -43,10 +42,7 @@ class Infill:
             )
         asked = INFILL.decode(request.body)
         tokens = gap(engine, fim, asked)
-        try:
-            engine.check_prompt(tokens)
-        except PromptTooLong as error:
-            return too_long(error)
+        engine.check_prompt(tokens)
         return self._completion.answer(request, asked, [tokens])
 
 

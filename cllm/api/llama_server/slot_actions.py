@@ -9,10 +9,11 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any, TypeVar
 
-import msgspec
+from msgspec import Struct
 
 from cllm.api.errors import describe
 from cllm.api.responses import JSON, encode
+from cllm.api.schemas import Schema
 from cllm.api.service import Service
 from cllm.engine import InvalidRequest
 from cllm.http import DeferredResponse, HttpHandler, HttpRequest, HttpResponse
@@ -23,11 +24,16 @@ if TYPE_CHECKING:
 _T = TypeVar("_T")
 
 
-class _File(msgspec.Struct):
+ACTIONS = ("save", "restore", "erase")
+
+
+class File(Struct):
+    """Body of saving and restoring."""
+
     filename: str
 
 
-_FILE = msgspec.json.Decoder(_File)
+FILE = Schema(File)
 
 
 class SlotActions:
@@ -77,10 +83,7 @@ def _slot(text: str) -> int:
 
 
 def _filename(request: HttpRequest) -> str:
-    try:
-        return _FILE.decode(request.body).filename
-    except msgspec.DecodeError as error:
-        raise InvalidRequest("filename", str(error), 'a body like {"filename": "name"}') from None
+    return FILE.decode(request.body or b"{}").filename
 
 
 def _saved(session: Session) -> dict[str, Any]:

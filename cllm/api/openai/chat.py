@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
 
 from cllm.api.chat import Conversation, Prepared, Tool, prepare
+from cllm.api.chat.fields import named
 from cllm.api.openai.chat_reply import ChatFrames, whole
 from cllm.api.openai.errors import refused
 from cllm.api.openai.reply import Reply
@@ -19,6 +21,8 @@ from cllm.http import DeferredResponse, HttpRequest, HttpResponse
 
 if TYPE_CHECKING:
     from cllm.engine import Generation
+
+_NAMES = ((re.compile(r"^prompt\b"), "messages"),)
 
 
 class ChatCompletions:
@@ -36,7 +40,8 @@ class ChatCompletions:
         Raises HttpError 400 and 503, InvalidRequest, QueueFull.
         """
         asked = CHAT.decode(request.body)
-        prepared = prepare(self._service, conversation_of(asked))
+        with named(_NAMES):
+            prepared = prepare(self._service, conversation_of(asked))
         count = asked.n or 1
         wanted = _wanted(asked, prepared, count)
         engine = self._service.engine if asked.logprobs else None

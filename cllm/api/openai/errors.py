@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import re
+from typing import TYPE_CHECKING
 
 from cllm.api.responses import JSON, encode
 from cllm.http import HttpError, HttpResponse
+
+if TYPE_CHECKING:
+    from cllm.engine import PromptTooLong
 
 # Status -> OpenAI's type and code of the error.
 _KINDS = {
@@ -16,7 +20,6 @@ _KINDS = {
     501: ("not_supported_error", "not_supported"),
     503: ("service_unavailable_error", "unavailable"),
 }
-_TOO_LONG = "(a context of "  # how PromptTooLong is told from other errors of its field
 _FIELD = re.compile(r"([a-z_]+(?:[.\[][\w.\[\]]*)?): ")
 
 
@@ -26,10 +29,19 @@ def error_body(status: int, message: str) -> tuple[bytes, str]:
     kind, code = _KINDS.get(status, (usual, None))
     field = _FIELD.match(message) if status == 400 else None
     param = field[1] if field else None
-    if param == "prompt" and _TOO_LONG in message:
-        code = "context_length_exceeded"
+    return _envelope(message, kind, param, code), JSON
+
+
+def _envelope(message: str, kind: str, param: str | None, code: str | None) -> bytes:
     error = {"message": message, "type": kind, "param": param, "code": code}
-    return encode({"error": error}), JSON
+    return encode({"error": error})
+
+
+def too_long(error: PromptTooLong) -> HttpResponse:
+    """400 with the code by which clients shorten a conversation and try again."""
+    code = "context_length_exceeded"
+    body = _envelope(str(error), "invalid_request_error", error.field, code)
+    return HttpResponse.bytes(body, JSON, 400)
 
 
 def refused(error: HttpError) -> HttpResponse:

@@ -71,7 +71,7 @@ def _params(asked: ResponsesRequest, prepared: Prepared) -> SamplingParams:
 class _Reply:
     """One response under way."""
 
-    __slots__ = ("_asked", "_created", "_model", "generation", "output", "parser")
+    __slots__ = ("_asked", "_created", "_model", "_parser", "_thought", "generation", "output")
 
     def __init__(
         self, model: str, asked: ResponsesRequest, prepared: Prepared, generation: Generation
@@ -81,17 +81,25 @@ class _Reply:
         self._model = model
         self.generation = generation
         self.output = Output(generation.id)
-        self.parser = prepared.parser()
+        self._parser = prepared.parser()
+        self._thought = 0  # tokens of thoughts
 
     def whole(self) -> HttpResponse:
-        text = "".join(self.generation.take())
-        for _ in (*self.output.push(self.parser.push(text)), *self.finish()):
+        for text in self.generation.take():
+            self.push(text)
+        for _ in self.finish():
             pass  # a whole response needs only the items
         return HttpResponse.bytes(encode(self.response(self.status())), JSON)
 
+    def push(self, text: str) -> list[Named]:
+        """What the next token's text makes."""
+        events = list(self.output.push(self._parser.push(text)))
+        self._thought += self.output.thinking
+        return events
+
     def finish(self) -> Iterable[Named]:
         """The end of the text."""
-        yield from self.output.push(self.parser.finish())
+        yield from self.output.push(self._parser.finish())
         yield from self.output.close(self.status())
 
     def status(self) -> str:
@@ -105,7 +113,7 @@ class _Reply:
             "input_tokens": usage.prompt_tokens,
             "input_tokens_details": {"cached_tokens": usage.cached_tokens, "cache_write_tokens": 0},
             "output_tokens": usage.completion_tokens,
-            "output_tokens_details": {"reasoning_tokens": 0},
+            "output_tokens_details": {"reasoning_tokens": self._thought},
             "total_tokens": usage.prompt_tokens + usage.completion_tokens,
         }
         format = (asked.text and asked.text.format) or {"type": "text"}
@@ -152,7 +160,7 @@ class _Frames:
         return self._events([("response.created", response), ("response.in_progress", response)])
 
     def delta(self, index: int, text: str) -> bytes:
-        return self._events(self._reply.output.push(self._reply.parser.push(text)))
+        return self._events(self._reply.push(text))
 
     def end(self, index: int, generation: Generation, error: str | None) -> bytes:
         rest = self._events(self._reply.finish())

@@ -23,6 +23,11 @@ class Output:
         self._open = False  # whether the last item is still growing
         self.items: list[dict[str, Any]] = []
 
+    @property
+    def thinking(self) -> bool:
+        """Whether thoughts are growing."""
+        return self._open and self.items[-1]["type"] == "reasoning"
+
     def push(self, events: Sequence[Event]) -> Iterator[Named]:
         """Take what the parser said."""
         for event in events:

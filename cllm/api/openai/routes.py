@@ -1,0 +1,46 @@
+"""OpenAI's API: its endpoints and errors."""
+
+from __future__ import annotations
+
+from cllm.api.embeddings import OPENAI, Embeddings
+from cllm.api.openai.chat import ChatCompletions
+from cllm.api.openai.completions import Completions
+from cllm.api.openai.errors import error_body, too_long
+from cllm.api.openai.models import Models
+from cllm.api.openai.responses import Responses
+from cllm.api.openai.responses.schemas import RESPONSES
+from cllm.api.openai.schemas import CHAT, COMPLETION
+from cllm.api.openai.timing import timed
+from cllm.api.openapi import answers
+from cllm.api.route import Family, Route
+from cllm.api.service import Service
+from cllm.api.submission import Submission
+
+FAMILY = Family(
+    "OpenAI", ("/v1/", "/chat/", "/models"), error_body, answers.OpenAIFailure, too_long, timed
+)
+
+
+def routes(service: Service, submission: Submission) -> tuple[Route, ...]:
+    """What is served of it, and llama-server's other names for some."""
+    chat = ChatCompletions(service, submission)
+    completions = Completions(service, submission)
+    models = Models(service)
+    return (
+        Route("POST", "/v1/chat/completions", "OpenAI: answer a conversation",
+              chat.endpoint, CHAT, answers.ChatCompletion, events=True),
+        Route("POST", "/v1/responses", "OpenAI: the same, without a store",
+              Responses(service, submission).create, RESPONSES, answers.Response, events=True),
+        Route("POST", "/v1/completions", "OpenAI: continue prompts",
+              completions.endpoint, COMPLETION, answers.TextCompletion, events=True),
+        Route("POST", "/v1/embeddings", "OpenAI: texts to vectors",
+              Embeddings(service, submission).openai, OPENAI, answers.EmbeddingList),
+        Route("GET", "/v1/models", "OpenAI: the model that is served",
+              models.listed, None, answers.ModelList),
+        Route("GET", "/v1/models/{id}", "OpenAI: the same, by its name",
+              models.model, None, answers.Model),
+        Route("GET", "/models", "llama-server: the same as /v1/models",
+              models.listed, None, answers.ModelList),
+        Route("POST", "/chat/completions", "llama-server: the same as /v1/chat/completions",
+              chat.endpoint, CHAT, answers.ChatCompletion, events=True),
+    )  # fmt: skip

@@ -1,0 +1,106 @@
+"""What llama-server's endpoints answer, as types: see `answers`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from msgspec import UNSET, Struct, UnsetType
+
+
+class LlamaError(Struct):
+    """What went wrong; the lengths where a prompt is too long."""
+
+    code: int
+    message: str
+    type: str
+    n_prompt_tokens: int | UnsetType = UNSET
+    n_ctx: int | UnsetType = UNSET
+
+
+class LlamaFailure(Struct):
+    """llama-server's envelope of an error."""
+
+    error: LlamaError
+
+
+class Completed(Struct):
+    """A continuation; fewer fields where `response_fields` says so."""
+
+    content: str | UnsetType = UNSET
+    tokens: list[int] | UnsetType = UNSET
+    stop: bool | UnsetType = UNSET
+    stop_type: str | UnsetType = UNSET
+    id_slot: int | UnsetType = UNSET
+    tokens_predicted: int | UnsetType = UNSET
+    tokens_evaluated: int | UnsetType = UNSET
+    generation_settings: dict[str, Any] | UnsetType = UNSET
+    timings: dict[str, float] | UnsetType = UNSET
+    completion_probabilities: list[dict[str, Any]] | UnsetType = UNSET
+
+
+class Tokenized(Struct):
+    """Tokens, with their pieces if asked."""
+
+    tokens: list[int | dict[str, Any]]
+
+
+class Detokenized(Struct):
+    """Text of tokens."""
+
+    content: str
+
+
+class Applied(Struct):
+    """A conversation as a prompt."""
+
+    prompt: str
+
+
+class Props(Struct):
+    """What the server is set to."""
+
+    default_generation_settings: dict[str, Any]
+    total_slots: int
+    model_path: str
+    chat_template: str
+    build_info: str
+
+
+class Slot(Struct):
+    """A sequence and what it is at."""
+
+    id: int
+    n_ctx: int
+    is_processing: bool
+
+
+class SlotAction(Struct):
+    """What was saved, restored or erased."""
+
+    id_slot: int
+    filename: str | UnsetType = UNSET
+    n_saved: int | UnsetType = UNSET
+    n_restored: int | UnsetType = UNSET
+    n_erased: int | UnsetType = UNSET
+
+
+class Vectors(Struct):
+    """The vectors of one input."""
+
+    index: int
+    embedding: list[list[float]]
+
+
+class Ranking(Struct):
+    """Documents, the best first."""
+
+    model: str
+    results: list[dict[str, Any]]
+    usage: dict[str, int]
+
+
+class Score(Struct):
+    """A document's score, as Text Embeddings Inference has it."""
+
+    index: int
+    score: float
