@@ -91,7 +91,7 @@ install() {
     if ! satisfied "$requirement"; then
         compile_llama "$requirement"
     fi
-    [ "$purpose" = test ] && extra='[test]'
+    [ "$purpose" = test ] && extra='[test,compat]'
     say "installing cLLM and the packages it needs"
     # compat: a plain path file, which starts faster than the import hook that is the default.
     "$VENV/bin/python" -m pip install --use-pep517 --config-settings editable_mode=compat \
