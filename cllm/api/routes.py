@@ -17,6 +17,7 @@ from cllm.api.openai import routes as openai
 from cllm.api.openapi import OpenApi, answers
 from cllm.api.responses import success, too_many_requests
 from cllm.api.route import Family, Route
+from cllm.api.schemas import TOO_DEEP
 from cllm.api.service import RETRY_AFTER, Service, State
 from cllm.api.submission import Submission
 from cllm.engine import EngineError, PromptTooLong, QueueFull
@@ -98,6 +99,8 @@ def _guarded(service: Service, family: Family, endpoint: Endpoint, large: LargeB
             return family.too_long(error)
         except EngineError as error:
             raise describe(error, request.id) from None
+        except RecursionError:
+            raise HttpError(400, TOO_DEEP) from None
 
     def guarded(request: HttpRequest) -> Answer:
         if service.state is not State.READY:

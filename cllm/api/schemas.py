@@ -20,6 +20,7 @@ from cllm.http import HttpError
 DEFAULT_MAX_TOKENS = 256
 SEED_PROMPT = "人工智能是计算机科学的一个分支"
 
+TOO_DEEP = "the body is nested too deeply"
 INT32 = 2**31 - 1  # llama.cpp counts tokens in 32 bits
 
 NonEmpty = Annotated[str, Meta(min_length=1)]
@@ -64,15 +65,15 @@ class EncodeRequest(Struct):
     """Body of ``/encode``."""
 
     text: str
-    add_special: bool = True
-    parse_special: bool = False
+    add_special: bool | None = None
+    parse_special: bool | None = None
 
 
 class DecodeRequest(Struct):
     """Body of ``/decode``. Whether a token is in the vocabulary is checked against the model."""
 
     tokens: list[int]
-    special: bool = True
+    special: bool | None = None
 
 
 class BenchmarkRequest(Struct):
@@ -132,7 +133,7 @@ class Schema(Generic[T]):
                 400, f"the body is not valid JSON ({error}): expected a JSON object"
             ) from None
         except RecursionError:
-            raise HttpError(400, "the body is nested too deeply") from None
+            raise HttpError(400, TOO_DEEP) from None
 
     def _explain(self, problem: str, body: bytes) -> str:
         missing = _MISSING.search(problem)

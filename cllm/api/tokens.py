@@ -13,7 +13,9 @@ def encode(service: Service, request: HttpRequest) -> HttpResponse:
     """POST ``/encode``; raises HttpError 400 and 503."""
     asked = ENCODE.decode(request.body)
     tokens = service.engine.tokenize(
-        asked.text, add_special=asked.add_special, parse_special=asked.parse_special
+        asked.text,
+        add_special=asked.add_special is not False,
+        parse_special=bool(asked.parse_special),
     )
     return success({"tokens": tokens, "length": len(tokens)})
 
@@ -29,4 +31,4 @@ def decode(service: Service, request: HttpRequest) -> HttpResponse:
         raise InvalidRequest(
             f"tokens[{index}]", tokens[index], f"a token of the vocabulary, from 0 to {size - 1}"
         )
-    return success({"text": engine.detokenize(tokens, special=asked.special)})
+    return success({"text": engine.detokenize(tokens, special=asked.special is not False)})

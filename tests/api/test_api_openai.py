@@ -225,6 +225,7 @@ def test_text_completions_take_text_lists_and_tokens(client: openai.OpenAI, stor
         ("top_logprobs", 5, "top_logprobs"),
         ("reasoning_effort", "much", "reasoning_effort"),
         ("stream_options", {"include_usage": 1}, "stream_options.include_usage"),
+        ("web_search_options", {}, "web_search_options"),
     ],
 )
 def test_bad_input_is_refused_by_name_and_nothing_is_queued(
@@ -267,9 +268,32 @@ def test_what_does_not_fit_has_the_code_that_clients_shorten_by(
     assert (error["code"], error["param"]) == ("context_length_exceeded", param)
 
 
-def test_too_many_choices_are_refused(stories: Live) -> None:
-    error = refused(stories, "/v1/completions", {"prompt": ["a"] * 100, "n": 2})
-    assert error["param"] == "n"
+@pytest.mark.parametrize(
+    ("body", "param"),
+    [({"prompt": ["a"] * 100, "n": 2}, "n"), ({"prompt": ["a"] * 129}, "prompt")],
+)
+def test_too_many_choices_are_refused(stories: Live, body: Any, param: str) -> None:
+    assert refused(stories, "/v1/completions", body)["param"] == param
+
+
+@pytest.mark.parametrize("field", ["chat_template_kwargs", "metadata", "tools"])
+def test_what_is_nested_too_deeply_is_refused(stories: Live, field: str) -> None:
+    """Wherever that is noticed: while it is decoded, or while a template is given it."""
+    for depth in (400, 700, 900, 950, 980, 20_000):
+        nested = '{"a":' * depth + "1" + "}" * depth
+        if field == "tools":
+            nested = f'[{{"type":"function","function":{{"name":"f","parameters":{nested}}}}}]'
+        body = (
+            f'{{"messages":[{{"role":"user","content":"Hi"}}],"max_tokens":1,"{field}":{nested}}}'
+        )
+        response = stories.post("/v1/chat/completions", body.encode())
+        assert response.status_code in (200, 400), (depth, response.text)
+    assert response.status_code == 400
+
+
+def test_a_switch_that_is_null_is_as_if_left_out(stories: Live) -> None:
+    body = {"messages": HELLO, "max_tokens": 1, "stream_options": {"include_usage": None}}
+    assert stories.post("/v1/chat/completions", body).status_code == 200
 
 
 def test_a_template_that_refuses_is_a_400(stories: Live) -> None:

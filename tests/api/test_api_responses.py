@@ -11,7 +11,8 @@ import jsonschema
 import openai
 import pytest
 
-from tests.api.api_client import Live, begin_post, eventually, idle, read_until
+from cllm.api import ApiSettings
+from tests.api.api_client import Live, begin_post, eventually, idle, read_until, serving
 
 MODEL = "cllm-stories-q8_0"
 FOX = "Tell me a story about a fox and a lantern."
@@ -173,6 +174,7 @@ def test_the_text_can_be_held_to_a_schema(client: Any) -> None:
         ("tool_choice", "required", "tool_choice"),
         ("previous_response_id", "resp_1", "previous_response_id"),
         ("background", True, "background"),
+        ("top_logprobs", 3, "top_logprobs"),
         ("text", {"format": {"type": "json_schema", "name": "x"}}, "text.format.schema"),
         ("max_output_tokens", 0, "max_output_tokens"),
     ],
@@ -187,6 +189,21 @@ def test_bad_input_is_refused_by_name_and_nothing_is_queued(
     assert set(error) == {"message", "type", "param", "code"}
     assert (error["param"] or "").startswith(param), error
     assert stories.engine.stats().requests_submitted == before
+
+
+def test_thoughts_are_items_of_their_own_and_counted(stories: Live) -> None:
+    thinking = (
+        "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+        "<|im_start|>assistant\n<think>\n"
+    )
+    with serving(stories.engine, ApiSettings(chat_template=thinking)) as live:
+        body = {"input": FOX, "max_output_tokens": 12, "temperature": 0}
+        whole = live.post("/v1/responses", body).json()
+        assert [item["type"] for item in whole["output"]] == ["reasoning"]
+        assert whole["usage"]["output_tokens_details"]["reasoning_tokens"] == 12
+        with openai.OpenAI(base_url=live.url + "/v1", api_key="none") as client:
+            _, last = streamed(client, input=FOX, max_output_tokens=12, temperature=0)
+    assert last.usage.output_tokens_details.reasoning_tokens == 12
 
 
 def test_a_client_that_leaves_frees_its_sequence(stories: Live) -> None:

@@ -302,6 +302,15 @@ def test_nonsense_is_survived_and_cut_anywhere(
     assert read(format, list(text), opened) == whole
 
 
+@pytest.mark.parametrize("format", FORMATS, ids=lambda format: format.name)
+def test_every_format_can_hold_what_may_be_null(format: Format) -> None:
+    city = {"type": ["string", "null"]}
+    parameters = {"type": "object", "properties": {"city": city}, "required": ["city"]}
+    grammar = Grammar(lambda marker: None)
+    start = format.rules(grammar, [Tool("get_weather", "", parameters)], True, False)
+    assert LLMatcher.validate_grammar(grammar.source(start)) == ""
+
+
 def test_thoughts_that_the_template_opened_begin_at_once() -> None:
     hermes = NAMED["hermes"]
     assert read(hermes, ["Hm.\n", "</think>\n", "\nYes."], opened=True) == [

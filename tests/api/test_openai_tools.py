@@ -167,6 +167,21 @@ def test_calls_and_their_results_are_part_of_the_conversation(client: openai.Ope
     assert answer.usage.prompt_tokens > without.usage.prompt_tokens + 100
 
 
+def test_an_earlier_call_with_arguments_that_are_no_json_is_repeated_as_it_was(
+    stories: Live,
+) -> None:
+    function = {"name": "clock", "arguments": '{"zone": '}
+    call = {"id": "call_1", "type": "function", "function": function}
+    talk = [
+        *FOX,
+        {"role": "assistant", "tool_calls": [call]},
+        {"role": "tool", "tool_call_id": "call_1", "content": "no JSON"},
+    ]
+    answer = stories.post("/apply-template", {"messages": talk, "tools": [CLOCK]})
+    assert answer.status_code == 200, answer.text
+    assert json.dumps(function["arguments"]) in answer.json()["prompt"]
+
+
 def test_an_object_is_an_object(client: openai.OpenAI) -> None:
     answer = client.chat.completions.create(
         model=MODEL, messages=FOX, seed=1, response_format={"type": "json_object"}
@@ -302,6 +317,8 @@ BAD_TOOLS = [
     ({"parameters": {"type": "array"}}, "tools[0].function.parameters.type"),
     ({"parameters": {"properties": {"a": {"type": "word"}}}}, "parameters.properties.a.type"),
     ({"parameters": {"properties": {"a": 1}}}, "parameters.properties.a"),
+    ({"parameters": {"properties": {"a": {"type": {}}}}}, "parameters.properties.a.type"),
+    ({"parameters": {"properties": {"a": {"type": [["string"]]}}}}, "properties.a.type"),
     ({"parameters": {"required": "a"}}, "parameters.required"),
     ({"parameters": []}, "tools[0].function.parameters"),
     ({"name": "two words"}, "tools[0].function.name"),

@@ -69,20 +69,20 @@ class Tool(Struct):
 class Auto(Struct, tag_field="type", tag="auto"):
     """The model decides."""
 
-    disable_parallel_tool_use: bool = False
+    disable_parallel_tool_use: bool | None = None
 
 
 class AnyTool(Struct, tag_field="type", tag="any"):
     """Some tool must be called."""
 
-    disable_parallel_tool_use: bool = False
+    disable_parallel_tool_use: bool | None = None
 
 
 class OneTool(Struct, tag_field="type", tag="tool"):
     """This tool must be called."""
 
     name: NonEmpty
-    disable_parallel_tool_use: bool = False
+    disable_parallel_tool_use: bool | None = None
 
 
 class NoTool(Struct, tag_field="type", tag="none"):

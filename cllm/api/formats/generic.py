@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 from cllm.api.formats import hermes
@@ -65,5 +66,6 @@ def _as_text(message: Mapping[str, Any]) -> dict[str, Any]:
 def _call(function: Mapping[str, Any]) -> str:
     arguments = function["arguments"]
     if isinstance(arguments, str):
-        arguments = json.loads(arguments or "{}")
+        with suppress(ValueError):  # what was no JSON is shown as the text that it is
+            arguments = json.loads(arguments or "{}")
     return dump({"name": function["name"], "arguments": arguments})

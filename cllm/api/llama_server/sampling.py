@@ -181,7 +181,7 @@ def settings(params: SamplingParams, asked: CompletionRequest | None = None) -> 
         "generation_prompt": "",
         "samplers": [_SHOWN.get(name, name) for name in params.samplers],
         "speculative.types": "none",
-        "timings_per_token": asked.timings_per_token,
+        "timings_per_token": bool(asked.timings_per_token),
         "post_sampling_probs": False,
         "backend_sampling": False,
         "lora": [],

@@ -78,9 +78,9 @@ class CompletionRequest(Struct, kw_only=True):
 
     n_probs: Annotated[int, Meta(ge=0, le=MAX_LOGPROBS)] | None = None
     logprobs: Annotated[int, Meta(ge=0, le=MAX_LOGPROBS)] | None = None
-    return_tokens: bool = False
-    return_progress: bool = False
-    timings_per_token: bool = False
+    return_tokens: bool | None = None
+    return_progress: bool | None = None
+    timings_per_token: bool | None = None
     response_fields: list[str] | None = None
 
     # Known there and not served here: asking for them is refused by name, never overlooked.
@@ -131,9 +131,9 @@ class TokenizeRequest(Struct):
     """Body of ``/tokenize``."""
 
     content: str | Mixed = ""
-    add_special: bool = False
-    parse_special: bool = True
-    with_pieces: bool = False
+    add_special: bool | None = None
+    parse_special: bool | None = None
+    with_pieces: bool | None = None
 
 
 class DetokenizeRequest(Struct):

@@ -24,7 +24,9 @@ class Text:
     def tokenize(self, request: HttpRequest) -> HttpResponse:
         """POST ``/tokenize``. A piece that is not UTF-8 is a list of its bytes."""
         asked, engine = TOKENIZE.decode(request.body), self._service.engine
-        tokens = mixed_tokens(engine, asked.content, asked.add_special, asked.parse_special)
+        tokens = mixed_tokens(
+            engine, asked.content, bool(asked.add_special), asked.parse_special is not False
+        )
         if not asked.with_pieces:
             return _json({"tokens": tokens})
         pieces = zip(tokens, engine.pieces(tokens), strict=True)

@@ -44,6 +44,8 @@ class Completions:
         count = asked.n or 1
         if len(prompts) * count > MOST_CHOICES:
             most = f"at most {MOST_CHOICES} choices in all, prompts times n"
+            if count == 1:
+                raise InvalidRequest("prompt", f"{len(prompts)} prompts", most)
             raise InvalidRequest("n", count, most)
         most_tokens = _MOST_TOKENS if asked.max_tokens is None else asked.max_tokens
         wanted = [

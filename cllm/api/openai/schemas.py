@@ -26,6 +26,7 @@ NOTHING: dict[str, tuple[Any, ...]] = {
     "best_of": (None, 1),
     "audio": (None,),
     "modalities": (None, ["text"]),
+    "web_search_options": (None,),
     "functions": (None, []),
     "function_call": (None, "none", "auto"),
 }
@@ -36,7 +37,7 @@ _INSTEAD = {"functions": "use tools", "function_call": "use tool_choice", "best_
 class StreamOptions(Struct):
     """What a stream tells beside the text."""
 
-    include_usage: bool = False
+    include_usage: bool | None = None
 
 
 class Sampled(Struct, kw_only=True):
@@ -69,7 +70,7 @@ class Sampled(Struct, kw_only=True):
     @property
     def streams_usage(self) -> bool:
         """Whether the stream ends with a chunk that counts tokens."""
-        return self.stream_options is not None and self.stream_options.include_usage
+        return bool(self.stream_options and self.stream_options.include_usage)
 
     def sampling(self, most: int | None, choice: int, **more: Any) -> SamplingParams:
         """How choice number `choice` is made, of at most `most` tokens; raises InvalidRequest.
@@ -237,6 +238,7 @@ class ChatRequest(Sampled, kw_only=True):
     function_call: Any = None
     audio: Any = None
     modalities: Any = None
+    web_search_options: Any = None
 
     def __post_init__(self) -> None:
         """Refuse what is not served, and what says nothing without another field."""

@@ -143,7 +143,7 @@ class ResponsesRequest(Struct, kw_only=True):
         """Refuse what is not served: ValueErrors become the 400's text."""
         for name, nothing in _NOTHING.items():
             if getattr(self, name) not in nothing:
-                raise ValueError(f"{name}: is not served, nothing is stored here; leave it out")
+                raise ValueError(f"{name}: is not served; leave it out")
 
 
 RESPONSES = Schema(ResponsesRequest)
