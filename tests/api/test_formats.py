@@ -34,6 +34,7 @@ WEATHER = Tool(
     },
 )
 CLOCK = Tool("clock")
+REMEMBER = Tool("remember", "", {"properties": {"what": True}})
 
 # What a call of each tool with these arguments looks like once it is read.
 ROME: tuple[str, object] = ("get_weather", {"city": "Rome"})
@@ -71,6 +72,13 @@ UNDERSTOOD: list[tuple[str, str, str, str, list[tuple[str, object]]]] = [
     ("qwen3-coder", "<function=clock>\n</function>", "", "", [NOW]),
     (
         "qwen3-coder",
+        "<function=remember>\n<parameter=what>\n[1, {}]\n</parameter>\n</function>",
+        "",
+        "",
+        [("remember", {"what": [1, {}]})],
+    ),
+    (
+        "qwen3-coder",
         '<tool_call>\n{"name": "clock", "arguments": {}}\n</tool_call>',
         "",
         "",
@@ -85,6 +93,14 @@ UNDERSTOOD: list[tuple[str, str, str, str, list[tuple[str, object]]]] = [
         [ROME, NOW],
     ),
     ("llama3", '<|python_tag|>{"name": "clock", "parameters": {}}', "", "", [NOW]),
+    (
+        "llama3",
+        '{"name": "get_weather", "parameters": {"city": "Rome"}}\n'
+        '{"name": "clock", "parameters": {}}',
+        "",
+        "",
+        [ROME, NOW],
+    ),
     (
         "pythonic",
         '[get_weather(city="a]b\\n", days=2, sunny=true), clock()]',
@@ -205,12 +221,12 @@ TEXT = [
 
 
 def script_of(format: Format, opened: bool = False) -> Script:
-    """A parser, where both tools may be called."""
+    """A parser, where all three tools may be called."""
 
     def write(reader: Reader) -> Steps[None]:
         if format.think is not None:
             yield from read_reasoning(reader, format.think, opened)
-        yield from format.read(reader, Calls([WEATHER, CLOCK], lambda: "id"))
+        yield from format.read(reader, Calls([WEATHER, CLOCK, REMEMBER], lambda: "id"))
 
     return Script(write)
 
@@ -300,6 +316,41 @@ def test_nonsense_is_survived_and_cut_anywhere(
     whole = read(format, [text], opened)
     assert read(format, parts, opened) == whole
     assert read(format, list(text), opened) == whole
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("hermes", '<tool_call>{"arguments": {"days": 1e999}, "name": "get_weather"}</tool_call>'),
+        ("hermes", '<tool_call>{"arguments": {"days": NaN}, "name": "get_weather"}</tool_call>'),
+        (
+            "qwen3-coder",
+            "<function=get_weather>\n<parameter=days>\n1e999\n</parameter>\n"
+            "<parameter=sunny>\nNaN\n</parameter>\n</function>",
+        ),
+        ("pythonic", "[get_weather(days=1e999)]"),
+        ("gemma-4", "<|tool_call>call:get_weather{days:1e999}<tool_call|>"),
+    ],
+)
+def test_arguments_are_json_whatever_numbers_stand_in_them(name: str, text: str) -> None:
+    for event in read(NAMED[name], [text]):
+        if isinstance(event, CallArguments):
+            json.loads(event.text, parse_constant=pytest.fail)
+
+
+def test_a_choice_of_texts_stands_without_quotes_in_an_element() -> None:
+    city = {"type": "string", "enum": ["Rome", "true", "3"], "description": "Where"}
+    parameters = {"type": "object", "properties": {"city": city}, "required": ["city"]}
+    tool, qwen = Tool("get_weather", "", parameters), NAMED["qwen3-coder"]
+    for option in ("Rome", "true", "3"):
+        call = f"<function=get_weather>\n<parameter=city>\n{option}\n</parameter>\n</function>"
+        text = f"<tool_call>\n{call}\n</tool_call>"
+        grammar = Grammar(lambda marker: None)
+        assert fits(grammar.source(qwen.rules(grammar, [tool], True, False)), text)
+        script = Script(lambda reader: qwen.read(reader, Calls([tool], lambda: "id")))
+        events = [*script.push(text), *script.finish()]
+        written = "".join(event.text for event in events if isinstance(event, CallArguments))
+        assert json.loads(written) == {"city": option}
 
 
 @pytest.mark.parametrize("format", FORMATS, ids=lambda format: format.name)

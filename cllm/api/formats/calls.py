@@ -129,19 +129,34 @@ def json_calls(value: Any, calls: Calls) -> list[tuple[str, str]] | None:
         arguments = {}
     if not isinstance(arguments, dict):
         return None
-    return [(value["name"], dump(arguments))]
+    try:
+        return [(value["name"], dump(arguments))]
+    except ValueError:  # a number beyond all floats
+        return None
 
 
 def _decoded(text: str) -> Any:
     try:
-        return json.loads(text)
+        return load(text)
     except (ValueError, RecursionError):
         return None
 
 
+def load(text: str) -> Any:
+    """JSON, and nothing that only Python takes for it. Raises ValueError, RecursionError."""
+    return json.loads(text, parse_constant=_refuse)
+
+
+def _refuse(name: str) -> None:
+    raise ValueError(f"{name} is no JSON")
+
+
 def dump(value: Any) -> str:
-    """JSON text as models write it; halves of surrogate pairs, which UTF-8 lacks, stay escaped."""
-    text = json.dumps(value, ensure_ascii=False)
+    """JSON text as models write it; halves of surrogate pairs, which UTF-8 lacks, stay escaped.
+
+    Raises ValueError for a number that JSON cannot hold.
+    """
+    text = json.dumps(value, ensure_ascii=False, allow_nan=False)
     return text if text.isascii() or not _SURROGATE.search(text) else json.dumps(value)
 
 

@@ -5,7 +5,6 @@ Source: the chat templates of google/functiongemma-270m-it and google/gemma-4.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -13,7 +12,7 @@ from typing import Any, NamedTuple
 
 from cllm.api.chat.conversation import Tool
 from cllm.api.chat.events import Text
-from cllm.api.formats.calls import Calls, dump
+from cllm.api.formats.calls import Calls, dump, load
 from cllm.api.formats.format import Format
 from cllm.api.formats.grammar import Grammar, repeated
 from cllm.api.formats.reader import Reader, Steps
@@ -50,16 +49,17 @@ def _read(reader: Reader, calls: Calls, marks: Marks) -> Steps[None]:
         if head is None or arguments is None:
             yield Text(before + body + (marker or ""))
         else:
-            yield from calls.whole(head[1], dump(arguments))
+            yield from calls.whole(head[1], arguments)
             yield from reader.space()
 
 
-def _decoded(text: str, quote: str) -> dict[str, Any] | None:
+def _decoded(text: str, quote: str) -> str | None:
+    """The arguments' JSON text, if they are an object."""
+    written = _as_json(text, quote)
     try:
-        value = json.loads(_as_json(text, quote))
+        return written if isinstance(load(written), dict) else None
     except (ValueError, RecursionError):
         return None
-    return value if isinstance(value, dict) else None
 
 
 def _as_json(text: str, quote: str) -> str:

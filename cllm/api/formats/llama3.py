@@ -1,4 +1,4 @@
-"""Llama 3: the whole answer is a call in JSON, or several with `;` between them.
+"""Llama 3: the whole answer is a call in JSON, or several with `;` or white space between.
 
 Source: the chat template of meta-llama/Llama-3.1. `<|python_tag|>` may come first.
 """
@@ -30,10 +30,9 @@ def _read(reader: Reader, calls: Calls) -> Steps[None]:
         called = yield from read_json_call(reader, calls)
         while called:
             before = yield from reader.space()
-            if not (yield from reader.starts(";")):
-                break
-            before += reader.skip(1)
-            before += yield from reader.space()
+            if (yield from reader.starts(";")):
+                before += reader.skip(1)
+                before += yield from reader.space()
             called = yield from read_json_call(reader, calls)
         if before and reader.text:
             yield Text(before)

@@ -6,14 +6,13 @@ as JSON. Calls in Hermes' JSON are understood too.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from cllm.api.chat.conversation import Tool
 from cllm.api.chat.events import Event, Text
 from cllm.api.formats import hermes
-from cllm.api.formats.calls import Calls, dump, read_json_call
+from cllm.api.formats.calls import Calls, dump, load, read_json_call
 from cllm.api.formats.format import Format
 from cllm.api.formats.grammar import Grammar, repeated
 from cllm.api.formats.reader import Reader, Steps
@@ -22,8 +21,9 @@ _BEGIN, _END = hermes.BEGIN, hermes.END
 _FUNCTION, _FUNCTION_END = "<function=", "</function>"
 _PARAMETER, _PARAMETER_END = "<parameter=", "</parameter>"
 # What the Python of a template writes for JSON's names.
-_PYTHON = {"True": True, "False": False, "None": None}
-# With these keywords a text cannot be held to its schema unless it is written as JSON.
+_PYTHON = {"True": "true", "False": "false", "None": "null"}
+_CHOICE = {"type", "enum", "title", "description", "default"}
+# With these keywords a text cannot be held to its schema unless it is written as JSON or chosen.
 _BINDING = ("enum", "const", "pattern", "format", "minLength", "maxLength")
 
 
@@ -96,7 +96,7 @@ def _read_arguments(reader: Reader, calls: Calls, tool: Tool) -> Steps[None]:
             text, end = yield from reader.take_until((_PARAMETER_END,))
             if end is None:
                 return
-            yield calls.arguments(dump(_value(text.removesuffix("\n"), schema)))
+            yield calls.arguments(_written(text.removesuffix("\n"), schema))
     if marker is not None:
         yield calls.arguments("{}" if before == "{" else "}")
         yield calls.end()
@@ -111,14 +111,28 @@ def _is_text(schema: Any) -> bool:
     )
 
 
-def _value(text: str, schema: Any) -> Any:
-    if text in _PYTHON and schema.get("type") != "string":
+def _written(text: str, schema: Any) -> str:
+    """The JSON text of a value; text that is no JSON, or is to be none, becomes a string."""
+    textual = isinstance(schema, Mapping) and schema.get("type") == "string"
+    if text in _PYTHON and not textual:
         return _PYTHON[text]
     try:
-        value = json.loads(text)
+        value = load(text)
     except (ValueError, RecursionError):
-        return text
-    return text if schema.get("type") == "string" and not isinstance(value, str) else value
+        return dump(text)
+    return dump(text) if textual and not isinstance(value, str) else text
+
+
+def _options(schema: Any) -> list[str]:
+    """The texts of a choice that can stand as they are; none where some could not be told."""
+    if not isinstance(schema, Mapping) or set(schema) - _CHOICE or schema.get("type") != "string":
+        return []
+    options = schema.get("enum", [])
+    plain = all(
+        isinstance(text, str) and text and "\n" not in text and _written(text, schema) == dump(text)
+        for text in options
+    )
+    return list(options) if plain else []
 
 
 def _call(grammar: Grammar, tool: Tool) -> str:
@@ -133,6 +147,9 @@ def _call(grammar: Grammar, tool: Tool) -> str:
         begin = grammar.text(f"{_PARAMETER}{name}>\n")
         if _is_text(inner):
             part = f'{begin} {grammar.until(chr(10) + _PARAMETER_END)} "\\n"'
+        elif options := _options(inner):
+            end = grammar.text(chr(10) + _PARAMETER_END + chr(10))
+            part = f"{begin} {grammar.one_of(*map(grammar.text, options))} {end}"
         else:
             value = grammar.json({**inner, **shared} if isinstance(inner, Mapping) else {})
             part = f"{begin} {value} {grammar.text(chr(10) + _PARAMETER_END + chr(10))}"
