@@ -10,6 +10,7 @@ from cllm.engine import (
     EngineError,
     InvalidRequest,
     NotEnabled,
+    TooIntricate,
     Unsupported,
 )
 from cllm.http import HttpError
@@ -20,11 +21,11 @@ log = logging.getLogger("cllm.api")
 def describe(error: BaseException, request_id: str) -> HttpError:
     """The status and the text for an error of a generation.
 
-    InvalidRequest 400, DeadlineExceeded 408, NotEnabled and Unsupported 501, EngineClosed 503;
-    anything else is a fault of the server: 500, with the request's id, under which the log has the
-    rest.
+    InvalidRequest and TooIntricate 400, DeadlineExceeded 408, NotEnabled and Unsupported 501,
+    EngineClosed 503; anything else is a fault of the server: 500, with the request's id, under
+    which the log has the rest.
     """
-    if isinstance(error, InvalidRequest):
+    if isinstance(error, (InvalidRequest, TooIntricate)):
         return HttpError(400, str(error))
     if isinstance(error, DeadlineExceeded):
         return HttpError(408, str(error))

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
         NotEnabled,
         PromptTooLong,
         QueueFull,
+        TooIntricate,
         Unsupported,
     )
     from cllm.engine.generation import Completion, Generation, TokenRecord
@@ -54,6 +55,7 @@ __all__ = [
     "SamplingParams",
     "Timings",
     "TokenRecord",
+    "TooIntricate",
     "Unsupported",
     "Usage",
 ]

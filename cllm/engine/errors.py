@@ -48,6 +48,13 @@ class Unsupported(EngineError):  # noqa: N818 - a public name
     """The model that is loaded cannot do this; the message says what it can."""
 
 
+class TooIntricate(EngineError):  # noqa: N818 - a public name
+    """A constraint could be compiled, but following it takes more than one request may."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(f"the constraint is too intricate ({reason}): give a simpler one")
+
+
 class QueueFull(EngineError):  # noqa: N818 - a public name
     """As many requests are waiting as the configuration allows; retry_after is in seconds."""
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from cllm.engine.errors import EngineError
+from cllm.engine.errors import EngineError, TooIntricate
 
 if TYPE_CHECKING:
     from llguidance import LLMatcher
@@ -38,7 +38,7 @@ class Guide:
     def forbidden(self) -> NDArray[np.bool_]:
         """Return which tokens may not follow, [n_vocab]; computed once for each token accepted.
 
-        Raises EngineError if the constraint is too intricate for its limits here.
+        Raises TooIntricate.
         """
         if self._forbidden is None:
             bits = self._bits
@@ -46,20 +46,26 @@ class Guide:
             self._matcher.unsafe_compute_mask_ptr(bits.ctypes.data, bits.nbytes)
             self._check()
             if time.thread_time() - began > MAX_MASK_S:
-                raise EngineError("the constraint is too intricate: give a simpler one")
+                raise TooIntricate(f"a token takes more than {MAX_MASK_S} s")
             np.invert(bits, out=bits)
             flags = np.unpackbits(bits.view(np.uint8), count=self._n_vocab, bitorder="little")
             self._forbidden = flags.view(np.bool_)
         return self._forbidden
 
     def accept(self, token: int) -> None:
-        """Go on with a token that was not forbidden and does not end the text."""
+        """Go on with a token that was not forbidden and does not end the text.
+
+        Raises TooIntricate.
+        """
         self._forbidden = None
         self._matcher.consume_token(token)
         self._check()
 
     def forced(self, room: int) -> list[int]:
-        """Accept and return the tokens that must follow, if any, but at most `room`."""
+        """Accept and return the tokens that must follow, if any, but at most `room`.
+
+        Raises TooIntricate.
+        """
         if self._matcher.is_stopped():
             return []
         tokens = self._matcher.compute_ff_tokens()[: min(room, MAX_FORCED)]
@@ -77,7 +83,7 @@ class Guide:
     def _check(self) -> None:
         if self._matcher.is_error():
             reason = self._matcher.get_error().split("\n", 1)[0]
-            raise EngineError(f"the constraint cannot be followed any further: {reason}")
+            raise TooIntricate(reason)
 
 
 class MaskThread:
