@@ -16,6 +16,7 @@ from cllm.api.chat.events import (
     Text,
 )
 from cllm.api.chat.prepare import Prepared, prepare, prompt_text
+from cllm.api.chat.thoughts import Thoughts
 
 __all__ = [
     "CallArguments",
@@ -27,6 +28,7 @@ __all__ = [
     "Prepared",
     "Reasoning",
     "Text",
+    "Thoughts",
     "Tool",
     "prepare",
     "prompt_text",

@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from cllm.api.chat import CallArguments, CallBegin, Event, Prepared, Reasoning, Text
+from cllm.api.chat import CallArguments, CallBegin, Event, Prepared, Reasoning, Text, Thoughts
 from cllm.api.openai.logprobs import chat_logprobs
 from cllm.api.openai.reply import Chunks, Reply, failed
 from cllm.api.responses import encode
@@ -21,25 +21,25 @@ class _Choice:
     """One generation as it is read."""
 
     __slots__ = (
-        "_bytes", "_generation", "_parser", "_recorded", "_thinking", "called",
-        "reasoning_tokens", "records",
+        "_bytes", "_generation", "_parser", "_recorded", "_thinking", "_thoughts", "called",
+        "records",
     )  # fmt: skip
 
     def __init__(self, generation: Generation, prepared: Prepared, recorded: bool) -> None:
         self._generation = generation
         self._parser = prepared.parser()
-        self._thinking = False
+        self._thinking: bool | None = None  # nothing was said yet
+        self._thoughts = Thoughts()
         self._recorded: deque[TokenRecord] | None = deque() if recorded else None
         self._bytes = 0  # of the text, beyond the tokens whose records were reached
         self.called = False
-        self.reasoning_tokens = 0
         self.records: list[TokenRecord] = []  # of the answer, not yet shown
 
     def push(self, text: str) -> list[Event]:
         """What the next token's text makes."""
         self._reach(text)
         events = self._noted(self._parser.push(text))
-        self.reasoning_tokens += self._thinking
+        self._thoughts.count(self._thinking)
         return events
 
     def finish(self) -> list[Event]:
@@ -47,6 +47,10 @@ class _Choice:
         if self._recorded is not None:
             self.records += [*self._recorded, *self._generation.take_tokens()]
         return self._noted(self._parser.finish())
+
+    def reasoning_tokens(self) -> int:
+        """How many of its tokens were thoughts."""
+        return self._thoughts.tokens(self._generation.usage.completion_tokens)
 
     def reason(self) -> str:
         """Why it ended, once it has."""
@@ -76,7 +80,7 @@ class _Choice:
 
 
 def _usage(reply: Reply, choices: Sequence[_Choice]) -> dict[str, Any]:
-    thought = sum(choice.reasoning_tokens for choice in choices)
+    thought = sum(choice.reasoning_tokens() for choice in choices)
     return {**reply.usage(), "completion_tokens_details": {"reasoning_tokens": thought}}
 
 

@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from cllm.api.chat import Prepared, prepare
+from cllm.api.chat import Prepared, Thoughts, prepare
 from cllm.api.chat.fields import named
 from cllm.api.openai.errors import refused
 from cllm.api.openai.responses.conversation import conversation
@@ -71,7 +71,7 @@ def _params(asked: ResponsesRequest, prepared: Prepared) -> SamplingParams:
 class _Reply:
     """One response under way."""
 
-    __slots__ = ("_asked", "_created", "_model", "_parser", "_thought", "generation", "output")
+    __slots__ = ("_asked", "_created", "_model", "_parser", "_thoughts", "generation", "output")
 
     def __init__(
         self, model: str, asked: ResponsesRequest, prepared: Prepared, generation: Generation
@@ -82,7 +82,7 @@ class _Reply:
         self.generation = generation
         self.output = Output(generation.id)
         self._parser = prepared.parser()
-        self._thought = 0  # tokens of thoughts
+        self._thoughts = Thoughts()
 
     def whole(self) -> HttpResponse:
         for text in self.generation.take():
@@ -93,9 +93,9 @@ class _Reply:
 
     def push(self, text: str) -> list[Named]:
         """What the next token's text makes."""
-        events = list(self.output.push(self._parser.push(text)))
-        self._thought += self.output.thinking
-        return events
+        made = list(self.output.push(self._parser.push(text)))
+        self._thoughts.count(self.output.thinking)
+        return made
 
     def finish(self) -> Iterable[Named]:
         """The end of the text."""
@@ -113,7 +113,9 @@ class _Reply:
             "input_tokens": usage.prompt_tokens,
             "input_tokens_details": {"cached_tokens": usage.cached_tokens, "cache_write_tokens": 0},
             "output_tokens": usage.completion_tokens,
-            "output_tokens_details": {"reasoning_tokens": self._thought},
+            "output_tokens_details": {
+                "reasoning_tokens": self._thoughts.tokens(usage.completion_tokens)
+            },
             "total_tokens": usage.prompt_tokens + usage.completion_tokens,
         }
         format = (asked.text and asked.text.format) or {"type": "text"}

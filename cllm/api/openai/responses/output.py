@@ -24,8 +24,10 @@ class Output:
         self.items: list[dict[str, Any]] = []
 
     @property
-    def thinking(self) -> bool:
-        """Whether thoughts are growing."""
+    def thinking(self) -> bool | None:
+        """Whether thoughts are growing; None: nothing has begun."""
+        if not self.items:
+            return None
         return self._open and self.items[-1]["type"] == "reasoning"
 
     def push(self, events: Sequence[Event]) -> Iterator[Named]:
