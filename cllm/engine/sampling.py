@@ -15,7 +15,7 @@ from collections.abc import Iterator
 import numpy as np
 from numpy.typing import NDArray
 
-from cllm.engine.errors import EngineError
+from cllm.engine.errors import EngineError, InvalidRequest
 from cllm.engine.llama import (
     CANDIDATE,
     FloatArray,
@@ -79,7 +79,8 @@ class TokenSampler:
                 self._accepted = len(tokens)
             token = self._chain.choose(candidates(row, self._params, self._first))
         if forbidden is not None and forbidden[token]:
-            raise EngineError("no token is left that constraint and logit_bias both allow")
+            left = "a token to be left that constraint and logit_bias both allow"
+            raise InvalidRequest("logit_bias", "what it forbids", left)
         return token
 
     def close(self) -> None:

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 _NAMES = (
     (re.compile(r"^prompt\b"), "messages"),
+    (re.compile(r"^stop\b"), "stop_sequences"),
     (re.compile(r"^(tools\[\d+\])\.function\.parameters"), r"\1.input_schema"),
     (re.compile(r"^(tools\[\d+\])\.function"), r"\1"),
     (
@@ -46,7 +47,7 @@ class Messages:
         asked = MESSAGES.decode(request.body)
         with named(_NAMES):
             prepared = prepare(self._service, conversation(asked))
-        wanted = [Wanted(prepared.tokens, _params(asked, prepared))]
+            wanted = [Wanted(prepared.tokens, _params(asked, prepared))]
 
         def reply(generations: Sequence[Generation]) -> Reply:
             return Reply(self._service.model_id, asked.max_tokens, generations[0])

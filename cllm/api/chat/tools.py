@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from cllm.engine import Engine
 
 _NAME = re.compile(r"[a-zA-Z0-9_.-]{1,64}")
-_TYPES = frozenset(("object", "array", "string", "integer", "number", "boolean", "null"))
+_TYPES = ("array", "boolean", "integer", "null", "number", "object", "string")
 _ANY_OBJECT: Mapping[str, Any] = {"type": "object"}
 
 
@@ -91,7 +91,7 @@ def _check(schema: Any, where: str) -> None:
         kinds = each.get("type", "object")
         for kind in kinds if isinstance(kinds, list) else [kinds]:
             if kind not in _TYPES:
-                raise InvalidRequest(f"{path}.type", kind, f"one of {', '.join(sorted(_TYPES))}")
+                raise InvalidRequest(f"{path}.type", kind, f"one of {', '.join(_TYPES)}")
         properties = each.get("properties", {})
         if not isinstance(properties, Mapping):
             raise InvalidRequest(f"{path}.properties", properties, "an object of JSON schemas")

@@ -18,7 +18,7 @@ from cllm.api.formats.grammar import Grammar, repeated
 from cllm.api.formats.reader import Reader, Steps
 
 _HEAD = re.compile(r"\s*call:\s*([\w.-]+)\s*(?=\{)")
-_PLAIN = {"integer", "number", "boolean", "null"}
+_PLAIN = ("integer", "number", "boolean", "null")
 _COMMON = {"type", "title", "description", "default"}
 
 
