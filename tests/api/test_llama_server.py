@@ -267,7 +267,8 @@ def test_every_sampler_can_be_asked_for_and_is_told(stories: Live, fields: Any) 
 
 
 def test_a_schema_or_a_grammar_holds_whole_and_streamed(stories: Live) -> None:
-    properties = {"name": {"type": "string", "maxLength": 20}, "age": {"type": "integer"}}
+    age = {"type": "integer", "minimum": 0, "maximum": 99}
+    properties = {"name": {"type": "string", "maxLength": 20}, "age": age}
     schema = {"type": "object", "properties": properties, "required": ["name", "age"],
               "additionalProperties": False}  # fmt: skip
     asked = {"prompt": STORY, "n_predict": 200, "temperature": 1, "seed": 3}
