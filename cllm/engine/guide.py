@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from cllm.engine.errors import EngineError, TooIntricate
+from cllm.engine.errors import TooIntricate
 
 if TYPE_CHECKING:
     from llguidance import LLMatcher
@@ -121,6 +121,8 @@ class MaskThread:
     def _run(self) -> None:
         while (guides := self._todo.get()) is not None:
             for guide in guides:
-                with suppress(EngineError):  # raised again where the request can be given up
+                # Whatever it is, it is raised again where the request can be given up; here it
+                # would end the thread, for which the engine waits.
+                with suppress(BaseException):
                     guide.forbidden()
             self._done.put(None)

@@ -21,7 +21,8 @@ from cllm.engine import (
     SamplingParams,
 )
 from cllm.engine.constraint import MAX_SOURCE, Kind, json_rule
-from tests.engine.engine_helpers import Loader, Watched, break_decode, finished, greedy
+from cllm.engine.guide import Guide, MaskThread
+from tests.engine.engine_helpers import WAIT, Loader, Watched, break_decode, finished, greedy
 
 PERSON: dict[str, Any] = {
     "type": "object",
@@ -237,6 +238,25 @@ def test_a_step_that_fails_leaves_no_mask_behind(load: Loader, model_path: Path)
     with pytest.raises(EngineError, match="made up"):
         finished(broken)
     assert finished(engine.submit("Hello", held("json_schema", PERSON))).text == expected
+
+
+def test_a_mask_that_cannot_be_computed_holds_nobody_up(engine: Engine) -> None:
+    good = engine._grammars.guide(Constraint("json_object"))
+    too_short = Guide(good._matcher, 1)  # for a vocabulary of one token
+    with pytest.raises(ValueError, match="buffer"):
+        too_short.forbidden()
+    masks = MaskThread()
+    done = threading.Event()
+
+    def twice() -> None:
+        for _ in range(2):
+            masks.start([too_short])
+            masks.wait()
+        done.set()
+
+    threading.Thread(target=twice, daemon=True).start()
+    assert done.wait(WAIT)
+    masks.close()
 
 
 def test_the_thread_for_masks_ends_with_its_engine(model_path: Path) -> None:
