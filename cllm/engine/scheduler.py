@@ -345,11 +345,13 @@ class Scheduler:
     def _plan(self) -> Plan:
         """The newest tokens of those that are generating, then of prompts what time allows."""
         generating = [s for s in self._running if s.decoding]
-        if self._speculation is not None and generating and len(generating) == len(self._running):
-            self._speculation.guess(generating, self._pacer.step_s(len(generating)))
         counts = {s: s.pending for s in generating}
-        if sum(counts.values()) > self._batch.capacity:
+        room = self._batch.capacity - sum(counts.values())
+        if room < 0:
             counts = dict.fromkeys(counts, 1)
+        elif self._speculation is not None and 0 < len(generating) == len(self._running):
+            self._speculation.guess(generating, room, self._pacer.step_s(len(generating)))
+            counts = {s: s.pending for s in generating}
         prompts = [s for s in self._running if s not in counts and _slot(s).leader is None]
         if prompts:
             pacer, room = self._pacer, self._batch.capacity - sum(counts.values())
@@ -450,21 +452,13 @@ class Scheduler:
                 tokens = sequence.choose(rows[at : at + 1 + supposed])
                 chosen.append((sequence, tokens))
                 if supposed:
-                    self._forget_wrong(sequence, supposed, len(tokens) - 1)
+                    self.stats.guesses += 1
+                    self.stats.guessed_tokens += supposed
+                    self.stats.guessed_right += len(tokens) - 1
             except EngineError as error:
                 self._fail(sequence, error)
             at += 1 + supposed
         return chosen
-
-    def _forget_wrong(self, sequence: Sequence, guessed: int, right: int) -> None:
-        """Remove what was evaluated for guesses that did not come true."""
-        self.stats.guesses += 1
-        self.stats.guessed_tokens += guessed
-        self.stats.guessed_right += right
-        if right < guessed:
-            slot = _slot(sequence)
-            slot.length -= guessed - right
-            self._context.remove(slot.id, slot.length)
 
     def _publish(self, chosen: list[tuple[Sequence, list[int]]]) -> None:
         now = time.monotonic()
@@ -472,10 +466,18 @@ class Scheduler:
             length = len(sequence.tokens)
             reason = sequence.accept(tokens, now)
             self.stats.completion_tokens += len(sequence.tokens) - length
+            self._forget_wrong(sequence)
             if reason is not None:
                 self._finish(sequence, reason)
             else:
                 self._changed.append(sequence.generation)
+
+    def _forget_wrong(self, sequence: Sequence) -> None:
+        """Remove what was evaluated of guesses that were wrong, or behind the end of the text."""
+        slot, before_newest = _slot(sequence), len(sequence.tokens) - 1
+        if slot.length > before_newest:
+            slot.length = before_newest
+            self._context.remove(slot.id, before_newest)
 
     def _fail(self, sequence: Sequence, error: EngineError) -> None:
         """End a sequence whose part of the cache is in doubt."""
@@ -495,14 +497,15 @@ class Scheduler:
         else:
             self._waiting.remove(sequence)
         sequence.close()
-        generation._finish(reason, error)
+        # Counted before it is told: whoever waits for the end finds room and the right figures.
         finished = self.stats.requests_finished
         finished[reason.value] = finished.get(reason.value, 0) + 1
         ran_s = generation.timings.total_s - generation.timings.queued_s
         self._mean_s += 0.2 * (ran_s - self._mean_s)
-        self._changed.append(generation)
         with self._wake:
             self._in_flight -= 1
+        generation._finish(reason, error)
+        self._changed.append(generation)
 
     def _notify(self) -> None:
         began = time.perf_counter()

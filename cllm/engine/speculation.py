@@ -21,6 +21,7 @@ _GRAM = 3  # tokens that must be the same; two are too often followed by somethi
 _TOKEN_BITS = 21  # a token's number in a key
 _PROBE = 32  # steps without a guess after which one is tried again
 _PROBE_TOKENS = 2
+_PLAIN = 32  # steps with guesses after which one is left plain: what it takes is known anew
 _MEMORY = 0.8  # weight of the past at each observation
 _PRIOR_HITS, _PRIOR_TRIES = 2.0, 3.0  # a sequence begins by trusting its text
 
@@ -99,7 +100,7 @@ class Guesser:
 class Speculation:
     """Decides how far each sequence guesses ahead in the next step. Engine thread only."""
 
-    __slots__ = ("_extra_s", "_most", "_same")
+    __slots__ = ("_extra_s", "_guessing", "_most", "_same")
 
     def __init__(self, most: int, same: bool) -> None:
         """most: tokens that one sequence guesses. same: whether sequences are evaluated together
@@ -108,15 +109,22 @@ class Speculation:
         self._most = most
         self._same = same
         self._extra_s: float | None = None  # what a guessed token adds to a step
+        self._guessing = 0  # steps since one was left as it is
 
-    def guess(self, sequences: list[Sequence], step_s: float | None) -> None:
-        """Give sequences that generate their guesses. step_s: what a step without takes."""
+    def guess(self, sequences: list[Sequence], room: int, step_s: float | None) -> None:
+        """Give sequences that generate their guesses.
+
+        room: tokens for guesses in the batch. step_s: what a step without guesses takes.
+        """
         if step_s is None:
             return  # nothing to compare with yet
+        if self._guessing >= _PLAIN:
+            self._guessing = 0
+            return
         count = len(sequences)
         extra_s = step_s / (count + 1) / 4 if self._extra_s is None else self._extra_s
         price = extra_s * count / step_s
-        room = SPARE_ROWS // count
+        room = min(room, SPARE_ROWS) // count
         guesses = []
         for sequence in sequences:
             guesser = sequence.guesser
@@ -124,6 +132,7 @@ class Speculation:
             guesses.append(guesser.guess(sequence.tokens, most, price) if guesser else [])
             if self._same and count > 1 and not guesses[-1]:
                 return
+        self._guessing += 1
         shortest = min(map(len, guesses)) if self._same else self._most
         for sequence, guessed in zip(sequences, guesses, strict=True):
             sequence.suppose(guessed[:shortest])
