@@ -20,8 +20,8 @@ Schema = dict[str, Any]
 SCHEMAS = 200
 BATCH = 20
 TOKENS = 400
-ENDINGS = ['"', "}", "]", '"}', '"]', '", "']
-"""Made likelier, so that a model which says anything comes to an end."""
+ENDINGS = ['"', "}", "]", '"}', '"]', '", "', ","]
+"""Made likelier, and digits less likely, so that a model which says anything comes to an end."""
 
 
 def schema(rng: random.Random, depth: int) -> Schema:
@@ -106,7 +106,9 @@ def eager_to_end(engine: Engine) -> dict[int, float]:
     spelled = [engine.tokenize(text, add_special=False) for text in ENDINGS]
     eos = engine.info().eos_token
     assert eos is not None
-    return {eos: 16.0} | {tokens[0]: 16.0 for tokens in spelled if len(tokens) == 1}
+    pieces = engine.pieces(range(engine.info().vocab_size))
+    digits = {token: -16.0 for token, piece in enumerate(pieces) if piece.isdigit()}
+    return digits | {eos: 16.0} | {tokens[0]: 16.0 for tokens in spelled if len(tokens) == 1}
 
 
 def checked(text: str, wanted: Schema) -> None:
