@@ -71,6 +71,7 @@ class EmbeddingScheduler:
         self._shape = shape
         self._width = width
         self._inbox: Inbox[Job] = Inbox(shape.most_inputs, max_queue)
+        self.submit = self._inbox.put
         self.cancel = self._inbox.cancel
         self.check_open = self._inbox.check_open
         self.stop = self._inbox.stop
@@ -85,11 +86,6 @@ class EmbeddingScheduler:
 
     # Any thread.
 
-    def submit(self, job: Job) -> None:
-        """Queue a request. Raises QueueFull, EngineClosed, or EngineError if the loop has died."""
-        self._inbox.put(job)
-        self._stats.requests_submitted += 1
-
     @property
     def failure(self) -> Exception | None:
         """What made the loop give up, if it did."""
@@ -100,6 +96,7 @@ class EmbeddingScheduler:
         busy = len({part.job for part in self._parts})
         return replace(
             self._stats,
+            requests_submitted=self._inbox.submitted,
             requests_refused=self._inbox.refused,
             requests_finished=dict(self._stats.requests_finished),
             queue_depth=max(0, self._inbox.in_flight - busy),
@@ -144,9 +141,7 @@ class EmbeddingScheduler:
             self._fail_parts(EngineError(f"internal error: {error}"))
             self._failures += 1
             if self._failures >= _FAILURES_TO_GIVE_UP:
-                self._inbox.failure = error
-                self._stats.healthy = False
-                self.stop()
+                self._inbox.fail(error)
 
     def _step(self) -> None:
         began = time.perf_counter()

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from cllm.engine.admission import Admission
 from cllm.engine.config import EngineConfig
 from cllm.engine.constraint import Constraint
 from cllm.engine.embedder import Embedder
@@ -23,6 +24,7 @@ from cllm.engine.loading import Loaded, load
 from cllm.engine.pacing import Pacer
 from cllm.engine.params import SamplingParams
 from cllm.engine.placement import Placer
+from cllm.engine.planning import Planner
 from cllm.engine.ranking import PairEncoder
 from cllm.engine.scheduler import Scheduler
 from cllm.engine.sequence import Sequence as EngineSequence
@@ -360,16 +362,15 @@ def _generator(loaded: Loaded) -> tuple[Scheduler, Sessions]:
         window=loaded.model.window,
         goes_back=loaded.model.goes_back,
     )
-    scheduler = Scheduler(
-        loaded.context,
-        loaded.batch,
-        loaded.model.vocab,
-        placer,
+    planner = Planner(
         Pacer(None if config.max_itl_ms is None else config.max_itl_ms / 1000),
         Speculation(draft_max, same=not config.kv_unified) if draft_max else None,
-        stats,
-        loaded.context.n_ctx if config.kv_cells is not None else None,
+        loaded.batch.capacity,
+        loaded.context.n_ubatch,
     )
+    shared_cells = loaded.context.n_ctx if config.kv_cells is not None else None
+    admission = Admission(placer, loaded.model.vocab, stats, shared_cells)
+    scheduler = Scheduler(loaded.context, loaded.batch, placer, admission, planner, stats)
     return scheduler, Sessions(scheduler, placer, config, loaded.info.path, ctx_size)
 
 

@@ -13,17 +13,20 @@ T = TypeVar("T")
 
 
 class Inbox(Generic[T]):
-    """Requests on their way to the engine thread; put, cancel and stop are for any thread."""
+    """Requests on their way to the engine thread; put, cancel, wake and stop are for any thread."""
 
     def __init__(self, max_running: int, max_queue: int) -> None:
         """max_running: requests that are not waiting because they are worked on."""
         self.failure: Exception | None = None
+        self.submitted = 0
         self.refused = 0
+        self._max_running = max_running
         self._most = max_running + max_queue
-        self._wake = threading.Condition()
+        self._changed = threading.Condition()
         self._arrivals: list[T] = []
         self._cancelled: set[Request] = set()
         self._in_flight = 0
+        self._woken = False
         self._stopping = False
         self._mean_s = 0.0
 
@@ -34,15 +37,16 @@ class Inbox(Generic[T]):
 
     def put(self, item: T) -> None:
         """Leave a request. Raises QueueFull, EngineClosed, or EngineError if the thread died."""
-        with self._wake:
+        with self._changed:
             self._check_open()
             self._in_flight += 1
+            self.submitted += 1
             self._arrivals.append(item)
-            self._wake.notify()
+            self._changed.notify()
 
     def check_open(self) -> None:
         """Raise what put would raise now, before effort goes into preparing a request."""
-        with self._wake:
+        with self._changed:
             self._check_open()
 
     def _check_open(self) -> None:
@@ -52,23 +56,29 @@ class Inbox(Generic[T]):
             raise EngineClosed
         if self._in_flight >= self._most:
             self.refused += 1
-            raise QueueFull(self._in_flight, self._retry_after())
+            raise QueueFull(self._in_flight - self._max_running, self._retry_after())
 
     def _retry_after(self) -> int:
-        """Seconds that a request takes, once one has ended."""
+        """Seconds that a request takes, once one has ended: then as many more have begun."""
         return min(60, max(1, math.ceil(self._mean_s))) if self._mean_s else 5
 
     def cancel(self, request: Request) -> None:
         """Ask for the end of a request before the next step."""
-        with self._wake:
+        with self._changed:
             self._cancelled.add(request)
-            self._wake.notify()
+            self._changed.notify()
+
+    def wake(self) -> None:
+        """Let take() return: there is something for the engine thread elsewhere."""
+        with self._changed:
+            self._woken = True
+            self._changed.notify()
 
     def stop(self) -> None:
         """Make take() give None, and refuse what comes from now on."""
-        with self._wake:
+        with self._changed:
             self._stopping = True
-            self._wake.notify()
+            self._changed.notify()
 
     # The engine thread.
 
@@ -77,18 +87,24 @@ class Inbox(Generic[T]):
 
         wait: sleep until there is something.
         """
-        with self._wake:
-            while wait and not (self._arrivals or self._cancelled or self._stopping):
-                self._wake.wait()
+        with self._changed:
+            while wait and not (self._arrivals or self._cancelled or self._woken or self._stopping):
+                self._changed.wait()
             if self._stopping:
                 return None
+            self._woken = False
             arrivals, self._arrivals = self._arrivals, []
             cancelled, self._cancelled = self._cancelled, set()
             return arrivals, cancelled
 
+    def fail(self, error: Exception) -> None:
+        """Refuse everything from now on because of an error, and make take() give None."""
+        self.failure = error
+        self.stop()
+
     def close(self) -> list[T]:
         """Refuse everything from now on; what had arrived and was not taken."""
-        with self._wake:
+        with self._changed:
             self._stopping = True
             arrivals, self._arrivals = self._arrivals, []
             return arrivals
@@ -96,5 +112,5 @@ class Inbox(Generic[T]):
     def ended(self, seconds: float) -> None:
         """A request has ended, `seconds` after its work began."""
         self._mean_s += 0.2 * (seconds - self._mean_s)
-        with self._wake:
+        with self._changed:
             self._in_flight -= 1

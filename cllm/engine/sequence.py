@@ -208,3 +208,9 @@ class Sequence:
         if self.sampler is not None:
             self.sampler.close()
             self.sampler = None
+
+
+def slot_of(sequence: Sequence) -> Slot:
+    """The slot of a sequence that runs."""
+    assert sequence.slot is not None
+    return sequence.slot

@@ -1,0 +1,82 @@
+"""Who waits for a slot, who is given one, and from where each begins."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+
+from cllm.engine.llama import Vocab
+from cllm.engine.placement import Placer
+from cllm.engine.sampling import TokenSampler
+from cllm.engine.sequence import Sequence, slot_of
+from cllm.engine.stats import EngineStats
+
+_PLACING_S = 0.05  # that running streams wait for prefixes to be saved and restored, a step
+
+
+class Admission:
+    """First come first served, into slots that have what a prompt begins with. Engine thread."""
+
+    def __init__(
+        self, placer: Placer, vocab: Vocab, stats: EngineStats, shared_cells: int | None
+    ) -> None:
+        """shared_cells: what all sequences share if it may be too little for all of them."""
+        self._placer = placer
+        self._vocab = vocab
+        self._stats = stats
+        self._shared_cells = shared_cells
+        self.waiting: deque[Sequence] = deque()
+
+    def catch_up(self, running: list[Sequence]) -> None:
+        """Let go on who waited for a prompt that another sequence has evaluated by now."""
+        for sequence in running:
+            slot = slot_of(sequence)
+            if slot.leader is not None and self._placer.catch_up(slot):
+                self._note_start(sequence)
+
+    def admit(self, running: list[Sequence]) -> None:
+        """Give free slots to those who wait, and add them to those who run."""
+        began = time.perf_counter()
+        while (sequence := self._next(running)) is not None:
+            slot = self._placer.place(sequence.tokens, sequence.wanted_slot, sequence.fresh)
+            if slot is None:
+                break
+            self.waiting.remove(sequence)
+            running.append(sequence)
+            sequence.slot = slot
+            sequence.generation.slot = slot.id
+            slot.user = sequence
+            if sequence.sampler is None:
+                sequence.sampler = TokenSampler(sequence.params, self._vocab)
+                sequence.generation._note_admitted(0)
+                self._stats.prompt_tokens += sequence.n_prompt
+            if slot.leader is None:
+                self._note_start(sequence)
+            if len(running) > 1 and time.perf_counter() - began > _PLACING_S:
+                break
+
+    def _next(self, running: list[Sequence]) -> Sequence | None:
+        """The first that can be admitted; whoever wants a busy slot lets others go ahead."""
+        cache = self._placer.cache
+        if self.waiting and cache.has_idle:
+            for sequence in self.waiting:
+                if sequence.wanted_slot is None or not cache.slots[sequence.wanted_slot].busy:
+                    return sequence if self._fits(sequence, running) else None
+        return None
+
+    def _fits(self, sequence: Sequence, running: list[Sequence]) -> bool:
+        """Whether a cache that is too small for everybody can take one more at their lengths."""
+        if self._shared_cells is None or not running:
+            return True
+        lengths = sum(len(other.tokens) + 1 for other in running)
+        return lengths + len(sequence.tokens) + 1 <= self._shared_cells
+
+    def _note_start(self, sequence: Sequence) -> None:
+        """Count what need not be evaluated of a sequence that is about to begin."""
+        reused, stats = slot_of(sequence).length, self._stats
+        if sequence.preempted:
+            stats.recomputed_tokens += len(sequence.tokens) - reused
+            return
+        sequence.generation.usage.cached_tokens = reused
+        stats.cached_tokens += reused
+        stats.prefix_hits += reused > 0
