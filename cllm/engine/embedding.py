@@ -15,7 +15,7 @@ MAX_ABSOLUTE = 32_760.0  # what the greatest component becomes under norm 0; as 
 
 
 class Embedding(Request):
-    """The vectors of one request's inputs. Made by Engine.submit_inputs().
+    """The vectors of one request's inputs. Made by Embedder.submit().
 
     Its usage counts the tokens of all inputs.
     """
