@@ -304,7 +304,7 @@ def test_the_banner_says_what_is_served_and_why_so_much(start: Start) -> None:
     child.until(r"model +cLLM Stories: qwen3, .* parameters, Q8_0")
     child.until(r"context +3 sequences of 2048 tokens \(all the model was trained for; .*\)")
     child.until(r"threads +\d+ generating, \d+ reading prompts, 16 serving HTTP")
-    child.until(r"endpoints +/  /health  /generate ")
+    child.until(r"endpoints +/  .*/health  /generate ")
     child.until(r"built-in model: it tells little stories")
     child.until(r"add:  --model FILE\.gguf")
     child.until(rf"curl http://127\.0\.0\.1:{child.port}/generate")
