@@ -485,7 +485,6 @@ def test_a_target_that_is_missed_is_said(capsys: pytest.CaptureFixture[str]) -> 
 
 
 def test_the_picture_has_every_workload_and_server(tmp_path: Path) -> None:
-    pytest.importorskip("matplotlib")
     one = {"tokens/s": [2.0], "TTFT p50": [3.0], "ITL p99": [4.0]}
     results = {"seed": {"cLLM": one, "llama-server": one}, "many": {"cLLM": one}}
     draw(results, "llama-server", tmp_path / "picture.svg")
