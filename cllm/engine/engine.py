@@ -367,6 +367,7 @@ def _generator(loaded: Loaded) -> tuple[Scheduler, Sessions]:
         Speculation(draft_max, same=not config.kv_unified) if draft_max else None,
         loaded.batch.capacity,
         loaded.context.n_ubatch,
+        split=not config.kv_unified,
     )
     shared_cells = loaded.context.n_ctx if config.kv_cells is not None else None
     admission = Admission(placer, loaded.model.vocab, stats, shared_cells)

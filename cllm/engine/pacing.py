@@ -37,11 +37,13 @@ class Pacer:
         elif self._decode.known:
             self._prompt.add(prompt_tokens, max(0.0, seconds - self._decode.at(decoding)))
 
-    def budget(self, decoding: int, least_alone: int) -> int:
+    def budget(self, decoding: int, waiting: int, least_alone: int) -> int:
         """Prompt tokens for the next step beside `decoding` generating sequences.
 
         However little time there is, prompts get as much of it as the streams, so that they are
-        read. least_alone: tokens that are efficiently evaluated at once, for when nobody waits.
+        read. waiting: prompts to read; the more there are for each stream, the longer these may
+        be held up, unless a time was asked for. least_alone: tokens that are efficiently evaluated
+        at once, for when nobody generates.
         """
         prompt = self._prompt
         if not decoding:
@@ -52,6 +54,7 @@ class Pacer:
         target = self._max_itl
         if target is None:
             target = max(_AUTO_LEAST_S, _AUTO_STEPS * step)
+            target = max(target, min(_ALONE_S, target * waiting / decoding))
         return max(_LEAST_TOKENS, int(prompt.inverse(max(target - step, step))))
 
     def step_s(self, decoding: int) -> float | None:
@@ -101,7 +104,7 @@ class _Line:
     def _fit(self) -> tuple[float, float]:
         mean_x, mean_t = self._x / self._n, self._t / self._n
         spread = self._xx / self._n - mean_x * mean_x
-        if spread > 0.01 * mean_x * mean_x:
+        if spread > 0.1 * mean_x * mean_x:
             each = (self._xt / self._n - mean_x * mean_t) / spread
             fixed = mean_t - each * mean_x
             if each > 0 and fixed >= 0:

@@ -34,7 +34,7 @@ class Machine:
 
     def step(self, streams: int, prompts: list[Prompt]) -> None:
         waiting = [p for p in prompts if p.arrived <= self.now and p.pending]
-        room = self.pacer.budget(streams, 512) if waiting else 0
+        room = self.pacer.budget(streams, len(waiting), 512) if waiting else 0
         taken = 0
         waiting.sort(key=lambda p: self.pacer.due(p.arrived, p.pending))
         for prompt in waiting:
@@ -82,6 +82,15 @@ def test_by_default_a_gap_is_a_few_steps() -> None:
     assert 3 * machine.step_s <= max(machine.gaps) <= 6 * machine.step_s
 
 
+def test_one_stream_does_not_keep_many_prompts_waiting() -> None:
+    machine = warmed(None)
+    alone = machine.pacer.budget(1, 1, 512)
+    assert machine.pacer.budget(1, 7, 512) >= 2 * alone
+    assert machine.pacer.budget(8, 8, 512) == machine.pacer.budget(8, 1, 512)
+    asked = warmed(0.3).pacer
+    assert asked.budget(1, 7, 512) == asked.budget(1, 1, 512), "unless it was promised a time"
+
+
 def test_the_model_follows_a_machine_that_gets_slower() -> None:
     machine = warmed(0.5)
     prompt = Prompt(machine.now, 20_000)
@@ -96,8 +105,8 @@ def test_the_model_follows_a_machine_that_gets_slower() -> None:
 
 
 def test_without_any_knowledge_little_is_taken() -> None:
-    assert Pacer(None).budget(4, 512) <= 16
-    assert Pacer(None).budget(0, 512) == 512
+    assert Pacer(None).budget(4, 1, 512) <= 16
+    assert Pacer(None).budget(0, 1, 512) == 512
 
 
 def test_a_bound_that_cannot_be_kept_still_lets_prompts_through() -> None:
@@ -110,7 +119,7 @@ def test_a_bound_that_cannot_be_kept_still_lets_prompts_through() -> None:
 
 def test_alone_prompts_are_read_in_large_steps_that_end() -> None:
     machine = warmed(None)
-    assert 400 <= machine.pacer.budget(0, 16) <= 600
+    assert 400 <= machine.pacer.budget(0, 1, 16) <= 600
 
 
 def test_a_short_prompt_does_not_wait_for_a_long_one() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Iterator
 from functools import partial
 from itertools import repeat
 from pathlib import Path
@@ -127,8 +129,15 @@ def test_an_unexpected_exception_costs_its_step_only(
 
 def test_an_engine_that_always_fails_gives_up_and_says_so(load: Loader) -> None:
     engine = load(parallel=1, ctx_size=256)
-    break_decode(engine, repeat(ZeroDivisionError("broken"), 100))
+    all_submitted = threading.Event()
+
+    def outcomes() -> Iterator[Exception]:
+        all_submitted.wait()
+        yield from repeat(ZeroDivisionError("broken"), 100)
+
+    break_decode(engine, outcomes())
     generations = [engine.submit("Hello", greedy(5)) for _ in range(6)]
+    all_submitted.set()
     for generation in generations:
         with pytest.raises(EngineError, match="broken"):
             finished(generation)
