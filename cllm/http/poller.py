@@ -6,6 +6,7 @@ whose connection is being worked on wakes nobody.
 
 from __future__ import annotations
 
+import ctypes
 import os
 import select
 import sys
@@ -121,6 +122,11 @@ else:
         return KqueuePoller()
 
 
+_write = ctypes.PyDLL(None).write
+_write.argtypes = (ctypes.c_int, ctypes.c_char_p, ctypes.c_size_t)
+_write.restype = ctypes.c_ssize_t
+
+
 class WakeUp:
     """Ends another thread's poll: `set` from anywhere, `clear` by the thread that polls."""
 
@@ -135,10 +141,9 @@ class WakeUp:
             os.set_blocking(self._write, False)
 
     def set(self) -> None:
-        try:
-            os.write(self._write, b"\1\0\0\0\0\0\0\0")  # an eventfd takes eight bytes
-        except BlockingIOError:
-            return  # set so often already that nothing more fits
+        """Takes a microsecond and keeps the interpreter lock, which whoever wakes up would take
+        while the caller has more to do: a step of the engine's, or others to wake."""
+        _write(self._write, b"\1\0\0\0\0\0\0\0", 8)  # fails if it is set very often: no matter
 
     def clear(self) -> None:
         try:
