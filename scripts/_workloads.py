@@ -220,7 +220,10 @@ WORKLOADS = {
             _long_prompt, parallel=9, ctx_size=2560,
         ),
         Workload("single", "one stream of 128 tokens", _single),
-        Workload("many", "64 clients on 8 sequences, /health beside them", _many, probed=True),
+        Workload(
+            "many", "64 clients on 16 sequences, /health beside them", _many, parallel=16,
+            probed=True,
+        ),
         Workload(
             "copy", "one stream that repeats a text of its prompt, greedy", _copy, ctx_size=1024,
             copies=True,
