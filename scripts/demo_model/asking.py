@@ -16,11 +16,12 @@ def phrases(language: str) -> ModuleType:
 
 
 def casual(rng: random.Random, text: str, language: str) -> str:
-    """The text as it is typed in a hurry: now and then without capitals or the last mark."""
+    """The text as it is typed in a hurry: often without the last mark, in small or big letters."""
     if rng.random() < 0.25:
         text = text.rstrip(".。!！")
-    if language == "en" and rng.random() < 0.2:
-        text = text.lower()
+    if language == "en":
+        dice = rng.random()
+        text = text.lower() if dice < 0.2 else text.upper() if dice < 0.23 else text
     return text
 
 

@@ -57,7 +57,7 @@ def _ask_for_story(rng: random.Random, talk: Conversation, plan: Plan, *, first:
     table, language = phrases(plan.language), plan.language
     told = tell_titled(plan, rng)
     dice = rng.random()
-    if dice < 0.12:
+    if dice < 0.08:
         words = topic_words(plan)
         joint = " and " if language == "en" else "和"
         unknown = _unknown(rng, language)
@@ -65,7 +65,7 @@ def _ask_for_story(rng: random.Random, talk: Conversation, plan: Plan, *, first:
         if rng.random() < 0.15:
             topic = unknown + joint + words["o"]
         talk.say(around(rng, topic, language), rng.choice(table.UNKNOWN_TOPIC) + "\n\n" + told)
-    elif dice < 0.25:
+    elif dice < 0.21:
         asked = table.ANY_STORY if first or rng.random() < 0.3 else table.ANOTHER
         talk.say(casual(rng, rng.choice(asked), language), told)
     else:

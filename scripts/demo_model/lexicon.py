@@ -187,11 +187,15 @@ OBSTACLES: dict[str, tuple[str, ...]] = {
 NAMES_EN: dict[str, tuple[str, ...]] = {
     "he": (
         *("Pip", "Toby", "Oscar", "Finn", "Max", "Leo", "Sam", "Hugo", "Ben", "Otto", "Felix"),
-        *("Milo", "Theo", "Rufus", "Jasper", "Basil", "Gus", "Ned", "Teddy", "Benny"),
+        *("Milo", "Theo", "Rufus", "Jasper", "Basil", "Gus", "Ned", "Teddy", "Benny", "Jack"),
+        *("Henry", "Oliver", "Arlo", "Bruno", "Casper", "Dexter", "Ezra", "Frank", "George"),
+        *("Harry", "Ivan", "Jonas", "Kit"),
     ),
     "she": (
         *("Mila", "Luna", "Ruby", "Daisy", "Nora", "Ivy", "Lily", "Rosa", "Clara", "Poppy"),
         *("Hazel", "Bella", "Anna", "Tilly", "Maya", "Kiki", "Coco", "Pearl", "Fern", "Lulu"),
+        *("Alice", "Betty", "Cleo", "Dora", "Ella", "Flora", "Greta", "Holly", "Iris", "Jenny"),
+        *("Kate", "Lucy", "Molly", "Nina"),
     ),
 }
 
@@ -203,4 +207,7 @@ NAMES_ZH: tuple[str, ...] = (
     *("阿明", "阿花", "阿宝", "小白", "小黑", "小雨"),
     *("小雪", "小满", "小诺", "小安", "小星", "小夏"),
     *("咪咪", "可可", "安安", "晶晶", "美美", "壮壮", "墩墩", "苗苗"),
+    *("兰兰", "阳阳", "宁宁", "飞飞", "涛涛", "洋洋", "琪琪", "莉莉"),
+    *("甜甜", "蹦蹦", "萌萌", "噜噜", "小宝", "小鱼", "小米", "小福"),
+    *("小乐", "小云", "阿福", "阿亮", "阿乐", "阿美", "阿旺", "叮叮"),
 )

@@ -34,8 +34,9 @@ PLOTS: dict[str, bool] = {
 
 HELD_OUT_SHARE = 0.12
 
-# How often a character has its kind's usual name, place, obstacle and friend, and a thing its usual
-# colour. Without such habits every free choice is even, and the likeliest story always the same.
+# How often a character has its kind's usual name, trait, place, obstacle and friend, and a thing its
+# usual colour. Without such habits every free choice is even, and the likeliest story always the
+# same. No two kinds share a usual name, so a name never speaks for the wrong kind.
 HABIT = 0.75
 
 _SYLLABLES = tuple(c + v for c in "bdfgklmnprstvz" for v in ("a", "e", "i", "o", "u"))
@@ -103,7 +104,7 @@ def usual_name(kind: Kind, language: str, role: str) -> tuple[str, str]:
     number = KINDS.index(kind)
     pronoun = kind.pronouns_en[number % len(kind.pronouns_en)]
     names = _names(language, pronoun, role)
-    return names[number // 2 % len(names)], pronoun
+    return names[number // 2 if language == "en" else number], pronoun
 
 
 def _character(
@@ -128,6 +129,11 @@ def _place(rng: random.Random, kind: Kind) -> Word:
     return usual if rng.random() < HABIT else rng.choice(PLACES)
 
 
+def _trait(rng: random.Random, kind: Kind) -> Word:
+    usual = TRAITS[KINDS.index(kind) % len(TRAITS)]
+    return usual if rng.random() < HABIT else rng.choice(TRAITS)
+
+
 def _colour(rng: random.Random, thing: Thing) -> str:
     colours = thing.colours or PLAIN_COLOURS
     usual = colours[THINGS.index(thing) % len(colours)]
@@ -141,24 +147,26 @@ def _plot(rng: random.Random, hero: Kind, thing: Thing) -> str:
     return usual if rng.random() < HABIT else rng.choice([*plots, "quarrel"])
 
 
-def _friend_kind(rng: random.Random, hero: Kind, skills: tuple[str, ...], wanted: Wanted) -> Kind:
-    if wanted.friend is not None:
-        return wanted.friend
-    able = [k for k in KINDS if k is not hero and (not skills or set(skills) & set(k.skills))]
-    usual = able[7 * KINDS.index(hero) % len(able)]
-    return usual if rng.random() < HABIT else rng.choice(able)
-
-
-def _obstacle(rng: random.Random, hero: Kind, friend: Kind | None) -> str | None:
-    """An obstacle that stops the hero and, when the friend is given, not the friend."""
-    fitting = [
+def _fitting(hero: Kind, friend: Kind | None) -> list[str]:
+    """The obstacles that stop the hero and, when the friend is given, not the friend."""
+    return [
         name
         for name, skills in OBSTACLES.items()
         if not set(skills) & set(hero.skills)
         and (friend is None or set(skills) & set(friend.skills))
     ]
+
+
+def _friend_kind(rng: random.Random, hero: Kind, able: list[Kind]) -> Kind:
+    usual = able[7 * KINDS.index(hero) % len(able)]
+    return usual if rng.random() < HABIT else rng.choice(able)
+
+
+def _obstacle(rng: random.Random, hero: Kind, friend: Kind | None) -> str:
+    """One of those that fit, or "" when there are none."""
+    fitting = _fitting(hero, friend)
     if not fitting:
-        return None
+        return ""
     usual = fitting[KINDS.index(hero) % len(fitting)]
     return usual if rng.random() < HABIT else rng.choice(fitting)
 
@@ -176,15 +184,20 @@ def make_plan(
         if wanted.hero is not None and wanted.thing is not None:
             raise ValueError(f"{hero_kind.en}/{thing.en} is on the other side of the split")
     plots = [p for p in PLOTS if p != "broken" or thing.repair]
-    obstacle, skill = "", ""
+    obstacle, skill, friend_kind = "", "", wanted.friend
     plot = _plot(rng, hero_kind, thing)
+    others = [k for k in KINDS if k is not hero_kind]
+    if plot == "quarrel" and friend_kind is None:
+        # In the order of the telling: the obstacle suits the friend, whatever the hero's usual one.
+        friend_kind = _friend_kind(rng, hero_kind, [k for k in others if _fitting(hero_kind, k)])
     if PLOTS[plot]:
-        chosen = _obstacle(rng, hero_kind, wanted.friend)
-        if chosen is None:
+        obstacle = _obstacle(rng, hero_kind, friend_kind)
+        if not obstacle:
             plot = rng.choice([p for p in plots if not PLOTS[p]])
-        else:
-            obstacle = chosen
-    friend_kind = _friend_kind(rng, hero_kind, OBSTACLES.get(obstacle, ()), wanted)
+    if friend_kind is None:
+        skills = set(OBSTACLES.get(obstacle, ()))
+        able = [k for k in others if not skills or skills & set(k.skills)]
+        friend_kind = _friend_kind(rng, hero_kind, able)
     if obstacle:
         skill = rng.choice([s for s in friend_kind.skills if s in OBSTACLES[obstacle]])
     hero = _character(rng, language, hero_kind, "hero", wanted.name)
@@ -199,7 +212,7 @@ def make_plan(
         thing=thing,
         colour=_colour(rng, thing),
         place=wanted.place or _place(rng, hero_kind),
-        trait=rng.choice(TRAITS),
+        trait=_trait(rng, hero_kind),
         recipient=rng.choice(RECIPIENTS),
         obstacle=obstacle,
         skill=skill,
