@@ -125,7 +125,7 @@ def main() -> None:
         "--steps", nargs="+", choices=STEPS, default=list(STEPS), help="default: all"
     )
     parser.add_argument(
-        "--tokens", type=int, default=13_500_000, help="tokens of stories to train on"
+        "--tokens", type=int, default=10_000_000, help="tokens of stories to train on"
     )
     parser.add_argument("--vocabulary", type=int, default=2560, help="number of tokens known")
     parser.add_argument("--layers", type=int, default=6)
