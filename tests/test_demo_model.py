@@ -99,7 +99,7 @@ def test_it_answers_from_the_story(engine: Engine) -> None:
 
 
 def test_a_beginning_is_continued_without_a_chat_format(engine: Engine) -> None:
-    for start, language in (("Once upon a time", "en"), ("从前", "zh")):
+    for start, language in (("Once upon a time", "en"), ("从前，在", "zh")):
         reply = engine.generate(start, max_tokens=400, temperature=0)
         assert reply.finish_reason == "stop"
         assert check(start + reply.text, language).accepted, start + reply.text
