@@ -19,6 +19,8 @@ import numpy as np
 from llguidance import LLTokenizer
 from numpy.typing import NDArray
 
+from cllm.engine import huge_pages
+
 IntArray = NDArray[np.int32]
 FloatArray = NDArray[np.float32]
 Bytes = NDArray[np.uint8]
@@ -256,7 +258,13 @@ class Model:
         }[mmap, mlock]
         params.use_extra_bufts = use_extra_bufts
 
+        begun = False
+
         def report(fraction: float, _user_data: object) -> bool:
+            nonlocal begun
+            if not begun:  # everything is allocated and nothing read
+                begun = True
+                huge_pages.advise()
             if progress is not None:
                 progress(fraction)
             return True

@@ -1,0 +1,50 @@
+"""Large memory that is not written yet gets huge pages, where the system gives them when asked."""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from cllm.engine import huge_pages
+from cllm.engine.llama import Model
+from cllm.models import demo_path
+
+pytestmark = pytest.mark.skipif(
+    sys.platform != "linux" or not huge_pages._only_when_asked(),
+    reason="the system gives huge pages by itself, or never",
+)
+
+
+def advised() -> Iterator[tuple[int, int]]:
+    """The mappings that huge pages were asked for."""
+    span = (0, 0)
+    for line in Path("/proc/self/smaps").read_text().splitlines():
+        first = line.split()[0]
+        if "-" in first and not first.endswith(":"):
+            start, end = first.split("-")
+            span = int(start, 16), int(end, 16)
+        elif first == "VmFlags:" and "hg" in line.split():
+            yield span
+
+
+def test_large_memory_is_asked_for_in_huge_pages_and_small_is_not() -> None:
+    with mmap.mmap(-1, 32 << 20, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS) as large:
+        begin = ctypes.addressof(ctypes.c_char.from_buffer(large))
+        assert not any(start <= begin < end for start, end in advised())
+        huge_pages.advise()
+        assert any(start <= begin < end for start, end in advised())
+        assert all(end - start >= 2 << 20 for start, end in advised())
+
+
+def test_a_models_weights_are() -> None:
+    before = set(advised())
+    model = Model(str(demo_path()), mmap=False)
+    try:
+        assert set(advised()) - before
+    finally:
+        model.close()
