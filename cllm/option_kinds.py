@@ -137,18 +137,23 @@ def choice(*names: str) -> Kind:
     return Kind("|".join(names) if len(names) <= 4 else "NAME", parse, choices=names)
 
 
-def switch() -> Kind:
-    """On or off; `--name` and `--no-name` on the command line."""
+def switch(*, auto: bool = False) -> Kind:
+    """On or off; `--name` and `--no-name` on the command line. `auto` admits the word for None."""
 
-    def parse(raw: object) -> bool:
+    def parse(raw: object) -> bool | None:
         if isinstance(raw, bool):
             return raw
+        if auto and (raw is None or raw == "auto"):
+            return None
         word = str(raw).strip().lower()
         if word not in _ON | _OFF:
-            raise ValueError("expected on or off")
+            raise ValueError("expected on, off or auto" if auto else "expected on or off")
         return word in _ON
 
-    return Kind("", parse, lambda value: "on" if value else "off", is_flag=True)
+    def show(value: bool | None) -> str:
+        return "auto" if value is None else "on" if value else "off"
+
+    return Kind("", parse, show, is_flag=True)
 
 
 def names() -> Kind:

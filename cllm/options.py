@@ -206,7 +206,7 @@ def _read_all(
         if item.name in values:
             raise SettingsError(f"{source}: {spelling(item)} is given twice")
         value = _read(item, raw, source)
-        values[item.name] = not value if negated else value
+        values[item.name] = not value if negated and value is not None else value
     return values
 
 

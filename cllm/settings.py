@@ -102,9 +102,10 @@ class Settings:
         256, ENGINE, integer(0), "requests that may wait for a sequence; more are answered 429"
     )
     batch_size: int = option(2048, ENGINE, integer(1, 1 << 20), "most tokens in a step")
-    ubatch_size: int = option(
-        512, ENGINE, integer(1, 1 << 20), "tokens that are evaluated together"
-    )
+    ubatch_size: int | None = option(
+        None, ENGINE, integer(1, 1 << 20, auto=True),
+        "tokens that are evaluated together; auto: 512, or --batch-size if that is less",
+    )  # fmt: skip
     max_itl_ms: int | None = option(
         None, ENGINE, integer(1, 60_000, auto=True),
         "milliseconds between two tokens of a stream that reading prompts may lead to; "
@@ -136,9 +137,10 @@ class Settings:
     cache_type_v: str = option(
         "f16", ENGINE, choice(*_CACHE_TYPES), "number format of cached values"
     )
-    kv_unified: bool = option(
-        False, ENGINE, switch(),
-        "one cache that all sequences share, instead of an equal part for each (slower)",
+    kv_unified: bool | None = option(
+        None, ENGINE, switch(auto=True),
+        "one cache that all sequences share, instead of an equal part for each (slower); "
+        "auto: an equal part",
     )  # fmt: skip
     kv_cells: int | None = option(
         None, ENGINE, integer(2, (1 << 31) - 1, auto=True),

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from cllm.engine.config import CACHE_TYPES, EngineConfig
+from cllm.engine.layout import Layout
 from cllm.http.limits import ServerConfig
 from cllm.options import options_of
 from cllm.settings import Settings, SettingsError, load_settings, make_parser
@@ -70,7 +71,7 @@ def test_command_line_over_environment_over_file_over_default(yaml_file: Path) -
     yaml_file.write_text("port: 1\nparallel: 2\nworkers: 3\n")
     settings = load("--config", str(yaml_file), "--port", "11", CLLM_PORT="12", CLLM_PARALLEL="13")
     assert (settings.port, settings.parallel, settings.workers) == (11, 13, 3)
-    assert settings.ubatch_size == 512
+    assert settings.batch_size == 2048
 
 
 def test_the_environment_can_name_the_file(yaml_file: Path) -> None:
@@ -112,6 +113,24 @@ def test_sizes_take_units(text: str, expected: int) -> None:
 def test_switches_take_the_usual_words(word: str) -> None:
     assert load(CLLM_LOG_JSON=word).log_json
     assert load(CLLM_NO_MMAP=word).mmap is False
+
+
+@pytest.mark.parametrize(
+    ("word", "meant"), [("auto", None), ("on", True), ("off", False), ("0", False)]
+)
+def test_a_switch_may_be_left_to_cllm(word: str, meant: bool | None) -> None:
+    assert load().kv_unified is None
+    assert load(CLLM_KV_UNIFIED=word).kv_unified is meant
+    assert load(CLLM_NO_KV_UNIFIED="auto").kv_unified is None
+    assert load("--no-kv-unified", CLLM_KV_UNIFIED=word).kv_unified is False
+    assert "expected on, off or auto" in complaint(CLLM_KV_UNIFIED="maybe")
+
+
+def test_a_small_batch_needs_no_second_option() -> None:
+    config = engine_config(load("--batch-size", "64"))
+    assert Layout.of(config).ubatch_size == 64
+    with pytest.raises(SettingsError, match="--ubatch-size=128 is more than --batch-size=64"):
+        engine_config(load("--batch-size", "64", "--ubatch-size", "128"))
 
 
 def test_yaml_values_have_their_own_types(yaml_file: Path) -> None:

@@ -30,7 +30,8 @@ class EngineConfig:
     memory_budget: bytes for the key/value cache of all sequences, used only when ctx_size is
         None. None: 2 GiB, or half of the memory now available if that is less.
     batch_size: most tokens given to llama_decode at once.
-    ubatch_size: tokens that llama.cpp evaluates together.
+    ubatch_size: tokens that llama.cpp evaluates together. None: 512, or batch_size if that is
+        less.
     max_itl_ms: milliseconds between two tokens of a stream that reading prompts may lead to.
         None: five times a step without prompts, at least 100.
     cache_ram: bytes of host memory for prefixes whose slots were given to others; 0: none.
@@ -46,8 +47,8 @@ class EngineConfig:
     max_queue: requests that may wait while `parallel` others run.
     extra_bufts: llama.cpp's repacked/AMX kernels. "auto": on unless a trial in a child process
         dies with them (preflight.py).
-    kv_unified: one cache for all sequences, or an equal part for each (decodes faster, and the
-        default). In a unified cache shared prefixes are stored once.
+    kv_unified: one cache for all sequences, or an equal part for each (decodes faster). In
+        a unified cache shared prefixes are stored once. None: an equal part for each.
     pooling: how a model that embeds makes one vector, or score, of an input's tokens: one of
         POOLINGS; "auto": as the file says. Where it does not say it, the model generates.
     kv_cells: tokens that a unified cache holds in all; fewer than parallel * ctx_size bets that
@@ -58,7 +59,7 @@ class EngineConfig:
     ctx_size: int | None = None
     memory_budget: int | None = None
     batch_size: int = 2048
-    ubatch_size: int = 512
+    ubatch_size: int | None = None
     max_itl_ms: int | None = None
     cache_ram: int | None = None
     draft_max: int = 16
@@ -73,7 +74,7 @@ class EngineConfig:
     mmap: bool = True
     max_queue: int = 256
     extra_bufts: str = "auto"
-    kv_unified: bool = False
+    kv_unified: bool | None = None
     kv_cells: int | None = None
     pooling: str = "auto"
 
@@ -105,7 +106,7 @@ class EngineConfig:
                 f"batch_size={self.batch_size} cannot hold one token of each of "
                 f"{self.parallel} sequences; raise batch_size or lower parallel"
             )
-        if self.ubatch_size > self.batch_size:
+        if self.ubatch_size is not None and self.ubatch_size > self.batch_size:
             raise ValueError(
                 f"ubatch_size={self.ubatch_size} is more than batch_size={self.batch_size}; "
                 "lower ubatch_size or raise batch_size"

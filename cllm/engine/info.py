@@ -9,6 +9,7 @@ from typing import Any
 
 from cllm.engine import llama
 from cllm.engine.config import EngineConfig
+from cllm.engine.layout import Layout
 from cllm.engine.sizing import ContextSize
 
 
@@ -148,7 +149,7 @@ def describe(
 
 
 def context_info(
-    context: llama.Context, size: ContextSize, config: EngineConfig, threads: int, extra: bool
+    context: llama.Context, size: ContextSize, config: EngineConfig, layout: Layout, extra: bool
 ) -> ContextInfo:
     """Describe the live context."""
     return ContextInfo(
@@ -157,14 +158,14 @@ def context_info(
         ctx_size=size.ctx_size,
         parallel=config.parallel,
         kv_cells=context.n_ctx,
-        kv_unified=config.kv_unified,
+        kv_unified=layout.kv_unified,
         kv_bytes=size.kv_bytes,
         batch_size=context.n_batch,
         ubatch_size=context.n_ubatch,
-        threads=threads,
-        threads_batch=config.threads_batch or threads,
+        threads=layout.threads,
+        threads_batch=layout.threads_batch,
         n_gpu_layers=config.n_gpu_layers,
-        flash_attn=config.flash_attn,
+        flash_attn=layout.flash_attn,
         cache_type_k=config.cache_type_k,
         cache_type_v=config.cache_type_v,
         mmap=config.mmap,

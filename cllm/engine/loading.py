@@ -13,13 +13,13 @@ from cllm.engine.config import POOLINGS, SPARE_ROWS, EngineConfig
 from cllm.engine.errors import ModelLoadError
 from cllm.engine.gguf_header import GgufHeader, NotGgufError, TruncatedError, read_header
 from cllm.engine.info import ModelInfo, context_info, describe
+from cllm.engine.layout import Layout
 from cllm.engine.pooling import EmbeddingShape, check_classifier, pooling_of, shape_of
 from cllm.engine.sizing import (
     ContextSize,
     available_memory,
     context_size,
     kv_bytes_per_token,
-    physical_cores,
 )
 
 _log = logging.getLogger("cllm.engine")
@@ -64,18 +64,18 @@ def load(path: Path, config: EngineConfig, progress: Callable[[float], None] | N
             "llama.cpp knows the architecture, and that there is enough memory"
         ) from None
     try:
-        threads = config.threads or physical_cores()
-        shape = _embedding_shape(path, header, model, config)
+        layout = Layout.of(config)
+        shape = _embedding_shape(path, header, model, layout, config)
         if shape is not None or model.window or not model.goes_back:
             # Guesses that do not come true must be removable from the memory.
             config = replace(config, draft_max=0)
         if shape is None:
             size = context_size(header.metadata, model.n_ctx_train, config)
-            context = _make_context(model, size, config, threads)
+            context = _make_context(model, size, config, layout)
         else:
             kv_bytes = shape.cells * kv_bytes_per_token(header.metadata, config)
             size = ContextSize(shape.longest, shape.cells, kv_bytes, too_high=True)
-            context = _make_embedding_context(model, shape, config, threads)
+            context = _make_embedding_context(model, shape, config, layout)
         try:
             capacity = config.batch_size if shape is None else shape.batch
             batch = llama.Batch(min(capacity, context.n_batch))
@@ -91,14 +91,14 @@ def load(path: Path, config: EngineConfig, progress: Callable[[float], None] | N
     except BaseException:
         model.close()
         raise
-    live = context_info(context, size, config, threads, extra)
+    live = context_info(context, size, config, layout, extra)
     pooling = None if shape is None else shape.pooling
     info = describe(path, model, header.metadata, live, header.quantized, pooling)
     return Loaded(config, model, context, batch, info, shape)
 
 
 def _embedding_shape(
-    path: Path, header: GgufHeader, model: llama.Model, config: EngineConfig
+    path: Path, header: GgufHeader, model: llama.Model, layout: Layout, config: EngineConfig
 ) -> EmbeddingShape | None:
     """How the model embeds; None: it generates. Raises ModelLoadError where it can do neither."""
     if model.diffuses or (model.has_encoder and model.has_decoder):
@@ -116,6 +116,7 @@ def _embedding_shape(
         model.n_ctx_train,
         model.vocab.n_tokens,
         model.goes_back,
+        layout.ubatch_size,
         config,
     )
 
@@ -166,7 +167,7 @@ def _wants_extra_bufts(config: EngineConfig, header: GgufHeader) -> bool:
 
 
 def _make_context(
-    model: llama.Model, size: ContextSize, config: EngineConfig, threads: int
+    model: llama.Model, size: ContextSize, config: EngineConfig, layout: Layout
 ) -> llama.Context:
     remedy = "lower ctx_size or parallel, or choose a smaller cache_type_k and cache_type_v"
     available = available_memory()
@@ -182,13 +183,13 @@ def _make_context(
             n_ctx=size.cells,
             n_seq=config.parallel,
             n_batch=config.batch_size,
-            n_ubatch=config.ubatch_size,
-            n_threads=threads,
-            n_threads_batch=config.threads_batch or threads,
-            flash_attn=config.flash_attn,
+            n_ubatch=layout.ubatch_size,
+            n_threads=layout.threads,
+            n_threads_batch=layout.threads_batch,
+            flash_attn=layout.flash_attn,
             type_k=config.cache_type_k,
             type_v=config.cache_type_v,
-            kv_unified=config.kv_unified,
+            kv_unified=layout.kv_unified,
             n_outputs=config.parallel + (SPARE_ROWS if config.draft_max else 0),
         )
     except OSError as error:
@@ -198,7 +199,7 @@ def _make_context(
 
 
 def _make_embedding_context(
-    model: llama.Model, shape: EmbeddingShape, config: EngineConfig, threads: int
+    model: llama.Model, shape: EmbeddingShape, config: EngineConfig, layout: Layout
 ) -> llama.Context:
     try:
         return llama.Context(
@@ -207,9 +208,9 @@ def _make_embedding_context(
             n_seq=shape.most_inputs,
             n_batch=shape.batch,
             n_ubatch=shape.batch,  # what is pooled must be computed at once
-            n_threads=threads,
-            n_threads_batch=config.threads_batch or threads,
-            flash_attn=config.flash_attn,
+            n_threads=layout.threads,
+            n_threads_batch=layout.threads_batch,
+            flash_attn=layout.flash_attn,
             type_k=config.cache_type_k,
             type_v=config.cache_type_v,
             kv_unified=True,  # inputs of different lengths are computed at once

@@ -56,6 +56,7 @@ def shape_of(
     n_ctx_train: int,
     n_vocab: int,
     goes_back: bool,
+    ubatch_size: int,
     config: EngineConfig,
 ) -> EmbeddingShape:
     """Decide how long inputs may be and how many share a batch.
@@ -67,7 +68,7 @@ def shape_of(
     budget = config.memory_budget or default_budget()
     row = 4 * n_vocab * (2 if is_causal(metadata) else 1)
     most = max(CELLS_STEP, budget // row // CELLS_STEP * CELLS_STEP)
-    packed = min(config.ubatch_size, most)
+    packed = min(ubatch_size, most)
     chunked = is_causal(metadata) and pooling in ("last", "rank")
     if chunked:
         size = context_size(metadata, n_ctx_train, replace(config, parallel=1, kv_cells=None))
