@@ -213,8 +213,10 @@ class Program:
             from cllm.startup import showing_progress
 
             model = self.settings.model or demo_path()
-            with showing_progress(self.settings, self.service.loading_progress) as progress:
-                engine = Engine.load(model, self.engine_config, progress=progress)
+            with showing_progress(self.settings, self.service.loading_progress) as (read, tuned):
+                engine = Engine.load(
+                    model, self.engine_config, progress=read, tuning_progress=tuned
+                )
             self.mailbox.put(Loaded(engine))
         except BaseException as error:
             self.mailbox.put(LoadFailed(error))

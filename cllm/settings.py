@@ -146,6 +146,11 @@ class Settings:
         None, ENGINE, integer(2, (1 << 31) - 1, auto=True),
         "tokens that a unified cache holds in all; auto: --parallel times --ctx-size",
     )  # fmt: skip
+    tune: bool = option(
+        False, ENGINE, switch(),
+        "measure which threads, batch and cache are fastest, at the first start with a model; "
+        "options that are given stay as they are",
+    )  # fmt: skip
     mlock: bool = option(False, ENGINE, switch(), "keep the model in memory, never swapped out")
     mmap: bool = option(True, ENGINE, switch(), "map the file into memory instead of reading it")
     extra_bufts: str = option(

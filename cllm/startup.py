@@ -10,12 +10,14 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING
 
 from cllm.version import __version__
 
 if TYPE_CHECKING:
     from cllm.engine.info import ModelInfo
+    from cllm.engine.tuning import Tuning
     from cllm.settings import Settings
 
 log = logging.getLogger("cllm.main")
@@ -27,10 +29,11 @@ _PAUSE = 1.0  # seconds between two lines about loading, so that a quick load sa
 
 
 @contextmanager
-def showing_progress(settings: Settings, also: Report) -> Iterator[Report]:
-    """A function that takes the loaded fraction, 0 … 1, shows it, and passes it on to `also`.
+def showing_progress(settings: Settings, also: Report) -> Iterator[tuple[Report, Report]]:
+    """Functions that take the fraction, 0 … 1, of what is read and then of what is measured.
 
-    A bar on a terminal; elsewhere a log line every 10 %, and at most one a second.
+    They show it as a bar on a terminal. Elsewhere what is read is a log line every 10 %, and at
+    most one a second; what is measured has log lines of its own. The first is passed on to `also`.
     """
     if sys.stderr.isatty() and not settings.log_json:
         from tqdm import tqdm
@@ -44,11 +47,15 @@ def showing_progress(settings: Settings, also: Report) -> Iterator[Report]:
             ncols=min(100, shutil.get_terminal_size().columns), nrows=20,
         ) as bar:  # fmt: skip
 
-            def show(fraction: float) -> None:
+            def show(word: str, fraction: float) -> None:
+                bar.set_description_str(word, refresh=False)
                 bar.update(fraction - bar.n)
+
+            def show_read(fraction: float) -> None:
+                show("loading", fraction)
                 also(fraction)
 
-            yield show
+            yield show_read, partial(show, "measuring")
         return
 
     shown, shown_at = 0.0, time.monotonic()
@@ -61,7 +68,7 @@ def showing_progress(settings: Settings, also: Report) -> Iterator[Report]:
             log.info("loading the model: %d %%", percent)
             shown, shown_at = percent, now
 
-    yield tell
+    yield tell, lambda _: None
 
 
 def warn_of_strangers(host: str) -> None:
@@ -118,6 +125,8 @@ def banner(
         f"  threads    {context.threads} generating, {context.threads_batch} reading prompts, "
         f"{settings.workers} serving HTTP",
     ]
+    if context.tuning is not None:
+        lines.append(f"  tuned      {tuned(context.tuning)}")
     lines += _folded("endpoints", list(dict.fromkeys(path for _, path in endpoints)))
     if settings.model is None:
         lines += [
@@ -176,6 +185,23 @@ def chosen_because(settings: Settings, info: ModelInfo) -> str:
         return f"as --kv-cells has room for; {cache}"
     budget = "--memory-budget" if settings.memory_budget is not None else "the memory budget"
     return f"of {info.max_sequence_length}, as {budget} has room for; {cache}"
+
+
+def tuned(tuning: Tuning) -> str:
+    """The options that measuring chose, by how much they are faster, and when that was."""
+    when = "remembered" if tuning.cached else f"measured in {tuning.seconds:g} s"
+    if not tuning.chosen:
+        return f"nothing is faster than the defaults ({when})"
+    flags = " ".join(_as_given(name, value) for name, value in tuning.chosen.items())
+    gains = ", ".join(f"{part} {ratio - 1:+.0%}" for part, ratio in tuning.speedup.items())
+    return f"{flags} (speed: {gains}; {when})"
+
+
+def _as_given(name: str, value: object) -> str:
+    flag = name.replace("_", "-")
+    if isinstance(value, bool):
+        return f"--{flag}" if value else f"--no-{flag}"
+    return f"--{flag} {value}"
 
 
 def _folded(title: str, items: Sequence[str], width: int = 88) -> list[str]:

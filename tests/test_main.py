@@ -334,6 +334,39 @@ def test_a_small_memory_budget_makes_a_smaller_context_and_the_banner_says_so(st
     child.until(r"8 sequences of 512 tokens \(of 2048, as --memory-budget has room for")
 
 
+# All that --tune may choose, but for the cache's layout: so it is soon over. Each of these tests
+# has a user's cache of its own, in which the preflight of extra_bufts would run again.
+TUNE = ["--extra-bufts", "off",
+        "--tune", "--parallel", "2", "--threads", "1", "--threads-batch", "1", "--flash-attn", "on",
+        "--ubatch-size", "512"]  # fmt: skip
+
+
+def test_what_is_tuned_is_logged_once_and_the_banner_says_since_when(
+    start: Start, tmp_path: Path
+) -> None:
+    own = {"XDG_CACHE_HOME": str(tmp_path)}
+    first = start(*TUNE, **own)
+    first.until(r"tuning: measuring which layout is fastest")
+    first.until(r"tuning: kv_unified=True takes \d\.\d\d of the time: (taken|left)")
+    first.until(r"tuned +(--kv-unified|nothing is faster).*measured in \d+(\.\d)? s\)")
+    first.port = int(first.until(r"curl http://127\.0\.0\.1:(\d+)/")[1])
+    assert first.get("/model/info")[1]["data"]["llama_cpp"]["tuning"]["cached"] is False
+
+    second = start(*TUNE, **own)
+    second.until(r"tuning: .*; taken from .*/tuning-[0-9a-f]+\.json")
+    second.until(r"tuned +.*remembered\)")
+    assert not any("measuring" in line for line in second.seen)
+
+
+def test_a_signal_while_it_is_tuned_exits_0(start: Start, tmp_path: Path) -> None:
+    child = start("--tune", "--extra-bufts", "off", XDG_CACHE_HOME=str(tmp_path))
+    child.until(r"tuning: measuring which layout is fastest")
+    child.signal(signal.SIGINT)
+    assert child.wait() == 0
+    child.until("stopped")
+    assert not any("Traceback" in line for line in child.seen)
+
+
 def test_a_model_of_ones_own_is_named(start: Start, tmp_path: Path) -> None:
     path = tmp_path / "mine.gguf"
     shutil.copy(demo_path(), path)
@@ -397,11 +430,13 @@ def test_the_console_script_serves_too(start: Start) -> None:
     assert child.wait() == 0
 
 
-def test_a_terminal_sees_a_progress_bar_that_vanishes_and_log_lines_stay_whole() -> None:
+def test_a_terminal_sees_a_progress_bar_that_vanishes_and_log_lines_stay_whole(
+    tmp_path: Path,
+) -> None:
     ours, theirs = pty.openpty()
     process = subprocess.Popen(
-        [sys.executable, "-m", "cllm.main", "--port", "0"],
-        env=clean_environment(TERM="xterm", COLUMNS="100"),
+        [sys.executable, "-m", "cllm.main", "--port", "0", *TUNE],
+        env=clean_environment(TERM="xterm", COLUMNS="100", XDG_CACHE_HOME=str(tmp_path)),
         stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=theirs, text=True,
     )  # fmt: skip
     os.close(theirs)
@@ -423,6 +458,7 @@ def test_a_terminal_sees_a_progress_bar_that_vanishes_and_log_lines_stay_whole()
         os.close(ours)
     text = shown.decode()
     assert re.search(r"\rloading +\d+ % \|", text)
+    assert re.search(r"\rmeasuring +\d+ % \|", text)
     assert re.search(r"[\r\n]\d{4}-\d\d-\d\d \S+ INFO +cllm\.main  stopped\r\n$", text)
 
 

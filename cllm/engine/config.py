@@ -53,6 +53,8 @@ class EngineConfig:
         POOLINGS; "auto": as the file says. Where it does not say it, the model generates.
     kv_cells: tokens that a unified cache holds in all; fewer than parallel * ctx_size bets that
         not every sequence grows long at once, and pays with recomputation when the bet is lost.
+    tune: measure, once for a model on a machine, which threads, threads_batch, kv_unified,
+        flash_attn and ubatch_size are fastest, of those that are None or "auto" (tuning.py).
     """
 
     parallel: int = 8
@@ -77,6 +79,7 @@ class EngineConfig:
     kv_unified: bool | None = None
     kv_cells: int | None = None
     pooling: str = "auto"
+    tune: bool = False
 
     def __post_init__(self) -> None:
         self._check_range("parallel", self.parallel, 1, MAX_PARALLEL)

@@ -80,15 +80,17 @@ class Engine:
         config: EngineConfig | None = None,
         *,
         progress: Callable[[float], None] | None = None,
+        tuning_progress: Callable[[float], None] | None = None,
         **overrides: Any,
     ) -> Engine:
         """Load a GGUF file; the file's other parts are found if it is split.
 
-        overrides: fields of EngineConfig, over `config`. progress: called with 0.0 to 1.0.
+        overrides: fields of EngineConfig, over `config`. progress: called with 0.0 to 1.0 while
+        the file is read; tuning_progress: so while `tune` measures.
         Raises ModelLoadError (one line with the remedy) or ValueError (a bad configuration).
         """
         config = replace(config or EngineConfig(), **overrides)
-        return cls(load(Path(path), config, progress))
+        return cls(load(Path(path), config, progress, tuning_progress))
 
     @property
     def _scheduler(self) -> Scheduler:

@@ -11,11 +11,15 @@ from cllm.engine import llama
 from cllm.engine.config import EngineConfig
 from cllm.engine.layout import Layout
 from cllm.engine.sizing import ContextSize
+from cllm.engine.tuning import Tuning
 
 
 @dataclass(frozen=True, slots=True)
 class ContextInfo:
-    """The context in force. kv_bytes is an estimate from the model's metadata."""
+    """The context in force. kv_bytes is an estimate from the model's metadata.
+
+    tuning: what some of it was chosen by; None: it was not asked for, or not possible.
+    """
 
     version: str
     system_info: str
@@ -36,6 +40,7 @@ class ContextInfo:
     mlock: bool
     extra_bufts: bool
     draft_max: int
+    tuning: Tuning | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,7 +154,12 @@ def describe(
 
 
 def context_info(
-    context: llama.Context, size: ContextSize, config: EngineConfig, layout: Layout, extra: bool
+    context: llama.Context,
+    size: ContextSize,
+    config: EngineConfig,
+    layout: Layout,
+    extra: bool,
+    tuning: Tuning | None,
 ) -> ContextInfo:
     """Describe the live context."""
     return ContextInfo(
@@ -172,6 +182,7 @@ def context_info(
         mlock=config.mlock,
         extra_bufts=extra,
         draft_max=config.draft_max,
+        tuning=tuning,
     )
 
 

@@ -404,6 +404,10 @@ class Context:
         self.n_batch = int(C.llama_n_batch(handle))
         self.n_ubatch = int(C.llama_n_ubatch(handle))
 
+    def set_threads(self, n_threads: int, n_threads_batch: int) -> None:
+        """How many threads compute a single token, and how many several."""
+        C.llama_set_n_threads(self._handle, n_threads, n_threads_batch)
+
     def decode(self, batch: Batch, count: int) -> int:
         """llama_decode: 0 done, 1 no room in the cache (nothing changed), else failed."""
         code = int(self._run(self._handle, batch.as_struct(count)))

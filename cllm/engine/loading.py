@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from cllm.engine import llama
+from cllm.engine.aside import compute_aside
 from cllm.engine.config import POOLINGS, SPARE_ROWS, EngineConfig
 from cllm.engine.errors import ModelLoadError
 from cllm.engine.gguf_header import GgufHeader, NotGgufError, TruncatedError, read_header
@@ -21,6 +21,7 @@ from cllm.engine.sizing import (
     context_size,
     kv_bytes_per_token,
 )
+from cllm.engine.tuning import Subject, tune
 
 _log = logging.getLogger("cllm.engine")
 
@@ -45,7 +46,12 @@ class Loaded:
         self.model.close()
 
 
-def load(path: Path, config: EngineConfig, progress: Callable[[float], None] | None) -> Loaded:
+Report = Callable[[float], None]
+
+
+def load(
+    path: Path, config: EngineConfig, progress: Report | None, tuning_progress: Report | None
+) -> Loaded:
     """Load a model and warm it up. Raises ModelLoadError, or ValueError for the configuration."""
     header = _checked_header(path)
     extra = _wants_extra_bufts(config, header)
@@ -64,22 +70,31 @@ def load(path: Path, config: EngineConfig, progress: Callable[[float], None] | N
             "llama.cpp knows the architecture, and that there is enough memory"
         ) from None
     try:
-        layout = Layout.of(config)
+        layout, tuning = Layout.of(config), None
         shape = _embedding_shape(path, header, model, layout, config)
         if shape is not None or model.window or not model.goes_back:
             # Guesses that do not come true must be removable from the memory.
             config = replace(config, draft_max=0)
         if shape is None:
             size = context_size(header.metadata, model.n_ctx_train, config)
+            _check_memory(size, config)
+            if config.tune:
+                subject = Subject(path, model, size, config, extra)
+                layout, tuning = tune(subject, tuning_progress or (lambda _: None))
+                config = replace(config, **asdict(layout))
             context = _make_context(model, size, config, layout)
         else:
+            if config.tune:
+                _log.warning("tune has no effect on a model that embeds or ranks")
             kv_bytes = shape.cells * kv_bytes_per_token(header.metadata, config)
             size = ContextSize(shape.longest, shape.cells, kv_bytes, too_high=True)
             context = _make_embedding_context(model, shape, config, layout)
         try:
             capacity = config.batch_size if shape is None else shape.batch
             batch = llama.Batch(min(capacity, context.n_batch))
-            code = _warm_up(context, batch, max(0, model.vocab.bos))
+            token = max(0, model.vocab.bos)
+            # So that the first request does not pay for it.
+            code = compute_aside("cllm-warm-up", lambda: context.warm_up(batch, token))
             if code:
                 raise ModelLoadError(
                     f"{path.name} loads but cannot be run (llama_decode gave {code}); "
@@ -91,7 +106,7 @@ def load(path: Path, config: EngineConfig, progress: Callable[[float], None] | N
     except BaseException:
         model.close()
         raise
-    live = context_info(context, size, config, layout, extra)
+    live = context_info(context, size, config, layout, extra, tuning)
     pooling = None if shape is None else shape.pooling
     info = describe(path, model, header.metadata, live, header.quantized, pooling)
     return Loaded(config, model, context, batch, info, shape)
@@ -119,17 +134,6 @@ def _embedding_shape(
         layout.ubatch_size,
         config,
     )
-
-
-def _warm_up(context: llama.Context, batch: llama.Batch, token: int) -> int:
-    """Decode once, so that the first request does not pay for it; return llama_decode's code.
-
-    On a thread that ends: GNU OpenMP keeps a pool for every thread that has ever computed, and with
-    a pool beside the engine thread's it takes the cores for oversubscribed and no longer spins
-    between operations (83 tokens/s instead of 98: 0.6B model, 8 sequences, two cores).
-    """
-    with ThreadPoolExecutor(1, thread_name_prefix="cllm-warm-up") as thread:
-        return thread.submit(context.warm_up, batch, token).result()
 
 
 def _checked_header(path: Path) -> GgufHeader:
@@ -166,17 +170,22 @@ def _wants_extra_bufts(config: EngineConfig, header: GgufHeader) -> bool:
     return verdict.ok
 
 
-def _make_context(
-    model: llama.Model, size: ContextSize, config: EngineConfig, layout: Layout
-) -> llama.Context:
-    remedy = "lower ctx_size or parallel, or choose a smaller cache_type_k and cache_type_v"
+_REMEDY = "lower ctx_size or parallel, or choose a smaller cache_type_k and cache_type_v"
+
+
+def _check_memory(size: ContextSize, config: EngineConfig) -> None:
     available = available_memory()
     sure = config.n_gpu_layers == 0 and not size.too_high
     if sure and available is not None and size.kv_bytes > available:
         raise ModelLoadError(
             f"{config.parallel} sequences of {size.ctx_size} tokens need {_gib(size.kv_bytes)} of "
-            f"cache and {_gib(available)} of memory are free; {remedy}"
+            f"cache and {_gib(available)} of memory are free; {_REMEDY}"
         )
+
+
+def _make_context(
+    model: llama.Model, size: ContextSize, config: EngineConfig, layout: Layout
+) -> llama.Context:
     try:
         return llama.Context(
             model,
@@ -194,7 +203,7 @@ def _make_context(
         )
     except OSError as error:
         raise ModelLoadError(
-            f"llama.cpp cannot make a context of {size.cells} tokens ({error}); {remedy}"
+            f"llama.cpp cannot make a context of {size.cells} tokens ({error}); {_REMEDY}"
         ) from None
 
 

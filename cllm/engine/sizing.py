@@ -129,17 +129,28 @@ def available_memory() -> int | None:
 
 def physical_cores() -> int:
     """Cores that this process may run on, two hardware threads of one core counted once."""
-    if not hasattr(os, "sched_getaffinity"):
-        return os.cpu_count() or 1
-    cpus = os.sched_getaffinity(0)
     cores = set()
-    for cpu in cpus:
+    for cpu in _cpus():
         siblings = Path(f"/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list")
         try:
             cores.add(siblings.read_text().strip())
         except OSError:
-            return len(cpus)
-    count = len(cores)
+            return hardware_threads()
+    return _at_most_the_quota(len(cores))
+
+
+def hardware_threads() -> int:
+    """As physical_cores, but each hardware thread of a core is counted."""
+    return _at_most_the_quota(len(_cpus()))
+
+
+def _cpus() -> set[int]:
+    if hasattr(os, "sched_getaffinity"):
+        return os.sched_getaffinity(0)
+    return set(range(os.cpu_count() or 1))
+
+
+def _at_most_the_quota(count: int) -> int:
     try:  # A container's share of the processors: "quota period" in microseconds, or "max ...".
         quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
         if quota.isdigit():
