@@ -34,9 +34,9 @@ PLOTS: dict[str, bool] = {
 
 HELD_OUT_SHARE = 0.12
 
-# How often a character has its kind's usual name, trait, place, obstacle and friend, and a thing its
-# usual colour. Without such habits every free choice is even, and the likeliest story always the
-# same. No two kinds share a usual name, so a name never speaks for the wrong kind.
+# How often a character has its kind's usual name, trait, place, obstacle and friend, and a thing
+# its usual colour. Without such habits every free choice is even, and the likeliest story always
+# the same. No two kinds share a usual name, so a name never speaks for the wrong kind.
 HABIT = 0.75
 
 _SYLLABLES = tuple(c + v for c in "bdfgklmnprstvz" for v in ("a", "e", "i", "o", "u"))
