@@ -19,7 +19,7 @@ _CHAT = {"messages": _TALK, "max_completion_tokens": 40, "temperature": 0}
 EXAMPLES: dict[type, dict[str, Any]] = {
     schemas.GenerateRequest: {"prompt": _BEGUN, "max_tokens": 40, "seed": 3},
     schemas.EncodeRequest: {"text": "Hello world"},
-    schemas.DecodeRequest: {"tokens": [3, 260, 823]},
+    schemas.DecodeRequest: {"tokens": [3, 260, 800]},
     schemas.BenchmarkRequest: {"requests": 8, "concurrency": 4, "max_tokens": 10},
     openai.CompletionRequest: {"prompt": [_BEGUN, "从前，"], "max_tokens": 20, "logprobs": 2},
     openai.ChatRequest: _CHAT,
@@ -30,7 +30,7 @@ EXAMPLES: dict[type, dict[str, Any]] = {
     llama_server.CompletionRequest: {"prompt": _BEGUN, "n_predict": 8, "n_probs": 1},
     llama_server.InfillRequest: {"input_prefix": "def a():", "input_suffix": "return b"},
     llama_server.TokenizeRequest: {"content": "Hello world", "with_pieces": True},
-    llama_server.DetokenizeRequest: {"tokens": [3, 260, 823]},
+    llama_server.DetokenizeRequest: {"tokens": [3, 260, 800]},
     llama_server.ApplyTemplateRequest: {"messages": _TALK},
     embeddings.LlamaServerRequest: {"content": "the cat"},
     rerank.RerankRequest: {"query": "What is a panda?", "documents": ["hi", "it is a bear"]},
