@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import random
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import gguf
@@ -19,6 +21,8 @@ sys.path.insert(0, str(SCRIPTS))
 
 from demo_model import phrases_en, phrases_zh  # noqa: E402
 from demo_model.checker import Verdict, check  # noqa: E402
+from demo_model.plan import make_plan  # noqa: E402
+from demo_model.surfaces import tell  # noqa: E402
 
 FOX_EN = "Tell me a story about a fox and a lantern."
 FOX_ZH = "给我讲一个关于狐狸和灯笼的故事"
@@ -52,6 +56,19 @@ def story(engine: Engine, asked: str, language: str) -> tuple[str, Verdict]:
     verdict = check(text, language)
     assert verdict.accepted, (verdict.reason, text)
     return text, verdict
+
+
+@pytest.mark.parametrize("language", ["en", "zh"])
+def test_the_checker_accepts_what_the_grammar_tells_and_no_needless_helper(language: str) -> None:
+    rng = random.Random(1)
+    helped = 0
+    while helped < 20:
+        plan = make_plan(rng, language)
+        assert check(tell(plan, rng), language).accepted
+        if plan.skill and len({*plan.hero.kind.pronouns_en, *plan.friend.kind.pronouns_en}) == 2:
+            helped += 1
+            able = replace(plan, hero=replace(plan.hero, kind=plan.friend.kind))
+            assert check(tell(able, rng), language).reason == "the hero could have done that"
 
 
 def test_the_file_is_small_and_says_what_it_is() -> None:

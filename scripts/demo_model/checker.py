@@ -170,6 +170,8 @@ def _contradiction(language: str, plot: str, words: dict[str, str], beat_names: 
         return "the obstacle changes"
     if skills[0] not in OBSTACLES[next(iter(obstacles))] or skills[0] not in friend.skills:
         return "the friend cannot do that"
+    if set(OBSTACLES[next(iter(obstacles))]) & set(hero.skills):
+        return "the hero could have done that"
     return ""
 
 
