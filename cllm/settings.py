@@ -60,6 +60,10 @@ class Settings:
         path(),
         "GGUF file to serve; without it a small model that tells stories is served",
     )
+    model_draft: str | None = option(
+        None, MODEL, path(),
+        "GGUF file of a smaller model with the same vocabulary, which guesses ahead",
+    )  # fmt: skip
     chat_template: str | None = option(
         None, MODEL, text(), "Jinja template of conversations, in place of the model's own"
     )
@@ -118,7 +122,7 @@ class Settings:
     )  # fmt: skip
     draft_max: int = option(
         16, ENGINE, integer(0, 32),
-        "tokens that a sequence may guess ahead from its own text; 0: none",
+        "tokens that a sequence may guess ahead, from its own text or by --model-draft; 0: none",
     )  # fmt: skip
     slot_save_path: str | None = option(
         None, ENGINE, path("DIRECTORY"), "existing directory where slots are saved and restored"

@@ -120,6 +120,7 @@ def banner(
         "",
         f"  model      {info.name}: {info.architecture}, {_count(info.parameters)} parameters, "
         f"{info.quantization_type}, {_bytes(info.size_bytes)}",
+        *([f"  draft      {context.model_draft}"] if context.model_draft else []),
         f"  use        {ability(info)}",
         f"  context    {room(settings, info)}",
         f"  threads    {context.threads} generating, {context.threads_batch} reading prompts, "

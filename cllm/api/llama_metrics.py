@@ -1,7 +1,7 @@
 """llama-server's names in ``/metrics``, beside ours.
 
 Source: llama.cpp, tools/server/server-task.cpp, to_metrics. Averages are over all requests, not
-since the last scrape; speculation, which is not done, counts 0.
+since the last scrape.
 """
 
 from __future__ import annotations

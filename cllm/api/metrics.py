@@ -46,6 +46,7 @@ _ENGINE_COUNTERS = (
     ("failed_decodes", "llama_decode calls that failed", "failed_decodes"),
     ("steps", "Scheduler steps", "steps"),
     ("decode_seconds", "Time in llama_decode", "decode_s"),
+    ("draft_seconds", "Time in the draft model", "draft_s"),
     ("sampling_seconds", "Time choosing tokens", "sampling_s"),
     ("other_step_seconds", "Time in steps outside llama_decode and sampling", "other_s"),
 )

@@ -36,7 +36,9 @@ class EngineConfig:
         None: five times a step without prompts, at least 100.
     cache_ram: bytes of host memory for prefixes whose slots were given to others; 0: none.
         None: 1 GiB, or a quarter of the memory now available if that is less.
-    draft_max: tokens that a sequence may guess ahead from its own text; 0: none.
+    draft_max: tokens that a sequence may guess ahead; 0: none.
+    model_draft: GGUF file of a smaller model with the same vocabulary that guesses where the
+        sequence's own text says nothing. None: the text alone guesses.
     slot_save_path: directory for the files of saved slots. None: slots cannot be saved.
     threads, threads_batch: for single tokens and for prompts. None: the physical cores that this
         process may run on; threads_batch: as threads.
@@ -65,6 +67,7 @@ class EngineConfig:
     max_itl_ms: int | None = None
     cache_ram: int | None = None
     draft_max: int = 16
+    model_draft: str | None = None
     slot_save_path: str | None = None
     threads: int | None = None
     threads_batch: int | None = None

@@ -14,6 +14,7 @@ from typing import Any
 from cllm.engine.admission import Admission
 from cllm.engine.config import EngineConfig
 from cllm.engine.constraint import Constraint
+from cllm.engine.drafting import Drafting, DraftPolicy
 from cllm.engine.embedder import Embedder
 from cllm.engine.embedding_scheduler import EmbeddingScheduler
 from cllm.engine.errors import EngineClosed, EngineError, InvalidRequest, PromptTooLong, Unsupported
@@ -25,6 +26,7 @@ from cllm.engine.pacing import Pacer
 from cllm.engine.params import SamplingParams
 from cllm.engine.placement import Placer
 from cllm.engine.planning import Planner
+from cllm.engine.prefix_cache import copy_gain
 from cllm.engine.ranking import PairEncoder
 from cllm.engine.scheduler import Scheduler
 from cllm.engine.sequence import Sequence as EngineSequence
@@ -35,10 +37,6 @@ from cllm.engine.speculation import Guesser, Speculation
 from cllm.engine.stats import EngineStats
 
 _DEFAULTS = SamplingParams()
-
-# Copying a slot in a split cache moves its whole buffer, ctx_size tokens long, at memory speed;
-# a token of a 0.6B model's cache is 112 KiB, copied some 100 times faster than it is computed.
-_COPY_COST = 64
 
 
 class Engine:
@@ -349,6 +347,7 @@ class _Guard:
 def _generator(loaded: Loaded) -> tuple[Scheduler, Sessions]:
     config, live = loaded.config, loaded.info.context
     ctx_size, draft_max = live.ctx_size, live.draft_max
+    split = not config.kv_unified
     stats = EngineStats(
         queue_limit=config.max_queue,
         slots_total=config.parallel,
@@ -358,18 +357,22 @@ def _generator(loaded: Loaded) -> tuple[Scheduler, Sessions]:
         loaded.context,
         stats,
         n_slots=config.parallel,
-        copy_gain=1 if config.kv_unified else max(2, ctx_size // _COPY_COST),
-        adjacent=not config.kv_unified,
+        copy_gain=copy_gain(not split, ctx_size),
+        adjacent=split,
         max_saved_bytes=default_cache_ram() if config.cache_ram is None else config.cache_ram,
         window=loaded.model.window,
         goes_back=loaded.model.goes_back,
     )
+    drafting = None
+    if loaded.draft is not None:
+        policy = DraftPolicy(loaded.draft.size_bytes / loaded.info.size_bytes)
+        drafting = Drafting(loaded.draft, policy, stats, same=split)
     planner = Planner(
         Pacer(None if config.max_itl_ms is None else config.max_itl_ms / 1000),
-        Speculation(draft_max, same=not config.kv_unified) if draft_max else None,
+        Speculation(draft_max, same=split, drafting=drafting) if draft_max else None,
         loaded.batch.capacity,
         loaded.context.n_ubatch,
-        split=not config.kv_unified,
+        split,
     )
     shared_cells = loaded.context.n_ctx if config.kv_cells is not None else None
     admission = Admission(placer, loaded.model.vocab, stats, shared_cells)

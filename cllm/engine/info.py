@@ -18,6 +18,7 @@ from cllm.engine.tuning import Tuning
 class ContextInfo:
     """The context in force. kv_bytes is an estimate from the model's metadata.
 
+    model_draft: the file's name of the model that guesses ahead.
     tuning: what some of it was chosen by; None: it was not asked for, or not possible.
     """
 
@@ -40,6 +41,7 @@ class ContextInfo:
     mlock: bool
     extra_bufts: bool
     draft_max: int
+    model_draft: str | None
     tuning: Tuning | None
 
 
@@ -162,6 +164,7 @@ def context_info(
     tuning: Tuning | None,
 ) -> ContextInfo:
     """Describe the live context."""
+    draft = Path(config.model_draft) if config.model_draft and config.draft_max else None
     return ContextInfo(
         version=llama.version(),
         system_info=llama.system_info(),
@@ -182,6 +185,7 @@ def context_info(
         mlock=config.mlock,
         extra_bufts=extra,
         draft_max=config.draft_max,
+        model_draft=draft.name if draft else None,
         tuning=tuning,
     )
 

@@ -117,6 +117,7 @@ class Vocab:
         """adds_space: whether tokenizing puts a space before a text (SentencePiece)."""
         self._handle = handle
         self._adds_space = adds_space
+        self.kind = int(C.llama_vocab_type(handle))
         self.n_tokens = int(C.llama_vocab_n_tokens(handle))
         self.bos = int(C.llama_vocab_bos(handle))
         self.eos = int(C.llama_vocab_eos(handle))
@@ -124,6 +125,8 @@ class Vocab:
         self.sep = int(C.llama_vocab_sep(handle))
         self.adds_bos = bool(C.llama_vocab_get_add_bos(handle))
         self.adds_eos = bool(C.llama_vocab_get_add_eos(handle))
+        self.bos_added = self.bos if self.adds_bos else None
+        self.eos_added = self.eos if self.adds_eos else None
         self.adds_sep = bool(C.llama_vocab_get_add_sep(handle))
         self._pieces: dict[int, bytes] = {}
         self._spelled: dict[int, bytes] = {}
@@ -222,6 +225,11 @@ class Vocab:
             C.llama_vocab_fim_rep(v),
             C.llama_vocab_fim_sep(v),
         )
+
+    def texts(self) -> Iterator[str]:
+        """How the file spells each token, in order."""
+        for token in range(self.n_tokens):
+            yield C.llama_vocab_get_text(self._handle, token).decode("utf-8", "replace")
 
     def control_texts(self) -> list[str]:
         """How control tokens are spelled: what only parse_special finds in a text.
@@ -401,6 +409,7 @@ class Context:
         self._copies_data = not kv_unified
         self.n_ctx = int(C.llama_n_ctx(handle))
         self.n_ctx_seq = int(C.llama_n_ctx_seq(handle))
+        self.n_seq = n_seq
         self.n_batch = int(C.llama_n_batch(handle))
         self.n_ubatch = int(C.llama_n_ubatch(handle))
 

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from cllm.engine import llama
-from cllm.engine.aside import compute_aside
 from cllm.engine.config import POOLINGS, SPARE_ROWS, EngineConfig
+from cllm.engine.draft_loading import DraftFile
+from cllm.engine.draft_model import DraftModel
 from cllm.engine.errors import ModelLoadError
-from cllm.engine.gguf_header import GgufHeader, NotGgufError, TruncatedError, read_header
+from cllm.engine.gguf_header import GgufHeader
 from cllm.engine.info import ModelInfo, context_info, describe
 from cllm.engine.layout import Layout
+from cllm.engine.opening import checked_header, open_context, open_model, wants_extra_bufts, warm_up
 from cllm.engine.pooling import EmbeddingShape, check_classifier, pooling_of, shape_of
 from cllm.engine.sizing import (
     ContextSize,
@@ -30,7 +33,8 @@ _log = logging.getLogger("cllm.engine")
 class Loaded:
     """A model, its context and its batch; close() frees them in the right order.
 
-    shape: how inputs are computed, of a model that embeds; None: it generates.
+    shape: how inputs are computed, of a model that embeds; None: it generates. draft: the model
+    that guesses ahead.
     """
 
     config: EngineConfig
@@ -39,9 +43,12 @@ class Loaded:
     batch: llama.Batch
     info: ModelInfo
     shape: EmbeddingShape | None
+    draft: DraftModel | None
 
     def close(self) -> None:
         """Free everything."""
+        if self.draft is not None:
+            self.draft.close()
         self.context.close()
         self.model.close()
 
@@ -53,30 +60,23 @@ def load(
     path: Path, config: EngineConfig, progress: Report | None, tuning_progress: Report | None
 ) -> Loaded:
     """Load a model and warm it up. Raises ModelLoadError, or ValueError for the configuration."""
-    header = _checked_header(path)
-    extra = _wants_extra_bufts(config, header)
-    try:
-        model = llama.Model(
-            str(path),
-            n_gpu_layers=config.n_gpu_layers,
-            mmap=config.mmap,
-            mlock=config.mlock,
-            use_extra_bufts=extra,
-            progress=progress,
-        )
-    except OSError as error:
-        raise ModelLoadError(
-            f"llama.cpp cannot load {path.name} ({error}); check that the file is whole, that this "
-            "llama.cpp knows the architecture, and that there is enough memory"
-        ) from None
-    try:
+    header, drafter = checked_header(path), DraftFile.of(config)
+    own_share = 1.0 if drafter is None else header.size_bytes / (header.size_bytes + drafter.size)
+    extra = wants_extra_bufts(config, header)
+    with ExitStack() as undo:
+        model = open_model(path, config, extra, _part_of(progress, 0.0, own_share))
+        undo.callback(model.close)
         layout, tuning = Layout.of(config), None
         shape = _embedding_shape(path, header, model, layout, config)
         if shape is not None or model.window or not model.goes_back:
             # Guesses that do not come true must be removable from the memory.
+            if drafter is not None:
+                why = "generates no text" if shape else "cannot take back a guess"
+                raise ModelLoadError(f"{path.name} {why}; serve it without --model-draft")
             config = replace(config, draft_max=0)
         if shape is None:
-            size = context_size(header.metadata, model.n_ctx_train, config)
+            beside = 0 if drafter is None else drafter.kv_bytes_per_token(config)
+            size = context_size(header.metadata, model.n_ctx_train, config, beside)
             _check_memory(size, config)
             if config.tune:
                 subject = Subject(path, model, size, config, extra)
@@ -89,27 +89,27 @@ def load(
             kv_bytes = shape.cells * kv_bytes_per_token(header.metadata, config)
             size = ContextSize(shape.longest, shape.cells, kv_bytes, too_high=True)
             context = _make_embedding_context(model, shape, config, layout)
-        try:
-            capacity = config.batch_size if shape is None else shape.batch
-            batch = llama.Batch(min(capacity, context.n_batch))
-            token = max(0, model.vocab.bos)
-            # So that the first request does not pay for it.
-            code = compute_aside("cllm-warm-up", lambda: context.warm_up(batch, token))
-            if code:
-                raise ModelLoadError(
-                    f"{path.name} loads but cannot be run (llama_decode gave {code}); "
-                    "look for llama.cpp's own words with log level debug"
-                )
-        except BaseException:
-            context.close()
-            raise
-    except BaseException:
-        model.close()
-        raise
-    live = context_info(context, size, config, layout, extra, tuning)
-    pooling = None if shape is None else shape.pooling
-    info = describe(path, model, header.metadata, live, header.quantized, pooling)
-    return Loaded(config, model, context, batch, info, shape)
+        undo.callback(context.close)
+        capacity = config.batch_size if shape is None else shape.batch
+        batch = llama.Batch(min(capacity, context.n_batch))
+        warm_up(path.name, model, context, batch)
+        draft = None
+        if drafter is not None:
+            rest = _part_of(progress, own_share, 1.0 - own_share)
+            draft = drafter.load(path.name, model.vocab, size.cells, config, layout, rest)
+            undo.callback(draft.close)
+        live = context_info(context, size, config, layout, extra, tuning)
+        pooling = None if shape is None else shape.pooling
+        info = describe(path, model, header.metadata, live, header.quantized, pooling)
+        undo.pop_all()
+    return Loaded(config, model, context, batch, info, shape, draft)
+
+
+def _part_of(progress: Report | None, begin: float, share: float) -> Report | None:
+    """Report one of two models' progress as a part of the whole."""
+    if progress is None:
+        return None
+    return lambda fraction: progress(begin + share * fraction)
 
 
 def _embedding_shape(
@@ -136,40 +136,6 @@ def _embedding_shape(
     )
 
 
-def _checked_header(path: Path) -> GgufHeader:
-    try:
-        header = read_header(path)
-    except FileNotFoundError as error:
-        raise ModelLoadError(
-            f"there is no file {error.filename}; check the path, or download the model first"
-        ) from None
-    except IsADirectoryError:
-        raise ModelLoadError(f"{path} is a directory; give the .gguf file in it") from None
-    except NotGgufError as error:
-        raise ModelLoadError(f"{error}; give a model in GGUF format") from None
-    except TruncatedError as error:
-        raise ModelLoadError(f"the file is cut short: {error}; download it again") from None
-    except OSError as error:
-        raise ModelLoadError(
-            f"{path} cannot be read ({error.strerror}); check its permissions"
-        ) from None
-    if header.n_tensors == 0:
-        raise ModelLoadError(f"{path.name} is a vocabulary without weights; give a whole model")
-    return header
-
-
-def _wants_extra_bufts(config: EngineConfig, header: GgufHeader) -> bool:
-    """Whether the repacked/AMX kernels are to be used; tries them out first if "auto"."""
-    if config.extra_bufts != "auto" or not header.quantized:
-        return config.extra_bufts != "off"
-    from cllm.engine import preflight
-
-    verdict = preflight.check()
-    if not verdict.ok:
-        _log.warning("%s", verdict.detail)
-    return verdict.ok
-
-
 _REMEDY = "lower ctx_size or parallel, or choose a smaller cache_type_k and cache_type_v"
 
 
@@ -187,20 +153,8 @@ def _make_context(
     model: llama.Model, size: ContextSize, config: EngineConfig, layout: Layout
 ) -> llama.Context:
     try:
-        return llama.Context(
-            model,
-            n_ctx=size.cells,
-            n_seq=config.parallel,
-            n_batch=config.batch_size,
-            n_ubatch=layout.ubatch_size,
-            n_threads=layout.threads,
-            n_threads_batch=layout.threads_batch,
-            flash_attn=layout.flash_attn,
-            type_k=config.cache_type_k,
-            type_v=config.cache_type_v,
-            kv_unified=layout.kv_unified,
-            n_outputs=config.parallel + (SPARE_ROWS if config.draft_max else 0),
-        )
+        n_outputs = config.parallel + (SPARE_ROWS if config.draft_max else 0)
+        return open_context(model, size.cells, config, layout, n_outputs)
     except OSError as error:
         raise ModelLoadError(
             f"llama.cpp cannot make a context of {size.cells} tokens ({error}); {_REMEDY}"

@@ -13,6 +13,9 @@ from cllm.engine.saved_prefixes import Saved, SavedPrefixes
 # Tokens that a copy must save to be worth it. From host memory or where cells are shared it takes
 # some 20 us a token (0.6B model) and 2 ms to begin, against 2 ms to evaluate a token.
 WORTH = 16
+# A copy in a split cache moves a slot's whole buffer at memory speed: so many tokens of it in the
+# time in which one is evaluated (112 KiB a token, 0.6B model).
+_COPY_COST = 64
 # And to be kept in host memory, which is paid for whether it is wanted again or not: at least so
 # many tokens, and at least an eighth of all, that nobody else holds.
 WORTH_SAVING = 64
@@ -20,6 +23,11 @@ _LOST_SHARE = 8
 
 if TYPE_CHECKING:
     from cllm.engine.sequence import Sequence
+
+
+def copy_gain(unified: bool, ctx_size: int) -> int:
+    """Tokens that a copy between slots of a cache must save to be worth it."""
+    return 1 if unified else max(2, ctx_size // _COPY_COST)
 
 
 @dataclass(slots=True, eq=False)

@@ -133,8 +133,8 @@ class Scheduler:
                 self._inbox.fail(error)
 
     def _step(self) -> None:
-        began = time.perf_counter()
-        stats = self._stats
+        began, stats = time.perf_counter(), self._stats
+        drafted_before = stats.draft_s
         self._expire()
         self._commands.obey(self._cache.slots)
         self._admission.catch_up(self._running)
@@ -161,7 +161,8 @@ class Scheduler:
         stats.steps += 1
         stats.decode_s += decode_ended - decode_began
         stats.sampling_s += sampled - decode_ended
-        stats.other_s += time.perf_counter() - sampled + decode_began - began
+        in_draft_s = stats.draft_s - drafted_before
+        stats.other_s += time.perf_counter() - sampled + decode_began - began - in_draft_s
 
     def _expire(self) -> None:
         if self._next_deadline == math.inf:

@@ -60,13 +60,14 @@ def kv_bytes_per_token(metadata: Mapping[str, Any], config: EngineConfig) -> int
 
 
 def context_size(
-    metadata: Mapping[str, Any], n_ctx_train: int, config: EngineConfig
+    metadata: Mapping[str, Any], n_ctx_train: int, config: EngineConfig, beside: int = 0
 ) -> ContextSize:
     """Decide tokens per sequence and cells of the cache.
 
+    beside: bytes that a token takes elsewhere, in a draft model's cache.
     Raises ValueError if a cache of kv_cells could not hold even one full sequence.
     """
-    per_token = kv_bytes_per_token(metadata, config)
+    per_token = kv_bytes_per_token(metadata, config) + beside
     ctx_size = config.ctx_size
     if ctx_size is None:
         budget = config.memory_budget or default_budget()

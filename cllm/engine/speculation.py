@@ -1,9 +1,9 @@
 """Speculative decoding: tokens guessed ahead are evaluated in one step with the newest one.
 
 The guess is prompt lookup (Saxena 2023): what followed the same last tokens before, in prompt or
-answer, may follow again. At each guessed place the sampler chooses as if nothing had been guessed;
-a guess only decides whether that choice needed a step of its own. So what is generated, and its
-distribution under sampling, are what they would be without.
+answer, may follow again; or a draft model's (drafting.py). At each guessed place the sampler
+chooses as if nothing had been guessed; a guess only decides whether that choice needed a step of
+its own. So what is generated, and its distribution under sampling, are what they would be without.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from cllm.engine.config import SPARE_ROWS
 
 if TYPE_CHECKING:
+    from cllm.engine.drafting import Drafting
     from cllm.engine.sequence import Sequence
 
 _GRAM = 3  # tokens that must be the same; two are too often followed by something else
@@ -23,7 +24,7 @@ _PROBE = 32  # steps without a guess after which one is tried again
 _PROBE_TOKENS = 2
 _PLAIN = 32  # steps with guesses after which one is left plain: what it takes is known anew
 _MEMORY = 0.8  # weight of the past at each observation
-_PRIOR_HITS, _PRIOR_TRIES = 2.0, 3.0  # a sequence begins by trusting its text
+_PRIOR_LIKELY, _PRIOR_TRIES = 2 / 3, 3.0  # a sequence begins by trusting its text
 
 
 class Lookup:
@@ -57,57 +58,91 @@ def _key(tokens: array[int], end: int) -> int:
     return (first << 2 * _TOKEN_BITS) | (second << _TOKEN_BITS) | third
 
 
-class Guesser:
-    """One sequence's guesses: how often they come true, and so how far ahead to guess."""
+class Trust:
+    """How likely guesses of one kind are to come true, the latest ones weighing most."""
 
-    __slots__ = ("_hits", "_lookup", "_since_probe", "_tries")
+    __slots__ = ("_hits", "_memory", "_of", "_tries")
 
-    def __init__(self) -> None:
-        self._lookup = Lookup()
-        self._hits, self._tries = _PRIOR_HITS, _PRIOR_TRIES
-        self._since_probe = 0
+    def __init__(self, memory: float = _MEMORY, of: Trust | None = None) -> None:
+        """of: everybody's trust in that kind, from which this one begins and which learns too."""
+        self._hits = _PRIOR_TRIES * (_PRIOR_LIKELY if of is None else of.likely)
+        self._tries = _PRIOR_TRIES
+        self._memory = memory
+        self._of = of
 
-    def guess(self, tokens: array[int], most: int, price: float) -> list[int]:
-        """At most `most` tokens, as many as are worth their price.
-
-        price: what a guessed token costs, in tokens that could be generated instead.
-        """
-        worth = self._worth(price)
-        if not worth:
-            self._since_probe += 1
-            if self._since_probe < _PROBE:
-                return []
-            worth = _PROBE_TOKENS
-        guessed = self._lookup.guess(tokens, min(most, worth))
-        if guessed:
-            self._since_probe = 0
-        return guessed
-
-    def _worth(self, price: float) -> int:
-        """How many guessed tokens are each likelier to come true than they cost."""
-        if price >= 1.0:
-            return 0
-        likely = min(self._hits / self._tries, 0.99)
-        return int(math.log(max(price, 0.01)) / math.log(likely)) if likely > 0 else 0
+    @property
+    def likely(self) -> float:
+        """How likely the next guessed token comes true."""
+        return min(self._hits / self._tries, 0.99)
 
     def observe(self, guessed: int, right: int) -> None:
         """Learn that the first `right` of so many guessed tokens came true."""
         tried = right + (right < guessed)  # those behind a wrong one say nothing
-        self._hits = self._hits * _MEMORY + right
-        self._tries = self._tries * _MEMORY + tried
+        self._hits = self._hits * self._memory + right
+        self._tries = self._tries * self._memory + tried
+        if self._of is not None:
+            self._of.observe(guessed, right)
+
+
+def worth(likely: float, price: float) -> int:
+    """How many guessed tokens are each likelier to come true than they cost.
+
+    price: what a guessed token costs, in tokens that could be generated instead.
+    """
+    if price >= 1.0 or likely <= 0:
+        return 0
+    return int(math.log(max(price, 0.01)) / math.log(likely))
+
+
+class Guesser:
+    """One sequence's guesses: how often they come true, and so how far ahead to guess.
+
+    model: trust in the draft model, once it was thought of. drafted: whether the last guess was
+    the draft model's.
+    """
+
+    __slots__ = ("_lookup", "_own", "_since_probe", "drafted", "model")
+
+    def __init__(self) -> None:
+        self._lookup = Lookup()
+        self._own = Trust()
+        self._since_probe = 0
+        self.model: Trust | None = None
+        self.drafted = False
+
+    def guess(self, tokens: array[int], most: int, price: float) -> list[int]:
+        """At most `most` tokens from the text itself, as many as are worth their price."""
+        self.drafted = False
+        farthest = worth(self._own.likely, price)
+        if not farthest:
+            self._since_probe += 1
+            if self._since_probe < _PROBE:
+                return []
+            farthest = _PROBE_TOKENS
+        guessed = self._lookup.guess(tokens, min(most, farthest))
+        if guessed:
+            self._since_probe = 0
+        return guessed
+
+    def observe(self, guessed: int, right: int) -> None:
+        """Learn that the first `right` of so many guessed tokens came true."""
+        trust = self.model if self.drafted and self.model is not None else self._own
+        trust.observe(guessed, right)
 
 
 class Speculation:
     """Decides how far each sequence guesses ahead in the next step. Engine thread only."""
 
-    __slots__ = ("_extra_s", "_guessing", "_most", "_same")
+    __slots__ = ("_drafting", "_extra_s", "_guessing", "_most", "_same")
 
-    def __init__(self, most: int, same: bool) -> None:
+    def __init__(self, most: int, same: bool, drafting: Drafting | None = None) -> None:
         """most: tokens that one sequence guesses. same: whether sequences are evaluated together
-        only with equally many tokens, as in a cache that is split by sequence.
+        only with equally many tokens, as in a cache that is split by sequence. drafting: who
+        guesses where the text itself says nothing; None: nobody.
         """
         self._most = most
         self._same = same
+        self._drafting = drafting
         self._extra_s: float | None = None  # what a guessed token adds to a step
         self._guessing = 0  # steps since one was left as it is
 
@@ -125,12 +160,17 @@ class Speculation:
         extra_s = step_s / (count + 1) / 4 if self._extra_s is None else self._extra_s
         price = extra_s * count / step_s
         room = min(room, SPARE_ROWS) // count
+        mosts = [min(self._most, room, s.max_length - len(s.tokens) - 1) for s in sequences]
+        all_or_none = self._same and count > 1
         guesses = []
-        for sequence in sequences:
+        for sequence, most in zip(sequences, mosts, strict=True):
             guesser = sequence.guesser
-            most = min(self._most, room, sequence.max_length - len(sequence.tokens) - 1)
             guesses.append(guesser.guess(sequence.tokens, most, price) if guesser else [])
-            if self._same and count > 1 and not guesses[-1]:
+            if all_or_none and not guesses[-1] and self._drafting is None:
+                return
+        if self._drafting is not None:
+            self._drafting.improve(sequences, guesses, mosts, price, step_s)
+            if all_or_none and not all(guesses):
                 return
         self._guessing += 1
         shortest = min(map(len, guesses)) if self._same else self._most

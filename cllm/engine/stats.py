@@ -11,8 +11,9 @@ class EngineStats:
 
     requests_finished: by finish reason. prompt_tokens counts those of admitted requests, of
     which cached_tokens needed no evaluation. recomputed_tokens were evaluated again after a
-    preemption. decode_s is spent in llama_decode, sampling_s in choosing tokens, other_s in
-    everything else of a step; together they are the time that steps took.
+    preemption. decode_s is spent in llama_decode, draft_s in the draft model, sampling_s in
+    choosing tokens, other_s in everything else of a step; together they are the time that steps
+    took.
     prefix_hits: admissions that found at least one token of their prompt. saved_prefixes were put
     into host memory, restored_prefixes taken from there with restored_tokens of prompts,
     evicted_prefixes dropped for want of room; cache_ram_bytes of cache_ram_limit are in use.
@@ -46,6 +47,7 @@ class EngineStats:
     longest: int = 0
     steps: int = 0
     decode_s: float = 0.0
+    draft_s: float = 0.0
     sampling_s: float = 0.0
     other_s: float = 0.0
     queue_depth: int = 0

@@ -34,8 +34,9 @@ _REVISION = 1
 # They change how threads wait, and with that how many are best.
 _THREADING = ("OMP_", "GOMP_", "KMP_", "GGML_")
 # Options that have no bearing on which layout is fastest.
-_INDIFFERENT = ("max_queue", "max_itl_ms", "cache_ram", "slot_save_path", "draft_max", "mmap",
-                "mlock", "memory_budget", "extra_bufts", "pooling", "tune")  # fmt: skip
+_INDIFFERENT = ("max_queue", "max_itl_ms", "cache_ram", "slot_save_path", "draft_max",
+                "model_draft", "mmap", "mlock", "memory_budget", "extra_bufts", "pooling",
+                "tune")  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)

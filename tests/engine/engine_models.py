@@ -38,6 +38,31 @@ def write_variant(source: Path, target: Path, change: Change, quantized: bool) -
     writer.close()
 
 
+def write_deeper(source: Path, target: Path, layers: int) -> None:
+    """The same model, bit for bit, with so many further layers that take time and add nothing."""
+    reader = gguf.GGUFReader(source)
+    writer = gguf.GGUFWriter(target, arch := reader.fields["general.architecture"].contents())
+    count = int(reader.fields[f"{arch}.block_count"].contents())
+    for field in reader.fields.values():
+        if field.name.startswith("GGUF.") or field.name == "general.architecture":
+            continue
+        inner = field.types[-1] if field.types[0] == gguf.GGUFValueType.ARRAY else None
+        value = count + layers if field.name.endswith(".block_count") else field.contents()
+        writer.add_key_value(field.name, value, field.types[0], inner)
+    for tensor in reader.tensors:
+        writer.add_tensor(tensor.name, tensor.data, raw_dtype=tensor.tensor_type)
+        if tensor.name.startswith("blk.0."):
+            part = tensor.name.removeprefix("blk.0.")
+            adds = part in ("attn_output.weight", "ffn_down.weight")
+            data = np.zeros_like(tensor.data) if adds else tensor.data
+            for layer in range(count, count + layers):
+                writer.add_tensor(f"blk.{layer}.{part}", data, raw_dtype=tensor.tensor_type)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
 def write_memoryless(source: Path, target: Path) -> None:
     """Without attention the next token depends on the last one alone: logits are always exact."""
 
@@ -46,6 +71,16 @@ def write_memoryless(source: Path, target: Path) -> None:
             values[:] = 0.0
 
     write_variant(source, target, forget, quantized=True)
+
+
+def write_shuffled(source: Path, target: Path) -> None:
+    """Rows of the output matrix in another order: it says something else, in the same words."""
+
+    def shuffle(name: str, values: np.ndarray[tuple[int, ...], np.dtype[np.float32]]) -> None:
+        if name == "output.weight":
+            values[:] = np.random.default_rng(0).permutation(values)
+
+    write_variant(source, target, shuffle, quantized=True)
 
 
 def write_f32(source: Path, target: Path) -> None:
