@@ -36,11 +36,12 @@ signal.sigwait([signal.SIGTERM])
 
 @dataclass(frozen=True, slots=True)
 class Setup:
-    """What every contender is given."""
+    """What every contender is given. draft: the draft model, for cLLM and llama-server."""
 
     model: Path
     threads: int
     llama_server: Path | None
+    draft: Path | None = None
 
 
 @dataclass(slots=True)
@@ -233,14 +234,25 @@ def check_shape(value: Any, schema: dict[str, Any]) -> None:
 
 def cllm(setup: Setup, work: Workload) -> Contender:
     """The real server."""
+    draft = ["--model-draft", str(setup.draft)] if setup.draft else []
     return HttpContender(cllm_server(
         "--model", str(setup.model), "--parallel", str(work.parallel),
-        "--ctx-size", str(work.ctx_size), "--threads", str(setup.threads),
+        "--ctx-size", str(work.ctx_size), "--threads", str(setup.threads), *draft,
     ), counters=True)  # fmt: skip
 
 
-def llama_server(setup: Setup, work: Workload, name: str = "llama-server", *more: str) -> Contender:
-    """llama.cpp's own server, with `more` options."""
+def llama_server(setup: Setup, work: Workload) -> Contender:
+    """llama.cpp's own server, with the draft model if there is one."""
+    draft = ["-md", str(setup.draft), "--spec-type", "draft-simple"] if setup.draft else []
+    return _llama_server(setup, work, "llama-server", *draft)
+
+
+def llama_server_ngram(setup: Setup, work: Workload) -> Contender:
+    """The same, guessing from the prompt; by default it does not."""
+    return _llama_server(setup, work, "llama-server, n-grams", "--spec-type", "ngram-simple")
+
+
+def _llama_server(setup: Setup, work: Workload, name: str, *more: str) -> Contender:
     if setup.llama_server is None:
         raise BenchError("llama-server: name the program with --llama-server PATH")
     port = free_port()
@@ -251,11 +263,6 @@ def llama_server(setup: Setup, work: Workload, name: str = "llama-server", *more
         *more,
     ]  # fmt: skip
     return HttpContender(Server(name, command, port, start_timeout=120))
-
-
-def llama_server_ngram(setup: Setup, work: Workload) -> Contender:
-    """The same, guessing from the prompt; by default it does not."""
-    return llama_server(setup, work, "llama-server, n-grams", "--spec-type", "ngram-simple")
 
 
 def llama_cpp_server(setup: Setup, work: Workload) -> Contender:

@@ -177,6 +177,10 @@ def _options() -> argparse.ArgumentParser:
         "--model", type=Path, metavar="FILE", help="GGUF file; default: the built-in model"
     )
     options.add_argument(
+        "--model-draft", type=Path, metavar="FILE",
+        help="draft model that cLLM and llama-server guess with",
+    )  # fmt: skip
+    options.add_argument(
         "--copy-model", type=Path, metavar="FILE", help="GGUF file for the workload copy, one that "
         "repeats its prompt (make_bench_model.py --copying)",
     )  # fmt: skip
@@ -228,7 +232,7 @@ def main() -> None:
         if not taking_part:
             continue
         results, steps = run_workload(
-            work, taking_part, Setup(model, given.threads, program), given
+            work, taking_part, Setup(model, given.threads, program, given.model_draft), given
         )
         if results:
             smaller = " (--quick: fewer and shorter)" if given.quick else ""
