@@ -157,8 +157,9 @@ class Speculation:
             self._guessing = 0
             return
         count = len(sequences)
-        extra_s = step_s / (count + 1) / 4 if self._extra_s is None else self._extra_s
-        price = extra_s * count / step_s
+        if self._extra_s is None:
+            self._extra_s = step_s / (count + 1) / 4
+        price = self._extra_s * count / step_s
         room = min(room, SPARE_ROWS) // count
         mosts = [min(self._most, room, s.max_length - len(s.tokens) - 1) for s in sequences]
         all_or_none = self._same and count > 1
@@ -178,7 +179,8 @@ class Speculation:
             sequence.suppose(guessed[:shortest])
 
     def observe(self, guessed: int, seconds: float, step_s: float) -> None:
-        """Learn from a step with guesses what they cost."""
-        extra_s = max(0.0, seconds - step_s) / guessed
-        before = extra_s if self._extra_s is None else self._extra_s
+        """Learn from a step with guesses what they cost; one delay changes little."""
+        before = 0.0 if self._extra_s is None else self._extra_s
+        most = max(2 * before, step_s / 16)
+        extra_s = min(max(0.0, seconds - step_s) / guessed, most)
         self._extra_s = before * _MEMORY + extra_s * (1 - _MEMORY)
