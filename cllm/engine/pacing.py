@@ -41,9 +41,9 @@ class Pacer:
         """Prompt tokens for the next step beside `decoding` generating sequences.
 
         However little time there is, prompts get as much of it as the streams, so that they are
-        read. waiting: prompts to read; the more there are for each stream, the longer these may
-        be held up, unless a time was asked for. least_alone: tokens that are efficiently evaluated
-        at once, for when nobody generates.
+        read. waiting: prompts to read; where they are more than the streams, these are held up as
+        if nobody generated, unless a time was asked for. least_alone: tokens that are efficiently
+        evaluated at once, for when nobody generates.
         """
         prompt = self._prompt
         if not decoding:
@@ -54,7 +54,8 @@ class Pacer:
         target = self._max_itl
         if target is None:
             target = max(_AUTO_LEAST_S, _AUTO_STEPS * step)
-            target = max(target, min(_ALONE_S, target * waiting / decoding))
+            if waiting > decoding:
+                target = max(target, _ALONE_S)
         return max(_LEAST_TOKENS, int(prompt.inverse(max(target - step, step))))
 
     def step_s(self, decoding: int) -> float | None:
