@@ -45,12 +45,15 @@ class Planner:
         each prompt with the others' newest ones and the rest behind: there they take turns, which
         leaves both in shapes that are evaluated fast.
         """
-        generating = [s for s in running if s.decoding]
-        prompts = [s for s in running if not s.decoding and slot_of(s).leader is None]
+        # A prompt that is in the cache but for its last token is evaluated as a stream is.
+        following = [s for s in running if slot_of(s).leader is None]
+        generating = [s for s in following if s.decoding or s.pending == 1]
+        prompts = [s for s in following if not s.decoding and s.pending > 1]
         if self._split and generating and self._prompts_were_read:
             prompts = []
         self._prompts_were_read = bool(prompts)
-        counts = {} if prompts and self._split else self._newest(generating, not prompts)
+        plain = bool(prompts) or not all(s.decoding for s in generating)
+        counts = {} if prompts and self._split else self._newest(generating, not plain)
         if prompts:
             self._add_prompts(counts, prompts, len(generating))
         # A cache split by sequence is decoded together only for consecutive slots in order.
@@ -80,8 +83,9 @@ class Planner:
             capacity -= count
             room = max(0, room - count)
 
-    def learn(self, plan: Plan, generating: int, seconds: float) -> None:
-        """Tell the policies what a step took in which so many sequences were generating."""
+    def learn(self, plan: Plan, seconds: float) -> None:
+        """Tell the policies what a step took."""
+        generating = sum(count == 1 + sequence.supposed for sequence, count in plan)
         supposed = sum(sequence.supposed for sequence, _ in plan)
         step_s = self._pacer.step_s(generating)
         if not supposed:

@@ -142,14 +142,13 @@ class Scheduler:
         plan = self._planner.plan(self._running)
         if not plan:
             return
-        generating = sum(s.decoding for s, _ in plan)
         decode_began = time.perf_counter()
         self._masks.start([s.guide for s, _ in plan if s.guide is not None])
         done, code = self._decode(plan)
         self._masks.wait()
         decode_ended = time.perf_counter()
         if done is plan and not code:
-            self._planner.learn(plan, generating, decode_ended - decode_began)
+            self._planner.learn(plan, decode_ended - decode_began)
         plan = done
         if code:
             stats.failed_decodes += 1

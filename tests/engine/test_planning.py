@@ -64,3 +64,26 @@ def test_prompts_and_streams_take_turns_where_they_would_not_be_evaluated_togeth
     if not kv_unified:
         assert all(step not in reading for step in steps[first + 1 : last + 1 : 2])
         assert last - first == 2 * (len(reading) - 1), "one step of the stream between two"
+
+
+def test_a_prompt_that_is_in_the_cache_joins_the_streams_at_once(load: Loader) -> None:
+    engine = load(parallel=2, ctx_size=512, draft_max=0)
+    prompt = list(range(300, 360))
+    finished(engine.submit(prompt, greedy(2)))
+    stream = Watched(engine, [3, 4, 5], greedy(None))
+    stream.wait_for_tokens(1)
+    context, steps = engine._scheduler._context, []
+    real = context.decode
+
+    def decode(batch: Batch, count: int) -> int:
+        steps.append(sorted(batch.seq[:count].tolist()))
+        return real(batch, count)
+
+    context.decode = decode  # type: ignore[method-assign]
+    again = engine.submit(prompt, greedy(2))
+    finished(again)
+    stream.generation.cancel()
+    stream.wait_until_done()
+    assert again.usage.cached_tokens == len(prompt) - 1
+    assert steps.count([0, 1]) == 2, "a step for each of its two tokens"
+    assert all(step == [0, 1] or len(step) == 1 and step != [0] for step in steps)
