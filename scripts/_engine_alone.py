@@ -12,6 +12,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import chain
 from multiprocessing.connection import Connection as Pipe
+from pathlib import Path
+from typing import Any
 
 from _bench import BenchError
 from _contenders import Answer, Setup, Steps, Turn, turn_of
@@ -30,8 +32,15 @@ class EngineContender:
     def __init__(self, setup: Setup, work: Workload) -> None:
         self.name = ENGINE
         self._pipe, theirs = SPAWN.Pipe()
+        options = {
+            "parallel": work.parallel,
+            "ctx_size": work.ctx_size,
+            "threads": setup.threads,
+            # Beside a bench that only decodes nothing is kept of earlier rounds either.
+            "cache_ram": 0 if work.alone else None,
+        }
         self._process = SPAWN.Process(
-            target=_serve, args=(theirs, setup, work.parallel, work.ctx_size), daemon=True
+            target=_serve, args=(theirs, setup.model, options), daemon=True
         )
         self._process.start()
         theirs.close()
@@ -67,11 +76,9 @@ class EngineContender:
         self._process.kill()
 
 
-def _serve(pipe: Pipe, setup: Setup, parallel: int, ctx_size: int) -> None:
+def _serve(pipe: Pipe, model: Path, options: dict[str, Any]) -> None:
     """The child: answers one message after another until the pipe is closed."""
-    with Engine.load(
-        setup.model, parallel=parallel, ctx_size=ctx_size, threads=setup.threads
-    ) as engine:
+    with Engine.load(model, **options) as engine:
         while True:
             try:
                 message = pipe.recv()
