@@ -86,4 +86,4 @@ def test_a_prompt_that_is_in_the_cache_joins_the_streams_at_once(load: Loader) -
     stream.wait_until_done()
     assert again.usage.cached_tokens == len(prompt) - 1
     assert steps.count([0, 1]) == 2, "a step for each of its two tokens"
-    assert all(step == [0, 1] or len(step) == 1 and step != [0] for step in steps)
+    assert all(step == [0, 1] or (len(step) == 1 and step != [0]) for step in steps)
