@@ -113,7 +113,8 @@ class Settings:
     max_itl_ms: int | None = option(
         None, ENGINE, integer(1, 60_000, auto=True),
         "milliseconds between two tokens of a stream that reading prompts may lead to; "
-        "auto: five times a step without prompts, at least 100",
+        "auto: five times a step without prompts, at least 100, and a second where more prompts "
+        "wait than streams run",
     )  # fmt: skip
     cache_ram: int | None = option(
         None, ENGINE, size(0, auto=True),

@@ -48,7 +48,11 @@ _ENGINE_COUNTERS = (
     ("decode_seconds", "Time in llama_decode", "decode_s"),
     ("draft_seconds", "Time in the draft model", "draft_s"),
     ("sampling_seconds", "Time choosing tokens", "sampling_s"),
-    ("other_step_seconds", "Time in steps outside llama_decode and sampling", "other_s"),
+    (
+        "other_step_seconds",
+        "Time in steps outside llama_decode, draft model and sampling",
+        "other_s",
+    ),
 )
 _ENGINE_GAUGES = (
     ("queue_depth", "Generations waiting for a slot", "queue_depth"),

@@ -33,7 +33,8 @@ class EngineConfig:
     ubatch_size: tokens that llama.cpp evaluates together. None: 512, or batch_size if that is
         less.
     max_itl_ms: milliseconds between two tokens of a stream that reading prompts may lead to.
-        None: five times a step without prompts, at least 100.
+        None: five times a step without prompts, at least 100, and a second where more prompts wait
+        than streams run. Of a long prompt 64 tokens are read at once even if they take longer.
     cache_ram: bytes of host memory for prefixes whose slots were given to others; 0: none.
         None: 1 GiB, or a quarter of the memory now available if that is less.
     draft_max: tokens that a sequence may guess ahead; 0: none.

@@ -16,28 +16,54 @@ _SETTING = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 _LEAST = 4 << 20  # bytes of a mapping that is worth it: two pages
 _MADV_HUGEPAGE = 14  # asm-generic/mman-common.h
 
+Span = tuple[int, int]
+"""The first address, and the one behind the last."""
 
-def advise() -> None:
-    """Ask for huge pages wherever large private memory has not been written yet.
 
-    Memory that was written keeps its small pages. Changes nothing on other systems.
-    """
-    if sys.platform != "linux" or not _only_when_asked():
-        return
-    madvise = ctypes.CDLL(None).madvise
-    for start, end in _large_mappings():
-        madvise(ctypes.c_void_p(start), ctypes.c_size_t(end - start), _MADV_HUGEPAGE)
+class HugePages:
+    """Asks for huge pages in large private memory that comes into being after this object."""
+
+    def __init__(self) -> None:
+        self._before = list(_large_mappings()) if _only_when_asked() else None
+
+    def advise(self) -> None:
+        """Ask before the new memory is written. Nothing happens where asking makes no difference.
+
+        Memory of others, such as threads' stacks, keeps its small pages: huge ones would make
+        more of it resident than they use.
+        """
+        if self._before is None:
+            return
+        madvise = ctypes.CDLL(None).madvise
+        for mapping in _large_mappings():
+            for start, end in _outside(mapping, self._before):
+                if end - start >= _LEAST:
+                    madvise(ctypes.c_void_p(start), ctypes.c_size_t(end - start), _MADV_HUGEPAGE)
 
 
 def _only_when_asked() -> bool:
+    if sys.platform != "linux":
+        return False
     try:
         return "[madvise]" in _SETTING.read_text()
     except OSError:
         return False
 
 
-def _large_mappings() -> Iterator[tuple[int, int]]:
-    """The addresses of private mappings that no file is behind (proc_pid_maps(5))."""
+def _outside(mapping: Span, known: list[Span]) -> Iterator[Span]:
+    """What of a mapping is in no known one: the kernel joins new memory to what it lies beside."""
+    start, end = mapping
+    for known_start, known_end in sorted(known):
+        if start < known_end and known_start < end:
+            if start < known_start:
+                yield start, known_start
+            start = known_end
+    if start < end:
+        yield start, end
+
+
+def _large_mappings() -> Iterator[Span]:
+    """Private mappings that no file is behind (proc_pid_maps(5))."""
     try:
         lines = _MAPS.read_text().splitlines()
     except OSError:

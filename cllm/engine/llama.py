@@ -19,7 +19,7 @@ import numpy as np
 from llguidance import LLTokenizer
 from numpy.typing import NDArray
 
-from cllm.engine import huge_pages
+from cllm.engine.huge_pages import HugePages
 
 IntArray = NDArray[np.int32]
 FloatArray = NDArray[np.float32]
@@ -266,13 +266,13 @@ class Model:
         }[mmap, mlock]
         params.use_extra_bufts = use_extra_bufts
 
-        begun = False
+        begun, pages = False, HugePages()
 
         def report(fraction: float, _user_data: object) -> bool:
             nonlocal begun
             if not begun:  # everything is allocated and nothing read
                 begun = True
-                huge_pages.advise()
+                pages.advise()
             if progress is not None:
                 progress(fraction)
             return True

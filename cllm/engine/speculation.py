@@ -173,7 +173,7 @@ class Speculation:
             self._drafting.improve(sequences, guesses, mosts, price, step_s)
             if all_or_none and not all(guesses):
                 return
-        self._guessing += 1
+        self._guessing = self._guessing + 1 if any(guesses) else 0
         shortest = min(map(len, guesses)) if self._same else self._most
         for sequence, guessed in zip(sequences, guesses, strict=True):
             sequence.suppose(guessed[:shortest])

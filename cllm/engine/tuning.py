@@ -133,7 +133,10 @@ def _measured(
 
 def _difference(layout: Layout, default: Layout) -> dict[str, Any]:
     plain = asdict(default)
-    return {name: value for name, value in asdict(layout).items() if value != plain[name]}
+    found = {name: value for name, value in asdict(layout).items() if value != plain[name]}
+    if "threads" in found:  # which the other follows where it is not given
+        found["threads_batch"] = layout.threads_batch
+    return found
 
 
 def _tell(tuning: Tuning, how: str) -> None:

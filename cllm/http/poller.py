@@ -122,9 +122,10 @@ else:
         return KqueuePoller()
 
 
-_write = ctypes.PyDLL(None).write
-_write.argtypes = (ctypes.c_int, ctypes.c_char_p, ctypes.c_size_t)
-_write.restype = ctypes.c_ssize_t
+# A PyDLL's functions keep the interpreter lock.
+_write_locked = ctypes.PyDLL(None).write
+_write_locked.argtypes = (ctypes.c_int, ctypes.c_char_p, ctypes.c_size_t)
+_write_locked.restype = ctypes.c_ssize_t
 
 
 class WakeUp:
@@ -141,9 +142,13 @@ class WakeUp:
             os.set_blocking(self._write, False)
 
     def set(self) -> None:
-        """Takes a microsecond and keeps the interpreter lock, which whoever wakes up would take
-        while the caller has more to do: a step of the engine's, or others to wake."""
-        _write(self._write, b"\1\0\0\0\0\0\0\0", 8)  # fails if it is set very often: no matter
+        """End the poll, or the next one; harmless once closed.
+
+        It takes a microsecond and keeps the interpreter lock, which whoever wakes up would take
+        while the caller has more to do: a step of the engine's, or others to wake.
+        """
+        # It fails where it was set very often, or is closed: no matter.
+        _write_locked(self._write, b"\1\0\0\0\0\0\0\0", 8)
 
     def clear(self) -> None:
         try:
@@ -155,5 +160,7 @@ class WakeUp:
         return self._read
 
     def close(self) -> None:
-        for fd in {self._read, self._write}:
+        open_ones = {self._read, self._write}
+        self._read = self._write = -1  # before another file can have the numbers
+        for fd in open_ones:
             os.close(fd)

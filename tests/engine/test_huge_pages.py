@@ -32,13 +32,16 @@ def advised() -> Iterator[tuple[int, int]]:
             yield span
 
 
-def test_large_memory_is_asked_for_in_huge_pages_and_small_is_not() -> None:
-    with mmap.mmap(-1, 32 << 20, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS) as large:
-        begin = ctypes.addressof(ctypes.c_char.from_buffer(large))
-        assert not any(start <= begin < end for start, end in advised())
-        huge_pages.advise()
-        assert any(start <= begin < end for start, end in advised())
-        assert all(end - start >= 2 << 20 for start, end in advised())
+def test_large_new_memory_is_asked_for_in_huge_pages_and_no_other() -> None:
+    kind = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
+    old = mmap.mmap(-1, 32 << 20, kind)
+    pages = huge_pages.HugePages()
+    large = mmap.mmap(-1, 48 << 20, kind)
+    pages.advise()
+    spans = list(advised())
+    for memory, expected in ((old, False), (large, True)):
+        begin = ctypes.addressof(ctypes.c_char.from_buffer(memory))
+        assert any(start <= begin < end for start, end in spans) == expected
 
 
 def test_a_models_weights_are() -> None:
