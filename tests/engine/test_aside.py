@@ -27,6 +27,7 @@ def test_an_error_comes_back_too() -> None:
         compute_aside("named", lambda: 1 // 0)
 
 
+@pytest.mark.usefixtures("ctrl_c")
 def test_however_often_ctrl_c_is_pressed_it_comes_out_when_the_work_has_ended() -> None:
     told, ended = threading.Event(), []
 

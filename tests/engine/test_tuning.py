@@ -209,6 +209,7 @@ def test_a_model_that_embeds_is_left_as_it_is_and_that_is_said(
     assert "tune has no effect" in caplog.text
 
 
+@pytest.mark.usefixtures("ctrl_c")
 def test_ctrl_c_while_measuring_ends_it_and_nothing_is_remembered(
     model_path: Path, cache: Path
 ) -> None:
