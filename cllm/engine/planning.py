@@ -85,8 +85,10 @@ class Planner:
 
     def learn(self, plan: Plan, seconds: float) -> None:
         """Tell the policies what a step took, unless it is like none that is planned by them."""
-        if any(s.decoding and count > 1 + s.supposed for s, count in plan):
-            return  # tokens that a constraint has forced
+        for sequence, count in plan:
+            begun = len(sequence.tokens) - sequence.supposed > sequence.n_prompt
+            if begun and count > 1 + sequence.supposed:
+                return  # tokens that a constraint has forced
         generating = sum(count == 1 + sequence.supposed for sequence, count in plan)
         supposed = sum(sequence.supposed for sequence, _ in plan)
         step_s = self._pacer.step_s(generating)

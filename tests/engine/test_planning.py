@@ -87,3 +87,11 @@ def test_a_prompt_that_is_in_the_cache_joins_the_streams_at_once(load: Loader) -
     assert again.usage.cached_tokens == len(prompt) - 1
     assert steps.count([0, 1]) == 2, "a step for each of its two tokens"
     assert all(step == [0, 1] or (len(step) == 1 and step != [0]) for step in steps)
+
+
+def test_a_prompt_that_is_read_at_once_tells_what_prompts_cost(load: Loader) -> None:
+    engine = load(parallel=2, ctx_size=512)
+    pacer = engine._scheduler._planner._pacer
+    unknown = pacer.budget(1, 1, 512)
+    finished(engine.submit(list(range(300, 360)), greedy(4)))
+    assert pacer.budget(1, 1, 512) > unknown
