@@ -489,12 +489,15 @@ class Context:
         """Bytes that save() returns."""
         return int(C.llama_state_seq_get_size(self._handle, seq))
 
-    def save(self, seq: int) -> Bytes | None:
-        """Copy what the memory holds of a sequence; None if llama.cpp cannot."""
-        size = self.state_size(seq)
-        data = np.empty(size, dtype=np.uint8)
-        written = C.llama_state_seq_get_data(self._handle, _bytes_of(data), size, seq)
-        return data if written == size else None
+    def save(self, seq: int, data: Bytes | None = None) -> Bytes | None:
+        """Copy what the memory holds of a sequence; None if llama.cpp cannot.
+
+        data: where to, state_size() bytes; None: into new memory.
+        """
+        if data is None:
+            data = np.empty(self.state_size(seq), dtype=np.uint8)
+        written = C.llama_state_seq_get_data(self._handle, _bytes_of(data), data.size, seq)
+        return data if written == data.size else None
 
     def restore(self, seq: int, data: Bytes) -> bool:
         """Put saved data in place of a sequence; False (see save) if it does not fit or suit."""

@@ -96,6 +96,7 @@ class Placer:
             slot.length = source.length
         elif isinstance(source, Saved):
             slot.length = self._restore(slot, source)
+            self.cache.saved.keep_memory(source)
             reuse = min(reuse, slot.length)
             self._stats.restored_tokens += reuse
         self._cut(slot, reuse)
@@ -137,7 +138,7 @@ class Placer:
         size = self._context.state_size(slot.id)
         if not self.cache.make_room(size):
             return
-        data = self._context.save(slot.id)
+        data = self._context.save(slot.id, self.cache.saved.memory(size))
         if data is None:
             _log.warning("llama.cpp could not save slot %d; its tokens are forgotten", slot.id)
             return

@@ -135,3 +135,17 @@ def test_kept_prefixes_that_make_room_are_saved(load: Loader, f32_path: Path) ->
     finished(engine.submit(SECOND, greedy(1)))
     assert engine.stats().saved_prefixes == 1
     assert finished(engine.submit([*FIRST, 7], greedy(1))).usage.cached_tokens == len(FIRST)
+
+
+def test_conversations_that_take_turns_and_grow_in_one_slot_stay_exact(
+    saving: Loader, fresh: Callable[..., str]
+) -> None:
+    engine = saving(parallel=1)
+    talks = [list(FIRST), list(SECOND)]
+    for turn in range(3):
+        for talk in talks:
+            done = finished(engine.submit(talk, greedy(12)))
+            assert done.text == fresh(talk)
+            assert turn == 0 or done.usage.cached_tokens > 250
+            talk.extend(range(30 + turn, 90 + turn))
+    assert engine.stats().restored_prefixes == 4

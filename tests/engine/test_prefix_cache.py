@@ -7,7 +7,7 @@ from array import array
 import numpy as np
 
 from cllm.engine.prefix_cache import WORTH_SAVING, Holder, PrefixCache
-from cllm.engine.saved_prefixes import Saved
+from cllm.engine.saved_prefixes import Saved, SavedPrefixes
 
 
 def tokens(*values: int) -> array[int]:
@@ -162,3 +162,39 @@ def test_a_conversation_that_has_grown_replaces_what_it_was() -> None:
         cache.save(saved(SYSTEM[:length]))
     assert len(cache.saved) == 1
     assert cache.saved.bytes == 10
+
+
+def test_the_memory_of_a_restored_prefix_serves_the_next_if_that_is_as_long_or_has_grown() -> None:
+    prefixes = SavedPrefixes(10_000)
+
+    def restored(size: int) -> Saved:
+        assert prefixes.make_room(size) == []
+        entry = Saved(SYSTEM, prefixes.memory(size), False)
+        prefixes.add(entry)
+        prefixes.remove(entry)
+        prefixes.keep_memory(entry)
+        assert prefixes.bytes == size
+        return entry
+
+    first = restored(1000)
+    grown = restored(1500)
+    longest = restored(1501)
+    shorter = restored(1000)
+    assert np.shares_memory(first.data, grown.data)
+    assert not np.shares_memory(grown.data, longest.data)
+    assert not np.shares_memory(longest.data, shorter.data)
+
+
+def test_spare_memory_counts_but_costs_no_saved_prefix_its_place() -> None:
+    prefixes = SavedPrefixes(30)
+    entries = [Saved(SYSTEM, prefixes.memory(10), False) for _ in range(3)]
+    for entry in entries:
+        prefixes.add(entry)
+    prefixes.keep_memory(entries[0])
+    assert prefixes.bytes == 30, "one that is still there keeps its memory"
+    prefixes.remove(entries[0])
+    prefixes.keep_memory(entries[0])
+    assert prefixes.bytes == 30
+    assert prefixes.make_room(10) == []
+    prefixes.add(Saved(SYSTEM, prefixes.memory(10), False))
+    assert (len(prefixes), prefixes.bytes, prefixes.evictions) == (3, 30, 0)
