@@ -122,7 +122,7 @@ class Settings:
         "auto: 1G, or a quarter of the free memory if that is less",
     )  # fmt: skip
     draft_max: int = option(
-        16, ENGINE, integer(0, 32),
+        32, ENGINE, integer(0, 32),
         "tokens that a sequence may guess ahead, from its own text or by --model-draft; 0: none",
     )  # fmt: skip
     slot_save_path: str | None = option(

@@ -67,7 +67,7 @@ class EngineConfig:
     ubatch_size: int | None = None
     max_itl_ms: int | None = None
     cache_ram: int | None = None
-    draft_max: int = 16
+    draft_max: int = SPARE_ROWS
     model_draft: str | None = None
     slot_save_path: str | None = None
     threads: int | None = None

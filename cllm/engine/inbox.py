@@ -82,20 +82,27 @@ class Inbox(Generic[T]):
 
     # The engine thread.
 
-    def take(self, *, wait: bool) -> tuple[list[T], set[Request]] | None:
+    def take(self, *, wait: bool, gather_s: float = 0.0) -> tuple[list[T], set[Request]] | None:
         """What arrived and which requests were cancelled; None: stop.
 
-        wait: sleep until there is something.
+        wait: sleep until there is something, and then until for gather_s seconds nobody joined the
+        first arrival, so that those who come together begin together.
         """
         with self._changed:
-            while wait and not (self._arrivals or self._cancelled or self._woken or self._stopping):
+            while wait and not (self._arrivals or self._is_urgent()):
                 self._changed.wait()
+            while wait and gather_s and not self._is_urgent():
+                if len(self._arrivals) >= self._max_running or not self._changed.wait(gather_s):
+                    break
             if self._stopping:
                 return None
             self._woken = False
             arrivals, self._arrivals = self._arrivals, []
             cancelled, self._cancelled = self._cancelled, set()
             return arrivals, cancelled
+
+    def _is_urgent(self) -> bool:
+        return bool(self._cancelled) or self._woken or self._stopping
 
     def fail(self, error: Exception) -> None:
         """Refuse everything from now on because of an error, and make take() give None."""

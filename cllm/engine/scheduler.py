@@ -23,6 +23,7 @@ from cllm.engine.stats import EngineStats
 _log = logging.getLogger("cllm.engine")
 
 _FAILURES_TO_GIVE_UP = 3  # steps in a row that ended in an unexpected exception
+_GATHER_S = 0.002  # within which requests to an idle engine come together
 _NO_ROOM = 1  # llama_decode: no place in the cache; nothing was changed
 
 
@@ -107,7 +108,8 @@ class Scheduler:
 
     def _take_messages(self) -> bool:
         """Take what other threads left; sleep while there is nothing to do. False: stop."""
-        messages = self._inbox.take(wait=not (self._running or self._waiting))
+        idle = not (self._running or self._waiting)
+        messages = self._inbox.take(wait=idle, gather_s=_GATHER_S)
         if messages is None:
             return False
         arrivals, cancelled = messages

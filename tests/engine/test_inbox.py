@@ -1,0 +1,55 @@
+"""When the engine thread gets what others left for it."""
+
+from __future__ import annotations
+
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+from cllm.engine.inbox import Inbox
+from tests.engine.engine_helpers import WAIT
+
+
+class Watched(threading.Condition):
+    """A condition that tells when somebody begins to wait for it with a timeout."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gathering = threading.Event()
+
+    def wait(self, timeout: float | None = None) -> bool:
+        if timeout is not None:
+            self.gathering.set()
+        return super().wait(timeout)
+
+
+def gather(companions: int) -> list[str]:
+    """What a taker gets that gives four places WAIT seconds, once the first was there."""
+    inbox: Inbox[str] = Inbox(4, 0)
+    inbox._changed = changed = Watched()
+    inbox.put("first")
+    with ThreadPoolExecutor(1) as pool:
+        taken = pool.submit(inbox.take, wait=True, gather_s=2 * WAIT)
+        assert changed.gathering.wait(WAIT)
+        for number in range(companions):
+            inbox.put(str(number))
+        if companions < 3:
+            inbox.wake()
+        messages = taken.result(WAIT)
+    assert messages is not None
+    return messages[0]
+
+
+def test_who_comes_together_with_the_first_begins_with_it() -> None:
+    assert gather(companions=3) == ["first", "0", "1", "2"]
+
+
+def test_what_is_urgent_does_not_wait_for_companions() -> None:
+    assert gather(companions=0) == ["first"]
+
+
+def test_who_works_already_waits_for_nobody() -> None:
+    inbox: Inbox[str] = Inbox(4, 0)
+    inbox._changed = changed = Watched()
+    inbox.put("first")
+    assert inbox.take(wait=False, gather_s=WAIT) == (["first"], set())
+    assert not changed.gathering.is_set()
