@@ -61,7 +61,7 @@ _ENGINE_GAUGES = (
     ("slots", "Sequence slots", "slots_total"),
     ("kv_tokens", "Tokens held in the KV cache", "kv_tokens"),
     ("kv_cells", "Tokens the KV cache can hold", "kv_cells"),
-    ("prefix_ram_bytes", "Host memory that saved prefixes take", "cache_ram_bytes"),
+    ("prefix_ram_bytes", "Host memory taken for saved prefixes", "cache_ram_bytes"),
     ("prefix_ram_limit_bytes", "Host memory that they may take", "cache_ram_limit"),
 )
 # The same for ServerStats.

@@ -37,7 +37,8 @@ class EngineConfig:
         than streams run. Of a long prompt 64 tokens are read at once even if they take longer.
     cache_ram: bytes of host memory for prefixes whose slots were given to others; 0: none.
         None: 1 GiB, or a quarter of the memory now available if that is less.
-    draft_max: tokens that a sequence may guess ahead; 0: none.
+    draft_max: tokens that a sequence may guess ahead, at most as many as there are rows for;
+        0: none.
     model_draft: GGUF file of a smaller model with the same vocabulary that guesses where the
         sequence's own text says nothing. None: the text alone guesses.
     slot_save_path: directory for the files of saved slots. None: slots cannot be saved.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import threading
+import time
 from typing import Generic, TypeVar
 
 from cllm.engine.errors import EngineClosed, EngineError, QueueFull
@@ -85,21 +86,31 @@ class Inbox(Generic[T]):
     def take(self, *, wait: bool, gather_s: float = 0.0) -> tuple[list[T], set[Request]] | None:
         """What arrived and which requests were cancelled; None: stop.
 
-        wait: sleep until there is something, and then until for gather_s seconds nobody joined the
-        first arrival, so that those who come together begin together.
+        wait: sleep until there is something, and then until nobody joins the first arrival for
+        gather_s seconds, so that those who come together begin together.
         """
         with self._changed:
             while wait and not (self._arrivals or self._is_urgent()):
                 self._changed.wait()
-            while wait and gather_s and not self._is_urgent():
-                if len(self._arrivals) >= self._max_running or not self._changed.wait(gather_s):
-                    break
+            if wait and gather_s:
+                self._gather(gather_s)
             if self._stopping:
                 return None
             self._woken = False
             arrivals, self._arrivals = self._arrivals, []
             cancelled, self._cancelled = self._cancelled, set()
             return arrivals, cancelled
+
+    def _gather(self, seconds: float) -> None:
+        """Let arrivals come until nobody does for so long, or for five times as long in all.
+
+        All that can run together, and what is urgent, ends it too.
+        """
+        end = time.monotonic() + 5 * seconds
+        while len(self._arrivals) < self._max_running and not self._is_urgent():
+            left = min(seconds, end - time.monotonic())
+            if left <= 0 or not self._changed.wait(left):
+                return
 
     def _is_urgent(self) -> bool:
         return bool(self._cancelled) or self._woken or self._stopping

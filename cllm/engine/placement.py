@@ -138,7 +138,7 @@ class Placer:
         size = self._context.state_size(slot.id)
         if not self.cache.make_room(size):
             return
-        data = self._context.save(slot.id, self.cache.saved.memory(size))
+        data = self._context.save(slot.id, self.cache.saved.take_memory(size))
         if data is None:
             _log.warning("llama.cpp could not save slot %d; its tokens are forgotten", slot.id)
             return

@@ -32,8 +32,9 @@ class Saved:
 class SavedPrefixes:
     """The least recently used goes first when the bytes do not suffice.
 
-    The memory of one that went back into a slot is kept for the next: filling memory that is new to
-    the process takes up to twenty times as long. bytes: of both.
+    The memory of one that went back into a slot is kept for the next, as far as there is room:
+    filling memory that is new to the process takes up to twenty times as long.
+    bytes: what the entries take, and what is kept for the next.
     """
 
     def __init__(self, max_bytes: int) -> None:
@@ -47,7 +48,10 @@ class SavedPrefixes:
         return len(self._entries)
 
     def make_room(self, size: int) -> list[Saved] | None:
-        """Drop what must go for `size` more bytes; return it. None: it never fits."""
+        """Drop what must go for `size` more bytes, which take_memory() gives; return it.
+
+        None: it never fits.
+        """
         if size > self.max_bytes:
             return None
         dropped = []
@@ -59,27 +63,32 @@ class SavedPrefixes:
             dropped.append(oldest)
         return dropped
 
-    def memory(self, size: int) -> Bytes:
-        """Bytes to fill with a prefix, for which there is room.
+    def take_memory(self, size: int) -> Bytes:
+        """Bytes to fill with a prefix, after room was made for them.
 
         Beyond them lies address space for half as many, so that a conversation that has grown finds
-        room where it was; it is no memory before it is written to.
+        room where it was; the system gives memory for it when it is written to.
         """
+        spare = self._forget_spare()
+        # Not for a smaller one, which would hold more memory than is counted.
+        if spare is None or spare.base is None or not spare.nbytes <= size <= spare.base.nbytes:
+            return np.empty(size + size // 2, np.uint8)[:size]
+        return spare.base[:size]
+
+    def keep_memory(self, saved: Saved) -> None:
+        """Keep the memory of an entry that was restored for the next, unless it is still one."""
+        if saved in self._entries:
+            return
+        self._forget_spare()
+        if self.bytes + saved.data.nbytes <= self.max_bytes:
+            self._spare = saved.data
+            self.bytes += saved.data.nbytes
+
+    def _forget_spare(self) -> Bytes | None:
         spare, self._spare = self._spare, None
         if spare is not None:
             self.bytes -= spare.nbytes
-            # Not for a smaller one, which would hold more memory than is counted.
-            if spare.base is not None and spare.nbytes <= size <= spare.base.nbytes:
-                return spare.base[:size]
-        return np.empty(size + size // 2, np.uint8)[:size]
-
-    def keep_memory(self, saved: Saved) -> None:
-        """Spare the memory of an entry that was restored, unless it is still one."""
-        size = saved.data.nbytes
-        fits = self._spare is None and self.bytes + size <= self.max_bytes
-        if fits and saved not in self._entries:
-            self._spare = saved.data
-            self.bytes += size
+        return spare
 
     def add(self, saved: Saved) -> None:
         """Keep an entry for which there is room."""

@@ -16,7 +16,8 @@ class EngineStats:
     took.
     prefix_hits: admissions that found at least one token of their prompt. saved_prefixes were put
     into host memory, restored_prefixes taken from there with restored_tokens of prompts,
-    evicted_prefixes dropped for want of room; cache_ram_bytes of cache_ram_limit are in use.
+    evicted_prefixes dropped for want of room; cache_ram_bytes of cache_ram_limit are taken for
+    them, memory that is kept for the next one included.
     guesses were made of guessed_tokens in all, which were evaluated ahead of their choice;
     guessed_right of them were then chosen.
     decoded_sequences: sequences in all llama_decode calls together. longest: tokens of the longest

@@ -322,6 +322,10 @@ def test_slots_tell_what_they_are_at(stories: Live) -> None:
     slots = stories.get("/slots").json()
     assert [slot["id"] for slot in slots] == [0, 1, 2, 3]
     assert not slots[1]["is_processing"] and slots[1]["params"]["top_k"] == 7
+    loops = complete(stories, prompt=STORY, id_slot=2, ignore_eos=True, n_predict=300)["timings"]
+    slot = stories.get("/slots").json()[2]
+    assert slot["draft_n"] == loops["draft_n"] > 0
+    assert slot["draft_n_accepted"] == loops["draft_n_accepted"] > 0
     with held(stories.engine):
         slots = stories.get("/slots").json()
         assert [slot["is_processing"] for slot in slots].count(True) == 1

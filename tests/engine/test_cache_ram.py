@@ -149,3 +149,6 @@ def test_conversations_that_take_turns_and_grow_in_one_slot_stay_exact(
             assert turn == 0 or done.usage.cached_tokens > 250
             talk.extend(range(30 + turn, 90 + turn))
     assert engine.stats().restored_prefixes == 4
+    prefixes = engine._scheduler._cache.saved
+    assert prefixes._spare is not None, "the memory of the last restored one"
+    assert all(entry.data.base is not None for entry in prefixes._entries), "with room to grow"

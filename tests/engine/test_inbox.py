@@ -5,11 +5,14 @@ from __future__ import annotations
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
+import pytest
+
 from cllm.engine.inbox import Inbox
-from tests.engine.engine_helpers import WAIT
+from cllm.engine.llama import Batch
+from tests.engine.engine_helpers import WAIT, Loader, finished, greedy
 
 
-class Watched(threading.Condition):
+class WatchedCondition(threading.Condition):
     """A condition that tells when somebody begins to wait for it with a timeout."""
 
     def __init__(self) -> None:
@@ -23,9 +26,9 @@ class Watched(threading.Condition):
 
 
 def gather(companions: int) -> list[str]:
-    """What a taker gets that gives four places WAIT seconds, once the first was there."""
+    """What a taker gets with four places and time to gather, once the first was there."""
     inbox: Inbox[str] = Inbox(4, 0)
-    inbox._changed = changed = Watched()
+    inbox._changed = changed = WatchedCondition()
     inbox.put("first")
     with ThreadPoolExecutor(1) as pool:
         taken = pool.submit(inbox.take, wait=True, gather_s=2 * WAIT)
@@ -49,7 +52,26 @@ def test_what_is_urgent_does_not_wait_for_companions() -> None:
 
 def test_who_works_already_waits_for_nobody() -> None:
     inbox: Inbox[str] = Inbox(4, 0)
-    inbox._changed = changed = Watched()
+    inbox._changed = changed = WatchedCondition()
     inbox.put("first")
     assert inbox.take(wait=False, gather_s=WAIT) == (["first"], set())
     assert not changed.gathering.is_set()
+
+
+def test_prompts_that_come_together_to_an_idle_engine_are_read_in_one_step(
+    load: Loader, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cllm.engine.scheduler._GATHER_S", WAIT)
+    engine = load(parallel=2)
+    context, steps = engine._scheduler._context, []
+    real = context.decode
+
+    def decode(batch: Batch, count: int) -> int:
+        steps.append(set(batch.seq[:count].tolist()))
+        return real(batch, count)
+
+    context.decode = decode  # type: ignore[method-assign]
+    asked = [engine.submit(list(range(n, n + 40)), greedy(2)) for n in (300, 400)]
+    for generation in asked:
+        finished(generation)
+    assert steps[0] == {0, 1}

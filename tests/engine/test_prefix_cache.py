@@ -169,7 +169,7 @@ def test_the_memory_of_a_restored_prefix_serves_the_next_if_that_is_as_long_or_h
 
     def restored(size: int) -> Saved:
         assert prefixes.make_room(size) == []
-        entry = Saved(SYSTEM, prefixes.memory(size), False)
+        entry = Saved(SYSTEM, prefixes.take_memory(size), False)
         prefixes.add(entry)
         prefixes.remove(entry)
         prefixes.keep_memory(entry)
@@ -187,7 +187,7 @@ def test_the_memory_of_a_restored_prefix_serves_the_next_if_that_is_as_long_or_h
 
 def test_spare_memory_counts_but_costs_no_saved_prefix_its_place() -> None:
     prefixes = SavedPrefixes(30)
-    entries = [Saved(SYSTEM, prefixes.memory(10), False) for _ in range(3)]
+    entries = [Saved(SYSTEM, prefixes.take_memory(10), False) for _ in range(3)]
     for entry in entries:
         prefixes.add(entry)
     prefixes.keep_memory(entries[0])
@@ -196,5 +196,5 @@ def test_spare_memory_counts_but_costs_no_saved_prefix_its_place() -> None:
     prefixes.keep_memory(entries[0])
     assert prefixes.bytes == 30
     assert prefixes.make_room(10) == []
-    prefixes.add(Saved(SYSTEM, prefixes.memory(10), False))
+    prefixes.add(Saved(SYSTEM, prefixes.take_memory(10), False))
     assert (len(prefixes), prefixes.bytes, prefixes.evictions) == (3, 30, 0)

@@ -92,6 +92,8 @@ def _described(slot: SlotInfo, context: ContextInfo) -> dict[str, Any]:
             0, min(slot.tokens, usage.prompt_tokens) - usage.cached_tokens
         ),
         "n_prompt_tokens_cache": usage.cached_tokens,
+        "draft_n": generation.guessed,
+        "draft_n_accepted": generation.guessed_right,
         "params": short_settings(params),
         "next_token": [
             {
