@@ -70,6 +70,19 @@ def break_decode(engine: Engine, outcomes: Iterable[int | Exception]) -> None:
     context.decode = decode  # type: ignore[method-assign]
 
 
+def recorded_steps(engine: Engine) -> list[list[int]]:
+    """A list that grows with each step from here on: the sequence of each token of its batch."""
+    context, steps = engine._scheduler._context, list[list[int]]()
+    real: Callable[[Batch, int], int] = context.decode
+
+    def decode(batch: Batch, count: int) -> int:
+        steps.append(batch.seq[:count].tolist())
+        return real(batch, count)
+
+    context.decode = decode  # type: ignore[method-assign]
+    return steps
+
+
 @contextmanager
 def standing(engine: Engine) -> Iterator[None]:
     """Let a stream run and hold its next step: what is submitted meanwhile is admitted together."""

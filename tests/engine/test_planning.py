@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 import pytest
 
-from cllm.engine.llama import Batch
 from cllm.engine.planning import _part
-from tests.engine.engine_helpers import Loader, Watched, finished, greedy
+from tests.engine.engine_helpers import Loader, Watched, finished, greedy, recorded_steps
 
 
 def pieces(pending: int, room: int, behind: int = 0) -> list[int]:
@@ -42,21 +43,13 @@ def test_prompts_and_streams_take_turns_where_they_would_not_be_evaluated_togeth
     load: Loader, kv_unified: bool
 ) -> None:
     engine = load(parallel=2, ctx_size=512, kv_unified=kv_unified, draft_max=0)
-    context, steps = engine._scheduler._context, []
-    real = context.decode
-
-    def decode(batch: Batch, count: int) -> int:
-        steps.append({int(seq): 0 for seq in batch.seq[:count]})
-        for seq in batch.seq[:count]:
-            steps[-1][int(seq)] += 1
-        return real(batch, count)
-
     stream = Watched(engine, [3, 4, 5], greedy(None))
     stream.wait_for_tokens(1)
-    context.decode = decode  # type: ignore[method-assign]
+    recorded = recorded_steps(engine)
     finished(engine.submit(list(range(300, 600)), greedy(2)))
     stream.generation.cancel()
     stream.wait_until_done()
+    steps = [Counter(step) for step in recorded]
     first = next(i for i, step in enumerate(steps) if max(step.values()) > 1)
     last = max(i for i, step in enumerate(steps) if max(step.values()) > 1)
     reading = [step for step in steps[first : last + 1] if max(step.values()) > 1]
@@ -72,14 +65,7 @@ def test_a_prompt_that_is_in_the_cache_joins_the_streams_at_once(load: Loader) -
     finished(engine.submit(prompt, greedy(2)))
     stream = Watched(engine, [3, 4, 5], greedy(None))
     stream.wait_for_tokens(1)
-    context, steps = engine._scheduler._context, []
-    real = context.decode
-
-    def decode(batch: Batch, count: int) -> int:
-        steps.append(sorted(batch.seq[:count].tolist()))
-        return real(batch, count)
-
-    context.decode = decode  # type: ignore[method-assign]
+    steps = recorded_steps(engine)
     again = engine.submit(prompt, greedy(2))
     finished(again)
     stream.generation.cancel()
