@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -13,9 +12,7 @@ import gguf
 import numpy as np
 import numpy.typing as npt
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "scripts"))
-
-from make_embedding_model import CLS, SEP, Shape, add_vocabulary, write_bert
+from scripts.bench.models.embedding_model import CLS, SEP, Shape, add_vocabulary, write_bert
 
 __all__ = ["CLS", "SEP", "TRAINED", "WIDTH", "bert", "qwen3", "sentences", "t5_encoder"]
 

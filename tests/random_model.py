@@ -8,7 +8,6 @@ and a chat template.
 from __future__ import annotations
 
 import functools
-import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,9 +16,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "scripts"))
-
-from _bench_vocabulary import CHAT_TEMPLATE, byte_spelling
+from scripts.bench.models.vocabulary import CHAT_TEMPLATE, byte_spelling
 
 _FOLDER = tempfile.TemporaryDirectory(prefix="cllm-random-model-")
 

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import random
-import sys
 from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
 
 import gguf
 import pytest
@@ -14,15 +12,11 @@ import pytest
 from cllm.api.chat_template import ChatTemplate
 from cllm.engine import Engine, SamplingParams
 from cllm.models import demo_path
+from scripts.story_model import phrases_en, phrases_zh
+from scripts.story_model.checker import Verdict, check
+from scripts.story_model.plan import make_plan
+from scripts.story_model.surfaces import tell
 from tests.engine.engine_helpers import Watched
-
-SCRIPTS = Path(__file__).resolve().parent.parent / "scripts"
-sys.path.insert(0, str(SCRIPTS))
-
-from demo_model import phrases_en, phrases_zh  # noqa: E402
-from demo_model.checker import Verdict, check  # noqa: E402
-from demo_model.plan import make_plan  # noqa: E402
-from demo_model.surfaces import tell  # noqa: E402
 
 FOX_EN = "Tell me a story about a fox and a lantern."
 FOX_ZH = "给我讲一个关于狐狸和灯笼的故事"

@@ -1,6 +1,6 @@
 """Promises of llama-server's endpoints: its clients find every field they know, and true figures.
 
-What llama-server itself answers was recorded by scripts/make_llama_server_fields.py.
+What llama-server itself answers was recorded by tests/tools/llama_server_fields.py.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Promise: the chat templates of published models render exactly as transformers renders them.
 
 The templates and where they are from: tests/api/templates/models.json. What transformers makes of
-them is written by scripts/make_template_expectations.py.
+them is written by tests/tools/template_expectations.py.
 """
 
 from __future__ import annotations

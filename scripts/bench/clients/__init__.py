@@ -1,0 +1,1 @@
+"""Clients under which servers are measured: load, streams, probes, crowds."""

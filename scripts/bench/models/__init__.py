@@ -1,0 +1,1 @@
+"""Models with random weights, made in the shape of real ones."""

@@ -1,0 +1,1 @@
+"""What is measured: servers as child processes, the engine without a server."""

@@ -1,0 +1,295 @@
+"""The servers that are compared: how each is started, and asked through the API that all speak."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from itertools import chain
+from pathlib import Path
+from typing import Any, Protocol
+
+from ..clients.load import Client, ClientError, request_bytes
+from ..clients.probe import Probe
+from ..clients.streams import Call, Stream, read_streams
+from ..common import BenchError
+from ..workloads import SCHEMA, Crowd, Request, Workload
+from .server import HOST, Server, cllm_server, free_port
+
+SILENCE = 120.0  # seconds without a byte from any stream
+_XLLAMACPP = """
+import signal, sys
+import xllamacpp
+
+model, host, port, parallel, ctx_size, threads = sys.argv[1:]
+params = xllamacpp.CommonParams()
+params.model.path, params.hostnames, params.port = model, [host], int(port)
+params.n_parallel, params.n_ctx = int(parallel), int(parallel) * int(ctx_size)
+params.kv_unified = False
+params.cpuparams.n_threads = params.cpuparams_batch.n_threads = int(threads)
+server = xllamacpp.Server(params)
+signal.sigwait([signal.SIGTERM])
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Setup:
+    """What every contender is given. draft: the draft model, for cLLM and llama-server."""
+
+    model: Path
+    threads: int
+    llama_server: Path | None
+    draft: Path | None = None
+
+
+@dataclass(slots=True)
+class Answer:
+    """What one request got; times in seconds on one clock."""
+
+    request: Request
+    sent: float
+    times: list[float] = field(default_factory=list)  # of each piece of text
+    tokens: int = 0
+    fault: str | None = None
+
+
+@dataclass(slots=True)
+class Turn:
+    """One round of one contender."""
+
+    tokens: int
+    seconds: float
+    answers: list[Answer]
+
+
+@dataclass(frozen=True, slots=True)
+class Steps:
+    """An engine's step counters; times in seconds."""
+
+    count: int
+    decode: float
+    sampling: float
+    other: float
+
+    def since(self, before: Steps) -> Steps:
+        """What was added after `before`."""
+        return Steps(
+            self.count - before.count,
+            self.decode - before.decode,
+            self.sampling - before.sampling,
+            self.other - before.other,
+        )
+
+
+class Contender(Protocol):
+    """Something that generates."""
+
+    name: str
+    pid: int | None  # of the process that generates; None where it lives for one turn only
+
+    def probe(self) -> Probe | None:
+        """A client that asks for its health; None where nobody listens."""
+
+    def ask(self, crowd: Crowd, progress: Callable[[], object]) -> Turn: ...
+
+    def steps(self) -> Steps | None:
+        """The counters now; None where there are none."""
+
+    def close(self) -> None: ...
+
+
+class HttpContender:
+    """A server that speaks OpenAI's completions, streamed."""
+
+    def __init__(self, server: Server, counters: bool = False) -> None:
+        self.name = server.name
+        self.pid: int | None = server.pid
+        self._server = server
+        self._counters = counters
+
+    def probe(self) -> Probe:
+        return Probe(HOST, self._server.port, self._server.health, interval=0.05, patience=5.0)
+
+    def ask(self, crowd: Crowd, progress: Callable[[], object]) -> Turn:
+        """Send a crowd's requests and judge the answers."""
+        calls = [[_call(request) for request in script] for script in crowd.scripts]
+        late = [[_call(request) for request in script] for script in crowd.late]
+        streams = read_streams(
+            HOST, self._server.port, calls, silence=SILENCE, progress=progress,
+            clients=crowd.clients, late=late,
+        )  # fmt: skip
+        asked = chain.from_iterable((*crowd.scripts, *crowd.late))
+        got = chain.from_iterable(streams)
+        answers = [judge(*pair) for pair in zip(asked, got, strict=True)]
+        return turn_of(answers, max(s.arrivals[-1][1] for script in streams for s in script))
+
+    def steps(self) -> Steps | None:
+        """From cLLM's /metrics."""
+        if not self._counters:
+            return None
+        with Client(HOST, self._server.port) as client:
+            text = client.get("/metrics").body.decode()
+        values = dict(line.rsplit(" ", 1) for line in text.splitlines() if line[0] != "#")
+        return Steps(
+            int(float(values["cllm_steps_total"])),
+            float(values["cllm_decode_seconds_total"]),
+            float(values["cllm_sampling_seconds_total"]),
+            float(values["cllm_other_step_seconds_total"]),
+        )
+
+    def close(self) -> None:
+        self._server.close()
+
+
+def turn_of(answers: list[Answer], end: float) -> Turn:
+    """Tokens of the whole answers, over the time that everybody took."""
+    tokens = sum(answer.tokens for answer in answers if answer.fault is None)
+    return Turn(tokens, end - min(answer.sent for answer in answers), answers)
+
+
+def _call(request: Request) -> Call:
+    body: dict[str, Any] = {
+        "max_tokens": request.max_tokens, "stream": True,
+        "stream_options": {"include_usage": True}, **request.sampling,
+    }  # fmt: skip
+    if request.json:
+        shape = {"name": "thing", "strict": True, "schema": SCHEMA}
+        body["messages"] = [{"role": "user", "content": request.prompt}]
+        body["response_format"] = {"type": "json_schema", "json_schema": shape}
+        path = "/v1/chat/completions"
+    else:
+        body |= {"prompt": request.prompt, "ignore_eos": True}
+        path = "/v1/completions"
+    return Call(request_bytes("POST", path, body), request.leave_after)
+
+
+def judge(request: Request, stream: Stream) -> Answer:
+    """Take a response apart; `fault` says what is wrong with it, if anything.
+
+    Of a client that left only the times count.
+    """
+    answer = Answer(request, stream.sent)
+    if stream.left:
+        return answer
+    try:
+        events, times = stream.events()
+        _read(answer, events, times)
+    except (ClientError, ValueError, LookupError, TypeError, AttributeError) as error:
+        answer.fault = f"{type(error).__name__}: {error}"
+    return answer
+
+
+def _read(answer: Answer, events: list[bytes], times: list[float]) -> None:
+    request, text, ids = answer.request, "", set()
+    finish = usage = None
+    if events[-1] != b"[DONE]":
+        raise ClientError(f"the last event is not [DONE] but {events[-1][:200]!r}")
+    for data, when in zip(events[:-1], times, strict=False):
+        event = json.loads(data)
+        if "error" in event:
+            raise ClientError(f"an error: {event['error']}")
+        ids.add(event["id"])
+        usage = event.get("usage") or usage
+        for choice in event["choices"]:
+            finish = choice["finish_reason"] or finish
+            piece = choice["text"] if "text" in choice else choice["delta"].get("content")
+            if piece:
+                text += piece
+                answer.times.append(when)
+    expected = "stop" if request.json else "length"
+    if len(ids) != 1:
+        raise ClientError("the id changed within a stream")
+    if finish != expected:
+        raise ClientError(f"it finished with {finish!r} instead of {expected!r}")
+    answer.tokens = usage["completion_tokens"] if usage else request.max_tokens
+    if not request.json and answer.tokens != request.max_tokens:
+        raise ClientError(f"{answer.tokens} tokens instead of {request.max_tokens}")
+    if request.json:
+        check_shape(json.loads(text), SCHEMA)
+
+
+def check_shape(value: Any, schema: dict[str, Any]) -> None:
+    """Raise `ClientError` unless the value has the shape; knows what SCHEMA uses."""
+    kinds: dict[str, type] = {
+        "object": dict, "array": list, "string": str, "integer": int, "boolean": bool,
+    }  # fmt: skip
+    right = value in schema["enum"] if "enum" in schema else type(value) is kinds[schema["type"]]
+    if right and isinstance(value, dict):
+        right = set(value) == set(schema["required"])
+        for name, inner in schema["properties"].items() if right else ():
+            check_shape(value[name], inner)
+    elif right and isinstance(value, list):
+        right = schema["minItems"] <= len(value) <= schema["maxItems"]
+        for item in value:
+            check_shape(item, schema["items"])
+    elif right and isinstance(value, str) and "type" in schema:
+        right = schema["minLength"] <= len(value) <= schema["maxLength"]
+    elif right and type(value) is int:
+        right = schema["minimum"] <= value <= schema["maximum"]
+    if not right:
+        raise ClientError(f"{value!r} is not {schema}")
+
+
+def cllm(setup: Setup, work: Workload) -> Contender:
+    """The real server."""
+    draft = ["--model-draft", str(setup.draft)] if setup.draft else []
+    return HttpContender(cllm_server(
+        "--model", str(setup.model), "--parallel", str(work.parallel),
+        "--ctx-size", str(work.ctx_size), "--threads", str(setup.threads), *draft,
+    ), counters=True)  # fmt: skip
+
+
+def llama_server(setup: Setup, work: Workload) -> Contender:
+    """llama.cpp's own server, with the draft model if there is one."""
+    draft = ["-md", str(setup.draft), "--spec-type", "draft-simple"] if setup.draft else []
+    return _llama_server(setup, work, "llama-server", *draft)
+
+
+def llama_server_ngram(setup: Setup, work: Workload) -> Contender:
+    """The same, guessing from the prompt; by default it does not."""
+    return _llama_server(setup, work, "llama-server, n-grams", "--spec-type", "ngram-simple")
+
+
+def _llama_server(setup: Setup, work: Workload, name: str, *more: str) -> Contender:
+    if setup.llama_server is None:
+        raise BenchError("llama-server: name the program with --llama-server PATH")
+    port = free_port()
+    command = [
+        str(setup.llama_server), "--model", str(setup.model), "--host", HOST, "--port", str(port),
+        "--parallel", str(work.parallel), "--ctx-size", str(work.parallel * work.ctx_size),
+        "--threads", str(setup.threads), "--flash-attn", "auto", "--no-webui", "--log-disable",
+        *more,
+    ]  # fmt: skip
+    return HttpContender(Server(name, command, port, start_timeout=120))
+
+
+def llama_cpp_server(setup: Setup, work: Workload) -> Contender:
+    """llama-cpp-python's server; one request at a time."""
+    needed = ("starlette_context", "sse_starlette", "pydantic_settings", "fastapi", "uvicorn")
+    _need("llama_cpp.server", "'llama-cpp-python[server]'", *needed)
+    port = free_port()
+    command = [
+        sys.executable, "-m", "llama_cpp.server", "--model", str(setup.model), "--host", HOST,
+        "--port", str(port), "--n_ctx", str(work.ctx_size), "--n_threads", str(setup.threads),
+        "--interrupt_requests", "false",
+    ]  # fmt: skip
+    server = Server("llama_cpp.server", command, port, start_timeout=120, health="/v1/models")
+    return HttpContender(server)
+
+
+def xllamacpp(setup: Setup, work: Workload) -> Contender:
+    """llama-server's code in a Python extension, with libraries of its own."""
+    _need("xllamacpp", "xllamacpp", "xllamacpp")
+    port = free_port()
+    command = [
+        sys.executable, "-c", _XLLAMACPP, str(setup.model), HOST, str(port), str(work.parallel),
+        str(work.ctx_size), str(setup.threads),
+    ]  # fmt: skip
+    return HttpContender(Server("xllamacpp", command, port, start_timeout=120))
+
+
+def _need(name: str, install: str, *packages: str) -> None:
+    if any(importlib.util.find_spec(package) is None for package in packages):
+        raise BenchError(f"{name} is not installed: pip install {install}")

@@ -1,0 +1,1 @@
+"""Programs that record what the tests compare with."""
