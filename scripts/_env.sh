@@ -158,6 +158,30 @@ choose_compiler() {
     say "  sudo apt-get install clang-19 libomp-19-dev && rm -r $VENV, then run this again"
 }
 
+# The chat templates that tests render: llama.cpp's, from the source distribution of llama-cpp-python.
+# Without them those tests are skipped.
+ensure_templates() {
+    local version folder work source
+    version=$(sed -n '/"llama-cpp-python"/{s/.*: "\(.*\)".*/\1/p;q}' \
+        "$ROOT/tests/api/templates/digests.json")
+    folder=${XDG_CACHE_HOME:-$HOME/.cache}/cllm/templates-$version
+    [ ! -d "$folder" ] || return 0
+    say "fetching chat templates for the tests"
+    mkdir -p "${folder%/*}"
+    work=$(mktemp -d "$folder.XXXXXX")
+    source=llama_cpp_python-$version
+    if "$VENV/bin/python" -m pip download --no-deps --no-binary llama-cpp-python --dest "$work" \
+        "llama-cpp-python==$version" >"$LOG" 2>&1 &&
+        tar -xzf "$work/$source.tar.gz" -C "$work" "$source/vendor/llama.cpp/models/templates" \
+            >>"$LOG" 2>&1 &&
+        mv "$work/$source/vendor/llama.cpp/models/templates" "$folder"; then
+        rm -r "$work"
+    else
+        rm -r "$work"
+        say "they were not fetched, and their tests will be skipped (log: $LOG)"
+    fi
+}
+
 # Reads pip's output: keeps it in the log and turns ninja's [117/193], or make's [ 60%], into a
 # bar on a terminal and into a line every 10 % elsewhere.
 show_progress() {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -12,6 +13,7 @@ from pathlib import Path
 import pytest
 
 SCRIPTS = Path(__file__).parent.parent / "scripts"
+DIGESTS = SCRIPTS.parent / "tests" / "api" / "templates" / "digests.json"
 NINJA = "".join(
     f"  [{n}/193] /usr/bin/g++ -o x.o -c [1/2].cpp\n  a warning\n" for n in range(1, 194)
 )
@@ -109,6 +111,49 @@ def test_a_missing_compiler_is_told_before_anything_is_downloaded(tmp_path: Path
     assert done.returncode == 1
     assert "no C++ compiler is installed" in done.stderr
     assert "apt-get install build-essential" in done.stderr
+
+
+# The chat templates
+
+
+SOURCE = "llama_cpp_python-{0}/vendor/llama.cpp/models/templates/a.jinja"
+
+
+def templates(tmp_path: Path, python: str) -> tuple[subprocess.CompletedProcess[str], Path]:
+    """Fetch them with this program for python, and where they should be then."""
+    (tmp_path / "bin").mkdir()
+    program(tmp_path / "bin", "python", python)
+    done = shell(
+        f"VENV={tmp_path}; LOG={tmp_path}/log; ensure_templates; ensure_templates",
+        XDG_CACHE_HOME=str(tmp_path / "cache"),
+    )
+    version = json.loads(DIGESTS.read_text())["llama-cpp-python"]
+    return done, tmp_path / "cache" / "cllm" / f"templates-{version}"
+
+
+def test_templates_are_unpacked_once_from_the_version_that_the_tests_name(tmp_path: Path) -> None:
+    version = json.loads(DIGESTS.read_text())["llama-cpp-python"]
+    file = tmp_path / SOURCE.format(version)
+    file.parent.mkdir(parents=True)
+    file.write_text("{{ messages }}")
+    archive = f"llama_cpp_python-{version}"
+    # Called as: python -m pip download … --dest FOLDER llama-cpp-python==VERSION
+    pip = f'echo $* >>{tmp_path}/calls; tar -czf "$8/{archive}.tar.gz" -C {tmp_path} {archive}'
+    done, folder = templates(tmp_path, pip)
+    assert done.returncode == 0, done.stderr
+    assert (folder / "a.jinja").read_text() == "{{ messages }}"
+    assert os.listdir(folder.parent) == [folder.name]
+    calls = (tmp_path / "calls").read_text().splitlines()
+    assert len(calls) == 1 and calls[0].endswith(f" llama-cpp-python=={version}")
+
+
+def test_without_the_package_index_the_tests_run_and_say_why_some_are_skipped(
+    tmp_path: Path,
+) -> None:
+    done, folder = templates(tmp_path, "exit 1")
+    assert done.returncode == 0
+    assert "will be skipped" in done.stderr
+    assert os.listdir(folder.parent) == []
 
 
 # Progress and failure

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -17,8 +16,8 @@ from cllm.api.formats.calls import Calls
 from cllm.api.formats.grammar import Grammar, thoughts
 from cllm.api.formats.reader import Reader, Script, Steps
 from cllm.api.formats.reasoning import read_reasoning
+from tests.api.published_templates import source
 
-TEMPLATES = Path(__file__).parent / "templates"
 NAMED = {format.name: format for format in FORMATS}
 WEATHER = Tool(
     "get_weather",
@@ -382,20 +381,19 @@ def test_a_call_is_given_out_while_it_comes() -> None:
 @pytest.mark.parametrize(
     ("template", "format"),
     [
-        ("qwen2.5", "hermes"),
-        ("qwen3", "hermes"),
-        ("qwen3-coder", "qwen3-coder"),
-        ("mistral-nemo", "mistral"),
-        ("mistral-small-3.2", "mistral-args"),
-        ("deepseek-r1-distill", "deepseek-fenced"),
-        ("deepseek-v3.1", "deepseek"),
-        ("gpt-oss", "gpt-oss"),
-        ("phi-3.5", "generic"),
+        ("Qwen-Qwen2.5-7B-Instruct", "hermes"),
+        ("Qwen-Qwen3-0.6B", "hermes"),
+        ("Qwen3-Coder", "qwen3-coder"),
+        ("mistralai-Mistral-Nemo-Instruct-2407", "mistral"),
+        ("Mistral-Small-3.2-24B-Instruct-2506", "mistral-args"),
+        ("deepseek-ai-DeepSeek-R1-Distill-Qwen-32B", "deepseek-fenced"),
+        ("deepseek-ai-DeepSeek-V3.1", "deepseek"),
+        ("openai-gpt-oss-120b", "gpt-oss"),
+        ("microsoft-Phi-3.5-mini-instruct", "generic"),
     ],
 )
 def test_the_template_tells_the_format(template: str, format: str) -> None:
-    source = (TEMPLATES / f"{template}.jinja").read_text(encoding="utf-8")
-    assert detect(source).name == format
+    assert detect(source(template)).name == format
 
 
 def fits(source: str, text: str) -> bool:

@@ -8,7 +8,6 @@ import os
 import random
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 import jsonschema
@@ -17,13 +16,13 @@ import pytest
 
 from cllm.api import ApiSettings
 from tests.api.api_client import Live, eventually, idle, serving
+from tests.api.published_templates import source
 from tests.api.random_schemas import random_object
 from tests.api.test_api_openai import refused
 
 MODEL = "cllm-stories-q8_0"
 # Random requests for each of four ways to ask; 250 make the thousand that releases are held to.
 REQUESTS = int(os.environ.get("CLLM_TEST_REQUESTS", "25"))
-TEMPLATES = Path(__file__).parent / "templates"
 
 FOX: list[Any] = [{"role": "user", "content": "Tell me a story about a fox and a lantern."}]
 WEATHER: Any = {
@@ -247,12 +246,18 @@ def test_what_is_forced_is_always_valid(client: openai.OpenAI, kind: str, stream
 
 @pytest.mark.parametrize(
     "template",
-    ["qwen3", "qwen3-coder", "mistral-nemo", "mistral-small-3.2", "deepseek-v3.1", "glm-4.6"],
+    [
+        "Qwen-Qwen3-0.6B",
+        "Qwen3-Coder",
+        "mistralai-Mistral-Nemo-Instruct-2407",
+        "Mistral-Small-3.2-24B-Instruct-2506",
+        "deepseek-ai-DeepSeek-V3.1",
+        "GLM-4.6",
+    ],
 )
 def test_a_forced_call_is_valid_in_a_models_own_format(stories: Live, template: str) -> None:
-    source = (TEMPLATES / f"{template}.jinja").read_text(encoding="utf-8")
     schemas = [random_object(random.Random(number)) for number in range(2)]
-    with serving(stories.engine, ApiSettings(chat_template=source)) as live:
+    with serving(stories.engine, ApiSettings(chat_template=source(template))) as live:
         for number, schema in enumerate((WEATHER["function"]["parameters"], *schemas)):
             function = {"name": "f", "parameters": schema}
             body = {
