@@ -135,20 +135,17 @@ def banner(
             "  This is the built-in model: it tells little stories, in English and Chinese.",
             "  To serve another one, add:  --model FILE.gguf",
         ]
-    lines += [
-        "",
-        f"  curl {url}/generate"
-        + (" -H 'Authorization: Bearer KEY'" if asks_for_key else "")
-        + """ -d '{"prompt":"Once upon a time"}'""",
-        "",
-    ]
+    path, body = _EXAMPLES[info.capability]
+    key = " -H 'Authorization: Bearer KEY'" if asks_for_key else ""
+    lines += ["", f"  curl {url}{path}{key} -d '{body}'", ""]
     return "\n".join(lines)
 
 
+# ModelInfo.capability: path and body of a request that such a model answers.
 _EXAMPLES = {
-    "completion": """/generate -d '{"prompt":"Once upon a time"}'""",
-    "embedding": """/embedding -d '{"content":"Once upon a time"}'""",
-    "rerank": """/rerank -d '{"query":"who?","documents":["a queen","a tree"]}'""",
+    "completion": ("/generate", '{"prompt":"Once upon a time"}'),
+    "embedding": ("/embedding", '{"content":"Once upon a time"}'),
+    "rerank": ("/rerank", '{"query":"who?","documents":["a queen","a tree"]}'),
 }
 
 

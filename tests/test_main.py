@@ -10,6 +10,7 @@ import pty
 import queue
 import re
 import resource
+import shlex
 import shutil
 import signal
 import socket
@@ -27,6 +28,7 @@ from cllm.main import LoadFailed, Message, Program, StopSignal
 from cllm.models import demo_path
 from cllm.settings import load_settings
 from cllm.version import __version__
+from tests import embedding_models
 
 WAIT = 60.0  # seconds; generous, since the machine may be busy with other tests
 LONG = {"prompt": "Hello", "max_tokens": 800, "ignore_eos": True, "temperature": 0.0}
@@ -308,6 +310,29 @@ def test_the_banner_says_what_is_served_and_why_so_much(start: Start) -> None:
     child.until(r"built-in model: it tells little stories")
     child.until(r"add:  --model FILE\.gguf")
     child.until(rf"curl http://127\.0\.0\.1:{child.port}/generate")
+
+
+@pytest.mark.parametrize(
+    ("model", "path"),
+    [
+        (demo_path, "/generate"),
+        (embedding_models.bert, "/embedding"),
+        (lambda: embedding_models.qwen3(demo_path(), "rank"), "/rerank"),
+    ],
+    ids=["generates", "embeds", "ranks"],
+)
+def test_the_command_in_the_banner_is_one_that_the_model_answers(
+    start: Start, model: Callable[[], Path], path: str
+) -> None:
+    child = start("--model", str(model())).ready()
+    words = shlex.split(child.until(r"curl .*")[0])
+    assert words[:3] == ["curl", f"http://127.0.0.1:{child.port}{path}", "-d"]
+    with contextlib.closing(child.connection()) as connection:
+        # What curl -d says of the body.
+        form = {"Content-Type": "application/x-www-form-urlencoded"}
+        connection.request("POST", path, words[3], form)
+        response = connection.getresponse()
+        assert response.status == 200, response.read()
 
 
 @pytest.mark.parametrize(
