@@ -25,6 +25,8 @@ IntArray = NDArray[np.int32]
 FloatArray = NDArray[np.float32]
 Bytes = NDArray[np.uint8]
 
+NO_ROOM = 1  # what llama_decode returns: no place in the cache; nothing was changed
+
 _log = logging.getLogger("cllm.llama")
 
 # ggml_log_level -> Python's. llama.cpp's "info" is hundreds of lines a load, and most of its
@@ -418,7 +420,7 @@ class Context:
         C.llama_set_n_threads(self._handle, n_threads, n_threads_batch)
 
     def decode(self, batch: Batch, count: int) -> int:
-        """llama_decode: 0 done, 1 no room in the cache (nothing changed), else failed."""
+        """llama_decode: 0 done, NO_ROOM, else failed."""
         code = int(self._run(self._handle, batch.as_struct(count)))
         C.llama_synchronize(self._handle)
         self.copies_pending = False

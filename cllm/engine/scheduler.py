@@ -13,7 +13,7 @@ from cllm.engine.errors import DeadlineExceeded, EngineClosed, EngineError
 from cllm.engine.generation import FinishReason, Generation
 from cllm.engine.guide import MaskThread
 from cllm.engine.inbox import Inbox
-from cllm.engine.llama import Batch, Context
+from cllm.engine.llama import NO_ROOM, Batch, Context
 from cllm.engine.placement import Placer
 from cllm.engine.planning import Plan, Planner, fill
 from cllm.engine.prefix_cache import Slot
@@ -24,7 +24,6 @@ _log = logging.getLogger("cllm.engine")
 
 _FAILURES_TO_GIVE_UP = 3  # steps in a row that ended in an unexpected exception
 _GATHER_S = 0.002  # within which requests to an idle engine come together
-_NO_ROOM = 1  # llama_decode: no place in the cache; nothing was changed
 
 
 class Scheduler:
@@ -188,7 +187,7 @@ class Scheduler:
                     self._note_decoded(sequence, count)
                 self._stats.decoded_sequences += len(plan)
                 return plan, 0
-            if code != _NO_ROOM:
+            if code != NO_ROOM:
                 return plan, code
             smaller = self._make_room(plan)
             if smaller is None:

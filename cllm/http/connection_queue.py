@@ -76,11 +76,6 @@ class ConnectionQueue:
     def __len__(self) -> int:
         return len(self.items)
 
-    @property
-    def awake(self) -> int:
-        """Workers that run a connection or are about to."""
-        return self._awake
-
     def push(self, connection: Connection) -> None:
         """Have a worker run this connection. Any thread; never blocks for long."""
         self.items.append(connection)

@@ -139,10 +139,6 @@ class RequestParser:
         """The 100 response was written."""
         self._continue = False
 
-    def eof(self) -> bool:
-        """Whether the peer may end the stream here: no request is cut off (RFC 9112 section 8)."""
-        return self.state is ParserState.IDLE
-
     @property
     def buffered(self) -> int:
         """Bytes received and not yet given out; grows by what is fed, never by itself."""

@@ -80,7 +80,7 @@ def test_ten_thousand_idle_connections(serve: Serve, connect: Connect, descripto
             assert client.get("/health").status == 200
         assert connect(server).get("/health").status == 200, "and a new one comes in"
         queue = server._acceptor.queue
-        wait_until(lambda: not queue.watched and queue.awake == 0, "the server sleeps under them")
+        wait_until(lambda: not queue.watched and queue._awake == 0, "the server sleeps under them")
         assert client.get("/health").status == 200
     client.close()
     wait_until(lambda: server.stats().connections_open <= 10, "their end is seen")

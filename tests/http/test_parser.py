@@ -623,32 +623,32 @@ def test_section_9_3_2_pipelined_requests_come_out_in_order() -> None:
 # The state
 
 
-def test_the_state_tells_what_is_awaited_and_whether_the_end_is_clean() -> None:
+def test_the_state_tells_what_is_awaited() -> None:
     parser = RequestParser(Limits())
     seen = []
     for part in (b"", b"POST / HT", b"TP/1.1\r\nHost: x\r\nContent-Length: 2\r\n\r\n", b"a"):
         parser.feed(part)
         assert parser.next_request() is None
-        seen.append((parser.state, parser.eof()))
+        seen.append(parser.state)
     assert seen == [
-        (ParserState.IDLE, True),
-        (ParserState.HEAD, False),
-        (ParserState.BODY, False),
-        (ParserState.BODY, False),
+        ParserState.IDLE,
+        ParserState.HEAD,
+        ParserState.BODY,
+        ParserState.BODY,
     ]
     parser.feed(b"b" + GET)
     assert parser.next_request() is not None
-    assert (parser.state, parser.eof()) == (ParserState.HEAD, False)
+    assert parser.state is ParserState.HEAD
     assert parser.next_request() is not None
-    assert (parser.state, parser.eof(), parser.buffered) == (ParserState.IDLE, True, 0)
+    assert (parser.state, parser.buffered) == (ParserState.IDLE, 0)
 
 
-def test_section_8_a_body_cut_off_is_no_clean_end() -> None:
+def test_section_8_a_body_cut_off_is_awaited() -> None:
     for data in (chunked(b""), chunked(b"1\r\na\r\n0\r\n"), post(b"a", "Content-Length: 2")):
         parser = RequestParser(Limits())
         parser.feed(data)
         assert parser.next_request() is None
-        assert not parser.eof()
+        assert parser.state is ParserState.BODY
 
 
 def test_an_error_is_for_ever() -> None:

@@ -162,5 +162,5 @@ def test_what_a_client_means_is_what_a_handler_sees(sent: list[Sent], places: li
                 )
             )
     assert got == [(s.method, s.path, s.query, s.fields, s.body) for s in sent]
-    assert parser.eof()
+    assert parser.state is ParserState.IDLE
     assert parser.buffered == 0

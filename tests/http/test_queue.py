@@ -103,7 +103,7 @@ def test_pushes_of_many_threads_are_all_seen(takers: Takers) -> None:
 def test_all_sleep_when_nothing_is_left(takers: Takers) -> None:
     for _ in range(100):
         takers.push(Item())
-    wait_until(lambda: takers.queue.awake == 0, "no worker is awake")
+    wait_until(lambda: takers.queue._awake == 0, "no worker is awake")
     assert len(takers.queue) == 0
     assert_quiet(takers.queue)
 
@@ -369,7 +369,7 @@ def assert_sleeps(server: Server) -> None:
     """Nobody is awake, and nobody wakes up by himself again and again."""
     queue = server._acceptor.queue
     wait_until(lambda: not queue.watched, "the acceptor has gone to sleep")
-    wait_until(lambda: queue.awake == 0, "no worker is awake")
+    wait_until(lambda: queue._awake == 0, "no worker is awake")
     assert_quiet(queue)
 
 
