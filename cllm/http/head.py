@@ -10,6 +10,7 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
+from ipaddress import IPv6Address
 
 from cllm.http.errors import ProtocolError
 from cllm.http.limits import Limits
@@ -26,7 +27,7 @@ FIELD_CONTENT = r"[\t\x20-\x7e\x80-\xff]*"
 # of one that has no colon, or to skip blanks here, takes quadratic time.
 FIELD_LINES = re.compile(f"(?<![^\n])({TOKEN}):({FIELD_CONTENT})\r\n")
 # RFC 9112 section 3, with single spaces as section 3 writes it (none of its optional leniency).
-REQUEST_LINE = re.compile(f"({TOKEN}) ([\x21-\x7e\x80-\xff]+) ([\x21-\x7e]+)")
+REQUEST_LINE = re.compile(f"({TOKEN}) ([\x21-\x7e\x80-\xff]+) HTTP/([0-9])\\.([0-9])")
 # RFC 9112 section 3.2.1. More characters than RFC 3986 has, because clients send `|` or `{` as they
 # are; never "#", which begins a fragment and has no business in a target.
 ORIGIN_FORM = re.compile(r"(/[!\"$->@-~]*)(?:\?([!\"$-~]*))?")
@@ -36,8 +37,14 @@ ABSOLUTE_FORM = re.compile(
 )
 # RFC 3986 section 3.2.2: IP-literal or reg-name (which takes in IPv4address), and a port.
 _REG_NAME = r"(?:[A-Za-z0-9\-._~!$&'()*+,;=]|%[0-9A-Fa-f]{2})*"
-_IP_LITERAL = r"\[(?:[0-9A-Fa-f:.]+|v[0-9A-Fa-f]+\.[A-Za-z0-9\-._~!$&'()*+,;=:]+)\]"
-HOST = re.compile(f"({_IP_LITERAL}|{_REG_NAME})(?::[0-9]{{0,5}})?")
+_IP_LITERAL = r"\[(?:[0-9A-Fa-f:.]+|[vV][0-9A-Fa-f]+\.[A-Za-z0-9\-._~!$&'()*+,;=:]+)\]"
+HOST = re.compile(f"({_IP_LITERAL}|{_REG_NAME})(?::([0-9]{{0,5}}))?")
+# RFC 9110 section 5.6.4
+QUOTED_STRING = r'"(?:[\t !#-\[\]-~\x80-\xff]|\\[\t -~\x80-\xff])*"'
+# RFC 9112 section 7: a token and parameters, which chunked does not have
+TRANSFER_CODING = re.compile(
+    f"{TOKEN}(?:[ \t]*;[ \t]*{TOKEN}[ \t]*=[ \t]*(?:{TOKEN}|{QUOTED_STRING}))*"
+)
 # RFC 9110 section 8.6
 CONTENT_LENGTH = re.compile("[0-9]+")
 MAX_LENGTH_DIGITS = 19  # every length below 2**63
@@ -120,9 +127,11 @@ def parse_head(raw: bytes, limits: Limits) -> Head:
     line = REQUEST_LINE.fullmatch(text, 0, line_end)
     if line is None:
         raise ProtocolError(400, "the request line is not 'METHOD target HTTP/1.1'")
-    method, target, version = line.groups()
-    if version not in ("HTTP/1.1", "HTTP/1.0"):
+    method, target, major, minor = line.groups()
+    if major != "1":
         raise ProtocolError(505, "this server speaks HTTP/1.1 and HTTP/1.0")
+    # RFC 9110 section 2.5: a later minor version is understood as the latest that is known.
+    version = "HTTP/1.0" if minor == "0" else "HTTP/1.1"
     if method == "CONNECT":
         raise ProtocolError(501, "CONNECT is not served: this is not a proxy")
     fields = parse_fields(text[line_end + 2 :])
@@ -131,6 +140,10 @@ def parse_head(raw: bytes, limits: Limits) -> Head:
     headers = Headers(fields)
     host = _host(headers, version)
     path, query, authority = _parse_target(method, target)
+    if authority is not None and host == "":
+        # Section 3.2: a client repeats the authority of its target in Host. To ignore an empty one,
+        # as another one is, would serve what a proxy in front may take for its default host's.
+        raise ProtocolError(400, "Host is empty, but the target has a host; send the same in both")
     if authority is not None and authority != host:
         # RFC 9112 section 3.2.2: a Host that came with an absolute-form is ignored.
         rest = [field for field in fields if field[0].lower() != "host"]
@@ -182,9 +195,22 @@ def _host(headers: Headers, version: str) -> str | None:
         if version == "HTTP/1.1":
             raise ProtocolError(400, "an HTTP/1.1 request needs a Host")
         return None
-    if not HOST.fullmatch(hosts[0]):
+    if hosts[0] and not _is_authority(hosts[0]):  # an empty one: this server, whatever its name
         raise ProtocolError(400, "Host is not a host and an optional port")
     return hosts[0]
+
+
+def _is_authority(text: str) -> bool:
+    """A host, which is not empty (RFC 9110 section 4.2.1), and an optional port."""
+    match = HOST.fullmatch(text)
+    if match is None or not match[1] or int(match[2] or 0) > 65535:
+        return False
+    if match[1].startswith("[") and match[1][1] not in "vV":
+        try:
+            IPv6Address(match[1][1:-1])
+        except ValueError:
+            return False
+    return True
 
 
 def _parse_target(method: str, target: str) -> tuple[str, str, str | None]:
@@ -202,8 +228,7 @@ def _parse_target(method: str, target: str) -> tuple[str, str, str | None]:
             400, "the target is neither a path nor an http URL; percent-encode what is not ASCII"
         )
     authority, path, query = absolute.groups()
-    host = HOST.fullmatch(authority)
-    if host is None or not host[1]:
+    if not _is_authority(authority):
         raise ProtocolError(400, "the target's authority is not a host and an optional port")
     if not path:
         # RFC 9110 section 4.2.3: an empty path is "/", but not for OPTIONS.
@@ -220,8 +245,7 @@ def _framing(headers: Headers, version: str) -> tuple[int, bool]:
             raise ProtocolError(400, "HTTP/1.0 has no Transfer-Encoding")
         if lengths:
             raise ProtocolError(400, "Content-Length and Transfer-Encoding exclude each other")
-        if codings.lower() != "chunked":
-            raise ProtocolError(501, "the only transfer coding here is chunked")
+        _check_codings([coding.strip(" \t") for coding in codings.split(",")])
         return 0, True
     if not lengths:
         return 0, False
@@ -230,6 +254,19 @@ def _framing(headers: Headers, version: str) -> tuple[int, bool]:
     digits = lengths[0].lstrip("0")
     # int() is slow on, and in newer Pythons refuses, thousands of digits.
     return int(digits[: MAX_LENGTH_DIGITS + 1] or "0"), False
+
+
+def _check_codings(codings: list[str]) -> None:
+    """RFC 9112 sections 6.1, 6.3 and 7: nothing but chunked is decoded here."""
+    if not all(map(TRANSFER_CODING.fullmatch, codings)):
+        raise ProtocolError(400, "Transfer-Encoding is not a list of transfer codings")
+    *others, final = (coding.lower() for coding in codings)
+    if final != "chunked":  # the body's end cannot be found
+        raise ProtocolError(400, "the last transfer coding of a request is chunked")
+    if "chunked" in others:
+        raise ProtocolError(400, "the transfer coding chunked is applied once")
+    if others:
+        raise ProtocolError(501, "the only transfer coding here is chunked")
 
 
 def _keep_alive(headers: Headers, version: str) -> bool:

@@ -44,7 +44,7 @@ POST = b"POST /echo HTTP/1.1\r\nHost: a\r\n"
         (417, HEAD + b"Expect: a-miracle\r\n\r\n"),
         (431, HEAD + b"X: y\r\n" * 10 + b"\r\n"),
         (431, HEAD + b"X: " + b"y" * 1000),
-        (501, POST + b"Transfer-Encoding: gzip\r\n\r\n"),
+        (501, POST + b"Transfer-Encoding: gzip, chunked\r\n\r\n"),
         (501, b"CONNECT a:80 HTTP/1.1\r\nHost: a\r\n\r\n"),
         (505, b"GET / HTTP/2.0\r\nHost: a\r\n\r\n"),
     ],

@@ -100,11 +100,28 @@ def test_section_3_a_line_that_is_not_method_target_version_is_400(line: str) ->
     assert refusal(head(start=line)) == 400
 
 
-@pytest.mark.parametrize(
-    "version", ["HTTP/0.9", "HTTP/1.2", "HTTP/2.0", "HTTP/2", "HTTP/11", "http/1.1", "HTTP/1.10"]
-)
-def test_section_2_3_another_version_is_505(version: str) -> None:
+@pytest.mark.parametrize("version", ["HTTP/0.9", "HTTP/2.0", "HTTP/3.0", "HTTP/9.9"])
+def test_section_2_3_another_major_version_is_505(version: str) -> None:
     assert refusal(head(start=f"GET / {version}")) == 505
+
+
+@pytest.mark.parametrize(
+    "version",
+    [
+        "HTTP/1", "HTTP/2", "HTTP/11", "HTTP/1.", "HTTP/.1", "HTTP/1.10", "HTTP/01.1", "HTTP/1.01",
+        "HTTP/1,1", "HTTP/1.1.1", "HTTP/a.b", "HTTP/+1.1", "HTTP/\xb9.1", "http/1.1", "Http/1.1",
+        "HTTPS/1.1", "HTTP 1.1", "HTTP1.1", "ICY/1.1", "1.1", "/1.1",
+    ],
+)  # fmt: skip
+def test_section_2_3_a_malformed_version_is_400(version: str) -> None:
+    assert refusal(head(start=f"GET / {version}")) == 400
+
+
+@pytest.mark.parametrize("minor", range(2, 10))
+def test_rfc9110_2_5_a_later_minor_version_is_served_as_1_1(minor: int) -> None:
+    request = parse_one(head(start=f"GET / HTTP/1.{minor}"))
+    assert (request.version, request.keep_alive) == ("HTTP/1.1", True)
+    assert refusal(f"GET / HTTP/1.{minor}\r\n\r\n".encode()) == 400, "it needs a Host too"
 
 
 def test_the_preface_of_http2_is_505() -> None:
@@ -140,6 +157,17 @@ def test_section_3_2_2_the_authority_of_an_absolute_form_replaces_host(
     request = parse_one(head(start=f"GET {target} HTTP/1.1"))
     assert (request.path, request.query_string) == (path, query)
     assert request.headers.get_all("Host") == [host]
+
+
+@pytest.mark.parametrize("version", ["1.0", "1.1"])
+@pytest.mark.parametrize("target", ["http://b/", "https://b", "http://b:80/p?q", "*"])
+def test_section_3_2_an_empty_host_with_an_absolute_form_is_400(target: str, version: str) -> None:
+    method = "OPTIONS" if target == "*" else "GET"
+    raw = f"{method} {target} HTTP/{version}\r\nHost:\r\n\r\n".encode()
+    if target == "*":  # section 3.3: without an authority it means this server
+        assert parse_one(raw).path == "*"
+    else:
+        assert refusal(raw) == 400
 
 
 def test_section_3_2_2_an_absolute_form_gives_http_1_0_its_host() -> None:
@@ -319,16 +347,23 @@ def test_section_3_2_a_second_host_is_400_even_the_same(version: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "host", ["a b", "a/b", "u@h", "a:b", "h:123456", "[::1", "[g]", "a:1:2", "%zz", "\xe4"]
-)
+    "host",
+    [
+        "a b", "a/b", "u@h", "a:b", "h:123456", "h:65536", "[::1", "[g]", "a:1:2", "%zz", "\xe4",
+        ":80", ":", "[1]", "[::1]]", "[:::]", "[1:2:3:4:5:6:7:8:9]", "[1.2.3.4]", "[v1]", "[]",
+    ],
+)  # fmt: skip
 def test_section_3_2_an_invalid_host_is_400(host: str) -> None:
     assert refusal(f"GET / HTTP/1.1\r\nHost: {host}\r\n\r\n".encode("latin-1")) == 400
 
 
 @pytest.mark.parametrize(
     "host",
-    ["", "localhost", "127.0.0.1:8080", "[::1]:80", "[fe80::1]", "a_b.c", "a,b", "h:", "%41", "A"],
-)
+    [
+        "", "localhost", "127.0.0.1:8080", "[::1]:80", "[fe80::1]", "a_b.c", "a,b", "h:", "%41",
+        "A", "h:65535", "[::ffff:1.2.3.4]", "[v1.a]", "[V1.a]",
+    ],
+)  # fmt: skip
 def test_section_3_2_valid_hosts_are_taken(host: str) -> None:
     request = parse_one(f"GET / HTTP/1.1\r\nHost: {host}\r\n\r\n".encode())
     assert request.headers["host"] == host
@@ -386,15 +421,43 @@ def test_section_6_1_transfer_encoding_in_http_1_0_is_400() -> None:
 
 
 @pytest.mark.parametrize(
-    "coding", ["gzip", "gzip, chunked", "chunked, chunked", "identity", "xchunked", "chunked;a", ""]
+    "coding",
+    [
+        "gzip, chunked",
+        "gzip,chunked",
+        "x;a=b, Chunked",
+        'x ; a = "b\\"" \t,\tchunked',
+        "a, b, chunked",
+    ],
 )
 def test_section_6_1_another_transfer_coding_is_501(coding: str) -> None:
     assert refusal(post(b"0\r\n\r\n", f"Transfer-Encoding: {coding}")) == 501
+    lines = [f"Transfer-Encoding: {each}" for each in coding.split(",")]
+    assert refusal(post(b"0\r\n\r\n", *lines)) == 501
+
+
+@pytest.mark.parametrize(
+    "coding", ["gzip", "identity", "xchunked", "chunkedx", "chunked, gzip", "chunked, identity"]
+)
+def test_section_6_3_a_body_that_does_not_end_in_chunked_is_400(coding: str) -> None:
+    assert refusal(post(b"0\r\n\r\n", f"Transfer-Encoding: {coding}")) == 400
+
+
+@pytest.mark.parametrize(
+    "coding",
+    [
+        "", ",", "chunked,", ",chunked", "chunked, chunked", "chunked, gzip, chunked",
+        "chunked;a=b", "chunked;a", "chunked;", "gzip;q, chunked", '"chunked"', "chu nked",
+        "gzip chunked", "chunked\xa0", "[chunked]", "gzip;a=, chunked", 'gzip;a="b, chunked',
+    ],
+)  # fmt: skip
+def test_section_7_a_malformed_list_or_chunked_twice_or_with_parameters_is_400(coding: str) -> None:
+    assert refusal(post(b"0\r\n\r\n", f"Transfer-Encoding: {coding}")) == 400
 
 
 def test_section_6_1_two_transfer_encoding_lines_are_one_list() -> None:
     lines = ("Transfer-Encoding: chunked", "Transfer-Encoding: chunked")
-    assert refusal(post(b"0\r\n\r\n", *lines)) == 501
+    assert refusal(post(b"0\r\n\r\n", *lines)) == 400
 
 
 def test_section_7_names_of_codings_have_no_case() -> None:
@@ -418,15 +481,25 @@ def test_what_follows_a_chunked_body_is_the_next_request() -> None:
     assert (first.body, second.path) == (b"a", "/health")
 
 
-@pytest.mark.parametrize("size", ["0000000000000003", "3", "0003", "3;a", "3 ;a=b", '3;a="b;c"'])
+@pytest.mark.parametrize(
+    "size",
+    [
+        "0000000000000003", "3", "0003", "3;a", "3 ;a=b", '3;a="b;c"', "3;a;b", "3\t;\ta = b ; c",
+        '3;a=""', '3;a="\\"\xe4\\\\"', "3;a=b;c=d",
+    ],
+)  # fmt: skip
 def test_section_7_1_1_a_size_is_1_to_16_hex_digits_and_extensions_are_ignored(size: str) -> None:
-    assert parse_one(chunked(f"{size}\r\nabc\r\n0\r\n\r\n".encode())).body == b"abc"
+    assert parse_one(chunked(f"{size}\r\nabc\r\n0\r\n\r\n".encode("latin-1"))).body == b"abc"
 
 
 @pytest.mark.parametrize(
     "size",
-    ["", "00000000000000003", "g", "0x3", "+3", "-3", " 3", "3 ", "3_0", "3 a", ";a", "\xb3"],
-)
+    [
+        "", "00000000000000003", "g", "0x3", "+3", "-3", " 3", "3 ", "3_0", "3 a", ";a", "\xb3",
+        "3;", "3; ", "3;;a", "3;a;", "3;=b", "3;a=", "3;a b", "3;a=b c", '3;a="b', '3;a=b"c"',
+        '3;"a"', "3;a ", "3;a=b ", "3;[a]", "3;a={b}", '3;a="b"c', "3;\xe4", "3,a",
+    ],
+)  # fmt: skip
 def test_section_7_1_another_size_line_is_400(size: str) -> None:
     assert refusal(chunked(f"{size}\r\nabc\r\n0\r\n\r\n".encode("latin-1"))) == 400
 
@@ -470,6 +543,31 @@ def test_section_7_1_1_a_long_extension_is_400() -> None:
 
 def test_section_7_1_1_extensions_that_outweigh_the_body_are_400() -> None:
     assert refusal(chunked(b"1;%b\r\na\r\n" % (b"x" * 200) * 100)) == 400
+
+
+def test_section_7_1_many_small_chunks_are_400_and_what_a_client_streams_is_not() -> None:
+    def body_in_chunks_of(size: int, count: int) -> bytes:
+        return chunked(b"%x\r\n%b\r\n" % (size, b"x" * size) * count + b"0\r\n\r\n")
+
+    assert refusal(body_in_chunks_of(1, 40_000)) == 400
+    assert len(parse_one(body_in_chunks_of(1, 30_000)).body) == 30_000
+    assert len(parse_one(body_in_chunks_of(8, 36_000)).body) == 288_000
+    assert len(parse_one(body_in_chunks_of(64, 100_000)).body) == 6_400_000
+
+
+def test_a_large_body_is_not_kept_for_the_sake_of_what_is_pipelined_behind_it() -> None:
+    parser = RequestParser(Limits())
+    big = b"x" * (4 << 20)
+    for part in (post(b"", f"Content-Length: {len(big)}"), big, GET[:1]):
+        parser.feed(part)
+    request = parser.next_request()
+    assert request is not None
+    assert request.body == big
+    assert sys.getsizeof(parser._buffer) < 1000
+    parser.feed(GET[1:])
+    second = parser.next_request()
+    assert second is not None
+    assert second.path == "/health"
 
 
 def test_section_7_1_2_trailers_are_dropped() -> None:
