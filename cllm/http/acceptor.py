@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from cllm.http.connection_queue import LOOK_INTERVAL, ConnectionQueue
 from cllm.http.limits import ServerConfig
 from cllm.http.poller import READ, Poller, WakeUp, new_poller
+from cllm.http.transport import shut_down
 
 if TYPE_CHECKING:
     from cllm.http.connection import Connection
@@ -199,6 +200,7 @@ class Acceptor:
             if not self._paused:
                 self._poller.forget(fd)
             listener.close()
+            shut_down(listener)
         self._listeners.clear()
         self._paused = False
         self.listeners_closed.set()

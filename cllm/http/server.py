@@ -20,7 +20,7 @@ from cllm.http.limits import ServerConfig
 from cllm.http.listeners import address_of, listen
 from cllm.http.poller import READ, new_poller
 from cllm.http.stats import ServerStats, add_up
-from cllm.http.transport import PlainTransport
+from cllm.http.transport import PlainTransport, shut_down
 from cllm.http.worker import Worker
 
 if TYPE_CHECKING:
@@ -138,6 +138,7 @@ class Server:
     def _dismantle(self, listeners: list[socket.socket]) -> None:
         """After a start that did not succeed: as before it."""
         for listener in listeners:
+            shut_down(listener)
             listener.close()
         workers, self._workers = self._workers, []
         for worker in workers:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import ctypes
 import enum
+import os
 import select
 import socket
 import struct
+import sys
 from collections.abc import Sequence
 from typing import Protocol
 
@@ -58,10 +61,11 @@ class Transport(Protocol):
 class PlainTransport:
     """TCP without encryption."""
 
-    __slots__ = ("_recv_into", "_sendmsg", "_socket", "fileno")
+    __slots__ = ("_process", "_recv_into", "_sendmsg", "_socket", "fileno")
 
     def __init__(self, sock: socket.socket) -> None:
         self._socket = sock
+        self._process = os.getpid()  # a forked child must not end its parent's connections
         self._recv_into = sock.recv_into
         self._sendmsg = sock.sendmsg
         self.fileno = sock.fileno
@@ -108,10 +112,36 @@ class PlainTransport:
             raise ConnectionLost(str(error)) from None
 
     def close(self) -> None:
+        if self._process == os.getpid():
+            shut_down(self._socket)
         self._socket.close()
 
     def abort(self) -> None:
         try:
-            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
+            if self._process == os.getpid():
+                self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
+                _reset(self._socket)
         finally:
             self._socket.close()
+
+
+def shut_down(sock: socket.socket) -> None:
+    """End both directions, or the listening, although a forked child may hold the descriptor too.
+
+    close(2) alone has no effect on the peer, or on the port, until the last holder closes.
+    """
+    try:
+        sock.shutdown(socket.SHUT_RDWR)
+    except OSError:
+        return  # it is not connected any more
+
+
+# SO_LINGER acts on the last holder's close(2) only. On Linux, connect(2) to AF_UNSPEC resets the
+# connection at once.
+_connect = ctypes.CDLL(None).connect
+_UNSPECIFIED = struct.pack("=H14x", socket.AF_UNSPEC)  # struct sockaddr
+
+
+def _reset(sock: socket.socket) -> None:
+    if sys.platform == "linux":
+        _connect(sock.fileno(), _UNSPECIFIED, len(_UNSPECIFIED))
