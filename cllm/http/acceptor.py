@@ -33,9 +33,10 @@ SWEEP_LEAST, SWEEP_MOST = 0.01, 1.0  # s
 WARN_INTERVAL = 10.0  # s between two warnings about the same state
 
 # The peer left before it was accepted, or its network did (accept(2)). Anything else, EMFILE above
-# all, would come again at once: accepting pauses.
+# all, would come again at once: accepting pauses. macOS has no ENONET.
 _PEER_FAULTS = frozenset(
-    (errno.ECONNABORTED, errno.EPROTO, errno.ENETDOWN, errno.EHOSTDOWN, errno.EHOSTUNREACH,
+    (errno.ECONNABORTED, errno.EPROTO, errno.ENOPROTOOPT, errno.ENETDOWN, errno.EHOSTDOWN,
+     getattr(errno, "ENONET", errno.EHOSTDOWN), errno.EHOSTUNREACH, errno.EOPNOTSUPP,
      errno.ENETUNREACH, errno.ETIMEDOUT, errno.EINTR)
 )  # fmt: skip
 
@@ -199,8 +200,8 @@ class Acceptor:
         for fd, listener in self._listeners.items():
             if not self._paused:
                 self._poller.forget(fd)
-            listener.close()
             shut_down(listener)
+            listener.close()
         self._listeners.clear()
         self._paused = False
         self.listeners_closed.set()

@@ -35,7 +35,7 @@ class Schedule(enum.IntEnum):
 
     IDLE = 0  # nobody: parked
     QUEUED = 1  # the queue
-    RUNNING = 2  # a worker
+    RUNNING = 2  # a worker, or the acceptor that makes it
     RUNNING_AGAIN = 3  # a worker, and something happened meanwhile
 
 
@@ -124,7 +124,7 @@ class Connection:
         self._rearm = context.poller.rearm
         self._protocol = protocol
         self._lock = threading.Lock()
-        self._state = IDLE
+        self._state = RUNNING
         self.transport = transport
         self.fd = transport.fileno()
         self.client = client
@@ -148,6 +148,10 @@ class Connection:
             self._state = QUEUED
         self._push(self)
 
+    def admitted(self) -> None:
+        """The poller knows it: workers may run it. By the acceptor."""
+        self._finish(again=False)
+
     def attend(self) -> None:
         """Have the protocol look at its deadline and at whether the server stops. Any thread."""
         self.attention = True
@@ -166,17 +170,18 @@ class Connection:
             if interest > 0 and self.armed != interest:
                 self.armed = interest
                 self._rearm(self.fd, interest)
+            if interest == DONE:
+                self.close()
         except ConnectionLost:
-            self._break_off(worker)
-            interest = DONE
+            interest = self._break_off(worker)
         except BaseException:  # a SystemExit too: it would end this worker, and none replaces it
             _log.exception("a connection failed and is closed: %s", self.client)
-            self._break_off(worker)
-            interest = DONE
-        if interest == DONE:
-            self.close()
+            interest = self._break_off(worker)
+        self._finish(again=interest == AGAIN)
+
+    def _finish(self, *, again: bool) -> None:
         with self._lock:
-            state = RUNNING_AGAIN if interest == AGAIN else self._state
+            state = RUNNING_AGAIN if again else self._state
             self._state = state = ON_FINISH[state]
         if state is QUEUED:
             self._push(self)
@@ -199,11 +204,14 @@ class Connection:
             _log.debug("closing %s: %s", self.client, error)
         self._context.closed()
 
-    def _break_off(self, worker: Worker) -> None:
+    def _break_off(self, worker: Worker) -> int:
+        """With a reset: a response that the close ends would look complete (RFC 9112 section 8)."""
         try:
             self._protocol.lost(self, worker)
-        except Exception:
+        except BaseException:
             _log.exception("a cancellation failed: %s", self.client)
+        self.close(abort=True)
+        return DONE
 
 
 class _Closed:

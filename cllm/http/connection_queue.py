@@ -113,14 +113,16 @@ class ConnectionQueue:
             with self._condition:
                 self._awake -= 1
                 timeout = 0 if self.items or self._closed else None
-            events = self._poller.poll(timeout)
-            with self._condition:
-                if self._called:
-                    self._called = False
-                    if not self._closed:
-                        self._wake_up.clear()
-                else:
-                    self._awake += 1
+            try:
+                events = self._poller.poll(timeout)
+            finally:
+                with self._condition:
+                    if self._called:
+                        self._called = False
+                        if not self._closed:
+                            self._wake_up.clear()
+                    else:
+                        self._awake += 1
         finally:
             self._seat.release()
         self._polls += 1
@@ -131,9 +133,10 @@ class ConnectionQueue:
     def _sleep(self) -> None:
         condition = self._condition
         with condition:
-            if self.items or self._closed:
-                return
             self._awake -= 1
+            if self.items or self._closed:
+                self._awake += 1
+                return
             self._asleep += 1
             condition.wait()  # who wakes it corrects the counts
 

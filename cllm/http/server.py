@@ -149,7 +149,11 @@ class Server:
     def _admit(self, sock: socket.socket, client: tuple[str, int]) -> None:
         """A connection of an accepted socket; on the acceptor's thread."""
         sock.setblocking(False)
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        try:
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        except OSError:
+            sock.close()  # macOS: EINVAL where the peer has already reset the connection
+            return
         context = self._context
         connection = Connection(
             context,
@@ -160,12 +164,15 @@ class Server:
             monotonic() + self.config.keep_alive_timeout,
         )
         fd = connection.fd
-        self._connections[fd] = connection  # before the poller, which may report it at once
+        # Before the poller, which may report it at once. Until `admitted` no worker runs it: an old
+        # event for the same descriptor number may still be on its way.
+        self._connections[fd] = connection
         try:
             self._poller.register(fd, READ)
         except OSError:
-            del self._connections[fd]
+            self._connections.pop(fd, None)
             raise
+        connection.admitted()
 
     def _closed(self) -> None:
         """A connection closed; on the thread that closed it."""

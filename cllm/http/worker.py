@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
+from time import sleep
 from typing import TYPE_CHECKING
 
 from cllm.http.stats import Counters
@@ -17,6 +18,8 @@ _log = logging.getLogger("cllm.http")
 # One read takes at most this much; shared by all connections that this worker runs, so that a
 # parked connection holds none.
 RECEIVE_BUFFER = 64 * 1024  # bytes
+
+AFTER_FAILURE = 0.05  # s
 
 
 class Worker:
@@ -36,7 +39,13 @@ class Worker:
     def _run(self) -> None:
         take = self.queue.take
         while True:
-            connection = take()
+            try:
+                connection = take()
+            except Exception:
+                # Whatever it was, out of memory above all: no other worker replaces this one.
+                _log.exception("%s failed; it goes on", self.thread.name)
+                sleep(AFTER_FAILURE)
+                continue
             if connection is None:
                 return
             self.current = connection

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 import threading
+from collections import deque
 from collections.abc import Iterator
 from typing import cast
 
@@ -12,7 +13,7 @@ import pytest
 from cllm.http import BodyStream, DeferredResponse, HttpHandler, HttpResponse, Server
 from cllm.http.connection import Connection
 from cllm.http.connection_queue import LOOK_INTERVAL, ConnectionQueue
-from cllm.http.poller import READ, new_poller
+from cllm.http.poller import READ, Poller, new_poller
 from tests.http.http_wire import (
     PATIENCE,
     Connect,
@@ -423,3 +424,68 @@ def test_a_pipelined_flood_leaves_room_for_others(serve: Serve, connect: Connect
     for _ in range(2000):
         assert flood.reply().status == 200
     sender.join(PATIENCE)
+
+
+# Accidents
+
+
+def test_a_push_while_a_worker_falls_asleep_wakes_it_without_the_acceptor() -> None:
+    """Between the worker's look at the queue and its sleep, as if another thread ran just then."""
+
+    class Racing(deque[Connection]):
+        """At the worker's last look another thread pushes, as far as it gets."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.pusher: threading.Thread | None = None
+            self.appended = threading.Event()
+
+        def __len__(self) -> int:
+            count = super().__len__()
+            if self.pusher is not None and queue._condition._is_owned():  # type: ignore[attr-defined]
+                pusher, self.pusher = self.pusher, None
+                pusher.start()
+                assert self.appended.wait(PATIENCE)
+                pusher.join(0.2)  # it ends at once where it sees a worker awake, else it waits
+            return count
+
+        def append(self, item: Connection) -> None:
+            super().append(item)
+            self.appended.set()
+
+    takers = Takers(0)
+    queue = takers.queue
+    seat, queue._seat = queue._seat, cast(threading.Lock, Unlucky())
+    item = Item()
+    queue.items = items = Racing()
+    items.pusher = threading.Thread(target=takers.push, args=(item,))
+    takers.add()
+    assert item.taken.wait(PATIENCE)
+    queue._seat = seat
+    takers.close()
+
+
+def test_a_worker_outlives_a_failure_while_it_looks_for_work(
+    serve: Serve, connect: Connect, caplog: pytest.LogCaptureFixture
+) -> None:
+    server = serve(workers=2)
+    client = connect(server)
+    assert client.get("/health").status == 200
+    queue = server._acceptor.queue
+    wait_until(lambda: queue.awake == 0, "no worker is awake")
+    poller, failures = queue._poller, iter([MemoryError("no room")] * 3)
+
+    class Failing:
+        def poll(self, timeout: float | None) -> list[tuple[int, int]]:
+            for failure in failures:
+                raise failure
+            return poller.poll(timeout)
+
+    queue._poller = cast(Poller, Failing())
+    for _ in range(20):  # the worker in the seat still polls the real one
+        assert client.get("/health").status == 200
+    wait_until(lambda: next(failures, None) is None, "every failure has come")
+    assert "no room" in caplog.text
+    wait_until(lambda: queue.awake == 0, "the numbers are right")
+    assert [worker.thread.is_alive() for worker in server._workers] == [True, True]
+    assert connect(server).get("/health").status == 200
