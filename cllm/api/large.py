@@ -57,7 +57,7 @@ class LargeBodies:
             given = endpoint(request)
         except HttpError as error:
             given = self._handler.error_response(error, request)
-        except Exception:
+        except BaseException:  # this thread must go on: others wait for it
             log.exception("request %s: %s %s failed", request.id, request.method, request.path)
             message = f"internal error; the log has it under {request.id}"
             given = self._handler.error_response(HttpError(500, message), request)

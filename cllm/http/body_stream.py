@@ -2,7 +2,7 @@
 
 The rule: a stream's callbacks run outside its lock, and a consumer that calls `take()` each time it
 is woken sees every byte and the end. `wake` is called once when the stream turns from empty to
-non-empty (or ends) and not again before the next `take()`.
+non-empty (or ends) and not again before the next `take()`, except that a cancellation always wakes.
 """
 
 from __future__ import annotations
@@ -52,11 +52,14 @@ class BodyStream:
     # Producer
 
     def write(self, data: bytes) -> None:
-        """Hand over bytes; never blocks.
+        """Hand over bytes; never blocks. A bytearray or memoryview is copied.
 
         Raises StreamClosed once the stream is closed or cancelled, also when this write takes what
-        is pending past `high_water`: the reader is too slow and the stream is cancelled.
+        is pending past `high_water`: the reader is too slow and the stream is cancelled. Raises
+        TypeError for what is no bytes.
         """
+        if type(data) is not bytes:
+            data = _octets(data)
         if not data:
             return
         wake = None
@@ -132,7 +135,9 @@ class BodyStream:
             self._chunks = []
             self._pending = 0
             callbacks, self._cancel_callbacks = self._cancel_callbacks, []
-            wake = self._wake_once()
+            # Also while a wake-up is pending: a connection whose socket is full did not act on it.
+            self._notified = True
+            wake = self._wake
         call_all(callbacks, reason)
         if wake is not None:
             wake()
@@ -155,7 +160,7 @@ class IterableStream(BodyStream):
     Items are bytes (sent as they are), text (UTF-8) or dicts (a line of JSON). The iterator runs on
     the worker that writes the response, and only when the socket has taken the item before: a slow
     reader slows the iterator. It may block; that holds one worker. It is closed when the stream is
-    cancelled.
+    cancelled, and when it or the framing of an item fails.
     """
 
     __slots__ = ("_first", "_iterator", "_pulling")
@@ -165,7 +170,6 @@ class IterableStream(BodyStream):
         self._iterator: Iterator[Any] = iter(items)
         self._first: list[bytes] = []
         self._pulling = False
-        self.on_cancel(self._close_unless_pulling)
 
     def frame(self, item: Any) -> bytes:
         """One item as bytes of the body."""
@@ -183,9 +187,13 @@ class IterableStream(BodyStream):
 
         A handler written as a generator thereby still answers with a proper status.
         """
-        for item in self._iterator:
-            self._first = [self.frame(item)]
-            return
+        try:
+            for item in self._iterator:
+                self._first = [self.frame(item)]
+                return
+        except BaseException:
+            self._close_unless_pulling()
+            raise
         self.close()
 
     def attach(self, wake: Callable[[], None]) -> None:
@@ -210,9 +218,12 @@ class IterableStream(BodyStream):
             self._pulling = False
             cancelled = self.cancel_reason is not None
             self._closed = ended and not cancelled
+            if ended:
+                self._cancel_callbacks.clear()
             wake = self._wake_once()
-        if cancelled:
+        if cancelled or ended:
             self._close_unless_pulling()
+        if cancelled:
             return []
         if wake is not None:
             wake()
@@ -226,7 +237,7 @@ class IterableStream(BodyStream):
         try:
             for item in self._iterator:
                 return [self.frame(item)], False
-        except Exception:
+        except BaseException:  # a SystemExit or asyncio's CancelledError too
             _log.exception("a streaming handler failed after its response had begun")
             end = self.end_event("internal error")
             if end:
@@ -234,7 +245,12 @@ class IterableStream(BodyStream):
             self.cancel("the iterator failed")
         return [], True
 
-    def _close_unless_pulling(self, _reason: str = "") -> None:
+    def cancel(self, reason: str) -> None:
+        super().cancel(reason)
+        if self.cancelled:
+            self._close_unless_pulling()
+
+    def _close_unless_pulling(self) -> None:
         # A running generator cannot be closed; its `take` comes here when it has returned, and once
         # the stream is cancelled no other begins.
         with self._lock:
@@ -246,6 +262,12 @@ class IterableStream(BodyStream):
                 close()
             except Exception:
                 _log.exception("a streaming handler failed while it was being closed")
+
+
+def _octets(data: object) -> bytes:
+    if isinstance(data, (bytes, bytearray, memoryview)):
+        return bytes(data)
+    raise TypeError(f"a body is bytes, not a {type(data).__name__}; encode text first")
 
 
 def compact_json(value: Any) -> bytes:

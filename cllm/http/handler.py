@@ -98,14 +98,17 @@ class HttpHandler:
     # Answering
 
     def handle_request(self, request: HttpRequest) -> Answer:
-        """The response, also for what goes wrong; raises no Exception and no SystemExit."""
+        """The response, also for what goes wrong; raises KeyboardInterrupt, GeneratorExit only."""
         return self._chain(request)
 
     def error_response(self, error: HttpError, request: HttpRequest | None = None) -> HttpResponse:
         """The response for an error; without a request where there is none yet."""
         try:
             body, content_type = self.error_body(error.status, error.message, request)
-            field_line("Content-Type", content_type)  # this response must not fail in its turn
+            # This response must not fail in its turn.
+            field_line("Content-Type", content_type)
+            if not isinstance(body, bytes):
+                raise TypeError(f"the body is a {type(body).__name__}, not bytes")
         except Exception:
             _log.exception("the error_body hook failed")
             body, content_type = json_error_body(error.status, error.message, request)
@@ -141,7 +144,9 @@ class HttpHandler:
                 return _response(answer)
             except HttpError as error:
                 return self.error_response(error, request)
-            except (Exception, SystemExit):
+            except (KeyboardInterrupt, GeneratorExit):
+                raise
+            except BaseException:  # a SystemExit or asyncio's CancelledError too
                 id = request.id or uuid.uuid4().hex
                 _log.exception("request %s: %s %s failed", id, request.method, request.path)
                 message = f"internal error; the log has it under {id}"

@@ -188,6 +188,7 @@ class Http1:
         response = context.handle(request)
         if isinstance(response, DeferredResponse):
             self._deferred = response
+            self._drop_body()
             self._phase = AWAITING
             self._peer_interest = READ
             response.attach(connection.schedule)
@@ -220,8 +221,17 @@ class Http1:
         if sent == len(head) + size:
             return self._complete(connection, worker)
         self._pending = _rest((head, body) if size else (head,), sent)
+        self._drop_body()
         self._phase = FLUSHING
         return self._flush_out(connection, worker)
+
+    def _drop_body(self) -> None:
+        """Keep the request without its body while the client is waited for, or the response.
+
+        The request itself stays as it is for whoever else holds it, such as a handler's thread.
+        """
+        if self._request is not None and self._request.body:
+            self._request = self._request.without_body()
 
     def _unsendable(self, error: ValueError) -> HttpResponse:
         request = self._request
@@ -303,6 +313,7 @@ class Http1:
             stream.cancel("the response has no body")
             self._phase = FLUSHING
             return self._flush_out(connection, worker)
+        self._drop_body()
         self._stream = stream
         self._ended = False
         self._phase = STREAMING
@@ -472,7 +483,9 @@ class Http1:
         if phase is READING or phase is LINGERING:
             return DONE
         if phase is AWAITING and self._deferred is not None:
-            self._deferred.cancel(STOPPING)
+            if not self._deferred.cancel(STOPPING):  # the response is there, perhaps a stream
+                interest = self.advance(connection, worker)
+                return self._end(connection, worker) if self._phase is STREAMING else interest
         elif phase is STREAMING and not self._ended:
             stream = self._stream
             assert stream is not None
@@ -498,8 +511,10 @@ class Http1:
                 self._record(connection)
             self._request = None
         self._pending = []
-        if deferred is not None:
-            deferred.cancel(reason)
+        if deferred is not None and not deferred.cancel(reason):
+            response = deferred.response  # it was there already, and nobody took it
+            if response is not None and isinstance(response.body, BodyStream):
+                stream = response.body
         if stream is not None:
             stream.cancel(reason)
 

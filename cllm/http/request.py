@@ -97,6 +97,13 @@ class HttpRequest:
         path, _, query = target.partition("?")
         return cls(method, target, decode_path(path), query, "HTTP/1.1", Headers(headers), body)
 
+    def without_body(self) -> HttpRequest:
+        """The same request with an empty body; what else it has is shared."""
+        return HttpRequest(
+            self.method, self.target, self.path, self.query_string, self.version, self.headers,
+            b"", self.keep_alive, self.client, self.id, self.path_params, self.context,
+        )  # fmt: skip
+
     @property
     def query(self) -> dict[str, str]:
         """The query's parameters, decoded; of a repeated one the last."""

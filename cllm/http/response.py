@@ -21,6 +21,7 @@ Octets = bytes  # the name `bytes` is a constructor inside HttpResponse
 
 JSON = "application/json"
 TEXT = "text/plain; charset=utf-8"
+_UNBUFFERED = ("X-Accel-Buffering", "no")  # nginx's word; it otherwise collects a stream's pieces
 
 
 class HttpResponse:
@@ -78,26 +79,22 @@ class HttpResponse:
         status: int = 200,
         headers: Iterable[tuple[str, str]] = (),
     ) -> HttpResponse:
-        """A body of unknown length: chunked in HTTP/1.1, ended by the close in HTTP/1.0."""
-        return cls(
-            status, [("Content-Type", content_type or stream.content_type), *headers], stream
-        )
+        """A body of unknown length: chunked in HTTP/1.1, ended by the close in HTTP/1.0.
+
+        Proxies that know X-Accel-Buffering pass each piece on as it comes.
+        """
+        content_type = content_type or stream.content_type
+        return cls(status, [("Content-Type", content_type), _UNBUFFERED, *headers], stream)
 
     @classmethod
     def sse(cls, stream: BodyStream, headers: Iterable[tuple[str, str]] = ()) -> HttpResponse:
         """Server-sent events that no cache keeps and no proxy collects."""
-        fields = [
-            ("Content-Type", EVENT_STREAM),
-            ("Cache-Control", "no-store"),
-            ("X-Accel-Buffering", "no"),
-            *headers,
-        ]
-        return cls(200, fields, stream)
+        return cls.stream(stream, EVENT_STREAM, headers=[("Cache-Control", "no-store"), *headers])
 
     @property
     def has_body(self) -> bool:
-        """False where the status forbids one (RFC 9110 sections 15.2, 15.3.5, 15.4.5)."""
-        return self.status >= 200 and self.status not in _BODYLESS
+        """False where the status forbids one (RFC 9110 sections 15.3.5, 15.3.6, 15.4.5)."""
+        return self.status not in _BODYLESS
 
     def encode_head(
         self,
@@ -124,7 +121,8 @@ class HttpResponse:
         body = self.body
         parts = [_status_line(self.status), _server_line(server), _date_line()]
         if not self.has_body:
-            pass
+            if self.status == 205:
+                parts.append(b"Content-Length: 0\r\n")
         elif isinstance(body, bytes):
             parts.append(b"Content-Length: %d\r\n" % len(body))
         elif not isinstance(body, BodyStream):
@@ -168,8 +166,12 @@ class DeferredResponse:
     def resolve(self, response: HttpResponse) -> bool:
         """Give the response; True for the first one given before a cancellation. Any thread.
 
-        A stream in a response that comes too late is cancelled.
+        A stream in a response that comes too late is cancelled. For what is no HttpResponse the
+        client is answered 500, and TypeError raised here.
         """
+        if not _is_response(response):
+            self.resolve(_failure())
+            raise TypeError(f"a {type(response).__name__} is no HttpResponse")
         with self._lock:
             late = self.response is not None or self.cancel_reason is not None
             if not late:
@@ -244,11 +246,13 @@ class DeferredResponse:
         def pass_on(response: HttpResponse) -> None:
             try:
                 result = change(response)
-            except Exception as error:
+                if not _is_response(result):
+                    raise TypeError(f"the middleware gave a {type(result).__name__}")
+            except BaseException as error:
                 _log.exception("a middleware failed on a deferred response")
                 if isinstance(response.body, BodyStream):
                     response.body.cancel(f"a middleware failed: {error}")
-                result = HttpResponse.json({"success": False, "error": "internal error"}, 500)
+                result = _failure()
             changed.resolve(result)
 
         with self._lock:
@@ -261,8 +265,16 @@ class DeferredResponse:
         return changed
 
 
-# RFC 9110 section 15.3.5, 15.4.5; 1xx is compared by number.
-_BODYLESS = frozenset((204, 304))
+def _is_response(value: object) -> bool:
+    return isinstance(value, HttpResponse)
+
+
+def _failure() -> HttpResponse:
+    return HttpResponse.json({"success": False, "error": "internal error"}, 500)
+
+
+# RFC 9110 sections 15.3.5, 15.3.6, 15.4.5
+_BODYLESS = frozenset((204, 205, 304))
 
 _FIELD_NAME = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
 _FIELD_VALUE = re.compile(r"[\t\x20-\x7e\x80-\xff]*")
@@ -295,13 +307,17 @@ def _status_line(status: int) -> bytes:
     line = _STATUS_LINES.get(status)
     if line is not None:
         return line
-    if not 100 <= status <= 999:
-        raise ValueError(f"a status has three digits, not {status}")
+    if isinstance(status, bool) or not isinstance(status, int):
+        raise TypeError(f"a status is a whole number, not {status!r}")
+    if not 200 <= status <= 599:
+        raise ValueError(f"the status of a response is 200 to 599, not {status}")
     return f"HTTP/1.1 {status} {_reason(status)}\r\n".encode()
 
 
 _STATUS_LINES = {
-    status.value: f"HTTP/1.1 {status.value} {status.phrase}\r\n".encode() for status in HTTPStatus
+    status.value: f"HTTP/1.1 {status.value} {status.phrase}\r\n".encode()
+    for status in HTTPStatus
+    if status >= 200  # an informational one is no answer: the client would wait on (section 15.2)
 }
 
 
@@ -318,7 +334,7 @@ _PREBUILT_FIELDS = {
         ("Content-Type", TEXT),
         ("Content-Type", EVENT_STREAM),
         ("Cache-Control", "no-store"),
-        ("X-Accel-Buffering", "no"),
+        _UNBUFFERED,
     )
 }
 

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import errno
+import gc
 import socket
 import threading
 from collections.abc import Callable
+from typing import Any
+from uuid import uuid4
 
 import pytest
 
 from cllm.http import BodyStream, DeferredResponse, HttpHandler, HttpRequest, HttpResponse
+from cllm.http import acceptor as acceptor_module
 from cllm.http.connection import (
     AGAIN,
     IDLE,
@@ -85,6 +90,7 @@ class Bench:
             context, PlainTransport(ours), self.protocol, ("", 0), READ, float("inf")
         )
         table[self.connection.fd] = self.connection
+        self.connection.admitted()
 
     def _closed(self) -> None:
         self.closes += 1
@@ -531,3 +537,106 @@ def test_the_lingering_read_is_bounded_in_bytes(serve: Serve, connect: Connect) 
 
 def test_counters_start_at_nothing() -> None:
     assert Counters() == Counters(0, 0, 0, 0, {})
+
+
+# What is kept
+
+
+@pytest.mark.parametrize("kind", ["deferred", "stream", "slow reader"])
+def test_a_parked_connection_keeps_no_body(serve: Serve, connect: Connect, kind: str) -> None:
+    deferred, stream = DeferredResponse(), BodyStream()
+
+    def answer(request: HttpRequest) -> HttpResponse | DeferredResponse:
+        if kind == "deferred":
+            return deferred
+        if kind == "stream":
+            return HttpResponse.stream(stream)
+        return HttpResponse.bytes(bytes(32 << 20))
+
+    handler = HttpHandler()
+    handler.post("/", answer)
+    server = serve(handler)
+    client = connect(server, receive_buffer=4096)
+    body = uuid4().hex.encode() * 8192
+    client.send(encode("POST", "/", body))
+    wait_until(
+        lambda: server.stats().requests_total == 1 and server.stats().parked == 1, "it is parked"
+    )
+    objects = gc.get_objects()
+    assert not [o for o in objects if isinstance(o, HttpRequest) and o.body == body]
+    if kind == "deferred":
+        deferred.resolve(HttpResponse.text("done"))
+        assert client.reply().body == b"done"
+
+
+def test_whoever_holds_a_request_keeps_its_body(serve: Serve, connect: Connect) -> None:
+    deferred, held = DeferredResponse(), []
+
+    def answer(request: HttpRequest) -> DeferredResponse:
+        held.append(request)
+        return deferred
+
+    handler = HttpHandler()
+    handler.post("/", answer)
+    server = serve(handler)
+    client = connect(server)
+    client.send(encode("POST", "/", b"late"))
+    wait_until(lambda: server.stats().parked == 1 and bool(held), "it is parked")
+    deferred.resolve(HttpResponse.bytes(held[0].body))  # as another thread does that reads it now
+    assert client.reply().body == b"late"
+
+
+# A descriptor's number is used again
+
+
+def test_an_old_event_for_a_new_connections_number_harms_nobody(
+    serve: Serve, connect: Connect, caplog: pytest.LogCaptureFixture
+) -> None:
+    server = serve()
+    poller = server._poller
+    register = poller.register
+
+    class Late:
+        """Between the table and the poller, an event arrives for the number."""
+
+        def register(self, fd: int, interest: int) -> None:
+            server._acceptor.queue._dispatch([(fd, 1)])
+            connection = server._connections[fd]
+            assert connection.state is not QUEUED, "no worker may have it yet"
+            register(fd, interest)
+
+    server._poller = Late()  # type: ignore[assignment]
+    try:
+        for _ in range(20):
+            client = connect(server)
+            assert client.get("/health").status == 200
+            assert client.get("/health").status == 200
+    finally:
+        server._poller = poller
+    assert [r.message for r in caplog.records if r.levelname in ("ERROR", "WARNING")] == []
+
+
+def test_a_connection_that_was_reset_before_it_was_admitted_costs_only_itself(
+    serve: Serve, connect: Connect, monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:  # fmt: skip
+    # macOS's setsockopt(2) answers EINVAL then; Linux's does not.
+    failures = iter([OSError(errno.EINVAL, "Invalid argument")] * 3)
+
+    class Socket(socket.socket):
+        def setsockopt(self, level: int, *arguments: Any) -> None:
+            if level == socket.IPPROTO_TCP and (failure := next(failures, None)) is not None:
+                raise failure
+            super().setsockopt(level, *arguments)
+
+    server = serve()
+    monkeypatch.setattr(socket, "socket", Socket)
+    for _ in range(3):
+        assert connect(server).ended()
+    assert connect(server).get("/health").status == 200
+    assert "accepting waits" not in caplog.text
+
+
+@pytest.mark.parametrize("code", [errno.ENOPROTOOPT, errno.EOPNOTSUPP, errno.ENONET])
+def test_a_network_error_that_accept_passes_on_does_not_pause_accepting(code: int) -> None:
+    assert code in acceptor_module._PEER_FAULTS

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from asyncio import CancelledError
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -20,6 +21,7 @@ from cllm.http import (
     cors,
 )
 from cllm.http.handler import Answer, Next
+from tests.http.http_wire import Connect, Serve
 
 
 def call(
@@ -324,6 +326,32 @@ def test_so_does_one_whose_content_type_cannot_be_sent(caplog: pytest.LogCapture
     handler.error_body = lambda status, message, request: (b"", "a\r\nb")
     assert content(call(handler, "GET", "/"))["success"] is False
     assert "error_body" in caplog.text
+
+
+@pytest.mark.parametrize("body", ["text", bytearray(b"x"), None, {"a": 1}])
+def test_so_does_one_whose_body_is_no_bytes(
+    serve: Serve, connect: Connect, caplog: pytest.LogCaptureFixture, body: Any
+) -> None:
+    handler = HttpHandler()
+    handler.error_body = lambda status, message, request: (body, "text/x")
+    client = connect(serve(handler))
+    reply = client.get("/")
+    assert (reply.status, reply.json()["success"]) == (404, False)
+    client.send(b"bad\r\n\r\n")
+    assert client.reply().status == 400, "where there is no request too"
+    assert len([r for r in caplog.records if r.levelname == "ERROR"]) == 2
+
+
+@pytest.mark.parametrize("error", [CancelledError, SystemExit, BaseException])
+def test_an_exception_that_is_no_Exception_is_500_too(  # noqa: N802
+    serve: Serve, connect: Connect, caplog: pytest.LogCaptureFixture, error: type[BaseException]
+) -> None:
+    handler = HttpHandler()
+    handler.get("/", fails(error()))
+    client = connect(serve(handler))
+    assert client.get("/").status == 500
+    assert client.get("/").status == 500, "the connection goes on"
+    assert error.__name__ in caplog.text
 
 
 def test_errors_are_for_errors() -> None:

@@ -6,12 +6,15 @@ import threading
 from datetime import datetime, timezone
 from email.utils import parsedate_to_datetime
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
+from cllm.http import HttpHandler
 from cllm.http import response as response_module
 from cllm.http.body_stream import BodyStream
 from cllm.http.response import DeferredResponse, HttpResponse
+from tests.http.http_wire import Connect, Serve, encode, wait_until
 
 
 def lines(response: HttpResponse, **arguments: object) -> list[str]:
@@ -37,9 +40,9 @@ def test_rfc9112_4_a_status_line_has_version_status_and_phrase() -> None:
     assert lines(HttpResponse(599))[0] == "HTTP/1.1 599 Unknown"
 
 
-@pytest.mark.parametrize("status", [0, 99, 1000, -200])
-def test_a_status_has_three_digits(status: int) -> None:
-    with pytest.raises(ValueError, match="three digits"):
+@pytest.mark.parametrize("status", [0, 99, 600, 999, 1000, -200])
+def test_rfc9110_15_a_final_status_is_200_to_599(status: int) -> None:
+    with pytest.raises(ValueError, match="200 to 599"):
         HttpResponse(status).encode_head(keep_alive=True)
 
 
@@ -48,7 +51,20 @@ def test_rfc9110_8_6_a_body_of_bytes_has_its_length() -> None:
     assert fields(HttpResponse(200))["Content-Length"] == "0"
 
 
-@pytest.mark.parametrize("status", [100, 204, 304])
+@pytest.mark.parametrize("status", [100, 101, 102, 103, 199])
+def test_rfc9110_15_2_an_informational_status_is_no_response(status: int) -> None:
+    with pytest.raises(ValueError, match=f"200 to 599, not {status}"):
+        HttpResponse(status).encode_head(keep_alive=True)
+
+
+def test_rfc9110_15_3_6_a_205_has_no_content() -> None:
+    for body in (b"x", b"", BodyStream()):
+        response = HttpResponse(205, body=body)
+        assert not response.has_body
+        assert fields(response)["Content-Length"] == "0"
+
+
+@pytest.mark.parametrize("status", [204, 304])
 def test_rfc9110_8_6_a_status_without_body_has_no_length(status: int) -> None:
     response = HttpResponse(status, body=b"x")
     assert not response.has_body
@@ -138,6 +154,9 @@ def test_fields_that_the_connection_writes_are_refused(name: str) -> None:
         HttpResponse(200, [("X", 5)]),  # type: ignore[list-item]
         HttpResponse(200, [["X", "5"]]),  # type: ignore[list-item]
         HttpResponse("200"),  # type: ignore[arg-type]
+        HttpResponse(299.5),  # type: ignore[arg-type]
+        HttpResponse(None),  # type: ignore[arg-type]
+        HttpResponse(True),
         HttpResponse(200, body="text"),  # type: ignore[arg-type]
         HttpResponse(200, body=None),  # type: ignore[arg-type]
     ],
@@ -304,3 +323,59 @@ def test_a_change_that_fails_gives_500_and_cancels_the_stream() -> None:
     assert changed.response is not None
     assert changed.response.status == 500
     assert stream.cancelled
+
+
+@pytest.mark.parametrize("wrong", [None, {}, "text", b"bytes", BodyStream()])
+def test_what_is_no_response_is_refused_and_its_client_answered(
+    serve: Serve, connect: Connect, wrong: Any
+) -> None:
+    deferred = DeferredResponse()
+    handler = HttpHandler()
+    handler.get("/", lambda request: deferred)
+    server = serve(handler)
+    client = connect(server)
+    client.send(encode())
+    wait_until(lambda: server.stats().requests_total == 1, "it is asked")
+    with pytest.raises(TypeError, match=type(wrong).__name__):
+        deferred.resolve(wrong)
+    assert client.reply().status == 500
+    assert not deferred.resolve(HttpResponse())
+
+
+def test_a_middleware_that_makes_no_response_is_answered_500(
+    serve: Serve, connect: Connect, caplog: pytest.LogCaptureFixture
+) -> None:
+    deferred = DeferredResponse()
+    handler = HttpHandler()
+    handler.add_middleware(
+        lambda request, next: next(request).then(lambda r: None)  # type: ignore
+    )
+    handler.get("/", lambda request: deferred)
+    server = serve(handler)
+    client = connect(server)
+    client.send(encode())
+    wait_until(lambda: server.stats().requests_total == 1, "it is asked")
+    assert deferred.resolve(HttpResponse())
+    assert client.reply().status == 500
+    assert "NoneType" in caplog.text
+
+
+@pytest.mark.parametrize("status", [100, 103, 199, 600, 299.5])
+def test_rfc9110_15_a_status_that_is_no_final_one_is_answered_500(
+    serve: Serve, connect: Connect, status: int
+) -> None:
+    handler = HttpHandler()
+    handler.get("/", lambda request: HttpResponse(status))
+    handler.get("/stream", lambda request: HttpResponse.stream(BodyStream(), status=status))
+    client = connect(serve(handler))
+    assert client.get("/").status == 500
+    assert client.get("/stream").status == 500
+
+
+def test_rfc9110_15_3_6_a_205_leaves_the_connection_in_step(serve: Serve, connect: Connect) -> None:
+    handler = HttpHandler()
+    handler.get("/", lambda request: HttpResponse(205, body=b"body"))
+    client = connect(serve(handler))
+    for _ in range(2):
+        reply = client.get("/")
+        assert (reply.status, reply.body, reply.headers["content-length"]) == (205, b"", "0")

@@ -197,6 +197,30 @@ def test_past_the_grace_period_a_deferred_response_is_cancelled_and_answered_503
     assert client.ended()
 
 
+def test_past_the_grace_period_a_stream_that_has_just_come_ends_with_its_last_event(
+    serve: Serve, connect: Connect
+) -> None:
+    deferred, stream, gate = DeferredResponse(), EventStream(), Gate()
+    handler = HttpHandler()
+    handler.get("/", lambda request: deferred)
+    handler.get("/gate", gate)
+    server = serve(handler, workers=1)
+    client, other = connect(server), connect(server)
+    client.send(encode())
+    wait_until(lambda: server.stats().requests_total == 1, "it is asked")
+    other.send(encode(path="/gate"))
+    gate.wait_entered()  # the only worker is held: response and end are seen together
+    thread = stopping(server, grace=0)
+    wait_until(lambda: server._context.ending, "the grace period is over")
+    assert deferred.resolve(HttpResponse.sse(stream))
+    gate.opened.set()
+    assert client.reply_head().status == 200
+    assert client.chunk() == stream.end_event("the server is stopping")
+    assert client.chunk() == b""
+    assert ended(thread)
+    assert stream.cancelled
+
+
 def test_past_the_grace_period_a_client_that_does_not_read_is_cut(
     serve: Serve, connect: Connect
 ) -> None:

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import gc
+import itertools
 import threading
+import weakref
+from asyncio import CancelledError
 from collections.abc import Iterator
 
 import pytest
 
 from cllm.http import (
     BodyStream,
+    DeferredResponse,
     EventStream,
     HttpHandler,
     HttpRequest,
@@ -318,3 +323,200 @@ def test_a_pull_source_is_asked_once_for_each_wake_up(serve: Serve, connect: Con
         assert client.chunk() == b"data: %d\n\n" % left
     assert client.chunk() == b""
     assert all(name.startswith("cllm-worker-") for name in stream.threads)
+
+
+# Who is told
+
+
+def test_a_stream_in_a_deferred_response_that_nobody_took_is_cancelled(
+    serve: Serve, connect: Connect
+) -> None:
+    deferred, stream, gate = DeferredResponse(), BodyStream(), Gate()
+    reasons: list[str] = []
+    told = threading.Event()
+    stream.on_cancel(lambda reason: (reasons.append(reason), told.set()))
+    handler = basic_handler()
+    handler.get("/deferred", lambda request: deferred)
+    handler.get("/gate", gate)
+    server = serve(handler, workers=1)
+    client, other = connect(server), connect(server)
+    client.send(encode(path="/deferred"))
+    wait_until(lambda: server.stats().requests_total == 1, "it is asked")
+    other.send(encode(path="/gate"))
+    gate.wait_entered()  # the only worker is held: the response and the end are seen together
+    client.reset()
+    assert deferred.resolve(HttpResponse.stream(stream))
+    gate.opened.set()
+    assert told.wait(PATIENCE)
+    assert reasons == ["the client left"]
+    with pytest.raises(StreamClosed):
+        stream.write(b"x")
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_a_generator_is_closed_at_once_when_an_item_cannot_be_framed(
+    serve: Serve, connect: Connect, streaming: bool
+) -> None:
+    closed = threading.Event()
+
+    def items(request: HttpRequest) -> Iterator[object]:
+        try:
+            yield "one"
+            yield object()
+        finally:
+            closed.set()
+
+    handler = HttpHandler()
+    if streaming:
+        handler.get_streaming("/", items)
+    else:
+        handler.get("/", lambda request: HttpResponse.stream(IterableStream(items(request))))
+    server = serve(handler)
+    gc.disable()  # it must not be the collector's work
+    try:
+        client = connect(server)
+        client.send(encode())
+        assert client.reply_head().status == 200
+        assert closed.wait(PATIENCE)
+    finally:
+        gc.enable()
+
+
+def test_a_generator_whose_first_item_cannot_be_framed_is_closed(
+    serve: Serve, connect: Connect
+) -> None:
+    closed = threading.Event()
+
+    def items(request: HttpRequest) -> Iterator[object]:
+        try:
+            yield object()
+        finally:
+            closed.set()
+
+    handler = HttpHandler()
+    handler.get_streaming("/", items)
+    gc.disable()
+    try:
+        assert connect(serve(handler)).get().status == 500
+        assert closed.wait(PATIENCE)
+    finally:
+        gc.enable()
+
+
+@pytest.mark.parametrize("end", ["read", "left"])
+def test_a_stream_that_has_ended_waits_for_no_collector(
+    serve: Serve, connect: Connect, end: str
+) -> None:
+    streams: list[weakref.ref[IterableStream]] = []
+
+    def begin(request: HttpRequest) -> HttpResponse:
+        pieces: Iterator[bytes] = itertools.repeat(b"x") if end == "left" else iter([b"a", b"b"])
+        stream = IterableStream(pieces)
+        streams.append(weakref.ref(stream))
+        return HttpResponse.stream(stream)
+
+    handler = HttpHandler()
+    handler.get("/", begin)
+    client = connect(serve(handler))
+    gc.collect()
+    gc.disable()
+    try:
+        client.send(encode())
+        client.reply_head()
+        if end == "left":
+            client.reset()
+        else:
+            assert list(iter(client.chunk, b"")) == [b"a", b"b"]
+        wait_until(lambda: streams[0]() is None, "nobody holds the stream")
+    finally:
+        gc.enable()
+
+
+def test_a_cancelled_stream_frees_a_connection_whose_client_does_not_read(
+    serve: Serve, connect: Connect
+) -> None:
+    stream = BodyStream()
+    server = serve(streaming(stream), write_timeout=3600.0, high_water=1 << 30)
+    client = connect(server, receive_buffer=4096)
+    client.send(encode(path="/stream"))
+    client.reply_head()
+    stream.write(bytes(16 << 20))
+    wait_until(lambda: stream._pending == 0, "the first piece is being sent")
+    stream.write(b"behind it")  # a wake-up is pending from now on
+    wait_until(lambda: server.stats().parked == 1, "the connection waits for its client")
+    stream.cancel("not wanted any more")
+    wait_until(lambda: server.stats().connections_open == 0, "its connection is closed")
+
+
+def test_what_is_no_bytes_is_refused_where_it_is_written(serve: Serve, connect: Connect) -> None:
+    stream = BodyStream()
+    client = connect(serve(streaming(stream)))
+    client.send(encode(path="/stream"))
+    client.reply_head()
+    for wrong in ("text", "", 5, None, ["a"]):
+        with pytest.raises(TypeError, match="bytes"):
+            stream.write(wrong)  # type: ignore[arg-type]
+    stream.write(b"good")
+    assert client.chunk() == b"good"
+
+
+def test_a_buffer_may_be_used_again_once_it_is_written(serve: Serve, connect: Connect) -> None:
+    stream = BodyStream()
+    buffer = bytearray(b"AAAA")
+    stream.write(buffer)
+    stream.write(memoryview(buffer))
+    buffer[:] = b"BBBB"
+    stream.close()
+    assert connect(serve(streaming(stream))).get("/stream").body == b"AAAAAAAA"
+
+
+@pytest.mark.parametrize("error", [SystemExit, CancelledError, KeyboardInterrupt])
+def test_a_generator_that_ends_with_any_exception_ends_its_stream(
+    serve: Serve, connect: Connect, caplog: pytest.LogCaptureFixture, error: type[BaseException]
+) -> None:
+    def items(request: HttpRequest) -> Iterator[str]:
+        yield "one"
+        raise error
+
+    handler = basic_handler()
+    handler.get_streaming("/events", items)
+    client = connect(serve(handler, workers=1))
+    assert b"internal error" in client.get("/events").body
+    assert error.__name__ in caplog.text
+    assert client.get("/health").status == 200
+
+
+@pytest.mark.parametrize("why", ["failed", "left"])
+def test_rfc9112_8_a_body_that_the_close_would_end_is_reset(
+    serve: Serve, connect: Connect, why: str
+) -> None:
+    class Failing(BodyStream):
+        def take(self) -> list[bytes]:
+            pieces = super().take()
+            if pieces == [b"fail"]:
+                raise ZeroDivisionError
+            return pieces
+
+    stream = Failing()
+    client = connect(serve(streaming(stream)))
+    client.send(encode(path="/stream", version="HTTP/1.0"))
+    client.reply_head()
+    stream.write(b"half")
+    assert client.exactly(4) == b"half"
+    if why == "failed":
+        stream.write(b"fail")
+    else:
+        client.half_close()  # it counts as gone
+    with pytest.raises(ConnectionResetError):
+        client.rest()
+
+
+def test_streams_ask_proxies_not_to_collect_their_pieces(serve: Serve, connect: Connect) -> None:
+    handler = HttpHandler()
+    lines = [{"a": 1}, {"a": 2}]
+    handler.get(
+        "/", lambda request: HttpResponse.stream(IterableStream(lines), "application/x-ndjson")
+    )
+    reply = connect(serve(handler)).get()
+    assert reply.headers["x-accel-buffering"] == "no"
+    assert reply.chunks == [b'{"a":1}\n', b'{"a":2}\n']
