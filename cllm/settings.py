@@ -185,6 +185,10 @@ class Settings:
     write_timeout: float = option(
         30.0, LIMITS, seconds(0.05, _DAY), "without the client taking a byte"
     )
+    sse_ping: float = option(
+        10.0, LIMITS, seconds(0.0, _DAY),
+        "a quiet event stream sends a ping this often, so that no proxy cuts it; 0: never",
+    )  # fmt: skip
     grace: float = option(
         30.0, LIMITS, seconds(0.0, _DAY), "for requests in flight when the server stops"
     )

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from cllm.api.errors import describe
 from cllm.api.responses import encode
 from cllm.http import BodyStream
+from cllm.http.sse import PING
 
 if TYPE_CHECKING:
     from cllm.engine import Generation
@@ -21,7 +22,13 @@ _FRAME = 75
 
 
 class Frames(Protocol):
-    """What the events of one API look like; `index` counts the generations of a request."""
+    """What the events of one API look like; `index` counts the generations of a request.
+
+    ping: a whole event that says nothing, for while the stream is quiet.
+    """
+
+    @property
+    def ping(self) -> bytes: ...
 
     def opening(self) -> bytes:
         """What stands before the first delta."""
@@ -63,6 +70,7 @@ class GenerationStream(BodyStream):
         """Stream these generations; their updates may have begun already."""
         self._frames = frames
         self._generations = generations
+        self.ping = frames.ping
 
     def on_update(self) -> None:
         """On the engine thread after a step: wake the connection, or give up on a slow reader."""
@@ -147,6 +155,8 @@ class NativeFrames:
     """The events of ``/generate_stream``: one for each delta, and one for the end."""
 
     __slots__ = ("_prefix",)
+
+    ping = PING
 
     def __init__(self, id: str) -> None:
         self._prefix = b'data: {"id":"%s","token":' % id.encode()

@@ -221,5 +221,6 @@ def _sweep_interval(config: ServerConfig) -> float:
         config.body_timeout,
         config.keep_alive_timeout,
         config.write_timeout,
+        config.sse_ping or SWEEP_MOST / SWEEP_PART,
     )
     return min(max(shortest * SWEEP_PART, SWEEP_LEAST), SWEEP_MOST)

@@ -15,6 +15,10 @@ from typing import Any, ClassVar
 
 from cllm.http.errors import StreamClosed
 
+# An empty line, whichever end-of-line is used (WHATWG HTML section 9.2.5). A CRLF that is cut after
+# its CR is not taken for one: its LF may follow.
+_EVENT_ENDS = (b"\n\n", b"\r\r", b"\n\r\n")
+
 HIGH_WATER = 1024 * 1024  # bytes; the connection sets its own from ServerConfig.high_water
 
 _log = logging.getLogger("cllm.http")
@@ -32,8 +36,8 @@ class BodyStream:
     """
 
     __slots__ = (
-        "__weakref__", "_cancel_callbacks", "_chunks", "_closed", "_lock", "_notified", "_pending",
-        "_wake", "cancel_reason", "high_water",
+        "__weakref__", "_between", "_cancel_callbacks", "_chunks", "_closed", "_lock", "_notified",
+        "_pending", "_wake", "cancel_reason", "high_water", "ping",
     )  # fmt: skip
 
     content_type: ClassVar[str] = "application/octet-stream"
@@ -46,8 +50,12 @@ class BodyStream:
         self._notified = False
         self._wake: Callable[[], None] | None = None
         self._cancel_callbacks: list[Callable[[str], object]] = []
+        self._between = True  # what was taken ends with a whole event; kept where there is a ping
         self.cancel_reason: str | None = None
         self.high_water = HIGH_WATER
+        # A whole event that says nothing, sent while the stream is quiet so that no proxy takes it
+        # for dead; b"" for none. HttpResponse.sse sets a comment.
+        self.ping = b""
 
     # Producer
 
@@ -119,7 +127,13 @@ class BodyStream:
             chunks, self._chunks = self._chunks, []
             self._pending = 0
             self._notified = False
+        if chunks and self.ping:
+            self._between = chunks[-1].endswith(_EVENT_ENDS)
         return chunks
+
+    def take_ping(self) -> bytes:
+        """What to send after a `take` that gave nothing: the ping, or b"" within an event."""
+        return self.ping if self._between else b""
 
     @property
     def finished(self) -> bool:
@@ -225,6 +239,8 @@ class IterableStream(BodyStream):
             self._close_unless_pulling()
         if cancelled:
             return []
+        if chunks and chunks[-1] and self.ping:
+            self._between = chunks[-1].endswith(_EVENT_ENDS)
         if wake is not None:
             wake()
         return chunks

@@ -333,22 +333,32 @@ class Http1:
                 return interest
         return self._go_on(connection, worker, self._pull(connection, worker))
 
-    def _pull(self, connection: Connection, worker: Worker) -> int | None:
-        """STREAMING: send what the stream holds. One `take` a turn: later data wakes again."""
+    def _pull(self, connection: Connection, worker: Worker, *, quiet: bool = False) -> int | None:
+        """STREAMING: send what the stream holds. One `take` a turn: later data wakes again.
+
+        `quiet`: it has held nothing for so long that a ping is due where it still holds nothing.
+        """
         stream = self._stream
         assert stream is not None
         if not self._ended:
+            due, connection.deadline = connection.deadline, NEVER  # `_flush` sets its own
             pieces = stream.take()
             if stream.cancelled:
                 return self._break_off(connection, worker, stream.cancel_reason or "cancelled")
             self._ended = stream.finished
+            if quiet and not pieces and not self._ended and (ping := stream.take_ping()):
+                pieces = [ping]
             self._frame(pieces)
             if self._pending:
                 interest = self._flush(connection)
                 if interest:
                     return interest
         if not self._ended:
-            connection.deadline = NEVER
+            interval = self._context.config.sse_ping
+            if interval and stream.ping:
+                # Not after a `take` that gave nothing: tokens may come that make no event.
+                restart = pieces or quiet or due == NEVER
+                connection.deadline = monotonic() + interval if restart else due
             return self._peer_interest
         self._stream = None
         return self._complete(connection, worker)
@@ -474,6 +484,8 @@ class Http1:
             what = "head" if state is ParserState.HEAD else "body"
             error = HttpError(408, f"the rest of the request's {what} did not come in time")
             return self._refuse(connection, worker, error)
+        if self._phase is STREAMING and not self._pending:
+            return self._go_on(connection, worker, self._pull(connection, worker, quiet=True))
         worker.counters.timeouts += 1
         return self._break_off(connection, worker, "the client does not read")
 

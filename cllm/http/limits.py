@@ -56,6 +56,7 @@ class ServerConfig:
     keep_alive_timeout: float = 75.0  # between two requests, and before the first
     write_timeout: float = 30.0  # without a byte of progress
     linger_timeout: float = 2.0  # reading on after an error response, so that it is not reset away
+    sse_ping: float = 10.0  # a quiet event stream sends a ping this often; 0: never
     grace: float = 30.0  # for requests in flight when the server stops
     high_water: int = 1 * MIB  # what a slow reader may leave pending in a stream
     cors_origins: tuple[str, ...] = ()  # allowed origins, ("*",) for all, () for no CORS
@@ -67,7 +68,7 @@ class ServerConfig:
             _at_least(self, name, 1)
         for name in ("head_timeout", "body_timeout", "keep_alive_timeout", "write_timeout"):
             _at_least(self, name, 0.001)
-        for name in ("linger_timeout", "grace"):
+        for name in ("linger_timeout", "sse_ping", "grace"):
             _at_least(self, name, 0.0)
         if not isinstance(self.limits, Limits):
             raise ValueError(f"ServerConfig.limits is {self.limits!r}; give a Limits object")

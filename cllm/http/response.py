@@ -13,7 +13,7 @@ from http import HTTPStatus
 from typing import Any
 
 from cllm.http.body_stream import BodyStream, call_all, compact_json
-from cllm.http.sse import EVENT_STREAM
+from cllm.http.sse import EVENT_STREAM, PING
 
 _log = logging.getLogger("cllm.http")
 
@@ -84,11 +84,16 @@ class HttpResponse:
         Proxies that know X-Accel-Buffering pass each piece on as it comes.
         """
         content_type = content_type or stream.content_type
+        if content_type == EVENT_STREAM:
+            stream.ping = stream.ping or PING
         return cls(status, [("Content-Type", content_type), _UNBUFFERED, *headers], stream)
 
     @classmethod
     def sse(cls, stream: BodyStream, headers: Iterable[tuple[str, str]] = ()) -> HttpResponse:
-        """Server-sent events that no cache keeps and no proxy collects."""
+        """Server-sent events that no cache keeps and no proxy collects.
+
+        While the stream is quiet its `ping` is sent, a comment where it has none of its own.
+        """
         return cls.stream(stream, EVENT_STREAM, headers=[("Cache-Control", "no-store"), *headers])
 
     @property

@@ -53,6 +53,9 @@ def comment(text: str = "") -> bytes:
     return f": {text}\n\n".encode()
 
 
+PING = comment()
+
+
 def end_event(reason: str) -> bytes:
     """The last event of a stream that could not be ended as it should."""
     return json_event({"error": reason, "done": True})

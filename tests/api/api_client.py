@@ -89,12 +89,14 @@ def serving(
 
 
 def events(chunks: Iterator[bytes]) -> Iterator[dict[str, Any]]:
-    """Parse server-sent events strictly as API.md writes them: one `data:` line, an empty line."""
+    """Parse server-sent events strictly: one `data:` line, an empty line; pings are skipped."""
     rest = b""
     for chunk in chunks:
         rest += chunk
         while b"\n\n" in rest:
             event, rest = rest.split(b"\n\n", 1)
+            if event.startswith(b": "):
+                continue
             assert event.startswith(b"data: "), event
             assert b"\n" not in event, event
             yield json.loads(event[6:].decode("utf-8"))

@@ -94,6 +94,8 @@ class MessageFrames:
 
     __slots__ = ("_called", "_index", "_kind", "_parser", "_reply", "_text")
 
+    ping = b'event: ping\ndata: {"type": "ping"}\n\n'
+
     def __init__(self, reply: Reply, prepared: Prepared) -> None:
         self._reply = reply
         self._parser = prepared.parser()
@@ -104,7 +106,7 @@ class MessageFrames:
 
     def opening(self) -> bytes:
         message = self._reply.message([], {"stop_reason": None, "stop_sequence": None})
-        return _event("message_start", {"message": message}) + _event("ping", {})
+        return _event("message_start", {"message": message}) + self.ping
 
     def delta(self, index: int, text: str) -> bytes:
         return self._frames(self._parser.push(text))

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from cllm.api.llama_server.errors import error_body
 from cllm.api.llama_server.results import Job, Pairing, final, probabilities, timings
 from cllm.api.responses import encode
+from cllm.http.sse import PING
 
 if TYPE_CHECKING:
     from cllm.engine import Generation
@@ -17,6 +18,8 @@ class CompletionFrames:
     """One event a piece of text, one a piece of the prompt if asked for, one for the end."""
 
     __slots__ = ("_generations", "_job", "_pairings")
+
+    ping = PING
 
     def __init__(self, job: Job, generations: Sequence[Generation]) -> None:
         self._job = job

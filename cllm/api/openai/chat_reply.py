@@ -11,6 +11,7 @@ from cllm.api.openai.logprobs import chat_logprobs
 from cllm.api.openai.reply import Chunks, Reply, failed
 from cllm.api.responses import encode
 from cllm.http import HttpResponse
+from cllm.http.sse import PING
 
 if TYPE_CHECKING:
     from cllm.engine import Engine, Generation
@@ -153,6 +154,8 @@ class ChatFrames:
     """The chunks of a stream; see `cllm.api.stream.Frames`."""
 
     __slots__ = ("_choices", "_chunks", "_engine", "_pieces", "_reply")
+
+    ping = PING
 
     def __init__(
         self, reply: Reply, prepared: Prepared, engine: Engine | None, usage: bool

@@ -14,6 +14,7 @@ from cllm.api.service import Service
 from cllm.api.submission import Submission, Wanted
 from cllm.engine import InvalidRequest
 from cllm.http import DeferredResponse, HttpRequest, HttpResponse
+from cllm.http.sse import PING
 
 if TYPE_CHECKING:
     from cllm.engine import Engine, Generation
@@ -123,6 +124,8 @@ class _Frames:
     """The chunks of a stream; each choice begins with its echo. See `cllm.api.stream.Frames`."""
 
     __slots__ = ("_chunks", "_echoes", "_logprobs", "_pieces", "_reply")
+
+    ping = PING
 
     def __init__(
         self, reply: Reply, echoes: Sequence[str], engine: Engine | None, usage: bool

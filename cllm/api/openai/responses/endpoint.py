@@ -18,6 +18,7 @@ from cllm.api.service import Service
 from cllm.api.submission import Submission, Wanted
 from cllm.engine import SamplingParams
 from cllm.http import DeferredResponse, HttpRequest, HttpResponse
+from cllm.http.sse import PING
 
 if TYPE_CHECKING:
     from cllm.engine import Generation
@@ -152,6 +153,8 @@ class _Frames:
     """The events of a streamed response; see `cllm.api.stream.Frames`."""
 
     __slots__ = ("_number", "_reply")
+
+    ping = PING
 
     def __init__(self, reply: _Reply) -> None:
         self._number = 0
