@@ -59,14 +59,14 @@ class BodyStream:
 
     # Producer
 
-    def write(self, data: bytes) -> None:
+    def write(self, data: bytes | bytearray | memoryview) -> None:
         """Hand over bytes; never blocks. A bytearray or memoryview is copied.
 
         Raises StreamClosed once the stream is closed or cancelled, also when this write takes what
         is pending past `high_water`: the reader is too slow and the stream is cancelled. Raises
         TypeError for what is no bytes.
         """
-        if type(data) is not bytes:
+        if type(data) is not bytes:  # the common case first
             data = _octets(data)
         if not data:
             return
@@ -193,7 +193,7 @@ class IterableStream(BodyStream):
             return item.encode()
         return compact_json(item) + b"\n"
 
-    def write(self, data: bytes) -> None:
+    def write(self, data: bytes | bytearray | memoryview) -> None:
         raise TypeError("an IterableStream is fed by its iterator, not by write()")
 
     def prime(self) -> None:

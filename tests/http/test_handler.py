@@ -49,7 +49,7 @@ def says(text: str) -> Callable[[HttpRequest], str]:
     return lambda request: text
 
 
-def fails(error: Exception) -> Callable[[HttpRequest], str]:
+def fails(error: BaseException) -> Callable[[HttpRequest], str]:
     def endpoint(request: HttpRequest) -> str:
         raise error
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 
 from cllm.http import (
@@ -142,13 +144,17 @@ def test_a_busy_stream_is_not_woken_for_pings(serve: Serve, connect: Connect) ->
     client = connect(server)
     begin(client)
     (connection,) = server._connections.values()
+
+    def put_off(before: float) -> bool:
+        return before < connection.deadline < float("inf")
+
     for number in range(50):
         wait_until(lambda: connection.deadline < float("inf"), "a ping is due some time")
         before = connection.deadline
         stream.send(f"{number}")
         assert client.chunk() == b"data: %d\n\n" % number
         wait_until(
-            lambda before=before: before < connection.deadline < float("inf"),
+            partial(put_off, before),
             "the event puts it off",
         )
 

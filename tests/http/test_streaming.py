@@ -334,7 +334,8 @@ def test_a_stream_in_a_deferred_response_that_nobody_took_is_cancelled(
     deferred, stream, gate = DeferredResponse(), BodyStream(), Gate()
     reasons: list[str] = []
     told = threading.Event()
-    stream.on_cancel(lambda reason: (reasons.append(reason), told.set()))
+    stream.on_cancel(reasons.append)
+    stream.on_cancel(lambda reason: told.set())
     handler = basic_handler()
     handler.get("/deferred", lambda request: deferred)
     handler.get("/gate", gate)
