@@ -116,4 +116,4 @@ def test_without_pings_nothing_is_sent_while_the_prompt_waits(live: Live) -> Non
 
 
 def test_the_parser_of_these_tests_ignores_comments() -> None:
-    assert list(events(iter([b": \n\ndata: 1\n", b"\n: x\n\n"]))) == [1]
+    assert list(events(iter([b": \n\ndata: {}\n", b"\n: x\n\n"]))) == [{}]
