@@ -75,6 +75,7 @@ _SERVER_COUNTERS = (
 _SERVER_GAUGES = (
     ("http_connections", "Connections open", "connections_open"),
     ("http_connections_parked", "Connections that wait for bytes, tokens or time", "parked"),
+    ("http_body_bytes", "Bytes of request bodies that are not complete", "body_bytes"),
     ("http_queue_depth", "Connections that wait for a worker", "queue_depth"),
     ("http_workers", "Worker threads", "workers"),
     ("http_workers_busy", "Workers at work", "workers_busy"),

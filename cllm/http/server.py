@@ -166,7 +166,7 @@ class Server:
             del self._connections[fd]
             raise
 
-    def _closed(self) -> None:
+    def _closed(self, connection: Connection) -> None:
         """A connection closed; on the thread that closed it."""
         self._acceptor.connection_closed()
         if self._context.draining and not self._connections:
@@ -268,6 +268,7 @@ class Server:
             queue_depth=depth,
             workers=len(workers),
             workers_busy=busy,
+            body_bytes=self._context.intake.memory.used if workers else 0,
             accepted_total=self._acceptor.accepted if workers else 0,
             requests_total=total.requests,
             bytes_sent_total=total.bytes_sent,

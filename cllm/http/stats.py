@@ -32,6 +32,7 @@ class ServerStats:
     queue_depth: int  # ready to run, no worker yet
     workers: int
     workers_busy: int
+    body_bytes: int  # of bodies that are not complete
     accepted_total: int
     requests_total: int
     bytes_sent_total: int

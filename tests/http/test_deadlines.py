@@ -66,7 +66,7 @@ def test_a_body_that_does_not_come_is_answered_with_408(serve: Serve, connect: C
 
 def test_a_body_that_makes_progress_may_take_longer(serve: Serve, connect: Connect) -> None:
     # The head's deadline, which is shorter, does not apply to the body either.
-    client = connect(serve(head_timeout=SHORT, body_timeout=5 * SHORT))
+    client = connect(serve(head_timeout=SHORT, body_timeout=5 * SHORT, min_rate=1))
     body = b"x" * 20
     client.send(b"POST /echo HTTP/1.1\r\nHost: a\r\nContent-Length: 20\r\n\r\n")
     pause = threading.Event()
