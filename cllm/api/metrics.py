@@ -67,6 +67,8 @@ _ENGINE_GAUGES = (
 # The same for ServerStats.
 _SERVER_COUNTERS = (
     ("http_connections_accepted", "Connections accepted", "accepted_total"),
+    ("http_connections_reclaimed", "Idle connections closed for new ones", "reclaimed_total"),
+    ("http_connections_turned_away", "Connections past the limit of a client", "turned_away_total"),
     ("http_requests", "HTTP requests read", "requests_total"),
     ("http_sent_bytes", "Bytes of response bodies sent", "bytes_sent_total"),
     ("http_clients_left", "Clients that left before their response ended", "clients_left_total"),

@@ -78,11 +78,23 @@ def test_a_body_that_makes_progress_may_take_longer(serve: Serve, connect: Conne
 
 def test_an_idle_connection_is_closed_without_a_word(serve: Serve, connect: Connect) -> None:
     server = serve(keep_alive_timeout=SHORT)
-    fresh, used = connect(server), connect(server)
-    assert used.get().status == 200
-    assert fresh.ended()
-    assert used.ended()
+    client = connect(server)
+    assert client.get().status == 200
+    assert client.ended()
     assert server.stats().timeouts_total == 0
+
+
+def test_a_connection_that_never_sends_has_the_time_of_a_head(
+    serve: Serve, connect: Connect
+) -> None:
+    server = serve(head_timeout=SHORT, keep_alive_timeout=LONG)
+    fresh, used, blank = connect(server), connect(server), connect(server)
+    assert used.get().status == 200
+    blank.send(b"\r\n")  # RFC 9112 section 2.2: no byte of a request
+    assert fresh.ended()
+    assert blank.ended()
+    assert server.stats().timeouts_total == 0
+    assert used.get().status == 200, "later ones have the time between requests"
 
 
 def test_a_client_that_does_not_read_is_closed(serve: Serve, connect: Connect) -> None:
@@ -168,6 +180,7 @@ def test_a_connection_with_a_longer_deadline_outlives_the_sweeps(
 ) -> None:
     server = serve(head_timeout=SHORT, keep_alive_timeout=LONG)
     idle = connect(server)
+    assert idle.get().status == 200
     for _ in range(3):
         slow = connect(server)
         slow.send(b"G")

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import gzip
 import logging
+import os
+import random
 import threading
 from typing import Any
 
@@ -360,3 +364,86 @@ def test_a_handlers_own_empty_response_is_no_pass() -> None:
     assert handler.before_body(HttpRequest.build("GET", "/empty")) is None
     answer = handler.handle_request(HttpRequest.build("GET", "/empty"))
     assert isinstance(answer, HttpResponse) and answer.status == 204
+
+
+# Everything at once
+
+
+def random_request(rng: random.Random) -> bytes:
+    """With or without a key, a body, a coding, an expectation; sometimes wrong."""
+    body = rng.choice([b"", b"x", rng.randbytes(rng.randint(1, 5000)), bytes(300_000)])
+    fields = ["Host: a"]
+    if rng.random() < 0.6:
+        fields.append("X-Key: right")
+    if rng.random() < 0.4:
+        fields.append("Content-Encoding: " + rng.choice(["gzip", "gzip", "br", "identity"]))
+        if rng.random() < 0.8:
+            body = gzip.compress(body, 1)[: rng.choice([None, None, -1])]
+    if rng.random() < 0.2:
+        fields.append("Expect: 100-continue")
+    if rng.random() < 0.2:
+        fields.append("Connection: close")
+    version = "1.0" if rng.random() < 0.15 else "1.1"
+    if version == "1.1" and rng.random() < 0.4:
+        fields.append("Transfer-Encoding: chunked")
+        size = rng.randint(1, 9000)
+        parts = [body[at : at + size] for at in range(0, len(body), size)]
+        body = b"".join(b"%x\r\n" % len(part) + part + b"\r\n" for part in parts)
+        body += rng.choice([b"0\r\n\r\n", b"0\r\nTrailer: x\r\n\r\n", b"0\r\nbad trailer\r\n\r\n"])
+    else:
+        fields.append(f"Content-Length: {len(body) + rng.choice([0, 0, 0, 9])}")
+    head = f"{rng.choice(['POST', 'POST', 'HEAD'])} /echo HTTP/{version}\r\n"
+    return (head + "\r\n".join(fields) + "\r\n\r\n").encode() + body
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_whatever_clients_do_nothing_is_left_of_it(serve: Serve, seed: int) -> None:
+    rng = random.Random(seed)
+    server = serve(
+        locked_handler(),
+        limits=Limits(body=400_000),
+        body_memory=500_000,
+        max_connections=12,
+        max_connections_per_client=11,
+        head_timeout=2 * SHORT,
+        body_timeout=2 * SHORT,
+        keep_alive_timeout=2 * SHORT,
+        write_timeout=2 * SHORT,
+        linger_timeout=SHORT,
+    )
+    before = len(os.listdir("/dev/fd"))
+    open_ones: list[RawClient] = []
+
+    def end(client: RawClient) -> None:
+        way = rng.random()
+        if way < 0.3:
+            client.reset()
+        elif way < 0.6:
+            with contextlib.suppress(OSError):
+                client.half_close()
+                client.socket.settimeout(SHORT)
+                client.rest()
+        client.close()
+
+    for _ in range(120):
+        client = RawClient(server.port)
+        client.socket.settimeout(SHORT / 2)
+        open_ones.append(client)
+        data = b"".join(random_request(rng) for _ in range(rng.randint(1, 3)))
+        cut = data[: rng.randint(0, len(data))] if rng.random() < 0.4 else data
+        with contextlib.suppress(OSError):
+            for part in range(0, len(cut), step := rng.choice([7000, 60_000, 1 << 20])):
+                client.socket.sendall(cut[part : part + step])
+            if rng.random() < 0.5:
+                client.socket.recv(1000)
+        if len(open_ones) > 9:
+            end(open_ones.pop(rng.randrange(len(open_ones))))
+    for client in open_ones:
+        end(client)
+    wait_until(lambda: server.stats().connections_open == 0, "all are closed")
+    wait_until(lambda: held(server) == 0, "no body is counted")
+    wait_until(lambda: len(server._acceptor.clients) == 0, "no client is counted")
+    wait_until(lambda: len(os.listdir("/dev/fd")) == before, "no descriptor is left")
+    assert set(server.stats().responses_by_status) <= {200, 400, 401, 405, 408, 413, 415, 503}
+    with RawClient(server.port) as client:
+        assert client.request("POST", "/echo", b"x", {"X-Key": "right"}).body == b"x"
