@@ -68,7 +68,7 @@ class Http1:
     __slots__ = (
         "_backlog", "_begun", "_chunked", "_context", "_deferred", "_dropped", "_ended", "_fresh",
         "_in_head", "_incoming", "_keep", "_parser", "_peer_interest", "_pending", "_phase",
-        "_refused", "_request", "_sent", "_status", "_stream",
+        "_refused", "_request", "_sent", "_status", "_stream", "_unsent",
     )  # fmt: skip
 
     def __init__(self, context: Context) -> None:
@@ -80,6 +80,8 @@ class Http1:
         self._in_head = False  # the deadline is that of a head
         self._incoming: IncomingBody | None = None  # a head is read and its body is not complete
         self._pending: list[Buffer] = []  # bytes the socket did not take yet
+        # Since the write deadline was set: what the kernel held then and took since; -1: not set
+        self._unsent = -1
         # The exchange under way
         self._request: HttpRequest | None = None
         self._deferred: DeferredResponse | None = None
@@ -171,7 +173,6 @@ class Http1:
                 parser.continue_sent()
                 self._pending = [CONTINUE]
                 self._phase = FLUSHING
-                connection.deadline = NEVER
                 interest = self._flush_out(connection, worker)
                 if interest is not None:
                     return interest
@@ -448,12 +449,16 @@ class Http1:
                 interest = READ if sent == WANT_READ else WRITE
                 break
             pending = _rest(pending, sent)
-            connection.deadline = NEVER
+            if self._unsent >= 0:
+                self._unsent += sent
             if not pending:
+                connection.deadline = NEVER
+                self._unsent = -1
                 interest = 0
                 break
         self._pending = pending
-        if interest and connection.deadline == NEVER:
+        if interest and self._unsent < 0:
+            self._unsent = connection.transport.unsent()
             connection.deadline = monotonic() + self._context.config.write_timeout
         if interest == WRITE and self._stream is not None:
             return WRITE | HANGUP
@@ -539,8 +544,25 @@ class Http1:
                 return self._refuse(connection, worker, error)
             response = self._context.intake.error(error, incoming.request)
             return self._turn_away(connection, worker, incoming, response)
+        if self._reads(connection):
+            return self.advance(connection, worker)
         worker.counters.timeouts += 1
         return self._break_off(connection, worker, "the client does not read")
+
+    def _reads(self, connection: Connection) -> bool:
+        """Whether enough has left since the deadline was set; it then gets another one.
+
+        The poller says that there is room to write only after a large part of the kernel's buffer
+        has left, which takes a slow reader longer than any deadline.
+        """
+        config = self._context.config
+        unsent = connection.transport.unsent()
+        left = self._unsent - unsent
+        if left < max(config.min_rate * config.write_timeout, 1):
+            return False
+        self._unsent = unsent
+        connection.deadline = monotonic() + config.write_timeout
+        return True
 
     def _end(self, connection: Connection, worker: Worker) -> int:
         """The grace period is over: end well what can be."""

@@ -134,6 +134,44 @@ def test_a_client_that_reads_slowly_but_reads_is_served(serve: Serve, connect: C
         pause.wait(SHORT / 2)
 
 
+def test_a_steady_reader_is_served_although_the_socket_is_not_writable(
+    serve: Serve, connect: Connect
+) -> None:
+    """It is writable again only after a third of the kernel's buffer, megabytes here, has left."""
+    size, part, parts = 32 << 20, 2048, 60
+    handler = HttpHandler()
+    handler.get("/", lambda request: HttpResponse.bytes(bytes(size)))
+    server = serve(handler, write_timeout=2 * SHORT)
+    client = connect(server, receive_buffer=4096)
+    client.send(encode())
+    assert client.reply_head().status == 200
+    pause = threading.Event()
+    for _ in range(parts):
+        client.exactly(part)
+        pause.wait(SHORT / 5)
+    assert len(client.exactly(size - parts * part)) == size - parts * part
+
+
+@pytest.mark.parametrize("rate", [1, 0], ids=["below-the-rate", "nothing-at-all"])
+def test_a_reader_below_the_minimum_rate_is_cut(serve: Serve, connect: Connect, rate: int) -> None:
+    handler = HttpHandler()
+    handler.get("/", lambda request: HttpResponse.bytes(bytes(64 << 20)))
+    server = serve(handler, write_timeout=3 * SHORT, min_rate=rate << 30)
+    client = connect(server)
+    client.send(encode())
+    client.reply_head()
+    pause = threading.Event()
+    with pytest.raises((ConnectionError, EOFError)):
+        for _ in range(1000):
+            if rate:
+                client.exactly(64 << 10)
+            pause.wait(SHORT / 5)
+            assert client.socket.send(b"") == 0
+            if server.stats().connections_open == 0:
+                client.exactly(64 << 20)
+    assert server.stats().timeouts_total == 1
+
+
 def test_the_lingering_read_is_bounded_in_time(serve: Serve, connect: Connect) -> None:
     server = serve(linger_timeout=SHORT)
     client = connect(server)
