@@ -257,7 +257,10 @@ class Http1:
             self._begun = monotonic()
         # Blocking is the handler's right, and its time not the client's fault.
         connection.deadline = NEVER
-        response = context.handle(request)
+        if request.body and "content-encoding" in request.headers:
+            response = context.intake.handle_coded(request)
+        else:
+            response = context.handle(request)
         if isinstance(response, DeferredResponse):
             self._deferred = response
             self._phase = AWAITING

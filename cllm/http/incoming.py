@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from time import monotonic
 
+from cllm.http.content_coding import check_coding, decode
 from cllm.http.cors import cors
 from cllm.http.errors import HttpError
 from cllm.http.handler import Answer, HttpHandler
@@ -98,6 +99,17 @@ class Intake:
             return self._handler.handle_request(request)
         return self._allow(request, self._handler.handle_request)
 
+    def handle_coded(self, request: HttpRequest) -> Answer:
+        """The same for a body with a Content-Encoding, which is decoded before."""
+        refusal = self._handler.before_body(request)  # no work for those who may not ask
+        if refusal is None:
+            try:
+                decode(request, self._config.limits.body, self.memory.take)
+            except HttpError as error:
+                return self.error(error, request)
+            return self.handle(request)
+        return self._with_cors(request, refusal)
+
     def begin(self, request: HttpRequest) -> IncomingBody:
         """The state of a body that is not complete."""
         return IncomingBody(request, self.memory, self._config)
@@ -111,6 +123,7 @@ class Intake:
         if response is not None:
             return self._with_cors(request, response)
         try:
+            check_coding(request)
             self.memory.check(length)
         except HttpError as error:
             return self.error(error, request)
