@@ -166,28 +166,50 @@ class Settings:
     request_timeout: float = option(
         600.0, LIMITS, seconds(0.1, _DAY), "a generation may take, waiting included (408)"
     )
-    max_connections: int = option(10_000, LIMITS, integer(1), "open connections")
+    max_connections: int = option(
+        10_000,
+        LIMITS,
+        integer(1),
+        "open connections; at the limit an idle one is closed for a new one",
+    )
+    max_connections_per_client: int | None = option(
+        None, LIMITS, integer(0, auto=True),
+        "open connections of one address, 0: any number; auto: half of --max-connections, "
+        "and any number from this machine",
+    )  # fmt: skip
     backlog: int = option(1024, LIMITS, integer(1, 65535), "connections not yet accepted")
     max_request_line: int = option(8 << 10, LIMITS, size(14), "request line (414)")
     max_head: int = option(32 << 10, LIMITS, size(18), "request line and header fields (431)")
     max_fields: int = option(100, LIMITS, integer(1), "number of header fields (431)")
     max_body: int = option(16 << 20, LIMITS, size(0), "request body (413)")
+    body_memory: int = option(
+        256 << 20, LIMITS, size(0), "all request bodies that are not complete, together (503)"
+    )
     stream_buffer: int = option(
         1 << 20, LIMITS, size(1 << 10), "unread by a slow client before its stream is cancelled"
     )
     head_timeout: float = option(
-        10.0, LIMITS, seconds(0.05, _DAY), "from a request's first byte to the end of its head"
+        10.0,
+        LIMITS,
+        seconds(0.05, _DAY),
+        "to the first byte of a connection, and from a request's first byte to the end of its head",
     )
-    body_timeout: float = option(30.0, LIMITS, seconds(0.05, _DAY), "without a byte of the body")
+    body_timeout: float = option(
+        30.0, LIMITS, seconds(0.05, _DAY), "in which a body is slower than --min-rate (408)"
+    )
     keep_alive_timeout: float = option(
         75.0, LIMITS, seconds(0.05, _DAY), "between two requests on a connection"
     )
     write_timeout: float = option(
-        30.0, LIMITS, seconds(0.05, _DAY), "without the client taking a byte"
+        30.0, LIMITS, seconds(0.05, _DAY), "in which a client reads slower than --min-rate"
     )
     sse_ping: float = option(
         10.0, LIMITS, seconds(0.0, _DAY),
         "a quiet event stream sends a ping this often, so that no proxy cuts it; 0: never",
+    )  # fmt: skip
+    min_rate: int = option(
+        500, LIMITS, size(0),
+        "a second that a client must send of a body, and read of a response; 0: any",
     )  # fmt: skip
     grace: float = option(
         30.0, LIMITS, seconds(0.0, _DAY), "for requests in flight when the server stops"

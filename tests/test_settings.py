@@ -162,6 +162,9 @@ def test_limits_reach_the_http_room() -> None:
     )
     assert (config.limits.body, config.high_water, config.grace) == (1024, 2048, 0.0)
     assert config.access_log is False
+    config = server_config(load("--max-connections-per-client", "7", "--min-rate", "1K"))
+    assert (config.max_connections_per_client, config.min_rate) == (7, 1024)
+    assert server_config(load()).max_connections_per_client is None
 
 
 # Complaints
@@ -242,6 +245,8 @@ def test_contradictions_that_only_a_room_can_see_are_settings_errors() -> None:
         engine_config(load("--batch-size", "4"))
     with pytest.raises(SettingsError, match=r"^--cors-origins has 'foo'; .*scheme://host"):
         server_config(load("--cors-origins", "foo"))
+    with pytest.raises(SettingsError, match=r"^--body-memory is .* --max-body=.*; give at least"):
+        server_config(load("--max-body", "1G"))
 
 
 def test_the_least_that_an_option_takes_is_taken_by_the_http_room() -> None:
@@ -250,7 +255,8 @@ def test_the_least_that_an_option_takes_is_taken_by_the_http_room() -> None:
             "--max-head", "18", "--max-request-line", "14", "--max-fields", "1", "--max-body", "0",
             "--stream-buffer", "1K", "--head-timeout", "0.05", "--body-timeout", "0.05",
             "--keep-alive-timeout", "0.05", "--write-timeout", "0.05", "--grace", "0",
-            "--workers", "1", "--max-connections", "1", "--backlog", "1",
+            "--workers", "1", "--max-connections", "1", "--backlog", "1", "--body-memory", "0",
+            "--max-connections-per-client", "0", "--min-rate", "0",
         )
     )  # fmt: skip
     assert (least.limits.head, least.limits.request_line, least.grace) == (18, 14, 0)

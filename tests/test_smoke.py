@@ -46,7 +46,7 @@ def test_it_stops_at_the_first_wrong_answer_and_shows_it() -> None:
 
 def test_it_sends_the_key_that_the_environment_holds() -> None:
     handler = HttpHandler()
-    handler.add_middleware(require_key(["sk-1"]))
+    handler.add_check(require_key(["sk-1"]))
     with Server(handler, port=0) as server:
         url = f"http://127.0.0.1:{server.port}"
         assert "status 401" in smoke(url).stdout

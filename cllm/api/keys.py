@@ -7,15 +7,15 @@ from hashlib import sha256
 from hmac import compare_digest
 
 from cllm.http import HttpError, HttpRequest
-from cllm.http.handler import Answer, Middleware, Next
+from cllm.http.handler import Check
 
 OPEN = ("/health", "/v1/health")  # for balancers and supervisors, which have no key
 
 _HOW = 'send one as "Authorization: Bearer KEY" or as "x-api-key: KEY"'
 
 
-def require_key(keys: Iterable[str]) -> Middleware:
-    """A middleware that answers 401 to requests without one of the keys (RFC 6750, section 2.1).
+def require_key(keys: Iterable[str]) -> Check:
+    """A check that answers 401 to requests without one of the keys (RFC 6750, section 2.1).
 
     A browser's preflight carries no key: CORS must stand around this.
     """
@@ -27,12 +27,12 @@ def require_key(keys: Iterable[str]) -> Middleware:
         # All of them: which one fits must not show in the time either.
         return sum([compare_digest(given, digest) for digest in known]) > 0
 
-    def check(request: HttpRequest, next: Next) -> Answer:
+    def check(request: HttpRequest) -> None:
         if request.path in OPEN:
-            return next(request)
+            return
         given = _keys_of(request)
         if any(is_known(key) for key in given):
-            return next(request)
+            return
         if not given:
             fields = [("WWW-Authenticate", "Bearer")]
             raise HttpError(401, f"an API key is needed; {_HOW}", fields)

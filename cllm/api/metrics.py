@@ -67,6 +67,8 @@ _ENGINE_GAUGES = (
 # The same for ServerStats.
 _SERVER_COUNTERS = (
     ("http_connections_accepted", "Connections accepted", "accepted_total"),
+    ("http_connections_reclaimed", "Idle connections closed for new ones", "reclaimed_total"),
+    ("http_connections_turned_away", "Connections past the limit of a client", "turned_away_total"),
     ("http_requests", "HTTP requests read", "requests_total"),
     ("http_sent_bytes", "Bytes of response bodies sent", "bytes_sent_total"),
     ("http_clients_left", "Clients that left before their response ended", "clients_left_total"),
@@ -75,6 +77,7 @@ _SERVER_COUNTERS = (
 _SERVER_GAUGES = (
     ("http_connections", "Connections open", "connections_open"),
     ("http_connections_parked", "Connections that wait for bytes, tokens or time", "parked"),
+    ("http_body_bytes", "Bytes of request bodies that are not complete", "body_bytes"),
     ("http_queue_depth", "Connections that wait for a worker", "queue_depth"),
     ("http_workers", "Worker threads", "workers"),
     ("http_workers_busy", "Workers at work", "workers_busy"),

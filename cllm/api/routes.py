@@ -60,7 +60,7 @@ def create_handler(service: Service) -> HttpHandler:
 
     handler.error_body = _error_body
     if service.settings.api_keys:
-        handler.add_middleware(require_key(service.settings.api_keys))
+        handler.add_check(require_key(service.settings.api_keys))
     large = LargeBodies(handler)
     for route in routes:
         family, endpoint = _family(route.path), route.endpoint

@@ -11,6 +11,7 @@ from time import monotonic, sleep
 from typing import TYPE_CHECKING
 
 from cllm.http.connection_queue import LOOK_INTERVAL, ConnectionQueue
+from cllm.http.connection_room import ClientCounts, IdleConnections
 from cllm.http.limits import ServerConfig
 from cllm.http.poller import READ, Poller, WakeUp, new_poller
 from cllm.http.transport import shut_down
@@ -54,6 +55,12 @@ class Acceptor:
     ) -> None:
         self._listeners = {listener.fileno(): listener for listener in listeners}
         self._limit = config.max_connections
+        self._idle = IdleConnections(connections)
+        per_client = config.max_connections_per_client
+        self.clients = ClientCounts(
+            (self._limit + 1) // 2 if per_client is None else per_client,
+            with_loopback=per_client is not None,
+        )
         self._connections_poller = poller
         self._connections = connections
         self._admit = admit
@@ -75,6 +82,8 @@ class Acceptor:
         self._running = True
         self.listeners_closed = threading.Event()
         self.accepted = 0
+        self.reclaimed = 0  # idle connections closed for new ones
+        self.turned_away = 0  # connections of clients that had all they may
 
     def run(self) -> None:
         """The thread: until `stop`."""
@@ -117,8 +126,9 @@ class Acceptor:
         """Have the thread look at everything again. Any thread."""
         self._wake_up.set()
 
-    def connection_closed(self) -> None:
+    def connection_closed(self, host: str) -> None:
         """There may be room for another one. Any thread."""
+        self.clients.leave(host)
         if self._paused:
             self._room = True
             self.wake()
@@ -160,9 +170,12 @@ class Acceptor:
         for _ in range(ACCEPT_BATCH):
             if self._paused:
                 return
-            if len(self._connections) >= self._limit:
-                self._pause(f"{self._limit} connections are open")
-                return
+            full = len(self._connections) >= self._limit
+            if full:
+                now = monotonic()
+                if not self._idle.found(now):
+                    self._pause(f"{self._limit} connections are open", self._idle.next_look)
+                    return
             try:
                 sock, address = listener.accept()
             except BlockingIOError:
@@ -172,24 +185,41 @@ class Acceptor:
                     continue
                 self._pause(str(error))
                 return
+            host = address[0]
+            if not self.clients.enter(host):
+                self._turn_away(sock, host)
+                continue
+            # Only now, so that one who may have no more cannot have others' connections closed.
+            # Where the last idle one was used this moment, the table has one more than its limit.
+            if full and self._idle.close_one(now):
+                self.reclaimed += 1
             self.accepted += 1
             try:
                 self._admit(sock, address[:2])
             except OSError as error:
+                self.clients.leave(host)
                 sock.close()
                 self._pause(str(error))
                 return
 
-    def _pause(self, reason: str) -> None:
-        now = monotonic()
-        self._retry_at = now + RETRY_ACCEPT
+    def _turn_away(self, sock: socket.socket, host: str) -> None:
+        self.turned_away += 1
+        sock.close()
+        self._warn("a further connection of %s is closed: it has all that a client may have", host)
+
+    def _pause(self, reason: str, until: float | None = None) -> None:
+        self._retry_at = monotonic() + RETRY_ACCEPT if until is None else until
         self._room = False
         self._paused = True
         for fd in self._listeners:
             self._poller.forget(fd)
+        self._warn("accepting waits until a connection closes: %s", reason)
+
+    def _warn(self, text: str, value: str) -> None:
+        now = monotonic()
         if now >= self._next_warning:
             self._next_warning = now + WARN_INTERVAL
-            _log.warning("accepting waits until a connection closes: %s", reason)
+            _log.warning(text, value)
 
     def _resume(self) -> None:
         self._paused = False

@@ -12,11 +12,11 @@ import threading
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Protocol
 
-from cllm.http.cors import cors
-from cllm.http.transport import ConnectionLost, Transport
+from cllm.http.incoming import Intake
+from cllm.http.transport import ConnectionLost, Peer, Transport
 
 if TYPE_CHECKING:
-    from cllm.http.handler import HttpHandler, Next
+    from cllm.http.handler import HttpHandler
     from cllm.http.limits import ServerConfig
     from cllm.http.poller import Poller
     from cllm.http.worker import Worker
@@ -55,8 +55,8 @@ class Context:
     """What the connections of one server share."""
 
     __slots__ = (
-        "closed", "config", "connections", "draining", "ending", "handle", "handler", "poller",
-        "push",
+        "closed", "config", "connections", "draining", "ending", "handle", "handler", "intake",
+        "poller", "push",
     )  # fmt: skip
 
     def __init__(
@@ -66,10 +66,11 @@ class Context:
         poller: Poller,
         connections: dict[int, Connection],
         push: Callable[[Connection], None],
-        closed: Callable[[], None],
+        closed: Callable[[Connection], None],
     ) -> None:
         self.handler = handler
-        self.handle = _with_cors(handler.handle_request, config.cors_origins)
+        self.intake = Intake(handler, config)
+        self.handle = self.intake.handle if config.cors_origins else handler.handle_request
         self.config = config
         self.poller = poller
         self.connections = connections  # by file descriptor
@@ -77,13 +78,6 @@ class Context:
         self.closed = closed  # called after each close
         self.draining = False  # the server stops: answers close their connection
         self.ending = False  # the grace period has passed: what is under way is ended
-
-
-def _with_cors(handle: Next, origins: tuple[str, ...]) -> Next:
-    if not origins:
-        return handle
-    allow = cors(origins)
-    return lambda request: allow(request, handle)
 
 
 class ConnectionProtocol(Protocol):
@@ -100,6 +94,15 @@ class ConnectionProtocol(Protocol):
 
     def lost(self, connection: Connection, worker: Worker) -> None:
         """The connection broke, or the protocol failed: cancel what is under way."""
+
+    def idle_since(self, connection: Connection) -> float | None:
+        """When it began to wait for a request (`time.monotonic()`); None while it does not.
+
+        By any thread, which then may get the answer of a moment ago.
+        """
+
+    def closed(self) -> None:
+        """The connection is closed: give back what it held."""
 
 
 class Connection:
@@ -186,6 +189,26 @@ class Connection:
         if state is QUEUED:
             self._push(self)
 
+    @property
+    def idle_since(self) -> float | None:
+        """See ConnectionProtocol; a hint, unless the owner asks."""
+        return self._protocol.idle_since(self) if self._state is IDLE else None
+
+    def close_if_idle(self) -> bool:
+        """Close it if it waits for a request of which nothing has come. Any thread."""
+        with self._lock:
+            if self._state is not IDLE:
+                return False
+            self._state = RUNNING  # this thread owns it
+        idle = self._protocol.idle_since(self) is not None and self.transport.probe() is Peer.QUIET
+        if idle:
+            self.close()
+        with self._lock:
+            self._state = state = ON_FINISH[self._state]
+        if state is QUEUED:
+            self._push(self)
+        return idle
+
     def close(self, *, abort: bool = False) -> None:
         """By the owner; `abort`: the peer sees an error, not an end. Closing again does nothing."""
         connections = self._context.connections
@@ -194,7 +217,8 @@ class Connection:
         if connections.get(self.fd) is not self or connections.pop(self.fd, None) is None:
             return
         self.deadline = NEVER
-        self._protocol = CLOSED
+        protocol, self._protocol = self._protocol, CLOSED
+        protocol.closed()
         try:
             if abort:
                 self.transport.abort()
@@ -202,7 +226,7 @@ class Connection:
                 self.transport.close()
         except OSError as error:
             _log.debug("closing %s: %s", self.client, error)
-        self._context.closed()
+        self._context.closed(self)
 
     def _break_off(self, worker: Worker) -> int:
         """With a reset: a response that the close ends would look complete (RFC 9112 section 8)."""
@@ -223,6 +247,12 @@ class _Closed:
     attend = advance
 
     def lost(self, connection: Connection, worker: Worker) -> None:
+        return None
+
+    def idle_since(self, connection: Connection) -> None:
+        return None
+
+    def closed(self) -> None:
         return None
 
 

@@ -24,6 +24,7 @@ Middleware = Callable[[HttpRequest, Next], Answer]
 Endpoint = Callable[[HttpRequest], Any]
 StreamingEndpoint = Callable[[HttpRequest], BodyStream | Iterable[Any] | Answer]
 ErrorBody = Callable[[int, str, HttpRequest | None], tuple[bytes, str]]
+Check = Callable[[HttpRequest], None]
 
 
 class Route(NamedTuple):
@@ -51,7 +52,9 @@ class HttpHandler:
         self._exact: dict[str, dict[str, Endpoint]] = {}
         self._templates: dict[str, tuple[re.Pattern[str], dict[str, Endpoint]]] = {}
         self._middleware: list[Middleware] = []
+        self._checks: list[Check] = []
         self._chain = self._build_chain()
+        self._run_checks = self._guarded(self._check)
 
     # Registering
 
@@ -85,6 +88,15 @@ class HttpHandler:
         self._middleware.append(middleware)
         self._chain = self._build_chain()
 
+    def add_check(self, check: Check) -> None:
+        """Let `check(request)` refuse requests by their head; it does so by raising HttpError.
+
+        It is a middleware that is called before the body is read, too: what it refuses costs the
+        memory of a head. It must not look at `request.body`.
+        """
+        self._checks.append(check)
+        self.add_middleware(partial(_checked, check))
+
     # Asking
 
     def routes(self) -> list[Route]:
@@ -100,6 +112,19 @@ class HttpHandler:
     def handle_request(self, request: HttpRequest) -> Answer:
         """The response, also for what goes wrong; raises KeyboardInterrupt, GeneratorExit only."""
         return self._chain(request)
+
+    def before_body(self, request: HttpRequest) -> HttpResponse | None:
+        """The refusal of a request whose body is still to be read; None: read it."""
+        if not self._checks:
+            return None
+        answer = self._run_checks(request)
+        assert isinstance(answer, HttpResponse)
+        return None if answer is _PASSED else answer
+
+    def _check(self, request: HttpRequest) -> HttpResponse:
+        for check in self._checks:
+            check(request)
+        return _PASSED
 
     def error_response(self, error: HttpError, request: HttpRequest | None = None) -> HttpResponse:
         """The response for an error; without a request where there is none yet."""
@@ -197,6 +222,13 @@ class HttpHandler:
 def _call(middleware: Middleware, next: Next, request: HttpRequest) -> Answer:
     return middleware(request, next)
 
+
+def _checked(check: Check, request: HttpRequest, next: Next) -> Answer:
+    check(request)
+    return next(request)
+
+
+_PASSED = HttpResponse.empty()  # by all checks
 
 _PARAMETER = re.compile(r"\{([A-Za-z_][A-Za-z0-9_]*)\}")
 

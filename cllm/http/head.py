@@ -14,7 +14,7 @@ from ipaddress import IPv6Address
 
 from cllm.http.errors import ProtocolError
 from cllm.http.limits import Limits
-from cllm.http.request import Headers, decode_path
+from cllm.http.request import Headers, HttpRequest, decode_path
 
 CRLF = b"\r\n"
 
@@ -72,6 +72,19 @@ class Head:
     length: int  # of the body; 0 for a chunked one
     chunked: bool
     expects_continue: bool
+
+    def request(self, body: bytes = b"") -> HttpRequest:
+        """A request with this head."""
+        return HttpRequest(
+            self.method,
+            self.target,
+            self.path,
+            self.query_string,
+            self.version,
+            self.headers,
+            body,
+            self.keep_alive,
+        )
 
 
 @lru_cache(maxsize=8)

@@ -25,13 +25,15 @@ from cllm.http import access_log
 from cllm.http.body_stream import BodyStream
 from cllm.http.connection import AGAIN, DONE, NEVER, Connection, Context
 from cllm.http.errors import HttpError, ProtocolError
+from cllm.http.head import Head
+from cllm.http.incoming import IncomingBody
 from cllm.http.parser import ParserState, RequestParser
 from cllm.http.poller import HANGUP, READ, WRITE
+from cllm.http.request import HttpRequest
 from cllm.http.response import CONTINUE, DeferredResponse, HttpResponse
 from cllm.http.transport import IOV_MAX, WANT_READ, Buffer, ConnectionLost, Peer
 
 if TYPE_CHECKING:
-    from cllm.http.request import HttpRequest
     from cllm.http.worker import Worker
 
 _log = logging.getLogger("cllm.http")
@@ -64,9 +66,9 @@ class Http1:
     """One connection's protocol state; run by the connection's owner only."""
 
     __slots__ = (
-        "_backlog", "_begun", "_chunked", "_context", "_deferred", "_dropped", "_ended", "_in_head",
-        "_keep", "_parser", "_peer_interest", "_pending", "_phase", "_refused", "_request", "_sent",
-        "_status", "_stream",
+        "_backlog", "_begun", "_chunked", "_context", "_deferred", "_dropped", "_ended", "_fresh",
+        "_in_head", "_incoming", "_keep", "_parser", "_peer_interest", "_pending", "_phase",
+        "_refused", "_request", "_sent", "_status", "_stream", "_unsent",
     )  # fmt: skip
 
     def __init__(self, context: Context) -> None:
@@ -74,8 +76,12 @@ class Http1:
         self._parser = RequestParser(context.config.limits)
         self._phase = READING
         self._backlog = False  # the parser may hold a complete request
+        self._fresh = True  # no request yet
         self._in_head = False  # the deadline is that of a head
+        self._incoming: IncomingBody | None = None  # a head is read and its body is not complete
         self._pending: list[Buffer] = []  # bytes the socket did not take yet
+        # Since the write deadline was set: what the kernel held then and took since; -1: not set
+        self._unsent = -1
         # The exchange under way
         self._request: HttpRequest | None = None
         self._deferred: DeferredResponse | None = None
@@ -111,6 +117,18 @@ class Http1:
     def lost(self, connection: Connection, worker: Worker) -> None:
         self._give_up(connection, worker, LEFT)
 
+    def idle_since(self, connection: Connection) -> float | None:
+        if self._phase is not READING or self._backlog:
+            return None
+        deadline = connection.deadline
+        if deadline == NEVER or self._parser.state is not ParserState.IDLE:
+            return None
+        config = self._context.config
+        return deadline - (config.head_timeout if self._fresh else config.keep_alive_timeout)
+
+    def closed(self) -> None:
+        self._drop_incoming()
+
     # Reading and answering
 
     def _read(self, connection: Connection, worker: Worker) -> int:
@@ -145,6 +163,10 @@ class Http1:
                 if interest is not None:
                     return interest
             self._backlog = False
+            if parser.head is not None:
+                interest = self._take_in(connection, worker, parser.head)
+                if interest is not None:
+                    return interest
             if worker.others and not parser.wants_continue and count < len(buffer):
                 return self._park(connection, READ)
             if parser.wants_continue:
@@ -164,18 +186,68 @@ class Http1:
             if self._context.draining:
                 return DONE
             self._in_head = False
-            connection.deadline = monotonic() + config.keep_alive_timeout
-        elif state is ParserState.BODY:
+            if not self._fresh:  # else it runs since the connection was accepted
+                connection.deadline = monotonic() + config.keep_alive_timeout
+        elif self._incoming is not None:
             self._in_head = False
-            connection.deadline = monotonic() + config.body_timeout
+            connection.deadline = self._incoming.deadline
         elif not self._in_head:  # counted from its first byte, however slowly the others come
             self._in_head = True
             connection.deadline = monotonic() + config.head_timeout
         return interest
 
+    def _take_in(self, connection: Connection, worker: Worker, head: Head) -> int | None:
+        """A part of a body is there: None to read on, or how to end."""
+        incoming = self._incoming
+        intake = self._context.intake
+        if incoming is None:
+            request = head.request()
+            request.client = connection.client
+            request.id = access_log.request_id(request)
+            incoming = self._incoming = intake.begin(request)
+            response = intake.refusal(request, head.length)
+            if response is not None:
+                return self._turn_away(connection, worker, incoming, response)
+        try:
+            incoming.grow(self._parser.buffered)
+        except HttpError as error:
+            response = intake.error(error, incoming.request)
+            return self._turn_away(connection, worker, incoming, response)
+        return None
+
+    def _turn_away(
+        self,
+        connection: Connection,
+        worker: Worker,
+        incoming: IncomingBody,
+        response: HttpResponse,
+    ) -> int:
+        """Answer a request of whose body the rest is not wanted, and end."""
+        self._drop_incoming()
+        worker.counters.requests += 1
+        request = self._request = incoming.request
+        request.keep_alive = False
+        self._refused = True
+        if self._context.config.access_log and access_log.enabled():
+            self._begun = monotonic()
+        connection.deadline = NEVER
+        interest = self._respond(connection, worker, response)
+        return DONE if interest is None else interest
+
+    def _drop_incoming(self) -> None:
+        """What is buffered will be no request."""
+        self._parser.drop()
+        if self._incoming is not None:
+            self._incoming.release()
+            self._incoming = None
+
     def _answer(self, connection: Connection, worker: Worker, request: HttpRequest) -> int | None:
         """One exchange; None when it is complete and the next one may begin."""
         context = self._context
+        self._fresh = False
+        if self._incoming is not None:
+            self._incoming.release()
+            self._incoming = None
         worker.counters.requests += 1
         request.client = connection.client
         request.id = access_log.request_id(request)
@@ -185,7 +257,10 @@ class Http1:
             self._begun = monotonic()
         # Blocking is the handler's right, and its time not the client's fault.
         connection.deadline = NEVER
-        response = context.handle(request)
+        if request.body and "content-encoding" in request.headers:
+            response = context.intake.handle_coded(request)
+        else:
+            response = context.handle(request)
         if isinstance(response, DeferredResponse):
             self._deferred = response
             self._drop_body()
@@ -398,12 +473,16 @@ class Http1:
                 interest = READ if sent == WANT_READ else WRITE
                 break
             pending = _rest(pending, sent)
-            connection.deadline = NEVER
+            if self._unsent >= 0:
+                self._unsent += sent
             if not pending:
+                connection.deadline = NEVER
+                self._unsent = -1
                 interest = 0
                 break
         self._pending = pending
-        if interest and connection.deadline == NEVER:
+        if interest and self._unsent < 0:
+            self._unsent = connection.transport.unsent()
             connection.deadline = monotonic() + self._context.config.write_timeout
         if interest == WRITE and self._stream is not None:
             return WRITE | HANGUP
@@ -436,6 +515,7 @@ class Http1:
 
     def _refuse(self, connection: Connection, worker: Worker, error: HttpError) -> int:
         """Answer bytes that are no request, or one that does not come, and end."""
+        self._drop_incoming()
         response = self._context.handler.error_response(error, None)
         assert isinstance(response.body, bytes)
         server = self._context.config.server_name
@@ -481,13 +561,34 @@ class Http1:
             if state is ParserState.IDLE:
                 return DONE
             worker.counters.timeouts += 1
-            what = "head" if state is ParserState.HEAD else "body"
+            incoming = self._incoming
+            what = "head" if incoming is None else "body"
             error = HttpError(408, f"the rest of the request's {what} did not come in time")
-            return self._refuse(connection, worker, error)
+            if incoming is None:
+                return self._refuse(connection, worker, error)
+            response = self._context.intake.error(error, incoming.request)
+            return self._turn_away(connection, worker, incoming, response)
         if self._phase is STREAMING and not self._pending:
             return self._go_on(connection, worker, self._pull(connection, worker, quiet=True))
+        if self._reads(connection):
+            return self.advance(connection, worker)
         worker.counters.timeouts += 1
         return self._break_off(connection, worker, "the client does not read")
+
+    def _reads(self, connection: Connection) -> bool:
+        """Whether enough has left since the deadline was set; it then gets another one.
+
+        The poller says that there is room to write only after a large part of the kernel's buffer
+        has left, which takes a slow reader longer than any deadline.
+        """
+        config = self._context.config
+        unsent = connection.transport.unsent()
+        left = self._unsent - unsent
+        if left < max(config.min_rate * config.write_timeout, 1):
+            return False
+        self._unsent = unsent
+        connection.deadline = monotonic() + config.write_timeout
+        return True
 
     def _end(self, connection: Connection, worker: Worker) -> int:
         """The grace period is over: end well what can be."""

@@ -49,12 +49,17 @@ class ServerConfig:
 
     workers: int = 16  # threads that run connections and handlers
     backlog: int = 1024  # listen(2)
-    max_connections: int = 10_000  # at the limit, accepting waits until one closes
+    max_connections: int = 10_000  # at the limit an idle one is closed for a new one
+    # Of one address, 0: any number. None: half of `max_connections`, any number from loopback.
+    max_connections_per_client: int | None = None
     limits: Limits = field(default_factory=Limits)
-    head_timeout: float = 10.0  # from the first byte of a head to its end
-    body_timeout: float = 30.0  # without a byte of progress
-    keep_alive_timeout: float = 75.0  # between two requests, and before the first
-    write_timeout: float = 30.0  # without a byte of progress
+    body_memory: int = 256 * MIB  # of all bodies that are not complete; past it 503
+    # To the first byte of a connection, and from the first byte of a head to its end
+    head_timeout: float = 10.0
+    body_timeout: float = 30.0  # in which a body falls behind `min_rate`
+    keep_alive_timeout: float = 75.0  # between two requests
+    write_timeout: float = 30.0  # in which a reader falls behind `min_rate`
+    min_rate: int = 500  # bytes a second of a body, and of a response that waits; 0: one byte
     linger_timeout: float = 2.0  # reading on after an error response, so that it is not reset away
     sse_ping: float = 10.0  # a quiet event stream sends a ping this often; 0: never
     grace: float = 30.0  # for requests in flight when the server stops
@@ -66,12 +71,21 @@ class ServerConfig:
     def __post_init__(self) -> None:
         for name in ("workers", "backlog", "max_connections", "high_water"):
             _at_least(self, name, 1)
+        for name in ("body_memory", "min_rate"):
+            _at_least(self, name, 0)
+        if self.max_connections_per_client is not None:
+            _at_least(self, "max_connections_per_client", 0)
         for name in ("head_timeout", "body_timeout", "keep_alive_timeout", "write_timeout"):
             _at_least(self, name, 0.001)
         for name in ("linger_timeout", "sse_ping", "grace"):
             _at_least(self, name, 0.0)
         if not isinstance(self.limits, Limits):
             raise ValueError(f"ServerConfig.limits is {self.limits!r}; give a Limits object")
+        if self.body_memory < self.limits.body:
+            raise ValueError(
+                f"ServerConfig.body_memory is {self.body_memory}, which is less than one body of "
+                f"max_body={self.limits.body}; give at least that"
+            )
         if not isinstance(self.cors_origins, tuple):
             raise ValueError(f"ServerConfig.cors_origins is {self.cors_origins!r}; give a tuple")
         for origin in self.cors_origins:

@@ -74,8 +74,8 @@ class RequestParser:
     """
 
     __slots__ = (
-        "_body", "_buffer", "_continue", "_empty_lines", "_error", "_head", "_heads", "_limits",
-        "_overhead", "_position", "_remaining", "_scan", "_small", "_step",
+        "_body", "_buffer", "_continue", "_empty_lines", "_error", "_heads", "_limits",
+        "_overhead", "_position", "_remaining", "_scan", "_small", "_step", "head",
     )  # fmt: skip
 
     def __init__(self, limits: Limits) -> None:
@@ -88,7 +88,7 @@ class RequestParser:
         self._scan = 0  # nothing before this index needs looking at again for a line's end
         self._step = _Step.HEAD
         self._empty_lines = 0
-        self._head: Head | None = None
+        self.head: Head | None = None  # of the request whose body is not complete
         self._body = bytearray()  # decoded chunks
         self._remaining = 0  # bytes of the length-delimited body, or of this chunk
         self._overhead = 0  # see CHUNK_OVERHEAD
@@ -131,9 +131,7 @@ class RequestParser:
             return self._read_body()
         except ProtocolError as error:
             self._error = error
-            self._buffer = b""
-            self._position = self._scan = 0
-            self._body = bytearray()
+            self.drop()
             raise
 
     @property
@@ -150,6 +148,12 @@ class RequestParser:
     def continue_sent(self) -> None:
         """The 100 response was written."""
         self._continue = False
+
+    def drop(self) -> None:
+        """Forget what is buffered: the stream ends here."""
+        self._buffer = b""
+        self._position = self._scan = 0
+        self._body = bytearray()
 
     @property
     def buffered(self) -> int:
@@ -215,7 +219,7 @@ class RequestParser:
     # Bodies
 
     def _begin_body(self, head: Head) -> None:
-        self._head = head
+        self.head = head
         self._continue = head.expects_continue
         if head.chunked:
             self._overhead = self._small = 0
@@ -240,8 +244,8 @@ class RequestParser:
                     return None
             body = bytes(self._body)
             self._body = bytearray()
-        assert self._head is not None
-        return self._finish(self._head, body)
+        assert self.head is not None
+        return self._finish(self.head, body)
 
     def _finish(self, head: Head, body: bytes) -> HttpRequest:
         if self._position == len(self._buffer):
@@ -251,18 +255,9 @@ class RequestParser:
             # Nor does one with a pipelined request. Less is copied than was consumed.
             self._buffer = bytes(memoryview(self._buffer)[self._position :])
             self._position = self._scan = 0
-        self._head = None
+        self.head = None
         self._step = _Step.HEAD
-        return HttpRequest(
-            head.method,
-            head.target,
-            head.path,
-            head.query_string,
-            head.version,
-            head.headers,
-            body,
-            head.keep_alive,
-        )
+        return head.request(body)
 
     def _read_chunk_size(self) -> bool:
         buffer, start, limit = self._buffer, self._position, self._limits.chunk_line

@@ -161,7 +161,7 @@ class Server:
             Http1(context),
             client,
             READ,
-            monotonic() + self.config.keep_alive_timeout,
+            monotonic() + self.config.head_timeout,
         )
         fd = connection.fd
         # Before the poller, which may report it at once. Until `admitted` no worker runs it: an old
@@ -174,9 +174,9 @@ class Server:
             raise
         connection.admitted()
 
-    def _closed(self) -> None:
+    def _closed(self, connection: Connection) -> None:
         """A connection closed; on the thread that closed it."""
-        self._acceptor.connection_closed()
+        self._acceptor.connection_closed(connection.client[0])
         if self._context.draining and not self._connections:
             self._empty.set()
 
@@ -276,7 +276,10 @@ class Server:
             queue_depth=depth,
             workers=len(workers),
             workers_busy=busy,
+            body_bytes=self._context.intake.memory.used if workers else 0,
             accepted_total=self._acceptor.accepted if workers else 0,
+            reclaimed_total=self._acceptor.reclaimed if workers else 0,
+            turned_away_total=self._acceptor.turned_away if workers else 0,
             requests_total=total.requests,
             bytes_sent_total=total.bytes_sent,
             clients_left_total=total.clients_left,

@@ -32,7 +32,10 @@ class ServerStats:
     queue_depth: int  # ready to run, no worker yet
     workers: int
     workers_busy: int
+    body_bytes: int  # of bodies that are not complete
     accepted_total: int
+    reclaimed_total: int  # idle connections closed at the limit, for new ones
+    turned_away_total: int  # connections past those that a client may have
     requests_total: int
     bytes_sent_total: int
     clients_left_total: int

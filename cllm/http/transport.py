@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import array
 import ctypes
 import enum
+import fcntl
 import os
 import select
 import socket
 import struct
 import sys
+import termios
 from collections.abc import Sequence
 from typing import Protocol
 
@@ -46,6 +49,9 @@ class Transport(Protocol):
 
     def probe(self) -> Peer:
         """Is the peer still there?"""
+
+    def unsent(self) -> int:
+        """Bytes written that the peer has not acknowledged; 0 where the system does not say."""
 
     def shut_write(self) -> None:
         """End this side, so that the peer sees the end of what was written."""
@@ -104,6 +110,16 @@ class PlainTransport:
             return Peer.QUIET
         except OSError:
             return Peer.GONE
+
+    def unsent(self) -> int:
+        if sys.platform != "linux":  # the others' TIOCOUTQ is for terminals
+            return 0
+        count = array.array("i", [0])
+        try:
+            fcntl.ioctl(self._socket.fileno(), termios.TIOCOUTQ, count)  # SIOCOUTQ, tcp(7)
+        except (OSError, ValueError):
+            return 0
+        return count[0]
 
     def shut_write(self) -> None:
         try:

@@ -130,7 +130,9 @@ def idle(report: Report, options: argparse.Namespace) -> None:
     """`/health` before, beside and after a crowd of silent connections."""
     size = options.idle
     raise_file_limit(size + 1000)
-    with cllm_server("--max-connections", str(size + 500)) as server:
+    # The half that never sends has the time of a head.
+    arguments = ("--max-connections", str(size + 500), "--head-timeout", "75")
+    with cllm_server(*arguments) as server:
         rows = [_health(server, options.seconds, "before")]
         before = server.rss()
         with IdleCrowd(HOST, server.port, size) as crowd:

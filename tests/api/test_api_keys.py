@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import logging
+import socket
 from collections.abc import Iterator
 
 import pytest
@@ -10,7 +12,7 @@ import pytest
 from cllm.api import ApiSettings
 from cllm.engine import Engine
 from cllm.http import ServerConfig
-from tests.api.api_client import Live, begin_post, read_until, serving
+from tests.api.api_client import PATIENCE, Live, begin_post, read_until, serving
 
 KEYS = ("sk-first", "sk-second")
 PAGE = "https://page.example"
@@ -80,6 +82,51 @@ def test_the_refusal_is_in_the_words_of_the_api_that_was_asked(locked: Live) -> 
     assert (anthropic["type"], anthropic["error"]["type"]) == ("error", "authentication_error")
     llama = locked.post("/completion", {"prompt": "Hello"}).json()["error"]
     assert (llama["code"], llama["type"]) == (401, "authentication_error")
+
+
+def begin_body(live: Live, path: str, fields: bytes, body: bytes, length: int) -> socket.socket:
+    """A connection on which a head and `body` were sent, which announced `length` bytes."""
+    peer = socket.create_connection(("127.0.0.1", live.server.port), timeout=PATIENCE)
+    head = b"POST %s HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n" % (path.encode(), length)
+    peer.sendall(head + fields + b"\r\n" + body)
+    return peer
+
+
+@pytest.mark.parametrize("expect", [b"", b"Expect: 100-continue\r\n"], ids=["", "expect"])
+@pytest.mark.parametrize(
+    ("path", "word"),
+    [
+        ("/generate", b'"success":false'),
+        ("/v1/completions", b'"invalid_api_key"'),
+        ("/v1/messages", b'"type":"error"'),
+        ("/completion", b'"code":401'),
+    ],
+)
+def test_without_a_key_no_body_is_read(locked: Live, path: str, word: bytes, expect: bytes) -> None:
+    peer = begin_body(locked, path, b"Origin: " + PAGE.encode() + b"\r\n" + expect, b"", 1 << 20)
+    answer = read_until(peer, b"}").lower()
+    peer.close()
+    assert answer.startswith(b"http/1.1 401 ")
+    assert f"access-control-allow-origin: {PAGE}\r\n".encode() in answer
+    assert b"www-authenticate: bearer\r\n" in answer
+    assert word in answer
+    assert locked.server.stats().body_bytes == 0
+
+
+def test_with_a_key_a_body_in_parts_is_read(locked: Live) -> None:
+    body = json.dumps({"prompt": "Hello", "max_tokens": 1}).encode()
+    key = f"x-api-key: {KEYS[0]}\r\nExpect: 100-continue\r\n".encode()
+    peer = begin_body(locked, "/generate", key, b"", len(body))
+    assert read_until(peer, b"\r\n\r\n").startswith(b"HTTP/1.1 100 ")
+    peer.sendall(body)
+    assert read_until(peer, b"}").startswith(b"HTTP/1.1 200 ")
+    peer.close()
+
+
+def test_health_needs_none_with_a_body_either(locked: Live) -> None:
+    peer = begin_body(locked, "/health", b"Expect: 100-continue\r\n", b"", 2)
+    assert read_until(peer, b"\r\n\r\n").startswith(b"HTTP/1.1 100 ")
+    peer.close()
 
 
 def test_what_is_refused_reaches_no_queue(locked: Live) -> None:

@@ -60,6 +60,7 @@ class Scripted:
     def __init__(self) -> None:
         self.states: list[object] = []
         self.on_run: Callable[[], int] = lambda: READ
+        self.idle: float | None = None
 
     def advance(self, connection: Connection, worker: Worker) -> int:
         self.states.append(connection.state)
@@ -69,6 +70,12 @@ class Scripted:
 
     def lost(self, connection: Connection, worker: Worker) -> None:
         self.states.append("lost")
+
+    def idle_since(self, connection: Connection) -> float | None:
+        return self.idle
+
+    def closed(self) -> None:
+        self.states.append("closed")
 
 
 class Bench:
@@ -92,7 +99,7 @@ class Bench:
         table[self.connection.fd] = self.connection
         self.connection.admitted()
 
-    def _closed(self) -> None:
+    def _closed(self, connection: Connection) -> None:
         self.closes += 1
 
     def run(self) -> None:
@@ -150,7 +157,7 @@ def test_a_protocol_that_fails_closes_its_connection_only() -> None:
     bench.protocol.on_run = fail
     bench.connection.schedule()
     bench.run()
-    assert bench.protocol.states == [RUNNING, "lost"]
+    assert bench.protocol.states == [RUNNING, "lost", "closed"]
     assert bench.closes == 1
     assert bench.theirs.recv(1) == b""
 
@@ -162,8 +169,55 @@ def test_late_wake_ups_of_a_closed_connection_do_nothing() -> None:
     bench.connection.attend()
     bench.run()
     assert bench.closes == 1
-    assert bench.protocol.states == []
+    assert bench.protocol.states == ["closed"]
     assert bench.connection.state is IDLE
+
+
+def test_only_an_idle_connection_is_closed_for_another_one() -> None:
+    bench = Bench()
+    assert not bench.connection.close_if_idle(), "the protocol is busy"
+    bench.protocol.idle = 0.0
+    bench.connection.schedule()
+    assert not bench.connection.close_if_idle(), "the queue has it"
+    bench.protocol.on_run = lambda: int(bench.connection.close_if_idle()) or READ
+    bench.run()
+    assert bench.closes == 0, "a worker has it"
+    bench.theirs.send(b"G")
+    assert not bench.connection.close_if_idle(), "a request has begun to come"
+    bench.theirs.close()
+    assert not bench.connection.close_if_idle(), "its first byte may still be read"
+    assert bench.closes == 0
+
+
+def test_a_wake_up_while_it_is_closed_for_another_one_finds_nothing_to_do() -> None:
+    bench = Bench()
+    bench.protocol.idle = 0.0
+    closed = bench.protocol.closed
+
+    def woken() -> None:
+        bench.connection.schedule()
+        closed()
+
+    bench.protocol.closed = woken  # type: ignore[method-assign]
+    assert bench.connection.close_if_idle()
+    assert bench.pushed == [bench.connection]
+    bench.run()
+    assert bench.protocol.states == ["closed"]
+    assert bench.connection.state is IDLE
+    assert bench.theirs.recv(1) == b""
+
+
+def test_a_wake_up_while_it_is_looked_at_is_not_lost() -> None:
+    bench = Bench()
+
+    def woken(connection: Connection) -> float | None:
+        connection.schedule()
+        return None
+
+    bench.protocol.idle_since = woken  # type: ignore[method-assign]
+    assert not bench.connection.close_if_idle()
+    bench.run()
+    assert bench.protocol.states == [RUNNING]
 
 
 def test_wake_ups_from_many_threads_are_all_seen() -> None:

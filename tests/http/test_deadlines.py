@@ -66,7 +66,7 @@ def test_a_body_that_does_not_come_is_answered_with_408(serve: Serve, connect: C
 
 def test_a_body_that_makes_progress_may_take_longer(serve: Serve, connect: Connect) -> None:
     # The head's deadline, which is shorter, does not apply to the body either.
-    client = connect(serve(head_timeout=SHORT, body_timeout=5 * SHORT))
+    client = connect(serve(head_timeout=SHORT, body_timeout=5 * SHORT, min_rate=1))
     body = b"x" * 20
     client.send(b"POST /echo HTTP/1.1\r\nHost: a\r\nContent-Length: 20\r\n\r\n")
     pause = threading.Event()
@@ -78,11 +78,23 @@ def test_a_body_that_makes_progress_may_take_longer(serve: Serve, connect: Conne
 
 def test_an_idle_connection_is_closed_without_a_word(serve: Serve, connect: Connect) -> None:
     server = serve(keep_alive_timeout=SHORT)
-    fresh, used = connect(server), connect(server)
-    assert used.get().status == 200
-    assert fresh.ended()
-    assert used.ended()
+    client = connect(server)
+    assert client.get().status == 200
+    assert client.ended()
     assert server.stats().timeouts_total == 0
+
+
+def test_a_connection_that_never_sends_has_the_time_of_a_head(
+    serve: Serve, connect: Connect
+) -> None:
+    server = serve(head_timeout=SHORT, keep_alive_timeout=LONG)
+    fresh, used, blank = connect(server), connect(server), connect(server)
+    assert used.get().status == 200
+    blank.send(b"\r\n")  # RFC 9112 section 2.2: no byte of a request
+    assert fresh.ended()
+    assert blank.ended()
+    assert server.stats().timeouts_total == 0
+    assert used.get().status == 200, "later ones have the time between requests"
 
 
 def test_a_client_that_does_not_read_is_closed(serve: Serve, connect: Connect) -> None:
@@ -120,6 +132,44 @@ def test_a_client_that_reads_slowly_but_reads_is_served(serve: Serve, connect: C
     for _ in range(16):
         client.exactly(size // 16)
         pause.wait(SHORT / 2)
+
+
+def test_a_steady_reader_is_served_although_the_socket_is_not_writable(
+    serve: Serve, connect: Connect
+) -> None:
+    """It is writable again only after a third of the kernel's buffer, megabytes here, has left."""
+    size, part, parts = 32 << 20, 2048, 60
+    handler = HttpHandler()
+    handler.get("/", lambda request: HttpResponse.bytes(bytes(size)))
+    server = serve(handler, write_timeout=2 * SHORT)
+    client = connect(server, receive_buffer=4096)
+    client.send(encode())
+    assert client.reply_head().status == 200
+    pause = threading.Event()
+    for _ in range(parts):
+        client.exactly(part)
+        pause.wait(SHORT / 5)
+    assert len(client.exactly(size - parts * part)) == size - parts * part
+
+
+@pytest.mark.parametrize("rate", [1, 0], ids=["below-the-rate", "nothing-at-all"])
+def test_a_reader_below_the_minimum_rate_is_cut(serve: Serve, connect: Connect, rate: int) -> None:
+    handler = HttpHandler()
+    handler.get("/", lambda request: HttpResponse.bytes(bytes(64 << 20)))
+    server = serve(handler, write_timeout=3 * SHORT, min_rate=rate << 30)
+    client = connect(server)
+    client.send(encode())
+    client.reply_head()
+    pause = threading.Event()
+    with pytest.raises((ConnectionError, EOFError)):
+        for _ in range(1000):
+            if rate:
+                client.exactly(64 << 10)
+            pause.wait(SHORT / 5)
+            assert client.socket.send(b"") == 0
+            if server.stats().connections_open == 0:
+                client.exactly(64 << 20)
+    assert server.stats().timeouts_total == 1
 
 
 def test_the_lingering_read_is_bounded_in_time(serve: Serve, connect: Connect) -> None:
@@ -168,6 +218,7 @@ def test_a_connection_with_a_longer_deadline_outlives_the_sweeps(
 ) -> None:
     server = serve(head_timeout=SHORT, keep_alive_timeout=LONG)
     idle = connect(server)
+    assert idle.get().status == 200
     for _ in range(3):
         slow = connect(server)
         slow.send(b"G")

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from cllm.http import HttpServerError, Limits, Server, ServerConfig
+from cllm.http import DeferredResponse, HttpResponse, HttpServerError, Limits, Server, ServerConfig
 from tests.http.http_wire import (
     PATIENCE,
     Connect,
@@ -80,14 +80,21 @@ def test_what_just_fits_is_served(serve: Serve, connect: Connect) -> None:
 def test_at_the_limit_the_next_connection_waits_until_one_closes(
     serve: Serve, connect: Connect
 ) -> None:
-    server = serve(max_connections=3)
+    deferred = [DeferredResponse() for _ in range(3)]
+    given = iter(deferred)
+    handler = basic_handler()
+    handler.get("/deferred", lambda request: next(given))
+    server = serve(handler, max_connections=3)
     clients = [connect(server) for _ in range(3)]
     for client in clients:
-        assert client.get().status == 200
+        client.send(encode(path="/deferred"))
+    wait_until(lambda: server.stats().requests_total == 3, "all of them wait for a response")
     waiting = connect(server)  # the kernel's backlog has it
     waiting.send(encode())
-    for client in clients:
-        assert client.get().status == 200, "those it has are served"
+    for one, client in zip(deferred[1:], clients[1:], strict=True):
+        one.resolve(HttpResponse.text("made"))
+        assert client.reply().status == 200, "those it has are served"
+        client.send(b"GET / HT")  # and busy again: part of a head is there
     assert server.stats().accepted_total == 3
     clients[0].close()
     assert waiting.reply().status == 200

@@ -472,7 +472,7 @@ def test_a_worker_outlives_a_failure_while_it_looks_for_work(
     client = connect(server)
     assert client.get("/health").status == 200
     queue = server._acceptor.queue
-    wait_until(lambda: queue.awake == 0, "no worker is awake")
+    wait_until(lambda: queue._awake == 0, "no worker is awake")
     poller, failures = queue._poller, iter([MemoryError("no room")] * 3)
 
     class Failing:
@@ -486,6 +486,6 @@ def test_a_worker_outlives_a_failure_while_it_looks_for_work(
         assert client.get("/health").status == 200
     wait_until(lambda: next(failures, None) is None, "every failure has come")
     assert "no room" in caplog.text
-    wait_until(lambda: queue.awake == 0, "the numbers are right")
+    wait_until(lambda: queue._awake == 0, "the numbers are right")
     assert [worker.thread.is_alive() for worker in server._workers] == [True, True]
     assert connect(server).get("/health").status == 200

@@ -1,0 +1,114 @@
+"""Room for new connections: which idle one to close at the limit, how many one client may have."""
+
+from __future__ import annotations
+
+import ipaddress
+import socket
+import threading
+from collections import deque
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from cllm.http.connection import Connection
+
+# A connection that has waited this long for a request may be closed for a new one. The time lets
+# a client that has just come send its request, however many others come with it.
+MIN_IDLE = 1.0  # s
+
+# Between two looks at the whole table: where few are idle, a look finds few.
+LOOK_INTERVAL = 0.1  # s
+
+
+class IdleConnections:
+    """Those that wait for a request, nearest deadline first. By the acceptor.
+
+    Nothing is noted per request. A look at the whole table makes a list, and later calls take from
+    it, so that a crowd of new clients costs one look for as many of them as the list holds. The
+    order stays right: a connection that is not in the list, or whose deadline is another one by
+    now, began to wait after the look.
+    """
+
+    def __init__(self, connections: dict[int, Connection]) -> None:
+        self._connections = connections
+        self._listed: deque[tuple[float, Connection]] = deque()
+        self.next_look = 0.0
+
+    def found(self, now: float) -> bool:
+        """Whether one can be closed; where not, it is of no use to ask before `next_look`."""
+        listed = self._listed
+        while listed and listed[0][1].deadline != listed[0][0]:
+            listed.popleft()  # it was used or closed since
+        if not listed and now >= self.next_look:
+            self._look(now)
+        return bool(listed)
+
+    def close_one(self, now: float) -> bool:
+        """Close the one whose deadline is nearest; False where there is none."""
+        while self.found(now):
+            if self._listed.popleft()[1].close_if_idle():
+                return True
+        return False
+
+    def _look(self, now: float) -> None:
+        found = []
+        next_look = now + MIN_IDLE
+        for connection in list(self._connections.values()):
+            deadline = connection.deadline
+            since = connection.idle_since
+            if since is None:
+                continue
+            if since + MIN_IDLE <= now:
+                found.append((deadline, connection))
+            else:
+                next_look = min(next_look, since + MIN_IDLE)
+        found.sort(key=lambda item: item[0])
+        self._listed.extend(found)
+        self.next_look = max(next_look, now + LOOK_INTERVAL)
+
+
+class ClientCounts:
+    """Open connections by client address; of IPv6 by network of 64 bits, which is one client's."""
+
+    def __init__(self, limit: int, *, with_loopback: bool) -> None:
+        self._limit = limit  # 0: none
+        self._with_loopback = with_loopback
+        self._open: dict[bytes, int] = {}
+        self._lock = threading.Lock()
+
+    def enter(self, host: str) -> bool:
+        """Count one more; False, and nothing counted, where the client has all that it may."""
+        key = self._key(host)
+        if key is None:
+            return True
+        with self._lock:
+            count = self._open.get(key, 0)
+            if count >= self._limit:
+                return False
+            self._open[key] = count + 1
+        return True
+
+    def leave(self, host: str) -> None:
+        """One that was counted closed. Any thread."""
+        key = self._key(host)
+        if key is None:
+            return
+        with self._lock:
+            count = self._open[key] - 1
+            if count:
+                self._open[key] = count
+            else:
+                del self._open[key]
+
+    def __len__(self) -> int:
+        """Clients that have a connection."""
+        return len(self._open)
+
+    def _key(self, host: str) -> bytes | None:
+        """None: not limited."""
+        if not self._limit:
+            return None
+        if not self._with_loopback and ipaddress.ip_address(host).is_loopback:
+            return None
+        if ":" in host:
+            return socket.inet_pton(socket.AF_INET6, host.partition("%")[0])[:8]
+        return socket.inet_aton(host)
