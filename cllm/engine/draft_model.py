@@ -7,13 +7,12 @@ from array import array
 
 import numpy as np
 
-from cllm.engine.llama import Batch, Context, Model, Vocab
+from cllm.engine.llama import NO_ROOM, Batch, Context, Model, Vocab
 from cllm.engine.radix import common_prefix
 from cllm.engine.sequence import Sequence, slot_of
 
 _log = logging.getLogger("cllm.engine")
 
-_NO_ROOM = 1  # llama_decode: no place in the cache; nothing was changed
 # As llama.cpp's common_speculative_are_compatible has it: padding may differ, and the first few
 # tokens are often spelled otherwise and mean the same.
 _PADDING = 128
@@ -117,7 +116,7 @@ class DraftModel:
         # The main model may have a few tokens more.
         np.minimum(batch.token[:at], self._context.n_vocab - 1, out=batch.token[:at])
         code = self._context.decode(batch, at)
-        if code == _NO_ROOM:  # in a cache that is shared: others have left something there
+        if code == NO_ROOM:  # in a cache that is shared: others have left something there
             for slot in set(range(len(self._held))) - {slot for slot, _ in parts}:
                 self._forget(slot)
             code = self._context.decode(batch, at)
