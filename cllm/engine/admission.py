@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
+from collections.abc import Callable
 
 from cllm.engine.llama import Vocab
 from cllm.engine.placement import Placer
@@ -12,6 +13,9 @@ from cllm.engine.sequence import Sequence, slot_of
 from cllm.engine.stats import EngineStats
 
 _PLACING_S = 0.05  # that running streams wait for prefixes to be saved and restored, a step
+
+
+GiveUp = Callable[[Sequence, Exception], None]
 
 
 class Admission:
@@ -27,33 +31,53 @@ class Admission:
         self._shared_cells = shared_cells
         self.waiting: deque[Sequence] = deque()
 
-    def catch_up(self, running: list[Sequence]) -> None:
-        """Let go on who waited for a prompt that another sequence has evaluated by now."""
-        for sequence in running:
-            slot = slot_of(sequence)
-            if slot.leader is not None and self._placer.catch_up(slot):
-                self._note_start(sequence)
+    def catch_up(self, running: list[Sequence], give_up: GiveUp) -> None:
+        """Let go on who waited for a prompt that another sequence has evaluated by now.
 
-    def admit(self, running: list[Sequence]) -> None:
+        give_up: ends the one sequence with which something went wrong; so for admit().
+        """
+        for sequence in list(running):
+            slot = slot_of(sequence)
+            try:
+                if slot.leader is not None and self._placer.catch_up(slot):
+                    self._note_start(sequence)
+            except Exception as error:
+                give_up(sequence, error)
+
+    def admit(self, running: list[Sequence], give_up: GiveUp) -> None:
         """Give free slots to those who wait, and add them to those who run."""
         began = time.perf_counter()
         while (sequence := self._next(running)) is not None:
-            slot = self._placer.place(sequence.tokens, sequence.wanted_slot, sequence.fresh)
-            if slot is None:
-                break
-            self.waiting.remove(sequence)
-            running.append(sequence)
-            sequence.slot = slot
-            sequence.generation.slot = slot.id
-            slot.user = sequence
-            if sequence.sampler is None:
-                sequence.sampler = TokenSampler(sequence.params, self._vocab)
-                sequence.generation._note_admitted(0)
-                self._stats.prompt_tokens += sequence.n_prompt
-            if slot.leader is None:
-                self._note_start(sequence)
+            try:
+                if not self._place(sequence, running):
+                    break
+            except Exception as error:
+                give_up(sequence, error)
             if len(running) > 1 and time.perf_counter() - began > _PLACING_S:
                 break
+
+    def _place(self, sequence: Sequence, running: list[Sequence]) -> bool:
+        """Let a sequence run; False: not before the next decode."""
+        place = self._placer.place
+        slot = place(sequence.tokens, sequence.wanted_slot, sequence.fresh)
+        if slot is None:
+            if running:
+                return False
+            # A step that failed has left a copy undone, and no other step will come.
+            slot = place(sequence.tokens, sequence.wanted_slot, fresh=True)
+            assert slot is not None
+        self.waiting.remove(sequence)
+        running.append(sequence)
+        sequence.slot = slot
+        sequence.generation.slot = slot.id
+        slot.user = sequence
+        if sequence.sampler is None:
+            sequence.sampler = TokenSampler(sequence.params, self._vocab)
+            sequence.generation._note_admitted(0)
+            self._stats.prompt_tokens += sequence.n_prompt
+        if slot.leader is None:
+            self._note_start(sequence)
+        return True
 
     def _next(self, running: list[Sequence]) -> Sequence | None:
         """The first that can be admitted; whoever wants a busy slot lets others go ahead."""

@@ -16,17 +16,21 @@ class Detokenizer:
     subpart (The Unicode Standard, section 3.9; also what bytes.decode("utf-8", "replace") does).
     """
 
-    __slots__ = ("_decode", "_piece")
+    __slots__ = ("_decoder", "_piece")
 
     def __init__(self, piece: Callable[[int], bytes]) -> None:
         """piece: the bytes that a token stands for."""
         self._piece = piece
-        self._decode = _new_decoder(errors="replace").decode
+        self._decoder = _new_decoder(errors="replace")
 
     def push(self, token: int) -> str:
         """The text that `token` completes; often none, seldom more than a word."""
-        return self._decode(self._piece(token))
+        return self._decoder.decode(self._piece(token))
 
     def flush(self) -> str:
         """What the end of the tokens makes of an unfinished character: U+FFFD, or nothing."""
-        return self._decode(b"", final=True)
+        return self._decoder.decode(b"", final=True)
+
+    def drop(self) -> None:
+        """Forget an unfinished character: the tokens were cut off before its last byte."""
+        self._decoder.reset()

@@ -130,6 +130,10 @@ class Drafting:
                 guesses[i] = drafted[sequence]
                 sequence.guesser.drafted = True
 
+    def give_up(self) -> None:
+        """Ask the draft model no more."""
+        self._model.broken = True
+
     def _depths(
         self,
         sequences: list[Sequence],

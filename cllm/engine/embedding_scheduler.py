@@ -11,9 +11,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from cllm.engine.embedding import Embedding, all_finite
-from cllm.engine.errors import DeadlineExceeded, EngineClosed, EngineError
+from cllm.engine.errors import DeadlineExceeded, EngineClosed, EngineError, described
 from cllm.engine.inbox import Inbox
-from cllm.engine.llama import Batch, Context
+from cllm.engine.llama import INTERRUPTED, Batch, Context
 from cllm.engine.pooling import EmbeddingShape
 from cllm.engine.request import FinishReason
 from cllm.engine.stats import EngineStats
@@ -74,7 +74,6 @@ class EmbeddingScheduler:
         self.submit = self._inbox.put
         self.cancel = self._inbox.cancel
         self.check_open = self._inbox.check_open
-        self.stop = self._inbox.stop
         # The engine thread's own:
         self._stats = EngineStats(
             queue_limit=max_queue, slots_total=shape.most_inputs, kv_cells=context.n_ctx
@@ -85,6 +84,11 @@ class EmbeddingScheduler:
         self._failures = 0
 
     # Any thread.
+
+    def stop(self) -> None:
+        """Let run() return; the batch in progress is not finished."""
+        self._inbox.stop()
+        self._context.interrupt()
 
     @property
     def failure(self) -> Exception | None:
@@ -111,12 +115,13 @@ class EmbeddingScheduler:
             while self._take_messages():
                 self._guarded_step()
                 self._notify()
+        except BaseException as error:
+            _log.exception("the engine thread gives up")
+            self._inbox.fail(error)
         finally:
-            error = self.failure
-            message = f"the engine has failed: {error}" if error else "the engine was closed"
-            for job in [*self._jobs, *self._inbox.close()]:
-                closed = EngineError(message) if error else EngineClosed(message)
-                self._finish(job, FinishReason.ERROR, closed)
+            arrivals, ending = self._inbox.close(), self._inbox.ending()
+            for job in [*self._jobs, *(part.job for part in self._parts), *arrivals]:
+                self._finish(job, FinishReason.ERROR, ending)
             self._notify()
 
     def _take_messages(self) -> bool:
@@ -138,7 +143,7 @@ class EmbeddingScheduler:
             self._failures = 0
         except Exception as error:
             _log.exception("a step failed; the requests in it are given up")
-            self._fail_parts(EngineError(f"internal error: {error}"))
+            self._fail_parts(EngineError(f"internal error: {described(error)}"))
             self._failures += 1
             if self._failures >= _FAILURES_TO_GIVE_UP:
                 self._inbox.fail(error)
@@ -156,7 +161,9 @@ class EmbeddingScheduler:
         stats = self._stats
         stats.steps += 1
         stats.decode_s += decode_ended - decode_began
-        if code:
+        if code == INTERRUPTED:  # by stop()
+            self._fail_parts(EngineClosed("the engine was closed"))
+        elif code:
             stats.failed_decodes += 1
             self._fail_parts(EngineError(f"llama.cpp failed with code {code}"))
         else:

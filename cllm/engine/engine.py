@@ -22,6 +22,7 @@ from cllm.engine.generation import Completion, Generation
 from cllm.engine.grammars import Grammars
 from cllm.engine.info import ModelInfo
 from cllm.engine.loading import Loaded, load
+from cllm.engine.own_process import OwnProcess
 from cllm.engine.pacing import Pacer
 from cllm.engine.params import SamplingParams
 from cllm.engine.placement import Placer
@@ -92,6 +93,7 @@ class Engine:
 
     @property
     def _scheduler(self) -> Scheduler:
+        self._guard.process.check()
         if isinstance(self._runner, Scheduler):
             return self._runner
         use = "ranks documents" if self._info.pooling == "rank" else "embeds texts"
@@ -100,6 +102,7 @@ class Engine:
     @property
     def sessions(self) -> Sessions:
         """Slots saved to files and restored; raises Unsupported if the model has none."""
+        self._guard.process.check()
         if self._sessions is None:
             raise Unsupported("this model embeds or ranks and keeps no prefixes in slots")
         return self._sessions
@@ -107,6 +110,7 @@ class Engine:
     @property
     def embedder(self) -> Embedder:
         """What embeds or ranks; raises Unsupported if the model generates."""
+        self._guard.process.check()
         if self._shape is None or isinstance(self._runner, Scheduler):
             raise Unsupported(
                 "this model generates text and neither embeds nor ranks; serve an embedding model "
@@ -255,8 +259,15 @@ class Engine:
 
     @property
     def healthy(self) -> bool:
-        """Whether requests are served: not closed, and the engine thread has not given up."""
-        return self._finalizer.alive and self._runner.failure is None
+        """Whether requests are served: not closed, the engine thread has not given up, and this
+        is not a fork of the process that loaded the engine.
+        """
+        return (
+            self._finalizer.alive
+            and self._runner.failure is None
+            and self._thread.is_alive()
+            and self._guard.process.is_current
+        )
 
     @property
     def failure(self) -> Exception | None:
@@ -266,7 +277,8 @@ class Engine:
     def close(self) -> None:
         """End every request with EngineClosed, join the engine thread, free everything.
 
-        Waits for the step in progress. Harmless when called again; not for on_update callbacks.
+        Ends the step in progress. Harmless when called again, and in a fork of the process that
+        loaded the engine; not for on_update callbacks.
         """
         if threading.current_thread() is self._thread:
             raise EngineError("close() must not be called on the engine thread")
@@ -324,9 +336,11 @@ class _Guard:
     _changed: threading.Condition = field(default_factory=threading.Condition)
     _borrowers: int = 0
     _closed: bool = False
+    process: OwnProcess = field(default_factory=OwnProcess)
 
     @contextmanager
     def borrowed(self) -> Iterator[None]:
+        self.process.check()
         with self._changed:
             if self._closed:
                 raise EngineClosed
@@ -371,7 +385,6 @@ def _generator(loaded: Loaded) -> tuple[Scheduler, Sessions]:
         Pacer(None if config.max_itl_ms is None else config.max_itl_ms / 1000),
         Speculation(draft_max, same=split, drafting=drafting) if draft_max else None,
         loaded.batch.capacity,
-        loaded.context.n_ubatch,
         split,
     )
     shared_cells = loaded.context.n_ctx if config.kv_cells is not None else None
@@ -387,6 +400,8 @@ def _release(
     sessions: Sessions | None,
     loaded: Loaded,
 ) -> None:
+    if not guard.process.is_current:
+        return  # What the engine has is the other process's; this one's end frees its copy.
     runner.stop()
     if threading.current_thread() is thread:
         return  # The last reference died in a callback; the process's end frees the rest.

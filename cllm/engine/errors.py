@@ -83,6 +83,11 @@ class NotEnabled(EngineError):  # noqa: N818 - a public name
     """What was asked for is switched off; the message names the option."""
 
 
+def described(error: BaseException) -> str:
+    """What an error says, or its name where it says nothing, as a MemoryError does."""
+    return str(error) or type(error).__name__
+
+
 def _shortened(value: object) -> str:
     text = value if isinstance(value, str) else repr(value)
     return text if len(text) <= 60 else text[:57] + "..."

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from contextlib import suppress
 from queue import SimpleQueue
@@ -15,6 +16,8 @@ from cllm.engine.errors import TooIntricate
 
 if TYPE_CHECKING:
     from llguidance import LLMatcher
+
+_log = logging.getLogger("cllm.engine")
 
 MAX_FORCED = 32
 """Tokens taken at once because nothing else may follow; the rest come with the next step."""
@@ -94,6 +97,7 @@ class MaskThread:
         self._done: SimpleQueue[None] = SimpleQueue()
         self._thread: Thread | None = None
         self._busy = False
+        self._warned = False
 
     def start(self, guides: list[Guide]) -> None:
         """Begin; nobody else may use these guides until wait() has returned."""
@@ -101,8 +105,15 @@ class MaskThread:
         if not guides:
             return
         if self._thread is None:
-            self._thread = Thread(target=self._run, name="cllm-masks", daemon=True)
-            self._thread.start()
+            thread = Thread(target=self._run, name="cllm-masks", daemon=True)
+            try:
+                thread.start()
+            except RuntimeError as error:  # a limit on threads; the masks are computed when wanted
+                if not self._warned:
+                    self._warned = True
+                    _log.warning("masks are computed between steps, which is slower: %s", error)
+                return
+            self._thread = thread
         self._busy = True
         self._todo.put(guides)
 

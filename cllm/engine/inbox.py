@@ -7,7 +7,8 @@ import threading
 import time
 from typing import Generic, TypeVar
 
-from cllm.engine.errors import EngineClosed, EngineError, QueueFull
+from cllm.engine.errors import EngineClosed, EngineError, QueueFull, described
+from cllm.engine.own_process import OwnProcess
 from cllm.engine.request import Request
 
 T = TypeVar("T")
@@ -23,6 +24,7 @@ class Inbox(Generic[T]):
         self.refused = 0
         self._max_running = max_running
         self._most = max_running + max_queue
+        self._process = OwnProcess()
         self._changed = threading.Condition()
         self._arrivals: list[T] = []
         self._cancelled: set[Request] = set()
@@ -38,6 +40,7 @@ class Inbox(Generic[T]):
 
     def put(self, item: T) -> None:
         """Leave a request. Raises QueueFull, EngineClosed, or EngineError if the thread died."""
+        self._process.check()
         with self._changed:
             self._check_open()
             self._in_flight += 1
@@ -47,12 +50,13 @@ class Inbox(Generic[T]):
 
     def check_open(self) -> None:
         """Raise what put would raise now, before effort goes into preparing a request."""
+        self._process.check()
         with self._changed:
             self._check_open()
 
     def _check_open(self) -> None:
         if self.failure is not None:
-            raise EngineError(f"the engine has failed: {self.failure}") from self.failure
+            raise self.ending() from self.failure
         if self._stopping:
             raise EngineClosed
         if self._in_flight >= self._most:
@@ -115,10 +119,18 @@ class Inbox(Generic[T]):
     def _is_urgent(self) -> bool:
         return bool(self._cancelled) or self._woken or self._stopping
 
-    def fail(self, error: Exception) -> None:
+    def fail(self, error: BaseException) -> None:
         """Refuse everything from now on because of an error, and make take() give None."""
+        if not isinstance(error, Exception):
+            error = EngineError(f"the engine thread ended with {error!r}")
         self.failure = error
         self.stop()
+
+    def ending(self) -> EngineError:
+        """What requests end with that were not finished when the engine thread was."""
+        if self.failure is None:
+            return EngineClosed("the engine was closed")
+        return EngineError(f"the engine has failed: {described(self.failure)}")
 
     def close(self) -> list[T]:
         """Refuse everything from now on; what had arrived and was not taken."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 import atexit
 import ctypes
 import logging
+import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -25,7 +26,6 @@ IntArray = NDArray[np.int32]
 FloatArray = NDArray[np.float32]
 Bytes = NDArray[np.uint8]
 
-NO_ROOM = 1  # what llama_decode returns: no place in the cache; nothing was changed
 
 _log = logging.getLogger("cllm.llama")
 
@@ -34,10 +34,11 @@ _log = logging.getLogger("cllm.llama")
 _LEVELS = {1: logging.DEBUG, 2: logging.DEBUG, 3: logging.INFO, 4: logging.ERROR}
 _CONTINUES = 5
 _ERROR = 4
+_SAYS_NOTHING = ("failed to load model", "failed to initialize the context")
 
 
 class _LogRouter:
-    """llama.cpp's log lines -> the logger "cllm.llama"; keeps the last errors for exceptions.
+    """llama.cpp's log lines -> the logger "cllm.llama"; keeps errors for exceptions.
 
     llama.cpp may log from any thread, and gives a line in pieces: each but the first has the
     level "continues".
@@ -46,7 +47,7 @@ class _LogRouter:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._pending: dict[int, tuple[int, str]] = {}  # thread -> level, unfinished line
-        self._captures: list[deque[str]] = []
+        self._captures: list[tuple[int, deque[str]]] = []  # thread, its error lines
 
     def __call__(self, level: int, text: bytes | None, _user_data: object) -> None:
         piece = (text or b"").decode("utf-8", "replace")
@@ -58,25 +59,42 @@ class _LogRouter:
             if not line.endswith("\n"):
                 self._pending[thread] = (level, line[-1000:])
                 return
-            captured = level >= _ERROR and bool(self._captures)
-            if captured:
-                for capture in self._captures:
-                    capture.append(line.strip())
+            captures = [c for t, c in self._captures if t == thread and level >= _ERROR]
+            for capture in captures:
+                capture.append(line.strip())
         if line.strip(" .\n"):
-            severity = logging.DEBUG if captured else _LEVELS.get(level, logging.DEBUG)
+            severity = logging.DEBUG if captures else _LEVELS.get(level, logging.DEBUG)
             _log.log(severity, "%s", line.rstrip())
 
     @contextmanager
     def capture(self) -> Iterator[deque[str]]:
-        """Collect error lines for an exception's message instead of logging them as errors."""
-        lines: deque[str] = deque(maxlen=5)
+        """Collect this thread's error lines instead of logging them as errors."""
+        lines: deque[str] = deque(maxlen=50)
+        entry = (threading.get_ident(), lines)
         with self._lock:
-            self._captures.append(lines)
+            self._captures.append(entry)
         try:
             yield lines
         finally:
             with self._lock:
-                self._captures.remove(lines)
+                self._captures = [other for other in self._captures if other is not entry]
+
+
+class LoadError(OSError):
+    """llama.cpp made no model or no context; the message is its reason."""
+
+
+def _reason(errors: Iterable[str]) -> str:
+    """The one of llama.cpp's error lines that says most: the first that names a cause."""
+    lines = [line for line in errors if line]
+    for line in lines:
+        _, mark, cause = line.partition("error loading model: ")
+        if mark and cause:
+            return cause
+    if not lines:
+        return "llama.cpp gave no reason"
+    said = [line for line in lines if not line.endswith(_SAYS_NOTHING)]
+    return said[0] if said else lines[0]
 
 
 log_router = _LogRouter()
@@ -244,7 +262,10 @@ class Vocab:
 
 
 class Model:
-    """Weights and vocabulary of one GGUF file; raises OSError with llama.cpp's last words."""
+    """Weights and vocabulary of one GGUF file; raises LoadError with llama.cpp's reason.
+
+    What `progress` raises ends the load and is raised as it is.
+    """
 
     def __init__(
         self,
@@ -269,22 +290,30 @@ class Model:
         params.use_extra_bufts = use_extra_bufts
 
         begun, pages = False, HugePages()
+        raised: BaseException | None = None
 
         def report(fraction: float, _user_data: object) -> bool:
-            nonlocal begun
+            nonlocal begun, raised
             if not begun:  # everything is allocated and nothing read
                 begun = True
                 pages.advise()
-            if progress is not None:
-                progress(fraction)
-            return True
+            try:
+                if progress is not None:
+                    progress(fraction)
+            except BaseException as error:  # ctypes would print it and forget it
+                raised = error
+            return raised is None
 
         callback = C.llama_progress_callback(report)  # referenced until the load has returned
         params.progress_callback = callback
         with log_router.capture() as errors:
             handle = C.llama_model_load_from_file(path.encode(), params)
-            if not handle:
-                raise OSError(errors[-1] if errors else "llama.cpp gave no reason")
+        if raised is not None:
+            if handle:
+                C.llama_model_free(handle)
+            raise raised
+        if not handle:
+            raise LoadError(_reason(errors))
         self._handle = handle
         vocab = C.llama_model_get_vocab(handle)
         by_default = C.llama_vocab_type(vocab) == C.LLAMA_VOCAB_TYPE_SPM
@@ -355,7 +384,7 @@ class Batch:
 
 
 class Context:
-    """A key/value cache and the compute buffers around a model; raises OSError as Model does.
+    """A key/value cache and the compute buffers around a model; raises LoadError as Model does.
 
     n_ctx: tokens that the cache holds in all sequences together.
     """
@@ -404,8 +433,10 @@ class Context:
         with log_router.capture() as errors:
             handle = C.llama_init_from_model(model.handle, params)
             if not handle:
-                raise OSError(errors[-1] if errors else "llama.cpp gave no reason")
+                raise LoadError(_reason(errors))
         self._handle = handle
+        self._interrupt = ctypes.create_string_buffer(2)
+        C.llama_set_abort_callback(handle, _is_filled, self._interrupt)
         self._memory = C.llama_get_memory(handle)
         self.copies_pending = False
         self._copies_data = not kv_unified
@@ -420,11 +451,26 @@ class Context:
         C.llama_set_n_threads(self._handle, n_threads, n_threads_batch)
 
     def decode(self, batch: Batch, count: int) -> int:
-        """llama_decode: 0 done, NO_ROOM, else failed."""
-        code = int(self._run(self._handle, batch.as_struct(count)))
-        C.llama_synchronize(self._handle)
+        """llama_decode: DONE, NO_ROOM (nothing changed), INTERRUPTED, else failed.
+
+        After the last two the memory may hold a part of the batch.
+        """
+        with log_router.capture() as errors:
+            code = int(self._run(self._handle, batch.as_struct(count)))
+            C.llama_synchronize(self._handle)
         self.copies_pending = False
+        if code not in (DONE, NO_ROOM, INTERRUPTED):  # of those llama.cpp logs errors too
+            for line in errors:
+                _log.error("%s", line)
         return code
+
+    def interrupt(self) -> None:
+        """Let decode() return INTERRUPTED soon, and at once from now on. Any thread."""
+        self._interrupt[0] = b"x"
+
+    def resume(self) -> None:
+        """Let decode() run again."""
+        self._interrupt[0] = b"\0"
 
     def logits(self, rows: int) -> FloatArray:
         """The last decode's output rows in batch order, [rows, n_vocab]; valid until the next.
@@ -511,6 +557,15 @@ class Context:
         handle, self._handle = self._handle, None
         if handle is not None:
             C.llama_free(handle)
+
+
+DONE, NO_ROOM, INTERRUPTED = 0, 1, 2
+"""What llama_decode returns; no room: there is no place in the cache."""
+
+# llama.cpp asks between two operations whether to stop. strlen() says whether the buffer that it
+# is given is filled, and needs no interpreter for it.
+_libc = ctypes.cdll.msvcrt if sys.platform == "win32" else ctypes.CDLL(None)
+_is_filled = ctypes.cast(_libc.strlen, C.ggml_abort_callback)
 
 
 def _bytes_of(data: Bytes) -> Any:

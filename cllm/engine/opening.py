@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -19,21 +20,54 @@ _log = logging.getLogger("cllm.engine")
 def open_model(
     path: Path, config: EngineConfig, extra_bufts: bool, progress: Callable[[float], None] | None
 ) -> llama.Model:
-    """Load weights and vocabulary. Raises ModelLoadError."""
-    try:
-        return llama.Model(
+    """Load weights and vocabulary. Raises ModelLoadError, and what `progress` raises.
+
+    On a thread of its own: where llama.cpp calls back, Python would lose a KeyboardInterrupt.
+    """
+    stop = threading.Event()
+    loaded: list[llama.Model] = []
+
+    def report(fraction: float) -> None:
+        if stop.is_set():
+            raise _GivenUpError
+        if progress is not None:
+            progress(fraction)
+
+    def work() -> None:
+        model = llama.Model(
             str(path),
             n_gpu_layers=config.n_gpu_layers,
             mmap=config.mmap,
             mlock=config.mlock,
             use_extra_bufts=extra_bufts,
-            progress=progress,
+            progress=report,
         )
-    except OSError as error:
+        loaded.append(model)
+
+    try:
+        compute_aside("cllm-load", work, stop.set)
+        return loaded[0]
+    except llama.LoadError as error:
         raise ModelLoadError(
             f"llama.cpp cannot load {path.name} ({error}); check that the file is whole, that this "
             "llama.cpp knows the architecture, and that there is enough memory"
         ) from None
+    except BaseException:
+        for model in loaded:
+            model.close()
+        raise
+
+
+# general.type or general.architecture of files that are no models by themselves.
+_PARTS = {
+    "adapter": "a LoRA adapter",
+    "mmproj": "what lets a model see or hear (mmproj)",
+    "clip": "what lets a model see or hear (mmproj)",
+}
+
+
+class _GivenUpError(Exception):
+    """Nobody waits for the model any more."""
 
 
 def open_context(
@@ -76,6 +110,9 @@ def checked_header(path: Path) -> GgufHeader:
         ) from None
     if header.n_tensors == 0:
         raise ModelLoadError(f"{path.name} is a vocabulary without weights; give a whole model")
+    for part, says in _PARTS.items():
+        if part in (header.metadata.get("general.type"), header.metadata["general.architecture"]):
+            raise ModelLoadError(f"{path.name} is {says}; give the model that it belongs to")
     return header
 
 

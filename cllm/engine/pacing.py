@@ -43,7 +43,7 @@ class Pacer:
         However little time there is, prompts get as much of it as the streams, so that they are
         read. waiting: prompts to read; where they are more than the streams, these are held up as
         if nobody generated, unless a time was asked for. least_alone: tokens that are efficiently
-        evaluated at once, for when nobody generates.
+        evaluated at once: the least where nobody generates, and all while nothing is known.
         """
         prompt = self._prompt
         if not decoding:

@@ -159,7 +159,13 @@ class SamplingParams:
     @property
     def greedy(self) -> bool:
         """Whether every token is simply the most probable one that penalties have left."""
-        return self.temperature < GREEDY_BELOW and "dry" not in self.active
+        fixed = self.temperature < GREEDY_BELOW and not self.dynamic_temperature
+        return fixed and "dry" not in self.active
+
+    @property
+    def dynamic_temperature(self) -> bool:
+        """Whether the temperature follows the entropy; mirostat takes it as it is."""
+        return self.dynatemp_range > 0.0 and "temperature" in self.samplers and not self.mirostat
 
     @property
     def active(self) -> tuple[str, ...]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from array import array
+from collections.abc import Iterable
 
 from cllm.engine.errors import EngineError, InvalidRequest
 from cllm.engine.llama import Bytes, Context
@@ -37,7 +38,8 @@ class Placer:
         self._stats = stats
         self._window = window
         self._whole = window > 0 or not goes_back
-        self._goes_back = goes_back
+        self.goes_back = goes_back
+        self._save_failed = False
         self.cache = PrefixCache(n_slots, copy_gain, adjacent, max_saved_bytes, self._usable)
         stats.cache_ram_limit = max_saved_bytes
 
@@ -57,7 +59,13 @@ class Placer:
         if cache.worth_saving(slot, kept):
             self._save(slot)
         cache.occupy(slot, tokens, slot.length)
-        self._begin(slot, start)
+        try:
+            self._begin(slot, start)
+        except BaseException:
+            slot.length = 0
+            cache.release(slot)
+            self._context.remove(slot.id)
+            raise
         return slot
 
     def catch_up(self, slot: Slot) -> bool:
@@ -100,7 +108,7 @@ class Placer:
             reuse = min(reuse, slot.length)
             self._stats.restored_tokens += reuse
         self._cut(slot, reuse)
-        if self._goes_back:
+        if self.goes_back:
             slot.leader, slot.promised = start.leader, start.promised
 
     def _usable(self, holder: Holder, n: int) -> bool:
@@ -110,7 +118,7 @@ class Placer:
         if isinstance(holder, Saved):
             return not holder.whole
         first = self._context.first_position(holder.id)
-        return self._goes_back and (first == 0 or (self._window > 0 and first <= n - self._window))
+        return self.goes_back and (first == 0 or (self._window > 0 and first <= n - self._window))
 
     def _cut(self, slot: Slot, n: int) -> None:
         """Keep a slot's first n tokens; nothing if the memory cannot keep a part."""
@@ -138,11 +146,21 @@ class Placer:
         size = self._context.state_size(slot.id)
         if not self.cache.make_room(size):
             return
-        data = self._context.save(slot.id, self.cache.saved.take_memory(size))
+        saved = self.cache.saved
+        try:
+            data = self._context.save(slot.id, saved.take_memory(size))
+        except MemoryError:
+            if not self._save_failed:
+                self._save_failed = True
+                _log.warning(
+                    "there is no memory to keep a prefix of %.1f MiB, which will be computed again;"
+                    " lower cache_ram (logged once)",
+                    size / 2**20,
+                )
+            return
         if data is None:
             _log.warning("llama.cpp could not save slot %d; its tokens are forgotten", slot.id)
             return
-        saved = self.cache.saved
         self.cache.save(Saved(slot.tokens[: slot.length], data, self._whole))
         self._stats.saved_prefixes += 1
         self._stats.evicted_prefixes = saved.evictions
@@ -151,7 +169,11 @@ class Placer:
         """What an idle slot holds, for a file; raises InvalidRequest if that is nothing."""
         if not slot.length:
             raise InvalidRequest("id_slot", slot.id, "a slot that holds tokens")
-        data = self._context.save(slot.id)
+        try:
+            data = self._context.save(slot.id)
+        except MemoryError:
+            size = self._context.state_size(slot.id) / 2**20
+            raise EngineError(f"there is no memory for slot {slot.id}'s {size:.1f} MiB") from None
         if data is None:
             raise EngineError(f"llama.cpp could not save slot {slot.id}")
         return slot.tokens[: slot.length], data
@@ -177,6 +199,16 @@ class Placer:
         if self.cache.worth_saving(slot) and not self._context.copies_pending:
             self._save(slot)
         self.forget(slot)
+
+    def undo(self, slots: Iterable[Slot]) -> None:
+        """Cut slots to what they held before a decode that did not end.
+
+        Of a recurrent memory such a decode may have moved other slots' states too: nothing of it
+        is used any more, and what runs is computed again.
+        """
+        for slot in slots if self.goes_back else self.cache.slots:
+            if not (self.goes_back and self._context.remove(slot.id, slot.length)):
+                self.forget(slot)
 
     def forget(self, slot: Slot) -> None:
         """Free a slot's part of the cache, busy or not."""

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import logging
+
 from cllm.engine.llama import Batch
 from cllm.engine.pacing import Pacer
 from cllm.engine.sequence import Sequence, slot_of
 from cllm.engine.speculation import Speculation
 
+_log = logging.getLogger("cllm.engine")
+
 _TILE = 64
 """Rows of a sequence that llama.cpp's flash attention takes together on a CPU; the rest go one by
 one. Behind 1 500 tokens 64 rows take less time than 32, and two thirds of what 65 take."""
+_OVER = 8
+"""Tokens by which a step for which no stream waits may exceed its time to take a tile whole."""
 _SHALLOW = 256  # tokens behind which parts of a tile cost little more than their share
 _PARTS = (16, 8)
 
@@ -25,16 +31,14 @@ class Planner:
         pacer: Pacer,
         speculation: Speculation | None,
         capacity: int,
-        n_ubatch: int,
         split: bool,
     ) -> None:
-        """capacity: tokens of a batch. n_ubatch: tokens that are evaluated together. split: whether
-        those must be equally many of each sequence, as in a cache that is split by sequence.
+        """capacity: tokens of a batch. split: whether tokens that are evaluated together must be
+        equally many of each sequence, as in a cache that is split by sequence.
         """
         self._pacer = pacer
         self._speculation = speculation
         self._capacity = capacity
-        self._n_ubatch = n_ubatch
         self._split = split
         self._prompts_were_read = False
 
@@ -66,19 +70,29 @@ class Planner:
         if room < 0:
             return dict.fromkeys(generating, 1)
         if guess and generating and self._speculation is not None:
-            self._speculation.guess(generating, room, self._pacer.step_s(len(generating)))
+            step_s = self._pacer.step_s(len(generating))
+            try:
+                self._speculation.guess(generating, room, step_s)
+            except Exception:  # it only saves time
+                _log.exception("guessing ahead failed; no tokens are guessed any more")
+                self._speculation = None
+                for sequence in generating:
+                    sequence.take_back()
         return {s: s.pending for s in generating}
 
     def _add_prompts(
         self, counts: dict[Sequence, int], prompts: list[Sequence], generating: int
     ) -> None:
         pacer, capacity = self._pacer, self._capacity - sum(counts.values())
-        room = min(capacity, pacer.budget(generating, len(prompts), self._n_ubatch))
+        budget = room = min(capacity, pacer.budget(generating, len(prompts), _TILE))
+        over = _TILE // 2 if generating else _OVER
         prompts.sort(key=lambda s: pacer.due(s.generation._submitted, s.pending))
         for sequence in prompts:
             if sequence is not prompts[0] and room < min(sequence.pending, _TILE // 2):
                 break
-            count = min(_part(sequence.pending, room, slot_of(sequence).length), capacity)
+            count = min(_part(sequence.pending, room, slot_of(sequence).length, over), capacity)
+            if not generating and count < sequence.pending and 0 < budget - room < budget // 4:
+                break  # what is read to its end would wait several times as long for its answer
             counts[sequence] = count
             capacity -= count
             room = max(0, room - count)
@@ -99,18 +113,19 @@ class Planner:
             self._speculation.observe(supposed, seconds, step_s)
 
 
-def _part(pending: int, room: int, behind: int) -> int:
+def _part(pending: int, room: int, behind: int, over: int = _TILE // 2) -> int:
     """How much of a prompt to read where there is time for `room` tokens.
 
     All that is not whole tiles comes first, where there is little to attend to, and what is left
-    in whole tiles, as near to the room as they come. behind: tokens that are read already.
+    in whole tiles. behind: tokens that are read already. over: by how many tokens the room may be
+    exceeded; half a tile comes as near to it as tiles do.
     """
     if pending <= room:
         return pending
     if room < _TILE // 2 and behind < _SHALLOW:
         return next((part for part in _PARTS if part <= room), room)
     odd = pending % _TILE
-    tiles = max(0, room - odd + _TILE // 2) // _TILE * _TILE
+    tiles = max(0, room - odd + over) // _TILE * _TILE
     return odd + tiles or _TILE
 
 

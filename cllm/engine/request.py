@@ -170,5 +170,5 @@ class Request:
         if self._on_update is not None:
             try:
                 self._on_update()
-            except Exception:
+            except BaseException:  # also SystemExit: the engine thread serves others
                 _log.exception("the on_update callback of request %s failed", self.id)

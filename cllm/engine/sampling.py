@@ -100,7 +100,7 @@ def _links(params: SamplingParams, vocab: Vocab) -> Iterator[Link]:
             yield dry_link(vocab, *numbers, last_n, breakers=params.dry_sequence_breakers)
         elif name == "xtc":
             yield "xtc", (params.xtc_probability, params.xtc_threshold, 1, seed)
-        elif name == "temperature" and params.dynatemp_range > 0.0:
+        elif name == "temperature" and params.dynamic_temperature:
             yield "temp_ext", (value, params.dynatemp_range, params.dynatemp_exponent)
         elif name == "temperature":
             yield "temp", (value,)

@@ -9,14 +9,16 @@ from dataclasses import replace
 
 from cllm.engine.admission import Admission
 from cllm.engine.commands import Commands
-from cllm.engine.errors import DeadlineExceeded, EngineClosed, EngineError
+from cllm.engine.errors import DeadlineExceeded, EngineError, described
 from cllm.engine.generation import FinishReason, Generation
 from cllm.engine.guide import MaskThread
 from cllm.engine.inbox import Inbox
-from cllm.engine.llama import NO_ROOM, Batch, Context
+from cllm.engine.interruption import Interruption
+from cllm.engine.llama import DONE, INTERRUPTED, NO_ROOM, Batch, Context
 from cllm.engine.placement import Placer
 from cllm.engine.planning import Plan, Planner, fill
 from cllm.engine.prefix_cache import Slot
+from cllm.engine.request import Request
 from cllm.engine.sequence import Sequence, slot_of
 from cllm.engine.stats import EngineStats
 
@@ -46,11 +48,10 @@ class Scheduler:
         self._inbox: Inbox[Sequence] = Inbox(stats.slots_total, stats.queue_limit)
         self._commands = Commands(self._inbox.wake)
         self._masks = MaskThread()
+        self._interruption = Interruption(context, placer.goes_back)
         self.submit = self._inbox.put
         self.check_open = self._inbox.check_open
-        self.cancel = self._inbox.cancel
         self.command = self._commands.put
-        self.stop = self._inbox.stop
         # The engine thread's own:
         self._stats = stats
         self._admission = admission
@@ -58,9 +59,21 @@ class Scheduler:
         self._running: list[Sequence] = []
         self._changed: list[Generation] = []
         self._next_deadline = math.inf
+        self._suspects: list[Sequence] = []  # of a failed step; each is decoded alone
+        self._crowd: list[Sequence] = []  # who ran when there was no room for their prompts
         self._failures = 0
 
     # Any thread.
+
+    def cancel(self, request: Request) -> None:
+        """Ask for the end of a request: before the next step, or of the step that reads it."""
+        self._inbox.cancel(request)
+        self._interruption.cancel(request)
+
+    def stop(self) -> None:
+        """Let run() return; the step in progress is not finished."""
+        self._inbox.stop()
+        self._interruption.stop()
 
     @property
     def failure(self) -> Exception | None:
@@ -94,14 +107,20 @@ class Scheduler:
             while self._take_messages():
                 self._guarded_step()
                 self._notify()
+        except BaseException as error:
+            _log.exception("the engine thread gives up")
+            self._inbox.fail(error)
         finally:
-            error = self.failure
-            message = f"the engine has failed: {error}" if error else "the engine was closed"
             self._waiting.extend(self._inbox.close())
-            self._commands.close(message)
+            ending = self._inbox.ending()
+            self._commands.close(str(ending))
             for sequence in [*self._running, *self._waiting]:
-                closed = EngineError(message) if error else EngineClosed(message)
-                self._finish(sequence, FinishReason.ERROR, closed)
+                try:
+                    self._finish(sequence, FinishReason.ERROR, ending)
+                except Exception:  # what was left half done must not keep others waiting
+                    _log.exception("request %s could not be ended", sequence.generation.id)
+                    sequence.generation._finish(FinishReason.ERROR, ending)
+                    self._changed.append(sequence.generation)
             self._notify()
             self._masks.close()
 
@@ -124,38 +143,47 @@ class Scheduler:
     def _guarded_step(self) -> None:
         try:
             self._step()
-            self._failures = 0
         except Exception as error:
             _log.exception("a step failed; the requests in it are given up")
             for sequence in list(self._running):
-                self._fail(sequence, EngineError(f"internal error: {error}"))
-            self._failures += 1
-            if self._failures >= _FAILURES_TO_GIVE_UP:
-                self._inbox.fail(error)
+                self._fail(sequence, EngineError(f"internal error: {described(error)}"))
+            self._count_failure(error)
+
+    def _count_failure(self, error: Exception) -> None:
+        self._failures += 1
+        if self._failures >= _FAILURES_TO_GIVE_UP:
+            self._inbox.fail(error)
 
     def _step(self) -> None:
         began, stats = time.perf_counter(), self._stats
         drafted_before = stats.draft_s
         self._expire()
         self._commands.obey(self._cache.slots)
-        self._admission.catch_up(self._running)
-        self._admission.admit(self._running)
-        plan = self._planner.plan(self._running)
+        self._admission.catch_up(self._running, self._give_up)
+        self._admission.admit(self._running, self._give_up)
+        plan = self._plan()
         if not plan:
             return
         decode_began = time.perf_counter()
         self._masks.start([s.guide for s, _ in plan if s.guide is not None])
-        done, code = self._decode(plan)
+        self._interruption.begin(s for s, count in plan if count > 1 and not s.decoding)
+        try:
+            done, code = self._decode(plan)
+        finally:
+            interrupted = self._interruption.end()
         self._masks.wait()
         decode_ended = time.perf_counter()
-        if done is plan and not code:
+        if done is plan and code == DONE:
             self._planner.learn(plan, decode_ended - decode_began)
         plan = done
-        if code:
-            stats.failed_decodes += 1
-            for sequence, _ in plan:
-                self._fail(sequence, EngineError(f"llama_decode failed with code {code}"))
-        chosen = self._sample(plan) if not code else []
+        if code == DONE:
+            self._failures = 0
+        else:
+            if code != NO_ROOM:
+                self._undo(plan)
+            if code != INTERRUPTED or not interrupted:
+                self._blame(plan, code)
+        chosen = self._sample(plan) if code == DONE else []
         sampled = time.perf_counter()
         self._publish(chosen)
         stats.steps += 1
@@ -163,6 +191,46 @@ class Scheduler:
         stats.sampling_s += sampled - decode_ended
         in_draft_s = stats.draft_s - drafted_before
         stats.other_s += time.perf_counter() - sampled + decode_began - began - in_draft_s
+
+    def _give_up(self, sequence: Sequence, error: Exception) -> None:
+        """End a request that could not be placed; those that run have nothing to do with it."""
+        _log.error("request %s is given up", sequence.generation.id, exc_info=error)
+        self._fail(sequence, EngineError(f"internal error: {described(error)}"))
+        self._count_failure(error)
+
+    def _plan(self) -> Plan:
+        """What to decode: what the planner says, unless a failed step is being looked into."""
+        while self._suspects:
+            suspect = self._suspects.pop()
+            if suspect in self._running and (plan := self._planner.plan([suspect])):
+                return plan
+        if self._crowd:
+            if self._crowd == self._running:
+                streams = [s for s in self._running if s.decoding]
+                if streams:
+                    return self._planner.plan(streams)
+            self._crowd = []
+        return self._planner.plan(self._running)
+
+    def _undo(self, plan: Plan) -> None:
+        """Forget what a decode that did not end has left in the memory."""
+        for sequence, _ in plan:
+            sequence.take_back()
+        self._placer.undo([slot_of(sequence) for sequence, _ in plan])
+
+    def _blame(self, plan: Plan, code: int) -> None:
+        """llama_decode failed: of several sequences each is tried alone, a lone one is given up."""
+        self._stats.failed_decodes += 1
+        if len(plan) > 1:
+            _log.warning(
+                "llama_decode failed with code %d for %d sequences; trying one at a time",
+                code,
+                len(plan),
+            )
+            self._suspects = [sequence for sequence, _ in plan]
+            return
+        for sequence, _ in plan:
+            self._fail(sequence, EngineError(f"llama_decode failed with code {code}"))
 
     def _expire(self) -> None:
         if self._next_deadline == math.inf:
@@ -182,18 +250,18 @@ class Scheduler:
         """Decode a plan, or what of it finds room; return what was tried last and the code."""
         while plan:
             code = self._context.decode(self._batch, fill(self._batch, plan))
-            if code == 0:
+            if code == DONE:
                 for sequence, count in plan:
                     self._note_decoded(sequence, count)
                 self._stats.decoded_sequences += len(plan)
-                return plan, 0
+                return plan, code
             if code != NO_ROOM:
                 return plan, code
             smaller = self._make_room(plan)
             if smaller is None:
                 return plan, code
             plan = smaller
-        return plan, 0
+        return plan, DONE
 
     def _note_decoded(self, sequence: Sequence, count: int) -> None:
         slot = slot_of(sequence)
@@ -213,6 +281,7 @@ class Scheduler:
             return [(s, n - len(s.take_back())) for s, n in plan]
         generating = [(s, n) for s, n in plan if s.decoding]
         if generating and len(generating) < len(plan):
+            self._crowd = list(self._running)
             return generating
         # Who waits for a leader may take no room yet.
         taking = [s for s in self._running if slot_of(s).leader is None or slot_of(s).length]
@@ -253,6 +322,9 @@ class Scheduler:
                     self._stats.guessed_right += len(tokens) - 1
             except EngineError as error:
                 self._fail(sequence, error)
+            except Exception as error:
+                _log.exception("no token could be chosen; the request is given up")
+                self._fail(sequence, EngineError(f"internal error: {described(error)}"))
             at += 1 + supposed
         return chosen
 

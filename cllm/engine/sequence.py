@@ -191,6 +191,7 @@ class Sequence:
         limit, spent = params.line_limit, now - generation._first_token
         late = limit is not None and generation.has_newline and spent > limit
         if late or len(self.tokens) >= self.max_length:
+            self._detokenizer.drop()
             return FinishReason.STOP if self._publish_rest() else FinishReason.LENGTH
         return None
 
@@ -204,7 +205,8 @@ class Sequence:
         return stopped
 
     def close(self) -> None:
-        """Free what llama.cpp allocated for it."""
+        """Free what llama.cpp allocated for it, and what its slot need not remember."""
+        self.guesser = self.guide = None
         if self.sampler is not None:
             self.sampler.close()
             self.sampler = None

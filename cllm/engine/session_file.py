@@ -102,6 +102,8 @@ def read(path: Path, identity: Identity) -> tuple[array[int], Bytes, int]:
         raise _refused(path, "a file that is in --slot-save-path") from None
     except OSError as error:
         raise EngineError(f"cannot read {path.name}: {error.strerror}") from None
+    except MemoryError:
+        raise EngineError(f"cannot read {path.name}: there is no memory for it") from None
     if _checksum(tokens, state) != head.crc32:
         raise _refused(path, "a file that is not damaged")
     return tokens, state, size

@@ -8,6 +8,7 @@ its own. So what is generated, and its distribution under sampling, are what the
 
 from __future__ import annotations
 
+import logging
 import math
 from array import array
 from typing import TYPE_CHECKING
@@ -17,6 +18,8 @@ from cllm.engine.config import SPARE_ROWS
 if TYPE_CHECKING:
     from cllm.engine.drafting import Drafting
     from cllm.engine.sequence import Sequence
+
+_log = logging.getLogger("cllm.engine")
 
 _GRAM = 3  # tokens that must be the same; two are too often followed by something else
 _TOKEN_BITS = 21  # a token's number in a key
@@ -170,13 +173,30 @@ class Speculation:
             if all_or_none and not guesses[-1] and self._drafting is None:
                 return
         if self._drafting is not None:
-            self._drafting.improve(sequences, guesses, mosts, price, step_s)
+            self._improve(self._drafting, sequences, guesses, mosts, price, step_s)
             if all_or_none and not all(guesses):
                 return
         self._guessing = self._guessing + 1 if any(guesses) else 0
         shortest = min(map(len, guesses)) if self._same else self._most
         for sequence, guessed in zip(sequences, guesses, strict=True):
             sequence.suppose(guessed[:shortest])
+
+    def _improve(
+        self,
+        drafting: Drafting,
+        sequences: list[Sequence],
+        guesses: list[list[int]],
+        mosts: list[int],
+        price: float,
+        step_s: float,
+    ) -> None:
+        """Have the draft model guess; it is used no more if it fails, and no request notices."""
+        try:
+            drafting.improve(sequences, guesses, mosts, price, step_s)
+        except Exception:
+            _log.exception("the draft model is used no more: it failed")
+            drafting.give_up()
+            self._drafting = None
 
     def observe(self, guessed: int, seconds: float, step_s: float) -> None:
         """Learn from a step with guesses what they cost; one delay changes little."""

@@ -127,6 +127,49 @@ def write_recurrent(vocabulary: Path, target: Path) -> None:
     writer.close()
 
 
+def write_hybrid(vocabulary: Path, target: Path) -> None:
+    """An LFM2 model of four layers with random weights: convolutions and attention in turns."""
+    writer, n_vocab = _with_vocabulary(vocabulary, target, "lfm2")
+    width, heads, inner_width, kernel, layers = 64, 4, 128, 3, 4
+    writer.add_context_length(1024)
+    writer.add_embedding_length(width)
+    writer.add_block_count(layers)
+    writer.add_feed_forward_length(inner_width)
+    writer.add_head_count(heads)
+    writer.add_head_count_kv([0, heads] * (layers // 2))
+    writer.add_layer_norm_rms_eps(1e-5)
+    writer.add_rope_freq_base(1e4)
+    writer.add_vocab_size(n_vocab)
+    writer.add_shortconv_l_cache(kernel)
+    rng = np.random.default_rng(0)
+
+    def add(name: str, *shape: int) -> None:
+        writer.add_tensor(name, (rng.standard_normal(shape) * 0.5).astype(np.float32))
+
+    add("token_embd.weight", n_vocab, width)
+    add("token_embd_norm.weight", width)
+    for layer in range(layers):
+        name = f"blk.{layer}."
+        add(f"{name}attn_norm.weight", width)
+        add(f"{name}ffn_norm.weight", width)
+        add(f"{name}ffn_gate.weight", inner_width, width)
+        add(f"{name}ffn_up.weight", inner_width, width)
+        add(f"{name}ffn_down.weight", width, inner_width)
+        if layer % 2:
+            for part in ("attn_q", "attn_k", "attn_v", "attn_output"):
+                add(f"{name}{part}.weight", width, width)
+            add(f"{name}attn_q_norm.weight", width // heads)
+            add(f"{name}attn_k_norm.weight", width // heads)
+        else:
+            add(f"{name}shortconv.conv.weight", width, kernel)
+            add(f"{name}shortconv.in_proj.weight", 3 * width, width)
+            add(f"{name}shortconv.out_proj.weight", width, width)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
 def write_windowed(vocabulary: Path, target: Path) -> None:
     """A Gemma 2 model of four layers with random weights: every other one looks 32 tokens back."""
     writer, n_vocab = _with_vocabulary(vocabulary, target, "gemma2")

@@ -51,5 +51,15 @@ def test_the_end_shows_an_unfinished_character_once() -> None:
     assert detokenizer.flush() == ""
 
 
+@given(st.text(min_size=1), st.integers(0, 3))
+def test_what_is_cut_off_within_a_character_ends_before_it(text: str, missing: int) -> None:
+    data = text.encode()
+    data = data[: max(0, len(data) - missing)]
+    detokenizer = Detokenizer([data].__getitem__)
+    shown = detokenizer.push(0)
+    detokenizer.drop()
+    assert shown + detokenizer.flush() == data.decode("utf-8", "ignore")
+
+
 def test_a_token_without_bytes_gives_no_text_and_disturbs_nothing() -> None:
     assert deltas([b"\xc3", b"", b"\xa9"]) == ["", "", "é", ""]

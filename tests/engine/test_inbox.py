@@ -69,7 +69,7 @@ def test_prompts_that_come_together_to_an_idle_engine_are_read_in_one_step(
     monkeypatch.setattr("cllm.engine.scheduler._GATHER_S", WAIT)
     engine = load(parallel=2)
     steps = recorded_steps(engine)
-    asked = [engine.submit(list(range(n, n + 40)), greedy(2)) for n in (300, 400)]
+    asked = [engine.submit(list(range(n, n + 30)), greedy(2)) for n in (300, 400)]
     for generation in asked:
         finished(generation)
     assert set(steps[0]) == {0, 1}

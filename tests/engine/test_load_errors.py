@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import signal
 import struct
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -95,6 +97,55 @@ def test_an_unknown_architecture_is_refused(tmp_path: Path) -> None:
     assert "alien" in refusal(path)
 
 
+def written_without(source: Path, target: Path, left_out: str) -> Path:
+    """A copy of a model that lacks a key or a tensor."""
+    reader = gguf.GGUFReader(source)
+    writer = gguf.GGUFWriter(target, reader.fields["general.architecture"].contents())
+    for item in reader.fields.values():
+        if item.name.startswith("GGUF.") or item.name in ("general.architecture", left_out):
+            continue
+        inner = item.types[-1] if item.types[0] == gguf.GGUFValueType.ARRAY else None
+        writer.add_key_value(item.name, item.contents(), item.types[0], inner)
+    for tensor in reader.tensors:
+        if tensor.name != left_out:
+            writer.add_tensor(tensor.name, tensor.data, raw_dtype=tensor.tensor_type)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return target
+
+
+@pytest.mark.parametrize(
+    "left_out",
+    ["llama.context_length", "llama.block_count", "token_embd.weight", "blk.0.ffn_norm.weight"],
+)
+def test_what_is_missing_is_named(model_path: Path, tmp_path: Path, left_out: str) -> None:
+    path = written_without(model_path, tmp_path / "lacking.gguf", left_out)
+    assert left_out in refusal(path)
+
+
+@pytest.mark.parametrize(
+    ("arch", "kind", "says"),
+    [("llama", "adapter", "LoRA"), ("clip", "mmproj", "mmproj"), ("clip", None, "mmproj")],
+)
+def test_what_only_belongs_to_a_model_is_refused_by_its_kind(
+    tmp_path: Path, arch: str, kind: str | None, says: str
+) -> None:
+    import numpy as np
+
+    path = tmp_path / "part.gguf"
+    writer = gguf.GGUFWriter(path, arch)
+    if kind is not None:
+        writer.add_type(kind)
+    writer.add_tensor("blk.0.attn_q.weight.lora_a", np.zeros((4, 32), dtype=np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    assert says in refusal(path)
+
+
 def test_a_missing_part_of_a_split_model_is_named(model_path: Path, tmp_path: Path) -> None:
     import numpy as np
 
@@ -125,6 +176,39 @@ def test_progress_rises_to_one(model_path: Path) -> None:
     Engine.load(model_path, parallel=1, ctx_size=64, progress=seen.append).close()
     assert seen == sorted(seen)
     assert seen[-1] == 1.0
+
+
+@pytest.mark.parametrize("error", [ValueError("mine"), OSError("disk"), KeyboardInterrupt()])
+def test_what_progress_raises_reaches_the_caller_as_it_is(
+    model_path: Path, capfd: pytest.CaptureFixture[str], error: BaseException
+) -> None:
+    calls: list[float] = []
+
+    def progress(fraction: float) -> None:
+        calls.append(fraction)
+        raise error
+
+    with pytest.raises(type(error)) as caught:
+        Engine.load(model_path, parallel=1, ctx_size=64, progress=progress)
+    assert caught.value is error
+    assert len(calls) == 1, "loading stops there"
+    assert "ctypes" not in capfd.readouterr().err
+    Engine.load(model_path, parallel=1, ctx_size=64).close()
+
+
+@pytest.mark.usefixtures("ctrl_c")
+def test_ctrl_c_while_a_model_is_read_reaches_the_caller(model_path: Path) -> None:
+    pressed = threading.Event()
+
+    def progress(fraction: float) -> None:
+        if not pressed.is_set():
+            pressed.set()
+            signal.raise_signal(signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt):
+        Engine.load(model_path, parallel=1, ctx_size=64, progress=progress)
+    assert pressed.is_set()
+    assert not [t for t in threading.enumerate() if t.name == "cllm-load"]
 
 
 @pytest.mark.parametrize(

@@ -210,6 +210,22 @@ def test_every_sampler_changes_the_text_and_keeps_to_its_seed(
     assert text != chosen(engine)
 
 
+def test_a_temperature_of_0_that_may_rise_is_not_greedy(engine: Engine) -> None:
+    assert chosen(engine, temperature=0.0, dynatemp_range=2.0, dynatemp_exponent=0.1) != chosen(
+        engine, temperature=0.0
+    )
+    off = {"samplers": ("top_k",)}
+    assert chosen(engine, temperature=0.0, dynatemp_range=2.0, **off) == chosen(
+        engine, temperature=0.0
+    )
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_mirostat_takes_the_temperature_as_it_is(engine: Engine, version: int) -> None:
+    fixed = chosen(engine, mirostat=version, temperature=1.0)
+    assert chosen(engine, mirostat=version, temperature=1.0, dynatemp_range=1.0) == fixed
+
+
 def test_a_sampler_that_is_not_listed_does_nothing(engine: Engine) -> None:
     everything = [name for name in SAMPLERS if name not in ("xtc", "dry", "penalties")]
     off = {"xtc_probability": 1.0, "dry_multiplier": 5.0, "frequency_penalty": 2.0}

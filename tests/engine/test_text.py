@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cllm.engine import Engine
+from cllm.engine import Constraint, Engine, SamplingParams
 from cllm.models import demo_path
 
 CONTROL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|startoftext|>")
@@ -42,6 +42,34 @@ def test_every_text_comes_back_as_it_was(engine: Engine, text: str) -> None:
 @given(st.text())
 def test_any_unicode_comes_back_as_it_was(engine: Engine, text: str) -> None:
     assert engine.detokenize(engine.tokenize(text)) == text
+
+
+SPELLED = "你好🙂é한!"
+
+
+@pytest.mark.parametrize("logprobs", [None, 0])
+def test_a_text_that_is_cut_off_ends_with_its_last_whole_character(
+    engine: Engine, logprobs: int | None
+) -> None:
+    constraint = Constraint("regex", SPELLED)
+    whole, seen = SPELLED.encode(), set()
+    for count in range(1, len(whole) + 1):
+        params = SamplingParams(
+            max_tokens=count, constraint=constraint, logprobs=logprobs, record_tokens=True
+        )
+        deltas: list[str] = []
+        for text in (engine.submit("Say", params), engine.submit("Say", params)):
+            text.wait(60)
+            deltas.append("".join(text.take()))
+            pieces = b"".join(record.piece for record in text.take_tokens())
+            assert whole.startswith(pieces)
+            assert deltas[-1] == pieces.decode("utf-8", "ignore")
+        assert deltas[0] == deltas[1]
+        assert "\ufffd" not in deltas[0]
+        seen.add(deltas[0].encode() != pieces)
+        if pieces == whole:
+            break
+    assert seen == {True, False}, "some cuts are within a character, some are not"
 
 
 def test_control_tokens_in_a_text_are_text_unless_asked_for(engine: Engine) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable
 
 import pytest
 
@@ -219,13 +218,28 @@ def test_counts_are_right_however_connections_end(serve: Serve) -> None:
     handler = basic_handler()
     handler.get("/stream", lambda request: HttpResponse.stream(BodyStream()))
     server = serve(handler, max_connections_per_client=10, linger_timeout=0.0)
-    ends: list[Callable[[RawClient], object]] = [
-        lambda c: c.close(),
-        lambda c: (c.send(b"GET"), c.reset()),
-        lambda c: (c.send(b"NONSENSE\r\n\r\n"), c.reply(), c.close()),
-        lambda c: (c.send(encode(path="/stream")), c.reset()),
-        lambda c: (c.request(headers={"Connection": "close"}), c.ended()),
-    ]
+
+    def silent(client: RawClient) -> None:
+        client.close()
+
+    def reset_in_a_head(client: RawClient) -> None:
+        client.send(b"GET")
+        client.reset()
+
+    def nonsense(client: RawClient) -> None:
+        client.send(b"NONSENSE\r\n\r\n")
+        client.reply()
+        client.close()
+
+    def reset_in_a_stream(client: RawClient) -> None:
+        client.send(encode(path="/stream"))
+        client.reset()
+
+    def closed_as_asked(client: RawClient) -> None:
+        client.request(headers={"Connection": "close"})
+        assert client.ended()
+
+    ends = (silent, reset_in_a_head, nonsense, reset_in_a_stream, closed_as_asked)
     for round_ in range(20):
         for end in ends:
             end(RawClient(server.port))

@@ -1,0 +1,98 @@
+"""Ends a step early when what it reads is no longer wanted: cancelled, too late, or closed."""
+
+from __future__ import annotations
+
+import logging
+import math
+import threading
+import time
+from collections.abc import Iterable
+
+from cllm.engine.llama import Context
+from cllm.engine.request import Request
+from cllm.engine.sequence import Sequence
+
+_log = logging.getLogger("cllm.engine")
+
+_LONGEST_STEP_S = 10.0  # a deadline that is farther away is looked at between two steps
+
+
+class Interruption:
+    """The engine thread says which prompts a step reads; any thread may end that step.
+
+    A step is bounded to about a second, which is a long time for a prompt nobody wants. A step
+    without a cancelled or expired prompt is not interrupted, except when the engine is closed.
+    """
+
+    def __init__(self, context: Context, can_undo: bool) -> None:
+        """can_undo: whether the memory can go back to before a step; if not, only stop() counts."""
+        self._context = context
+        self._can_undo = can_undo
+        self._lock = threading.Lock()
+        self._reading: frozenset[Request] = frozenset()
+        self._step = 0
+        self._interrupted = False
+        self._stopped = False
+        self._timer: threading.Timer | None = None
+
+    # Any thread.
+
+    def cancel(self, request: Request) -> None:
+        """End the step in progress if it reads this request's prompt."""
+        with self._lock:
+            if request in self._reading:
+                self._interrupt()
+
+    def stop(self) -> None:
+        """End the step in progress and those that would follow."""
+        with self._lock:
+            self._stopped = True
+            self._interrupt()
+
+    def _interrupt(self) -> None:
+        self._interrupted = True
+        self._context.interrupt()
+
+    def _expire(self, step: int) -> None:
+        with self._lock:
+            if step == self._step and self._reading:
+                self._interrupt()
+
+    # The engine thread.
+
+    def begin(self, sequences: Iterable[Sequence]) -> None:
+        """A step begins that reads these prompts."""
+        reading = list(sequences) if self._can_undo else []
+        with self._lock:
+            self._step += 1
+            self._reading = frozenset(s.generation for s in reading)
+            if not self._stopped:
+                self._interrupted = False
+                self._context.resume()
+        # Cancelled before it was known what the step reads.
+        if any(s.generation._cancel_requested for s in reading):
+            with self._lock:
+                self._interrupt()
+        deadline = min((s.deadline for s in reading), default=math.inf)
+        if deadline - time.monotonic() < _LONGEST_STEP_S:
+            self._start_timer(deadline)
+
+    def _start_timer(self, deadline: float) -> None:
+        left = max(0.0, deadline - time.monotonic())
+        timer = threading.Timer(left, self._expire, (self._step,))
+        timer.name, timer.daemon = "cllm-deadline", True
+        try:
+            timer.start()
+        except RuntimeError:  # no thread is to be had: the deadline is seen after the step
+            _log.debug("no thread for a deadline", exc_info=True)
+        else:
+            self._timer = timer
+
+    def end(self) -> bool:
+        """The step has ended; return whether it was asked to."""
+        timer, self._timer = self._timer, None
+        if timer is not None:
+            timer.cancel()
+        with self._lock:
+            self._reading = frozenset()
+            return self._interrupted
