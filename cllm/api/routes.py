@@ -18,7 +18,7 @@ from cllm.api.openapi import OpenApi, answers
 from cllm.api.responses import success, too_many_requests
 from cllm.api.route import Family, Route
 from cllm.api.schemas import TOO_DEEP
-from cllm.api.service import RETRY_AFTER, Service, State
+from cllm.api.service import Service, State
 from cllm.api.submission import Submission
 from cllm.engine import EngineError, PromptTooLong, QueueFull
 from cllm.http import HttpError, HttpHandler, HttpRequest, HttpResponse
@@ -92,7 +92,7 @@ def _guarded(service: Service, family: Family, endpoint: Endpoint, large: LargeB
         except QueueFull as error:
             if family is NATIVE:
                 return too_many_requests()
-            raise HttpError(429, str(error), (("Retry-After", str(RETRY_AFTER)),)) from None
+            raise describe(error, request.id) from None
         except PromptTooLong as error:
             if family.too_long is None:
                 raise describe(error, request.id) from None
