@@ -257,6 +257,11 @@ class Engine:
         return [slot_info(slot) for slot in self._scheduler.slots]
 
     @property
+    def crowded(self) -> bool:
+        """Whether a request that is submitted now has to wait for others."""
+        return self._runner.crowded
+
+    @property
     def healthy(self) -> bool:
         """Whether requests are served: not closed, and the engine thread has not given up."""
         return self._finalizer.alive and self._runner.failure is None

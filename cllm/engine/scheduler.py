@@ -69,6 +69,11 @@ class Scheduler:
         """What made the loop give up, if it did."""
         return self._inbox.failure
 
+    @property
+    def crowded(self) -> bool:
+        """Whether all that can be worked on at once is there."""
+        return self._inbox.in_flight >= self._stats.slots_total
+
     def snapshot(self) -> EngineStats:
         """Counters and gauges, as of now."""
         cache, inbox = self._cache, self._inbox
