@@ -103,7 +103,10 @@ class Settings:
         "auto: 2G, or half of the free memory if that is less",
     )  # fmt: skip
     max_queue: int = option(
-        256, ENGINE, integer(0), "requests that may wait for a sequence; more are answered 429"
+        256,
+        ENGINE,
+        integer(0),
+        "requests that may wait for a sequence; past it the client with most waiting gets 429",
     )
     batch_size: int = option(2048, ENGINE, integer(1, 1 << 20), "most tokens in a step")
     ubatch_size: int | None = option(

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from cllm.api.responses import failure, success, too_many_requests
 from cllm.api.schemas import BENCHMARK, BenchmarkRequest
 from cllm.api.service import Service
+from cllm.api.tenants import tenant_of
 from cllm.engine import EngineError, QueueFull, SamplingParams
 from cllm.http import DeferredResponse, HttpRequest, HttpResponse
 
@@ -46,7 +47,8 @@ class Benchmarks:
         """
         asked = BENCHMARK.decode(request.body or b"{}")
         engine = self._service.engine
-        run = _Run(engine, asked, self._service.settings.request_timeout)
+        timeout = self._service.settings.request_timeout
+        run = _Run(engine, asked, timeout, tenant_of(request))
         engine.check_prompt(run.prompt)
         if not self._room.acquire(blocking=False):
             return too_many_requests()
@@ -92,6 +94,11 @@ class _Request:
         self._told = False
         self.generation: Generation | None = None
 
+    @property
+    def gave_way(self) -> bool:
+        """Whether it has left a full queue for a request of another client."""
+        return self.generation is not None and isinstance(self.generation.error, QueueFull)
+
     def on_update(self) -> None:
         """On the engine thread after a step, and once after submission."""
         generation = self.generation
@@ -106,11 +113,14 @@ class _Request:
 class _Run:
     """One benchmark: submits, collects, reports."""
 
-    def __init__(self, engine: Engine, asked: BenchmarkRequest, request_timeout: float) -> None:
+    def __init__(
+        self, engine: Engine, asked: BenchmarkRequest, request_timeout: float, tenant: str
+    ) -> None:
         self.prompt = engine.tokenize(asked.prompt)
         self._engine = engine
         self._asked = asked
         self._request_timeout = request_timeout
+        self._tenant = tenant
         sampling = SamplingParams(max_tokens=asked.max_tokens)
         if asked.temperature is not None:
             sampling = replace(sampling, temperature=asked.temperature)
@@ -148,6 +158,9 @@ class _Run:
                     log.info("benchmark: cancelled after %d of %d", done, asked.requests)
                     return
                 self._in_flight.discard(request)
+                if request.gave_way:
+                    waiting += 1
+                    continue
                 self._collect(request)
                 done += 1
                 if done % tenth == 0:
@@ -167,6 +180,7 @@ class _Run:
                 self._sampling,
                 deadline=self._request_timeout,
                 on_update=request.on_update,
+                tenant=self._tenant,
             )
         except QueueFull:
             return False

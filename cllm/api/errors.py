@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import logging
 
+from cllm.api.service import RETRY_AFTER
 from cllm.engine import (
     DeadlineExceeded,
     EngineClosed,
     EngineError,
     InvalidRequest,
     NotEnabled,
+    QueueFull,
     TooIntricate,
     Unsupported,
 )
@@ -21,14 +23,16 @@ log = logging.getLogger("cllm.api")
 def describe(error: BaseException, request_id: str) -> HttpError:
     """The status and the text for an error of a generation.
 
-    InvalidRequest and TooIntricate 400, DeadlineExceeded 408, NotEnabled and Unsupported 501,
-    EngineClosed 503; anything else is a fault of the server: 500, with the request's id, under
-    which the log has the rest.
+    InvalidRequest and TooIntricate 400, DeadlineExceeded 408, QueueFull 429, NotEnabled and
+    Unsupported 501, EngineClosed 503; anything else is a fault of the server: 500, with the
+    request's id, under which the log has the rest.
     """
     if isinstance(error, (InvalidRequest, TooIntricate)):
         return HttpError(400, str(error))
     if isinstance(error, DeadlineExceeded):
         return HttpError(408, str(error))
+    if isinstance(error, QueueFull):
+        return HttpError(429, str(error), (("Retry-After", str(RETRY_AFTER)),))
     if isinstance(error, (NotEnabled, Unsupported)):
         # OpenAI's client would ask a second and a third time.
         return HttpError(501, str(error), (("X-Should-Retry", "false"),))

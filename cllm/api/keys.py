@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from hashlib import sha256
 from hmac import compare_digest
 
+from cllm.api.tenants import TENANT
 from cllm.http import HttpError, HttpRequest
 from cllm.http.handler import Check
 
@@ -20,18 +21,21 @@ def require_key(keys: Iterable[str]) -> Check:
     A browser's preflight carries no key: CORS must stand around this.
     """
     # Digests are equally long, so that neither time nor memory tells anything of a key.
-    known = [sha256(key.encode()).digest() for key in keys]
+    known = [sha256(key.encode()).digest() for key in dict.fromkeys(keys)]
 
-    def is_known(key: str) -> bool:
+    def number_of(key: str) -> int:
+        """1 for the first of the keys; 0: it is none of them."""
         given = sha256(key.encode()).digest()
         # All of them: which one fits must not show in the time either.
-        return sum([compare_digest(given, digest) for digest in known]) > 0
+        return sum([compare_digest(given, digest) * n for n, digest in enumerate(known, 1)])
 
     def check(request: HttpRequest) -> None:
         if request.path in OPEN:
             return
         given = _keys_of(request)
-        if any(is_known(key) for key in given):
+        number = max(map(number_of, given), default=0)
+        if number:
+            request.context[TENANT] = f"key {number}"
             return
         if not given:
             fields = [("WWW-Authenticate", "Bearer")]

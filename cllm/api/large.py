@@ -1,7 +1,8 @@
-"""Large bodies on a thread of their own: tokenizing megabytes takes seconds and holds no worker.
+"""Work that holds no worker: it runs on a thread of its own, one request after the other.
 
-Sixteen clients with 16 MiB of text each would otherwise keep every worker busy, and ``/health``
-waiting, for as long as that takes.
+Large bodies: tokenizing megabytes takes seconds, and sixteen clients with 16 MiB of text each would
+keep every worker busy. Generations for which no slot is free: they wait anyway, and a thousand that
+arrive at once would keep ``/health`` waiting until all are tokenized and submitted.
 """
 
 from __future__ import annotations
@@ -21,16 +22,23 @@ Answer = HttpResponse | DeferredResponse
 Endpoint = Callable[[HttpRequest], Answer]
 
 
-class LargeBodies:
-    """Runs endpoints for large requests one after the other; its thread lives while any wait."""
+class Lane:
+    """Runs endpoints one after the other; its thread lives while any wait."""
 
-    __slots__ = ("_handler", "_lock", "_running", "_waiting")
+    __slots__ = ("_handler", "_lock", "_name", "_running", "_waiting")
 
-    def __init__(self, handler: HttpHandler) -> None:
+    def __init__(self, handler: HttpHandler, name: str) -> None:
+        """name: of the thread."""
         self._handler = handler
+        self._name = name
         self._lock = threading.Lock()
         self._running = False
         self._waiting: deque[tuple[Endpoint, HttpRequest, DeferredResponse]] = deque()
+
+    @property
+    def busy(self) -> bool:
+        """Whether a request runs or waits here."""
+        return self._running
 
     def run(self, endpoint: Endpoint, request: HttpRequest) -> DeferredResponse:
         """What the endpoint will answer, errors included."""
@@ -39,7 +47,7 @@ class LargeBodies:
             self._waiting.append((endpoint, request, answer))
             start, self._running = not self._running, True
         if start:
-            threading.Thread(target=self._work, name="cllm-large-bodies", daemon=True).start()
+            threading.Thread(target=self._work, name=self._name, daemon=True).start()
         return answer
 
     def _work(self) -> None:

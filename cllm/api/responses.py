@@ -34,6 +34,8 @@ def failure(
 
 def refused(error: HttpError) -> HttpResponse:
     """The failure envelope for an error."""
+    if error.status == 429:
+        return too_many_requests()
     return failure(error.status, error.message, headers=error.headers)
 
 

@@ -9,7 +9,7 @@ from cllm.api.anthropic import routes as anthropic
 from cllm.api.errors import describe
 from cllm.api.health import unavailable
 from cllm.api.keys import OPEN, require_key
-from cllm.api.large import LARGE, Answer, Endpoint, LargeBodies
+from cllm.api.large import LARGE, Answer, Endpoint, Lane
 from cllm.api.llama_server import routes as llama_server
 from cllm.api.metrics import Metrics
 from cllm.api.native import NATIVE
@@ -18,7 +18,7 @@ from cllm.api.openapi import OpenApi, answers
 from cllm.api.responses import success, too_many_requests
 from cllm.api.route import Family, Route
 from cllm.api.schemas import TOO_DEEP
-from cllm.api.service import RETRY_AFTER, Service, State
+from cllm.api.service import Service, State
 from cllm.api.submission import Submission
 from cllm.engine import EngineError, PromptTooLong, QueueFull
 from cllm.http import HttpError, HttpHandler, HttpRequest, HttpResponse
@@ -61,11 +61,11 @@ def create_handler(service: Service) -> HttpHandler:
     handler.error_body = _error_body
     if service.settings.api_keys:
         handler.add_check(require_key(service.settings.api_keys))
-    large = LargeBodies(handler)
+    large, waiting = Lane(handler, "cllm-large-bodies"), Lane(handler, "cllm-submissions")
     for route in routes:
         family, endpoint = _family(route.path), route.endpoint
         if route.path not in _UNGUARDED:
-            endpoint = _guarded(service, family, endpoint, large)
+            endpoint = _guarded(service, family, endpoint, large, waiting if route.events else None)
         if family.around is not None:
             endpoint = family.around(endpoint)
         register = handler.get if route.method == "GET" else handler.post
@@ -83,8 +83,13 @@ def _error_body(status: int, message: str, request: HttpRequest | None) -> tuple
     return family.error_body(status, message)
 
 
-def _guarded(service: Service, family: Family, endpoint: Endpoint, large: LargeBodies) -> Endpoint:
-    """Answer 503 while there is no model, and put what the engine refuses into HTTP's words."""
+def _guarded(
+    service: Service, family: Family, endpoint: Endpoint, large: Lane, waiting: Lane | None
+) -> Endpoint:
+    """Answer 503 while there is no model, and put what the engine refuses into HTTP's words.
+
+    waiting: where the endpoint runs while no slot is free, if it generates.
+    """
 
     def refusing(request: HttpRequest) -> Answer:
         try:
@@ -92,7 +97,7 @@ def _guarded(service: Service, family: Family, endpoint: Endpoint, large: LargeB
         except QueueFull as error:
             if family is NATIVE:
                 return too_many_requests()
-            raise HttpError(429, str(error), (("Retry-After", str(RETRY_AFTER)),)) from None
+            raise describe(error, request.id) from None
         except PromptTooLong as error:
             if family.too_long is None:
                 raise describe(error, request.id) from None
@@ -109,6 +114,8 @@ def _guarded(service: Service, family: Family, endpoint: Endpoint, large: LargeB
             raise service.unavailable()
         if len(request.body) > LARGE:
             return large.run(refusing, request)
+        if waiting is not None and (waiting.busy or service.engine.crowded):
+            return waiting.run(refusing, request)
         return refusing(request)
 
     return guarded

@@ -14,6 +14,7 @@ from cllm.api.errors import describe
 from cllm.api.metrics import Metrics
 from cllm.api.service import Service
 from cllm.api.stream import Frames, GenerationStream
+from cllm.api.tenants import tenant_of
 from cllm.http import DeferredResponse, HttpError, HttpRequest, HttpResponse
 
 if TYPE_CHECKING:
@@ -54,7 +55,7 @@ class Submission:
         Raises HttpError 503, InvalidRequest, QueueFull; then nothing was left queued.
         """
         answer: _Whole[Generation] = _Whole(request.id, respond, refuse, self._metrics)
-        answer.bind(self._submit(wanted, answer.on_update))
+        answer.bind(self._submit(request, wanted, answer.on_update))
         return answer.deferred
 
     def embedded(
@@ -74,6 +75,7 @@ class Submission:
             name=name,
             deadline=self._service.settings.request_timeout,
             on_update=answer.on_update,
+            tenant=tenant_of(request),
         )
         answer.bind([embedding])
         return answer.deferred
@@ -86,14 +88,15 @@ class Submission:
     ) -> HttpResponse:
         """Answer with events as the tokens come; raises as `whole`."""
         stream = GenerationStream(request.id, self._metrics.finished)
-        generations = self._submit(wanted, stream.on_update)
+        generations = self._submit(request, wanted, stream.on_update)
         stream.bind(generations, frames(generations))
         return HttpResponse.sse(stream)
 
     def _submit(
-        self, wanted: Sequence[Wanted], on_update: Callable[[], None]
+        self, request: HttpRequest, wanted: Sequence[Wanted], on_update: Callable[[], None]
     ) -> Sequence[Generation]:
         engine, deadline = self._service.engine, self._service.settings.request_timeout
+        tenant = tenant_of(request)
         generations: list[Generation] = []
         try:
             for each in wanted:
@@ -105,6 +108,7 @@ class Submission:
                         on_update=on_update,
                         slot=each.slot,
                         fresh=each.fresh,
+                        tenant=tenant,
                     )
                 )
         except BaseException:
@@ -147,6 +151,8 @@ class _Whole(Generic[R]):
         submitted = self._submitted
         if not submitted or self.deferred.cancelled:
             return
+        if any(each.error is not None for each in submitted):
+            self._cancel("another part of the answer failed")
         if not all(each.done for each in submitted):
             return
         try:
@@ -163,8 +169,8 @@ class _Whole(Generic[R]):
         for each in submitted:
             if each.error is not None:
                 raise each.error
-            if each.finish_reason == "cancelled":
-                raise HttpError(503, "the generation was cancelled")
+        if any(each.finish_reason == "cancelled" for each in submitted):
+            raise HttpError(503, "the generation was cancelled")
         return self._respond(submitted)
 
     def _cancel(self, reason: str) -> None:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections import deque
 from collections.abc import Callable
 
+from cllm.engine.fairness import FairQueue
 from cllm.engine.llama import Vocab
 from cllm.engine.placement import Placer
 from cllm.engine.sampling import TokenSampler
@@ -19,7 +19,7 @@ GiveUp = Callable[[Sequence, Exception], None]
 
 
 class Admission:
-    """First come first served, into slots that have what a prompt begins with. Engine thread."""
+    """Fair between tenants, into slots that have what a prompt begins with. Engine thread."""
 
     def __init__(
         self, placer: Placer, vocab: Vocab, stats: EngineStats, shared_cells: int | None
@@ -29,7 +29,7 @@ class Admission:
         self._vocab = vocab
         self._stats = stats
         self._shared_cells = shared_cells
-        self.waiting: deque[Sequence] = deque()
+        self.waiting: FairQueue[Sequence] = FairQueue()
 
     def catch_up(self, running: list[Sequence], give_up: GiveUp) -> None:
         """Let go on who waited for a prompt that another sequence has evaluated by now.
@@ -66,7 +66,7 @@ class Admission:
             # A step that failed has left a copy undone, and no other step will come.
             slot = place(sequence.tokens, sequence.wanted_slot, fresh=True)
             assert slot is not None
-        self.waiting.remove(sequence)
+        self.waiting.take(sequence)
         running.append(sequence)
         sequence.slot = slot
         sequence.generation.slot = slot.id
@@ -83,7 +83,7 @@ class Admission:
         """The first that can be admitted; whoever wants a busy slot lets others go ahead."""
         cache = self._placer.cache
         if self.waiting and cache.has_idle:
-            for sequence in self.waiting:
+            for sequence in self.waiting.candidates():
                 if sequence.wanted_slot is None or not cache.slots[sequence.wanted_slot].busy:
                     return sequence if self._fits(sequence, running) else None
         return None
@@ -101,6 +101,7 @@ class Admission:
         if sequence.preempted:
             stats.recomputed_tokens += len(sequence.tokens) - reused
             return
+        self.waiting.charge(sequence.tenant, len(sequence.tokens) - reused)
         sequence.generation.usage.cached_tokens = reused
         stats.cached_tokens += reused
         stats.prefix_hits += reused > 0

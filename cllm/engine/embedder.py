@@ -102,11 +102,12 @@ class Embedder:
         name: str = "input",
         deadline: float | None = None,
         on_update: Callable[[], None] | None = None,
+        tenant: str = "",
     ) -> Embedding:
         """Queue inputs, as tokens, and return at once.
 
         name: of the field that they come from, for errors. deadline: seconds from now to the end;
-        it is looked at before each batch. on_update: see Request.
+        it is looked at before each batch. on_update: see Request. tenant: see Engine.submit.
         Raises InvalidRequest, InputTooLong, QueueFull, EngineClosed; then nothing was queued.
         """
         if deadline is not None and not 0 < deadline < math.inf:
@@ -126,7 +127,7 @@ class Embedder:
                 wrong = next(t for t in tokens if not 0 <= t < info.vocab_size)
                 raise InvalidRequest(field, wrong, f"tokens from 0 to {info.vocab_size - 1}")
         embedding = Embedding(sum(map(len, inputs)), on_update, self._scheduler.cancel)
-        self._scheduler.submit(Job(inputs, embedding, deadline))
+        self._scheduler.submit(Job(inputs, embedding, deadline, tenant))
         return embedding
 
 

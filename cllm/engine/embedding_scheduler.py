@@ -6,12 +6,12 @@ import logging
 import math
 import time
 from array import array
-from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from cllm.engine.embedding import Embedding, all_finite
 from cllm.engine.errors import DeadlineExceeded, EngineClosed, EngineError, described
+from cllm.engine.fairness import FairQueue
 from cllm.engine.inbox import Inbox
 from cllm.engine.llama import INTERRUPTED, Batch, Context
 from cllm.engine.pooling import EmbeddingShape
@@ -26,10 +26,14 @@ _FAILURES_TO_GIVE_UP = 3  # steps in a row that ended in an unexpected exception
 class Job:
     """One request. next: the input whose turn it is. read: tokens of it that are in memory."""
 
-    __slots__ = ("deadline", "deadline_s", "embedding", "inputs", "next", "read")
+    __slots__ = ("deadline", "deadline_s", "embedding", "inputs", "next", "read", "tenant")
 
     def __init__(
-        self, inputs: Sequence[Sequence[int]], embedding: Embedding, deadline: float | None
+        self,
+        inputs: Sequence[Sequence[int]],
+        embedding: Embedding,
+        deadline: float | None,
+        tenant: str = "",
     ) -> None:
         self.inputs = [array("i", tokens) for tokens in inputs]
         self.embedding = embedding
@@ -37,6 +41,7 @@ class Job:
         self.deadline = math.inf if deadline is None else time.monotonic() + deadline
         self.next = 0
         self.read = 0
+        self.tenant = tenant
 
     @property
     def left(self) -> int:
@@ -78,7 +83,8 @@ class EmbeddingScheduler:
         self._stats = EngineStats(
             queue_limit=max_queue, slots_total=shape.most_inputs, kv_cells=context.n_ctx
         )
-        self._jobs: deque[Job] = deque()  # in turn; those whose last input is computed have left
+        self._jobs: FairQueue[Job] = FairQueue()  # those whose last input was begun have left
+        self._reading: Job | None = None  # a part of its next input is in memory
         self._parts: list[_Part] = []  # what this step computes
         self._changed: list[Embedding] = []
         self._failures = 0
@@ -94,6 +100,11 @@ class EmbeddingScheduler:
     def failure(self) -> Exception | None:
         """What made the loop give up, if it did."""
         return self._inbox.failure
+
+    @property
+    def crowded(self) -> bool:
+        """Whether all that can be worked on at once is there."""
+        return self._inbox.in_flight >= self._stats.slots_total
 
     def snapshot(self) -> EngineStats:
         """Counters and gauges, as of now."""
@@ -119,8 +130,9 @@ class EmbeddingScheduler:
             _log.exception("the engine thread gives up")
             self._inbox.fail(error)
         finally:
-            arrivals, ending = self._inbox.close(), self._inbox.ending()
-            for job in [*self._jobs, *(part.job for part in self._parts), *arrivals]:
+            self._jobs.extend(self._inbox.close())
+            ending = self._inbox.ending()
+            for job in list(self._jobs):
                 self._finish(job, FinishReason.ERROR, ending)
             self._notify()
 
@@ -129,11 +141,13 @@ class EmbeddingScheduler:
         messages = self._inbox.take(wait=not self._jobs)
         if messages is None:
             return False
-        arrivals, cancelled = messages
-        self._jobs.extend(arrivals)
-        if cancelled:
+        self._jobs.extend(messages.arrivals)
+        for job, refusal in messages.displaced:
+            if not (job.next or job.read):
+                self._finish(job, FinishReason.ERROR, refusal)
+        if messages.cancelled:
             for job in list(self._jobs):
-                if job.embedding in cancelled:
+                if job.embedding in messages.cancelled:
                     self._finish(job, FinishReason.CANCELLED)
         return True
 
@@ -179,14 +193,17 @@ class EmbeddingScheduler:
             self._finish(job, FinishReason.ERROR, DeadlineExceeded(job.deadline_s))
 
     def _plan(self) -> None:
-        """One input of each request in turn while they fit; a long one has batches of its own."""
-        jobs, shape, parts = self._jobs, self._shape, self._parts
-        if not jobs[0].read:
+        """One input after the other while they fit; a long one has batches of its own.
+
+        The next one is of the tenant that has used the least, whose requests take turns.
+        """
+        shape, parts = self._shape, self._parts
+        if self._reading is None:
             self._context.clear()
         room = shape.packed
-        while jobs and len(parts) < shape.most_inputs:
-            job = jobs[0]
-            if parts and job.left > room:
+        while len(parts) < shape.most_inputs:
+            job = self._reading or next(self._jobs.candidates(), None)
+            if job is None or (parts and job.left > room):
                 break
             alone = job.left > room or job.read > 0
             part = _Part(job, job.next, job.read, job.read + min(job.left, shape.batch))
@@ -199,14 +216,18 @@ class EmbeddingScheduler:
     def _begin(self, part: _Part) -> None:
         """A part is on its way: the next request has its turn, unless more of the input is left."""
         job = part.job
-        job.embedding._note_admitted(0)
+        if not (job.next or job.read):
+            job.embedding._note_admitted(0)
+            self._inbox.begun(job)
+        self._jobs.charge(job.tenant, part.end - part.start)
         if not part.complete:
-            job.read = part.end
+            job.read, self._reading = part.end, job
             return
-        job.next, job.read = job.next + 1, 0
-        self._jobs.popleft()
+        job.next, job.read, self._reading = job.next + 1, 0, None
         if job.next < len(job.inputs):
-            self._jobs.append(job)
+            self._jobs.rotate(job)
+        else:
+            self._jobs.take(job)
 
     def _fill(self) -> int:
         batch, at = self._batch, 0
@@ -254,13 +275,14 @@ class EmbeddingScheduler:
         embedding = job.embedding
         if embedding.done:
             return
-        if job in self._jobs:
-            self._jobs.remove(job)
+        if self._reading is job:
+            self._reading = None
+        self._jobs.leave(job)
         # Counted before it is told: whoever waits for the end finds room and the right figures.
         finished = self._stats.requests_finished
         finished[reason.value] = finished.get(reason.value, 0) + 1
         timings = embedding.timings
-        self._inbox.ended(timings.total_s - timings.queued_s)
+        self._inbox.ended(job, timings.total_s - timings.queued_s)
         embedding._finish(reason, error)
         self._changed.append(embedding)
 

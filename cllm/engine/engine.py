@@ -134,13 +134,15 @@ class Engine:
         on_update: Callable[[], None] | None = None,
         slot: int | None = None,
         fresh: bool = False,
+        tenant: str = "",
     ) -> Generation:
         """Queue a prompt, text or tokens, and return at once.
 
         Text gets the special tokens that the model's own rules add (BOS); special tokens spelled
         out in it are text. deadline: seconds from now to the end of the generation; it is looked
         at before each step. on_update: see Generation. slot: the only one to run in.
-        fresh: reuse nothing of earlier prompts.
+        fresh: reuse nothing of earlier prompts. tenant: whose request it is; slots are shared
+        fairly between tenants, and one tenant's requests are served in their order.
         Raises InvalidRequest, PromptTooLong, QueueFull, Unsupported, EngineClosed.
         """
         if deadline is not None and not 0 < deadline < math.inf:
@@ -148,7 +150,7 @@ class Engine:
         n_slots = self._info.context.parallel
         if slot is not None and not 0 <= slot < n_slots:
             raise InvalidRequest("slot", slot, f"a slot from 0 to {n_slots - 1}")
-        self._scheduler.check_open()
+        self._scheduler.check_open(tenant)
         with self._guard.borrowed():
             tokens = self._prompt_tokens(prompt)
             self._check_against_vocabulary(params)
@@ -168,6 +170,7 @@ class Engine:
                 wanted_slot=slot,
                 fresh=fresh,
                 guesser=Guesser() if guesses and self._info.context.draft_max else None,
+                tenant=tenant,
             )
         )
         return generation
@@ -256,6 +259,11 @@ class Engine:
     def slots(self) -> list[SlotInfo]:
         """What each place for a sequence serves, or served last; as of now. Raises Unsupported."""
         return [slot_info(slot) for slot in self._scheduler.slots]
+
+    @property
+    def crowded(self) -> bool:
+        """Whether a request that is submitted now has to wait for others."""
+        return self._runner.crowded
 
     @property
     def healthy(self) -> bool:

@@ -5,13 +5,25 @@ from __future__ import annotations
 import math
 import threading
 import time
-from typing import Generic, TypeVar
+from dataclasses import dataclass
+from typing import Generic
 
 from cllm.engine.errors import EngineClosed, EngineError, QueueFull, described
+from cllm.engine.fairness import T, gives_way
 from cllm.engine.own_process import OwnProcess
 from cllm.engine.request import Request
 
-T = TypeVar("T")
+
+@dataclass(frozen=True, slots=True)
+class Messages(Generic[T]):
+    """What take() gives.
+
+    displaced: requests that give way to those of other tenants, and the errors that end them.
+    """
+
+    arrivals: list[T]
+    cancelled: set[Request]
+    displaced: list[tuple[T, QueueFull]]
 
 
 class Inbox(Generic[T]):
@@ -28,6 +40,8 @@ class Inbox(Generic[T]):
         self._changed = threading.Condition()
         self._arrivals: list[T] = []
         self._cancelled: set[Request] = set()
+        self._displaced: list[tuple[T, QueueFull]] = []
+        self._waiting: dict[str, dict[T, None]] = {}  # by tenant, the newest last
         self._in_flight = 0
         self._woken = False
         self._stopping = False
@@ -39,29 +53,57 @@ class Inbox(Generic[T]):
         return self._in_flight
 
     def put(self, item: T) -> None:
-        """Leave a request. Raises QueueFull, EngineClosed, or EngineError if the thread died."""
+        """Leave a request. Raises QueueFull, EngineClosed, or EngineError if the thread died.
+
+        Where no more may wait, the newest request of the tenant that has most waiting gives way.
+        """
         self._process.check()
         with self._changed:
-            self._check_open()
+            yielding = self._check_open(item.tenant)
+            if yielding is not None:
+                self._displace(yielding)
             self._in_flight += 1
             self.submitted += 1
             self._arrivals.append(item)
+            self._waiting.setdefault(item.tenant, {})[item] = None
             self._changed.notify()
 
-    def check_open(self) -> None:
+    def check_open(self, tenant: str) -> None:
         """Raise what put would raise now, before effort goes into preparing a request."""
         self._process.check()
         with self._changed:
-            self._check_open()
+            self._check_open(tenant)
 
-    def _check_open(self) -> None:
+    def _check_open(self, newcomer: str) -> str | None:
+        """The tenant that must give way; None: there is room."""
         if self.failure is not None:
             raise self.ending() from self.failure
         if self._stopping:
             raise EngineClosed
-        if self._in_flight >= self._most:
+        if self._in_flight < self._most:
+            return None
+        yielding = gives_way(self._waiting, newcomer)
+        if yielding == newcomer:
             self.refused += 1
-            raise QueueFull(self._in_flight - self._max_running, self._retry_after())
+            raise self._queue_full()
+        return yielding
+
+    def _displace(self, tenant: str) -> None:
+        newest = next(reversed(self._waiting[tenant]))
+        self._forget(newest)
+        self.refused += 1
+        self._displaced.append((newest, self._queue_full()))
+
+    def _forget(self, item: T) -> None:
+        """It does not wait any more; nothing happens if it did not."""
+        waiting = self._waiting.get(item.tenant)
+        if waiting is not None and item in waiting:
+            del waiting[item]
+            if not waiting:
+                del self._waiting[item.tenant]
+
+    def _queue_full(self) -> QueueFull:
+        return QueueFull(self._in_flight - self._max_running, self._retry_after())
 
     def _retry_after(self) -> int:
         """Seconds that a request takes, once one has ended: then as many more have begun."""
@@ -87,8 +129,8 @@ class Inbox(Generic[T]):
 
     # The engine thread.
 
-    def take(self, *, wait: bool, gather_s: float = 0.0) -> tuple[list[T], set[Request]] | None:
-        """What arrived and which requests were cancelled; None: stop.
+    def take(self, *, wait: bool, gather_s: float = 0.0) -> Messages[T] | None:
+        """What arrived and which requests must end; None: stop.
 
         wait: sleep until there is something, and then until nobody joins the first arrival for
         gather_s seconds, so that those who come together begin together.
@@ -103,7 +145,8 @@ class Inbox(Generic[T]):
             self._woken = False
             arrivals, self._arrivals = self._arrivals, []
             cancelled, self._cancelled = self._cancelled, set()
-            return arrivals, cancelled
+            displaced, self._displaced = self._displaced, []
+            return Messages(arrivals, cancelled, displaced)
 
     def _gather(self, seconds: float) -> None:
         """Let arrivals come until nobody does for so long, or for five times as long in all.
@@ -139,8 +182,15 @@ class Inbox(Generic[T]):
             arrivals, self._arrivals = self._arrivals, []
             return arrivals
 
-    def ended(self, seconds: float) -> None:
-        """A request has ended, `seconds` after its work began."""
-        self._mean_s += 0.2 * (seconds - self._mean_s)
+    def begun(self, item: T) -> None:
+        """A request is worked on: it cannot give way to others any more."""
+        with self._changed:
+            self._forget(item)
+
+    def ended(self, item: T, seconds: float) -> None:
+        """A request has ended, `seconds` after its work began; 0: it did not begin."""
+        if seconds:
+            self._mean_s += 0.2 * (seconds - self._mean_s)
         with self._changed:
             self._in_flight -= 1
+            self._forget(item)

@@ -10,6 +10,7 @@ from dataclasses import replace
 from cllm.engine.admission import Admission
 from cllm.engine.commands import Commands
 from cllm.engine.errors import DeadlineExceeded, EngineError, described
+from cllm.engine.fairness import GENERATED
 from cllm.engine.generation import FinishReason, Generation
 from cllm.engine.guide import MaskThread
 from cllm.engine.inbox import Inbox
@@ -80,6 +81,11 @@ class Scheduler:
         """What made the loop give up, if it did."""
         return self._inbox.failure
 
+    @property
+    def crowded(self) -> bool:
+        """Whether all that can be worked on at once is there."""
+        return self._inbox.in_flight >= self._stats.slots_total
+
     def snapshot(self) -> EngineStats:
         """Counters and gauges, as of now."""
         cache, inbox = self._cache, self._inbox
@@ -130,13 +136,16 @@ class Scheduler:
         messages = self._inbox.take(wait=idle, gather_s=_GATHER_S)
         if messages is None:
             return False
-        arrivals, cancelled = messages
-        for sequence in arrivals:
-            self._waiting.append(sequence)
+        self._waiting.extend(messages.arrivals)
+        for sequence in messages.arrivals:
             self._next_deadline = min(self._next_deadline, sequence.deadline)
-        if cancelled:
+        for sequence, refusal in messages.displaced:
+            # One that was admitted or has ended meanwhile has left the queue already.
+            if sequence.sampler is None and not sequence.generation.done:
+                self._finish(sequence, FinishReason.ERROR, refusal)
+        if messages.cancelled:
             for sequence in [*self._running, *self._waiting]:
-                if sequence.generation in cancelled:
+                if sequence.generation in messages.cancelled:
                     self._finish(sequence, FinishReason.CANCELLED)
         return True
 
@@ -160,7 +169,10 @@ class Scheduler:
         self._expire()
         self._commands.obey(self._cache.slots)
         self._admission.catch_up(self._running, self._give_up)
+        known = len(self._running)
         self._admission.admit(self._running, self._give_up)
+        for sequence in self._running[known:]:
+            self._inbox.begun(sequence)
         plan = self._plan()
         if not plan:
             return
@@ -302,7 +314,7 @@ class Scheduler:
         sequence.preempted = True
         self._placer.forget(slot)
         self._cache.release(slot)
-        self._waiting.appendleft(sequence)
+        self._waiting.put_back(sequence)
 
     def _sample(self, plan: Plan) -> list[tuple[Sequence, list[int]]]:
         """Choose what follows in each sequence whose last token was decoded."""
@@ -333,7 +345,9 @@ class Scheduler:
         for sequence, tokens in chosen:
             length = len(sequence.tokens)
             reason = sequence.accept(tokens, now)
-            self._stats.completion_tokens += len(sequence.tokens) - length
+            generated = len(sequence.tokens) - length
+            self._stats.completion_tokens += generated
+            self._waiting.charge(sequence.tenant, GENERATED * generated)
             self._forget_wrong(sequence)
             if reason is not None:
                 self._finish(sequence, reason)
@@ -362,14 +376,13 @@ class Scheduler:
             self._running.remove(sequence)
             sequence.slot = None
             self._cache.release(slot)
-        else:
-            self._waiting.remove(sequence)
+        self._waiting.leave(sequence)
         sequence.close()
         # Counted before it is told: whoever waits for the end finds room and the right figures.
         finished = self._stats.requests_finished
         finished[reason.value] = finished.get(reason.value, 0) + 1
         timings = generation.timings
-        self._inbox.ended(timings.total_s - timings.queued_s)
+        self._inbox.ended(sequence, timings.total_s - timings.queued_s)
         generation._finish(reason, error)
         self._changed.append(generation)
 

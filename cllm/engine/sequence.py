@@ -45,6 +45,7 @@ class Sequence:
         "sampler",
         "slot",
         "supposed",
+        "tenant",
         "tokens",
         "wanted_slot",
     )
@@ -61,6 +62,7 @@ class Sequence:
         wanted_slot: int | None = None,
         fresh: bool = False,
         guesser: Guesser | None = None,
+        tenant: str = "",
     ) -> None:
         """wanted_slot: the only one it may run in. fresh: it reuses no tokens of others."""
         self.tokens = array("i", prompt)
@@ -77,6 +79,7 @@ class Sequence:
             self.max_length = min(ctx_size, self.n_prompt + params.max_tokens)
         self.wanted_slot = wanted_slot
         self.fresh = fresh
+        self.tenant = tenant
         self.slot: Slot | None = None
         self.sampler: TokenSampler | None = None
         self.preempted = False

@@ -119,9 +119,35 @@ def measure(
         }
     times |= {"/health alone": before.latencies, "/health beside": beside.latencies}
     report.table("Milliseconds", [_spread(name, values) for name, values in times.items()])
+    _report_health(report, beside, size)
+    report.target("at most 64 KiB of server memory a stream", kib, kib <= 64)
+
+
+def _report_health(report: Report, beside: Probe, size: int) -> None:
     p99 = percentile(beside.latencies, 99) * 1e3
     report.target(f"/health p99 under 50 ms beside {size} streams", p99, p99 < 50)
-    report.target("at most 64 KiB of server memory a stream", kib, kib <= 64)
+
+
+def bursts(
+    report: Report, server: Server, requests: list[bytes], given: argparse.Namespace
+) -> None:
+    """Repeat the burst; /health of each, next to that of an idle server as a control."""
+    script = Path(__file__).with_name("_synthetic_server.py")
+    port = free_port()
+    rows: list[dict[str, Any]] = []
+    with Server("control", [sys.executable, str(script), str(port), "2"], port) as idle:
+        for number in range(given.bursts):
+            with (
+                Probe(HOST, server.port, interval=0.005) as beside,
+                Probe(HOST, idle.port, interval=0.005) as control,
+            ):
+                run_streams(server, requests, given.tokens, [None] * len(requests))
+            rows += [
+                {"burst": number + 1, **_spread(name, probe.latencies)}
+                for name, probe in (("/health", beside), ("/health, idle server", control))
+            ]
+            _report_health(report, beside, len(requests))
+    report.table(f"{given.bursts} bursts of {len(requests)} streams, milliseconds", rows)
 
 
 def _spread(name: str, values: list[float]) -> dict[str, Any]:
@@ -157,6 +183,8 @@ def whole_server(report: Report, given: argparse.Namespace) -> None:
             f"{given.streams} streams of {given.tokens} tokens, {given.parallel} sequences, "
             f"{given.workers} workers",
         )  # fmt: skip
+        if given.bursts:
+            bursts(report, server, [requests[turn] for turn in turns], given)
 
 
 def http_only(report: Report, given: argparse.Namespace) -> None:
@@ -207,6 +235,10 @@ def main() -> None:
     options.add_argument(
         "--parallel", type=positive, default=32, metavar="N", help="sequences; default: 32"
     )
+    options.add_argument(
+        "--bursts", type=positive, default=0, metavar="N",
+        help="afterwards send the streams again N times, /health beside each; default: none",
+    )  # fmt: skip
     given = parse(options, streams=40, tokens=5, parallel=8)
     raise_file_limit(given.streams + 1000)
     report = Report("Concurrent streams")

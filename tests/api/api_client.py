@@ -135,14 +135,21 @@ def idle(engine: Engine) -> bool:
     return stats.slots_busy == 0 and stats.queue_depth == 0
 
 
-def begin_post(live: Live, path: str, fields: dict[str, Any]) -> socket.socket:
-    """A raw connection on which the request has been sent and nothing read."""
+def begin_post(
+    live: Live, path: str, fields: dict[str, Any], *, source: str = "127.0.0.1", key: str = ""
+) -> socket.socket:
+    """A raw connection on which the request has been sent and nothing read.
+
+    source: the client's address. key: its API key.
+    """
     body = json.dumps(fields).encode()
-    peer = socket.create_connection(("127.0.0.1", live.server.port), timeout=PATIENCE)
-    peer.sendall(
-        b"POST %s HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % (path.encode(), len(body))
-        + body
+    peer = socket.create_connection(
+        ("127.0.0.1", live.server.port), timeout=PATIENCE, source_address=(source, 0)
     )
+    head = f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n"
+    if key:
+        head += f"Authorization: Bearer {key}\r\n"
+    peer.sendall(head.encode() + b"\r\n" + body)
     return peer
 
 

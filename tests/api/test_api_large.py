@@ -1,15 +1,16 @@
-"""Large bodies are answered like others and keep nobody waiting."""
+"""Large bodies and generations that must wait are answered like others and hold no worker."""
 
 from __future__ import annotations
 
 import logging
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import pytest
 
 from cllm.api.large import LARGE
-from cllm.engine import Engine
+from cllm.engine import Engine, Generation, SamplingParams
 from cllm.http import ServerConfig
 from tests.api.api_client import PATIENCE, Live, begin_post, eventually, idle, serving
 
@@ -64,6 +65,35 @@ def test_while_a_large_text_is_tokenized_the_only_worker_serves_others(
         finally:
             release.set()
         assert answer.result(PATIENCE)["length"] > 0
+
+
+@pytest.mark.parametrize("path", ["/generate", "/generate_stream"])
+def test_while_no_slot_is_free_the_only_worker_submits_no_generations(
+    narrow: Engine, monkeypatch: pytest.MonkeyPatch, path: str
+) -> None:
+    entered, release = threading.Event(), threading.Event()
+    running = narrow.submit("Hello", SamplingParams(max_tokens=2000, ignore_eos=True))
+    submit = narrow.submit
+
+    def slow(*arguments: Any, **options: Any) -> Generation:
+        entered.set()
+        assert release.wait(PATIENCE)
+        return submit(*arguments, **options)
+
+    monkeypatch.setattr(narrow, "submit", slow)
+    with (
+        serving(narrow, config=ServerConfig(workers=1, grace=5.0)) as live,
+        ThreadPoolExecutor(1) as pool,
+    ):
+        try:
+            answer = pool.submit(live.post, path, {"prompt": "Hi", "max_tokens": 4})
+            assert entered.wait(PATIENCE)
+            assert live.get("/health").status_code == 200
+            assert not answer.done()
+        finally:
+            release.set()
+            running.cancel()
+        assert answer.result(PATIENCE).status_code == 200
 
 
 def test_a_client_that_leaves_cancels_a_generation_asked_in_a_large_body(live: Live) -> None:

@@ -158,11 +158,12 @@ def test_a_fault_is_500_with_an_id_that_the_log_has(
 
 
 def _fill(engine: Engine) -> list[Generation]:
-    """Submit until the queue is full; the engine must be frozen."""
+    """Submit as the client does until the queue is full; the engine must be frozen."""
     waiting = []
     try:
         while True:
-            waiting.append(engine.submit("wait", SamplingParams(max_tokens=1)))
+            params = SamplingParams(max_tokens=1)
+            waiting.append(engine.submit("wait", params, tenant="127.0.0.1"))
             assert len(waiting) < 10
     except QueueFull:
         return waiting

@@ -22,7 +22,7 @@ from cllm.engine import (
     QueueFull,
     Unsupported,
 )
-from cllm.engine.embedding import normalized
+from cllm.engine.embedding import Embedding, normalized
 from tests.embedding_models import CLS, SEP, TRAINED, WIDTH, bert, qwen3, sentences, t5_encoder
 from tests.engine.engine_helpers import WAIT, Loader
 
@@ -206,6 +206,39 @@ def test_the_requests_of_many_share_a_batch_in_turn(load: Loader) -> None:
         each.result(WAIT)
     assert ended == ["small"] * 3 + ["big"]
     assert engine.stats().steps - steps == 11
+
+
+def test_tenants_share_batches_however_many_requests_each_has(load: Loader) -> None:
+    engine = load(bert("mean"), ubatch_size=16, **PRECISE)
+    ended: list[str] = []
+
+    def submit(tenant: str, inputs: int) -> Embedding:
+        return engine.embedder.submit(
+            [[CLS, SEP, SEP, SEP]] * inputs, on_update=lambda: ended.append(tenant), tenant=tenant
+        )
+
+    with held(engine):
+        asked = [submit("many", 2) for _ in range(20)]
+        asked += [submit("few", 1) for _ in range(4)]
+    for each in asked:
+        each.result(WAIT)
+    # Four inputs a batch: two of each tenant while both have some.
+    assert ended.index("few") <= 2 and ended[:8].count("few") == 4
+
+
+def test_a_full_queue_makes_room_for_another_tenant(load: Loader) -> None:
+    engine = load(bert("mean"), ubatch_size=16, parallel=1, max_queue=2)
+    with held(engine):
+        many = []
+        with pytest.raises(QueueFull):
+            while True:
+                many.append(engine.embedder.submit([[CLS, SEP]], tenant="many"))
+        few = engine.embedder.submit([[CLS, SEP]], tenant="few")
+    with pytest.raises(QueueFull):
+        many.pop().result(WAIT)
+    assert len(many) > 1
+    for each in (*many, few):
+        each.result(WAIT)
 
 
 def test_a_cancelled_request_is_not_computed(load: Loader) -> None:

@@ -10,8 +10,15 @@ from pathlib import Path
 
 import pytest
 
-from cllm.engine import EngineError, InvalidRequest, QueueFull
-from tests.engine.engine_helpers import Loader, Watched, break_decode, finished, greedy
+from cllm.engine import EngineError, Generation, InvalidRequest, QueueFull
+from tests.engine.engine_helpers import (
+    Loader,
+    Watched,
+    break_decode,
+    finished,
+    greedy,
+    standing,
+)
 
 
 def test_requests_are_served_first_come_first_served(load: Loader) -> None:
@@ -24,6 +31,23 @@ def test_requests_are_served_first_come_first_served(load: Loader) -> None:
         finished(generation)
     finished(engine.submit("last", greedy(1)))
     assert order == list(range(10))
+
+
+def test_a_tenant_with_few_requests_does_not_wait_for_one_with_many(load: Loader) -> None:
+    engine = load(parallel=1, ctx_size=128)
+    order: list[str] = []
+
+    def submit(tenant: str, name: str) -> Generation:
+        noted = partial(order.append, name)
+        return engine.submit("Hello", greedy(1), on_update=noted, tenant=tenant)
+
+    with standing(engine):
+        asked = [submit("many", f"many {number}") for number in range(8)]
+        asked += [submit("few", f"few {number}") for number in range(2)]
+    for generation in asked:
+        finished(generation)
+    assert [name for name in order if name.startswith("many")] == [f"many {n}" for n in range(8)]
+    assert order.index("few 0") <= 1 and order.index("few 1") <= 3
 
 
 def test_whoever_waits_for_a_busy_slot_lets_others_go_ahead(load: Loader) -> None:
@@ -59,6 +83,22 @@ def test_more_may_not_wait_than_configured(load: Loader) -> None:
     accepted.append(engine.submit("Hello", greedy(1)))
     for generation in accepted:
         generation.cancel()
+
+
+def test_a_full_queue_makes_room_for_another_tenant(load: Loader) -> None:
+    engine = load(parallel=1, max_queue=3)
+    with standing(engine):
+        many = [engine.submit("Hello", greedy(1), tenant="many") for _ in range(3)]
+        few = engine.submit("Hello", greedy(1), tenant="few")
+        with pytest.raises(QueueFull):
+            engine.submit("Hello", greedy(1), tenant="many")
+    with pytest.raises(QueueFull, match="3 requests are already waiting"):
+        finished(many[2])
+    for generation in (*many[:2], few):
+        assert finished(generation).usage.completion_tokens == 1
+    stats = engine.stats()
+    assert (stats.requests_refused, stats.queue_depth) == (2, 0)
+    assert stats.requests_finished["error"] == 1
 
 
 def test_without_a_queue_free_slots_still_serve(load: Loader) -> None:
