@@ -13,10 +13,12 @@ from dataclasses import dataclass, replace
 from cllm.engine.embedding import Embedding, all_finite
 from cllm.engine.errors import DeadlineExceeded, EngineClosed, EngineError
 from cllm.engine.inbox import Inbox
-from cllm.engine.llama import Batch, Context
+from cllm.engine.loading import Loaded
 from cllm.engine.pooling import EmbeddingShape
 from cllm.engine.request import FinishReason
 from cllm.engine.stats import EngineStats
+from cllm.engine.thread_policy import Shape
+from cllm.engine.threads import Threads
 
 _log = logging.getLogger("cllm.engine")
 
@@ -62,12 +64,11 @@ class _Part:
 class EmbeddingScheduler:
     """Computes jobs on a context. submit, cancel and stop are for any thread, run is the loop."""
 
-    def __init__(
-        self, context: Context, batch: Batch, shape: EmbeddingShape, width: int, max_queue: int
-    ) -> None:
+    def __init__(self, loaded: Loaded, shape: EmbeddingShape, width: int, max_queue: int) -> None:
         """width: components of a vector, or scores."""
+        context = loaded.context
         self._context = context
-        self._batch = batch
+        self._batch = loaded.batch
         self._shape = shape
         self._width = width
         self._inbox: Inbox[Job] = Inbox(shape.most_inputs, max_queue)
@@ -79,6 +80,7 @@ class EmbeddingScheduler:
         self._stats = EngineStats(
             queue_limit=max_queue, slots_total=shape.most_inputs, kv_cells=context.n_ctx
         )
+        self._threads = Threads(loaded.contexts, loaded.info.context, self._stats)
         self._jobs: deque[Job] = deque()  # in turn; those whose last input is computed have left
         self._parts: list[_Part] = []  # what this step computes
         self._changed: list[Embedding] = []
@@ -150,6 +152,8 @@ class EmbeddingScheduler:
             return
         self._plan()
         count = self._fill()
+        step = Shape(len(self._parts), 0, count)
+        self._threads.prepare(step)
         decode_began = time.perf_counter()
         code = self._context.decode(self._batch, count)
         decode_ended = time.perf_counter()
@@ -160,6 +164,7 @@ class EmbeddingScheduler:
             stats.failed_decodes += 1
             self._fail_parts(EngineError(f"llama.cpp failed with code {code}"))
         else:
+            self._threads.learn(step, decode_ended - decode_began)
             stats.prompt_tokens += count
             self._collect(count)
         self._parts = []

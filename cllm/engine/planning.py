@@ -6,6 +6,7 @@ from cllm.engine.llama import Batch
 from cllm.engine.pacing import Pacer
 from cllm.engine.sequence import Sequence, slot_of
 from cllm.engine.speculation import Speculation
+from cllm.engine.thread_policy import Shape
 
 _TILE = 64
 """Rows of a sequence that llama.cpp's flash attention takes together on a CPU; the rest go one by
@@ -112,6 +113,12 @@ def _part(pending: int, room: int, behind: int) -> int:
     odd = pending % _TILE
     tiles = max(0, room - odd + _TILE // 2) // _TILE * _TILE
     return odd + tiles or _TILE
+
+
+def shape_of(plan: Plan) -> Shape:
+    """What the time of a step is compared by."""
+    generating = sum(count == 1 + sequence.supposed for sequence, count in plan)
+    return Shape(len(plan), generating, sum(count for _, count in plan))
 
 
 def fill(batch: Batch, plan: Plan) -> int:

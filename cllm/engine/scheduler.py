@@ -15,10 +15,11 @@ from cllm.engine.guide import MaskThread
 from cllm.engine.inbox import Inbox
 from cllm.engine.llama import Batch, Context
 from cllm.engine.placement import Placer
-from cllm.engine.planning import Plan, Planner, fill
+from cllm.engine.planning import Plan, Planner, fill, shape_of
 from cllm.engine.prefix_cache import Slot
 from cllm.engine.sequence import Sequence, slot_of
 from cllm.engine.stats import EngineStats
+from cllm.engine.threads import Threads
 
 _log = logging.getLogger("cllm.engine")
 
@@ -37,6 +38,7 @@ class Scheduler:
         placer: Placer,
         admission: Admission,
         planner: Planner,
+        threads: Threads,
         stats: EngineStats,
     ) -> None:
         self._context = context
@@ -44,6 +46,7 @@ class Scheduler:
         self._placer = placer
         self._cache = placer.cache
         self._planner = planner
+        self._threads = threads
         self._inbox: Inbox[Sequence] = Inbox(stats.slots_total, stats.queue_limit)
         self._commands = Commands(self._inbox.wake)
         self._masks = MaskThread()
@@ -144,12 +147,14 @@ class Scheduler:
         plan = self._planner.plan(self._running)
         if not plan:
             return
+        shape = shape_of(plan)
+        self._threads.prepare(shape)
         decode_began = time.perf_counter()
         self._masks.start([s.guide for s, _ in plan if s.guide is not None])
         done, code = self._decode(plan)
         self._masks.wait()
         decode_ended = time.perf_counter()
-        if done is plan and not code:
+        if done is plan and not code and self._threads.learn(shape, decode_ended - decode_began):
             self._planner.learn(plan, decode_ended - decode_began)
         plan = done
         if code:
