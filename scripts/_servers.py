@@ -18,6 +18,8 @@ from types import TracebackType
 from _bench import BenchError
 from _load import Client, ClientError
 
+from cllm.engine.openmp import environment_without_bounds
+
 REPOSITORY = Path(__file__).resolve().parent.parent
 HOST = "127.0.0.1"
 
@@ -62,8 +64,9 @@ class Server:
         self._log = tempfile.TemporaryFile()  # noqa: SIM115 - closed with the server
         self.started_at = time.monotonic()
         self._process = subprocess.Popen(
-            command, cwd=cwd, stdin=subprocess.DEVNULL, stdout=self._log, stderr=self._log
-        )
+            command, cwd=cwd, stdin=subprocess.DEVNULL, stdout=self._log, stderr=self._log,
+            env=environment_without_bounds(),
+        )  # fmt: skip
         try:
             self.healthy_after = self._wait_healthy(start_timeout)
         except BaseException:
