@@ -15,7 +15,7 @@ _ALIKE = 1.25  # ratio of tokens up to which two steps are compared
 # Cost of the other count in costs of the one in force, after so many pairs and more: at most
 # `better` ends a trial with a switch, at least `worse` ends it without.
 _WORSE = ((1, 1.4), (2, 1.25), (3, 1.15))
-_BETTER = ((3, 0.65), (5, 0.75), (8, 0.85), (_ROUNDS, 0.92))
+_BETTER = ((1, 0.3), (2, 0.5), (3, 0.65), (5, 0.75), (8, 0.85), (_ROUNDS, 0.92))
 _FIRST_S = 2.0  # of computing before the first trial without news
 _NO_WORSE = 1.02  # suffices for threads that other programs leave a core each
 _PAUSE_S = 1.0  # of computing between two trials at least
