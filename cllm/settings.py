@@ -132,8 +132,9 @@ class Settings:
         None, ENGINE, path("DIRECTORY"), "existing directory where slots are saved and restored"
     )
     threads: int | None = option(
-        None, ENGINE, integer(1, 512, auto=True), "threads that generate; auto: one per core"
-    )
+        None, ENGINE, integer(1, 512, auto=True),
+        "threads that generate; auto: one per core, and fewer while other programs need the cores",
+    )  # fmt: skip
     threads_batch: int | None = option(
         None, ENGINE, integer(1, 512, auto=True), "threads that read prompts; auto: as --threads"
     )

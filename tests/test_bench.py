@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,6 +18,7 @@ import pytest
 
 from cllm.models import demo_path
 from scripts.bench.__main__ import COMMANDS
+from scripts.bench.busy import BusyProcesses, kept
 from scripts.bench.clients.crowd import IdleCrowd, SlowHeaderCrowd
 from scripts.bench.clients.load import ClientError, hammer
 from scripts.bench.clients.probe import Probe
@@ -26,6 +28,7 @@ from scripts.bench.models.embedding_model import Shape, words, write_bert
 from scripts.bench.report.comparison import check_targets, ratio, rows
 from scripts.bench.report.figure import draw
 from scripts.bench.servers.contenders import check_shape, judge
+from scripts.bench.servers.server import cpu_seconds
 from scripts.bench.streams import Outcome, check
 from scripts.bench.workloads import GREEDY, SCHEMA, Request, Writer
 
@@ -207,6 +210,34 @@ def test_workloads_are_served_whole_over_http_and_by_the_engine(tmp_path: Path) 
     assert found["workloads"]["many"]["cLLM"]["/health p99"][0] > 0
     assert "MISSED" not in text
     assert [row["server"] for row in rows_of(found, "ceiling-1: ")] == ["engine without HTTP"]
+
+
+def test_serving_is_measured_next_to_busy_processes(tmp_path: Path) -> None:
+    given = ("--workload", "churn", "--server", "engine", "--busy", "0", "1")
+    found, _ = results(tmp_path, "bench_serve.py", *given)
+    alone, beside = (rows for name, rows in found.items() if name.startswith("churn: 8 at a time"))
+    assert alone[0]["failures"] == beside[0]["failures"] == 0
+    (row,) = rows_of(found, "churn: tokens/s next to busy")
+    assert list(row) == ["server", "0 busy", "1 busy"]
+    assert set(found["busy"]["churn"]) == {"0", "1"}
+
+
+def test_busy_processes_compute_and_end() -> None:
+    with BusyProcesses(2) as busy:
+        pids = [process.pid for process in busy._running]
+        limit = time.monotonic() + 60
+        while min(map(cpu_seconds, pids)) < 0.1 and time.monotonic() < limit:
+            time.sleep(0.01)
+        assert min(map(cpu_seconds, pids)) >= 0.1
+    assert not any(Path(f"/proc/{pid}").exists() for pid in pids)
+
+
+def test_what_is_kept_is_the_median_of_the_rounds_ratios() -> None:
+    found = {
+        0: {"cLLM": {"tokens/s": [100.0, 200.0, 100.0]}},
+        1: {"cLLM": {"tokens/s": [50.0, 60.0, 60.0]}},
+    }
+    assert kept(found) == [{"server": "cLLM", "0 busy": 100.0, "1 busy": "60 (0.50×)"}]
 
 
 def test_embeddings_are_measured_alone_and_together(tmp_path: Path) -> None:

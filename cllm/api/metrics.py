@@ -44,6 +44,7 @@ _ENGINE_COUNTERS = (
     ("recomputed_tokens", "Tokens evaluated again after a preemption", "recomputed_tokens"),
     ("preemptions", "Sequences preempted for lack of KV cache", "preemptions"),
     ("failed_decodes", "llama_decode calls that failed", "failed_decodes"),
+    ("thread_changes", "Times that the number of computing threads changed", "thread_changes"),
     ("steps", "Scheduler steps", "steps"),
     ("decode_seconds", "Time in llama_decode", "decode_s"),
     ("draft_seconds", "Time in the draft model", "draft_s"),
@@ -62,6 +63,10 @@ _ENGINE_GAUGES = (
     ("kv_tokens", "Tokens held in the KV cache", "kv_tokens"),
     ("kv_cells", "Tokens the KV cache can hold", "kv_cells"),
     ("prefix_ram_bytes", "Host memory taken for saved prefixes", "cache_ram_bytes"),
+    ("threads", "Threads that compute a step now", "threads"),
+    ("threads_limit", "Threads that compute while other programs leave the cores", "threads_limit"),
+    ("cores", "Cores that the process may use", "cores"),
+    ("cores_left", "Of these, what other programs leave, lately", "cores_left"),
     ("prefix_ram_limit_bytes", "Host memory that they may take", "cache_ram_limit"),
 )
 # The same for ServerStats.

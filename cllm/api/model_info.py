@@ -15,10 +15,12 @@ if TYPE_CHECKING:
 
 def model_info(service: Service, request: HttpRequest) -> HttpResponse:
     """The model's shape and the context in force; raises HttpError 503."""
-    return success(_described(service.engine.info(), service.settings.expose_model_path))
+    info, threads = service.engine.info(), service.engine.stats().threads
+    return success(_described(info, threads, service.settings.expose_model_path))
 
 
-def _described(info: ModelInfo, expose_path: bool) -> dict[str, Any]:
+def _described(info: ModelInfo, threads: int, expose_path: bool) -> dict[str, Any]:
+    """threads: that compute now."""
     return {
         "model_path": str(info.path) if expose_path else info.path.name,
         "model_name": info.name,
@@ -39,7 +41,7 @@ def _described(info: ModelInfo, expose_path: bool) -> dict[str, Any]:
         "embedding_size": info.embedding_size,
         "parameters": info.parameters,
         "size_bytes": info.size_bytes,
-        "llama_cpp": asdict(info.context),
+        "llama_cpp": {**asdict(info.context), "threads_now": threads},
     }
 
 

@@ -9,6 +9,8 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from cllm.engine.openmp import bound_spinning
+
 if TYPE_CHECKING:
     from cllm.engine.config import EngineConfig
     from cllm.engine.constraint import Constraint
@@ -32,6 +34,8 @@ if TYPE_CHECKING:
     from cllm.engine.params import SamplingParams
     from cllm.engine.request import Request, Timings, Usage
     from cllm.engine.stats import EngineStats
+
+bound_spinning()  # an OpenMP runtime reads it where llama.cpp's library is loaded
 
 __all__ = [
     "Completion",

@@ -44,6 +44,11 @@ class DraftModel:
         self.cells = context.n_ctx  # tokens of all sequences
         self.broken = False  # a decode failed; it guesses no more
 
+    @property
+    def context(self) -> Context:
+        """What it computes with."""
+        return self._context
+
     def unread(self, sequence: Sequence) -> int:
         """How many of a sequence's tokens the cache lacks: at least one, the newest."""
         slot, tokens = slot_of(sequence).id, sequence.tokens

@@ -13,10 +13,13 @@ from cllm.engine.embedding import Embedding, all_finite
 from cllm.engine.errors import DeadlineExceeded, EngineClosed, EngineError, described
 from cllm.engine.fairness import FairQueue
 from cllm.engine.inbox import Inbox
-from cllm.engine.llama import INTERRUPTED, Batch, Context
+from cllm.engine.llama import INTERRUPTED
+from cllm.engine.loading import Loaded
 from cllm.engine.pooling import EmbeddingShape
 from cllm.engine.request import FinishReason
 from cllm.engine.stats import EngineStats
+from cllm.engine.thread_policy import Shape
+from cllm.engine.threads import Threads
 
 _log = logging.getLogger("cllm.engine")
 
@@ -67,12 +70,11 @@ class _Part:
 class EmbeddingScheduler:
     """Computes jobs on a context. submit, cancel and stop are for any thread, run is the loop."""
 
-    def __init__(
-        self, context: Context, batch: Batch, shape: EmbeddingShape, width: int, max_queue: int
-    ) -> None:
+    def __init__(self, loaded: Loaded, shape: EmbeddingShape, width: int, max_queue: int) -> None:
         """width: components of a vector, or scores."""
+        context = loaded.context
         self._context = context
-        self._batch = batch
+        self._batch = loaded.batch
         self._shape = shape
         self._width = width
         self._inbox: Inbox[Job] = Inbox(shape.most_inputs, max_queue)
@@ -83,6 +85,7 @@ class EmbeddingScheduler:
         self._stats = EngineStats(
             queue_limit=max_queue, slots_total=shape.most_inputs, kv_cells=context.n_ctx
         )
+        self._threads = Threads(loaded.contexts, loaded.info.context, self._stats)
         self._jobs: FairQueue[Job] = FairQueue()  # those whose last input was begun have left
         self._reading: Job | None = None  # a part of its next input is in memory
         self._parts: list[_Part] = []  # what this step computes
@@ -169,6 +172,8 @@ class EmbeddingScheduler:
             return
         self._plan()
         count = self._fill()
+        step = Shape(len(self._parts), 0, count)
+        self._threads.prepare(step)
         decode_began = time.perf_counter()
         code = self._context.decode(self._batch, count)
         decode_ended = time.perf_counter()
@@ -181,6 +186,7 @@ class EmbeddingScheduler:
             stats.failed_decodes += 1
             self._fail_parts(EngineError(f"llama.cpp failed with code {code}"))
         else:
+            self._threads.learn(step, decode_ended - decode_began)
             stats.prompt_tokens += count
             self._collect(count)
         self._parts = []

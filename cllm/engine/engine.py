@@ -36,6 +36,7 @@ from cllm.engine.sizing import default_cache_ram
 from cllm.engine.slots import SlotInfo, slot_info
 from cllm.engine.speculation import Guesser, Speculation
 from cllm.engine.stats import EngineStats
+from cllm.engine.threads import Threads
 
 _DEFAULTS = SamplingParams()
 
@@ -59,9 +60,7 @@ class Engine:
             self._runner, self._sessions = _generator(loaded)
         else:
             width = loaded.info.embedding_size or loaded.model.n_cls_out
-            self._runner = EmbeddingScheduler(
-                loaded.context, loaded.batch, loaded.shape, width, config.max_queue
-            )
+            self._runner = EmbeddingScheduler(loaded, loaded.shape, width, config.max_queue)
         thread = threading.Thread(target=self._runner.run, name="cllm-engine", daemon=True)
         self._guard = _Guard()
         # Also runs at interpreter exit and when the engine is forgotten: freeing the model while
@@ -397,7 +396,8 @@ def _generator(loaded: Loaded) -> tuple[Scheduler, Sessions]:
     )
     shared_cells = loaded.context.n_ctx if config.kv_cells is not None else None
     admission = Admission(placer, loaded.model.vocab, stats, shared_cells)
-    scheduler = Scheduler(loaded.context, loaded.batch, placer, admission, planner, stats)
+    threads = Threads(loaded.contexts, live, stats)
+    scheduler = Scheduler(loaded.context, loaded.batch, placer, admission, planner, threads, stats)
     return scheduler, Sessions(scheduler, placer, config, loaded.info.path, ctx_size)
 
 

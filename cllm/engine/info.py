@@ -19,6 +19,7 @@ class ContextInfo:
     """The context in force. kv_bytes is an estimate from the model's metadata.
 
     model_draft: the file's name of the model that guesses ahead.
+    threads_adapt: whether fewer than `threads` compute while other programs need the cores.
     tuning: what some of it was chosen by; None: it was not asked for, or not possible.
     """
 
@@ -33,6 +34,7 @@ class ContextInfo:
     ubatch_size: int
     threads: int
     threads_batch: int
+    threads_adapt: bool
     n_gpu_layers: int
     flash_attn: str
     cache_type_k: str
@@ -161,6 +163,7 @@ def context_info(
     config: EngineConfig,
     layout: Layout,
     extra: bool,
+    adapt: bool,
     tuning: Tuning | None,
 ) -> ContextInfo:
     """Describe the live context."""
@@ -177,6 +180,7 @@ def context_info(
         ubatch_size=context.n_ubatch,
         threads=layout.threads,
         threads_batch=layout.threads_batch,
+        threads_adapt=adapt,
         n_gpu_layers=config.n_gpu_layers,
         flash_attn=layout.flash_attn,
         cache_type_k=config.cache_type_k,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from cllm.engine.config import EngineConfig
-from cllm.engine.sizing import physical_cores
+from cllm.engine.processors import physical_cores
 
 _UBATCH_SIZE = 512
 

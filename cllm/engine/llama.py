@@ -127,6 +127,11 @@ def system_info() -> str:
     return str(C.llama_print_system_info().decode("utf-8", "replace")).strip()
 
 
+def uses_openmp() -> bool:
+    """Whether llama.cpp was built to compute on OpenMP's threads."""
+    return "OPENMP = 1" in system_info()
+
+
 _CONTROLS = C.LLAMA_TOKEN_ATTR_CONTROL | C.LLAMA_TOKEN_ATTR_UNKNOWN
 
 

@@ -17,6 +17,7 @@ from cllm.engine.gguf_header import GgufHeader
 from cllm.engine.info import ModelInfo, context_info, describe
 from cllm.engine.layout import Layout
 from cllm.engine.opening import checked_header, open_context, open_model, wants_extra_bufts, warm_up
+from cllm.engine.openmp import tell_if_too_late
 from cllm.engine.pooling import EmbeddingShape, check_classifier, pooling_of, shape_of
 from cllm.engine.sizing import (
     ContextSize,
@@ -45,6 +46,11 @@ class Loaded:
     shape: EmbeddingShape | None
     draft: DraftModel | None
 
+    @property
+    def contexts(self) -> list[llama.Context]:
+        """The model's, and the draft model's if there is one."""
+        return [self.context] if self.draft is None else [self.context, self.draft.context]
+
     def close(self) -> None:
         """Free everything."""
         if self.draft is not None:
@@ -61,6 +67,7 @@ def load(
 ) -> Loaded:
     """Load a model and warm it up. Raises ModelLoadError, or ValueError for the configuration."""
     header, drafter = checked_header(path), DraftFile.of(config)
+    adapt = config.threads is None and config.threads_batch is None
     own_share = 1.0 if drafter is None else header.size_bytes / (header.size_bytes + drafter.size)
     extra = wants_extra_bufts(config, header)
     with ExitStack() as undo:
@@ -93,12 +100,14 @@ def load(
         capacity = config.batch_size if shape is None else shape.batch
         batch = llama.Batch(min(capacity, context.n_batch))
         warm_up(path.name, model, context, batch)
+        if llama.uses_openmp():
+            tell_if_too_late()
         draft = None
         if drafter is not None:
             rest = _part_of(progress, own_share, 1.0 - own_share)
             draft = drafter.load(path.name, model.vocab, size.cells, config, layout, rest)
             undo.callback(draft.close)
-        live = context_info(context, size, config, layout, extra, tuning)
+        live = context_info(context, size, config, layout, extra, adapt, tuning)
         pooling = None if shape is None else shape.pooling
         info = describe(path, model, header.metadata, live, header.quantized, pooling)
         undo.pop_all()

@@ -8,6 +8,7 @@ from cllm.engine.llama import Batch
 from cllm.engine.pacing import Pacer
 from cllm.engine.sequence import Sequence, slot_of
 from cllm.engine.speculation import Speculation
+from cllm.engine.thread_policy import Shape
 
 _log = logging.getLogger("cllm.engine")
 
@@ -127,6 +128,12 @@ def _part(pending: int, room: int, behind: int, over: int = _TILE // 2) -> int:
     odd = pending % _TILE
     tiles = max(0, room - odd + over) // _TILE * _TILE
     return odd + tiles or _TILE
+
+
+def shape_of(plan: Plan) -> Shape:
+    """What the time of a step is compared by."""
+    generating = sum(count == 1 + sequence.supposed for sequence, count in plan)
+    return Shape(len(plan), generating, sum(count for _, count in plan))
 
 
 def fill(batch: Batch, plan: Plan) -> int:

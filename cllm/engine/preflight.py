@@ -175,6 +175,8 @@ def _child_environment() -> dict[str, str]:
         "GGML_NO_BACKTRACE": "1",  # a failing assertion would start gdb
         # OpenMP threads that spin while they wait make this ten times slower on a busy machine.
         "OMP_WAIT_POLICY": "passive",
+        "GOMP_SPINCOUNT": "0",
+        "KMP_BLOCKTIME": "0",
     }
 
 

@@ -17,11 +17,12 @@ from cllm.engine.inbox import Inbox
 from cllm.engine.interruption import Interruption
 from cllm.engine.llama import DONE, INTERRUPTED, NO_ROOM, Batch, Context
 from cllm.engine.placement import Placer
-from cllm.engine.planning import Plan, Planner, fill
+from cllm.engine.planning import Plan, Planner, fill, shape_of
 from cllm.engine.prefix_cache import Slot
 from cllm.engine.request import Request
 from cllm.engine.sequence import Sequence, slot_of
 from cllm.engine.stats import EngineStats
+from cllm.engine.threads import Threads
 
 _log = logging.getLogger("cllm.engine")
 
@@ -39,6 +40,7 @@ class Scheduler:
         placer: Placer,
         admission: Admission,
         planner: Planner,
+        threads: Threads,
         stats: EngineStats,
     ) -> None:
         self._context = context
@@ -46,6 +48,7 @@ class Scheduler:
         self._placer = placer
         self._cache = placer.cache
         self._planner = planner
+        self._threads = threads
         self._inbox: Inbox[Sequence] = Inbox(stats.slots_total, stats.queue_limit)
         self._commands = Commands(self._inbox.wake)
         self._masks = MaskThread()
@@ -176,6 +179,8 @@ class Scheduler:
         plan = self._plan()
         if not plan:
             return
+        shape = shape_of(plan)
+        self._threads.prepare(shape)
         decode_began = time.perf_counter()
         self._masks.start([s.guide for s, _ in plan if s.guide is not None])
         self._interruption.begin(s for s, count in plan if count > 1 and not s.decoding)
@@ -185,7 +190,8 @@ class Scheduler:
             interrupted = self._interruption.end()
         self._masks.wait()
         decode_ended = time.perf_counter()
-        if done is plan and code == DONE:
+        done_whole = done is plan and code == DONE
+        if done_whole and self._threads.learn(shape, decode_ended - decode_began):
             self._planner.learn(plan, decode_ended - decode_began)
         plan = done
         if code == DONE:

@@ -1,4 +1,4 @@
-"""How large a context fits and how many threads are worth having: measured, not configured."""
+"""How large a context fits into memory: measured, not configured."""
 
 from __future__ import annotations
 
@@ -126,39 +126,6 @@ def available_memory() -> int | None:
         except (OSError, ValueError):
             return None
     return max(0, min(found))
-
-
-def physical_cores() -> int:
-    """Cores that this process may run on, two hardware threads of one core counted once."""
-    cores = set()
-    for cpu in _cpus():
-        siblings = Path(f"/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list")
-        try:
-            cores.add(siblings.read_text().strip())
-        except OSError:
-            return hardware_threads()
-    return _at_most_the_quota(len(cores))
-
-
-def hardware_threads() -> int:
-    """As physical_cores, but each hardware thread of a core is counted."""
-    return _at_most_the_quota(len(_cpus()))
-
-
-def _cpus() -> set[int]:
-    if hasattr(os, "sched_getaffinity"):
-        return os.sched_getaffinity(0)
-    return set(range(os.cpu_count() or 1))
-
-
-def _at_most_the_quota(count: int) -> int:
-    try:  # A container's share of the processors: "quota period" in microseconds, or "max ...".
-        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
-        if quota.isdigit():
-            count = min(count, max(1, round(int(quota) / int(period))))
-    except (OSError, ValueError):
-        pass
-    return max(1, count)
 
 
 def _by_layer(value: Any, layers: int) -> list[int]:

@@ -23,6 +23,9 @@ class EngineStats:
     decoded_sequences: sequences in all llama_decode calls together. longest: tokens of the longest
     sequence so far.
     kv_tokens: tokens held in the cache, those of finished requests included, of kv_cells.
+    threads: that compute a step now, of threads_limit; thread_changes: times that this changed.
+    cores_left: by other programs, of the cores that this process may use, in the second before the
+    latest step; NaN where the system does not say.
     """
 
     requests_submitted: int = 0
@@ -57,4 +60,9 @@ class EngineStats:
     slots_total: int = 0
     kv_tokens: int = 0
     kv_cells: int = 0
+    threads: int = 0
+    threads_limit: int = 0
+    thread_changes: int = 0
+    cores: int = 0
+    cores_left: float = 0.0
     healthy: bool = True

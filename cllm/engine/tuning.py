@@ -20,8 +20,9 @@ from cllm.engine.layout import Layout
 from cllm.engine.layout_search import CannotMeasure, Search, knobs, parts_of
 from cllm.engine.layout_trial import LayoutTrial, longest_prompt
 from cllm.engine.preflight import Library
+from cllm.engine.processors import hardware_threads, physical_cores
 from cllm.engine.session_file import fingerprint
-from cllm.engine.sizing import ContextSize, hardware_threads, physical_cores
+from cllm.engine.sizing import ContextSize
 from cllm.engine.user_cache import replacing, user_cache
 
 _log = logging.getLogger("cllm.engine")

@@ -7,13 +7,14 @@ import os
 import shutil
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, nullcontext
-from itertools import pairwise
+from itertools import pairwise, product
 from pathlib import Path
 
 from tqdm import tqdm
 
 from cllm.models import demo_path
 
+from .busy import BusyProcesses, kept
 from .common import BenchError, Report, parse, parser, percentile, positive
 from .report.comparison import REFERENCE, Results, check_targets, rows, steps_rows
 from .report.figure import draw
@@ -68,6 +69,7 @@ examples:
   python -m scripts.bench serve --model qwen3-0.6b.gguf --llama-server build/bin/llama-server
   python -m scripts.bench serve --model FILE --llama-server PATH --workload seed many --rounds 3
   python -m scripts.bench serve --model FILE --workload seed --server cllm llama_cpp.server
+  python -m scripts.bench serve --model FILE --llama-server PATH --workload seed --busy 0 1 2
 """
 
 
@@ -120,10 +122,13 @@ def _times(turn: Turn) -> dict[str, float]:
 
 def run_workload(
     work: Workload, names: Sequence[str], setup: Setup, given: argparse.Namespace
-) -> tuple[Results, dict[str, Steps]]:
-    """All rounds of one workload; every contender that can be started takes part."""
+) -> tuple[dict[int, Results], dict[str, Steps]]:
+    """All rounds of one workload; every contender that can be started takes part.
+
+    The results are by the number of busy processes next to it.
+    """
     writer = Writer(setup.model)
-    results: Results = {}
+    results: dict[int, Results] = {}
     before: dict[str, Steps | None] = {}
     with ExitStack() as stack:
         contenders = []
@@ -140,20 +145,20 @@ def run_workload(
             for number in range(given.rounds)
         ]
         size = sum(map(len, (*crowds[0].scripts, *crowds[0].late))) if crowds else 0
-        total = size * given.rounds * len(contenders)
+        total = size * given.rounds * len(given.busy) * len(contenders)
         warm_up = WORKLOADS["single"].make(writer.seed("warm up"), True)
         with tqdm(total=total, desc=work.name, unit="req", disable=None) as bar:
             for contender in contenders:
                 contender.ask(warm_up, lambda: None)
                 before[contender.name] = contender.steps()
-            for crowd in crowds:
-                for contender in contenders:
+            for crowd, busy, contender in product(crowds, given.busy, contenders):
+                with BusyProcesses(busy):
                     found, faults = measure(contender, work, crowd, bar.update)
-                    for measured, value in found.items():
-                        row = results.setdefault(contender.name, {})
-                        row.setdefault(measured, []).append(value)
-                    if faults:
-                        bar.write(f"{contender.name}: {len(faults)} failed: {faults[0][:300]}")
+                row = results.setdefault(busy, {}).setdefault(contender.name, {})
+                for measured, value in found.items():
+                    row.setdefault(measured, []).append(value)
+                if faults:
+                    bar.write(f"{contender.name}: {len(faults)} failed: {faults[0][:300]}")
         steps = {}
         for contender in contenders:
             now, then = contender.steps(), before[contender.name]
@@ -195,10 +200,14 @@ def _options() -> argparse.ArgumentParser:
     options.add_argument(
         "--llama-server", metavar="PATH", help="the program; llama-batched-bench lies beside it"
     )
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     options.add_argument(
-        "--threads", type=positive, metavar="N", default=cores, help="default: one per core"
-    )
+        "--threads", type=positive, metavar="N",
+        help="default: cLLM's own, and one per core for the others",
+    )  # fmt: skip
+    options.add_argument(
+        "--busy", nargs="+", type=int, default=[0], metavar="N",
+        help="numbers of processes that only compute next to the servers, in turns; default: 0",
+    )  # fmt: skip
     options.add_argument("--rounds", type=positive, default=5, metavar="N", help="default: 5")
     options.add_argument("--picture", type=Path, metavar="FILE.svg", help="also draw the ratios")
     return options
@@ -236,12 +245,18 @@ def main() -> None:
         )
         if results:
             smaller = " (--quick: fewer and shorter)" if given.quick else ""
-            report.table(f"{work.name}: {work.about}{smaller}", rows(results))
+            for busy, found in results.items():
+                beside = f", next to {busy} busy processes" if busy else ""
+                report.table(f"{work.name}: {work.about}{beside}{smaller}", rows(found))
+            if len(results) > 1:
+                report.table(f"{work.name}: tokens/s next to busy processes", kept(results))
             spent = steps_rows(steps)
             if spent:
                 report.table(f"{work.name} steps: where their time goes", spent)
-            check_targets(report, work.name, results, spent)
-            report.data.setdefault("workloads", {})[work.name] = results
+            if 0 in results:
+                check_targets(report, work.name, results[0], spent)
+                report.data.setdefault("workloads", {})[work.name] = results[0]
+            report.data.setdefault("busy", {})[work.name] = results
     report.write(given.json)
     if given.picture is not None:
         draw(report.data["workloads"], REFERENCE, given.picture)

@@ -61,6 +61,7 @@ def test_model_info_has_every_key_with_its_type(live: Live) -> None:
     assert data["quantization"] == {"enabled": True, "type": "Q8_0"}
     assert data["llama_cpp"]["parallel"] == 8
     assert data["llama_cpp"]["ctx_size"] == live.engine.info().context.ctx_size
+    assert 1 <= data["llama_cpp"]["threads_now"] <= live.engine.stats().threads_limit
 
 
 def test_floats_of_the_file_are_shown_as_they_were_meant(live: Live) -> None:
@@ -110,7 +111,12 @@ def test_metrics_count_a_generation(live: Live) -> None:
     assert grew("cllm_http_sent_bytes_total") > 0
     assert grew("cllm_decode_seconds_total") > 0
     assert after["cllm_slots"] == 8
-    assert after["cllm_kv_cells"] == live.engine.info().context.kv_cells
+    context = live.engine.info().context
+    assert after["cllm_kv_cells"] == context.kv_cells
+    assert after["cllm_threads_limit"] == max(context.threads, context.threads_batch)
+    assert 1 <= after["cllm_threads"] <= after["cllm_threads_limit"]
+    assert 0 <= after["cllm_cores_left"] <= after["cllm_cores"]
+    assert "cllm_thread_changes_total" in after
 
 
 def test_metrics_count_a_stream_as_well(live: Live) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -36,12 +37,21 @@ signal.sigwait([signal.SIGTERM])
 
 @dataclass(frozen=True, slots=True)
 class Setup:
-    """What every contender is given. draft: the draft model, for cLLM and llama-server."""
+    """What every contender is given.
+
+    threads: None: one per core, and what cLLM makes of that. draft: the draft model, for cLLM and
+    llama-server.
+    """
 
     model: Path
-    threads: int
+    threads: int | None
     llama_server: Path | None
     draft: Path | None = None
+
+    @property
+    def some_threads(self) -> str:
+        """For programs that must be told."""
+        return str(self.threads or len(os.sched_getaffinity(0)))
 
 
 @dataclass(slots=True)
@@ -234,10 +244,11 @@ def check_shape(value: Any, schema: dict[str, Any]) -> None:
 
 def cllm(setup: Setup, work: Workload) -> Contender:
     """The real server."""
-    draft = ["--model-draft", str(setup.draft)] if setup.draft else []
+    more = ["--model-draft", str(setup.draft)] if setup.draft else []
+    more += ["--threads", str(setup.threads)] if setup.threads else []
     return HttpContender(cllm_server(
         "--model", str(setup.model), "--parallel", str(work.parallel),
-        "--ctx-size", str(work.ctx_size), "--threads", str(setup.threads), *draft,
+        "--ctx-size", str(work.ctx_size), *more,
     ), counters=True)  # fmt: skip
 
 
@@ -259,7 +270,7 @@ def _llama_server(setup: Setup, work: Workload, name: str, *more: str) -> Conten
     command = [
         str(setup.llama_server), "--model", str(setup.model), "--host", HOST, "--port", str(port),
         "--parallel", str(work.parallel), "--ctx-size", str(work.parallel * work.ctx_size),
-        "--threads", str(setup.threads), "--flash-attn", "auto", "--no-webui", "--log-disable",
+        "--threads", setup.some_threads, "--flash-attn", "auto", "--no-webui", "--log-disable",
         *more,
     ]  # fmt: skip
     return HttpContender(Server(name, command, port, start_timeout=120))
@@ -272,7 +283,7 @@ def llama_cpp_server(setup: Setup, work: Workload) -> Contender:
     port = free_port()
     command = [
         sys.executable, "-m", "llama_cpp.server", "--model", str(setup.model), "--host", HOST,
-        "--port", str(port), "--n_ctx", str(work.ctx_size), "--n_threads", str(setup.threads),
+        "--port", str(port), "--n_ctx", str(work.ctx_size), "--n_threads", setup.some_threads,
         "--interrupt_requests", "false",
     ]  # fmt: skip
     server = Server("llama_cpp.server", command, port, start_timeout=120, health="/v1/models")
@@ -285,7 +296,7 @@ def xllamacpp(setup: Setup, work: Workload) -> Contender:
     port = free_port()
     command = [
         sys.executable, "-c", _XLLAMACPP, str(setup.model), HOST, str(port), str(work.parallel),
-        str(work.ctx_size), str(setup.threads),
+        str(work.ctx_size), setup.some_threads,
     ]  # fmt: skip
     return HttpContender(Server("xllamacpp", command, port, start_timeout=120))
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from cllm.engine import Constraint, Engine, Generation, SamplingParams
+from cllm.engine.openmp import environment_without_bounds
 
 from ..clients.load import SPAWN
 from ..common import BenchError
@@ -182,7 +183,7 @@ class BatchedBench:
         if program is None or not os.access(program, os.X_OK):
             raise BenchError(f"{BATCHED_BENCH} must lie beside the --llama-server PATH")
         self._command = [
-            str(program), "--model", str(setup.model), "--threads", str(setup.threads),
+            str(program), "--model", str(setup.model), "--threads", setup.some_threads,
             "--ctx-size", str(work.parallel * work.ctx_size), "--flash-attn", "auto",
             "--no-kv-unified", "--output-format", "jsonl", "-npp", str(CEILING_PROMPT),
             "-npl", str(work.parallel),
@@ -195,7 +196,9 @@ class BatchedBench:
         """As many tokens of as many sequences as the crowd asks for."""
         tokens = crowd.scripts[0][0].max_tokens
         command = [*self._command, "-ntg", str(tokens)]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        done = subprocess.run(
+            command, capture_output=True, text=True, check=False, env=environment_without_bounds()
+        )
         for line in done.stdout.splitlines():
             if line.startswith("{"):
                 found = json.loads(line)

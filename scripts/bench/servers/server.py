@@ -15,6 +15,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 
+from cllm.engine.openmp import environment_without_bounds
+
 from ..clients.load import Client, ClientError
 from ..common import BenchError
 
@@ -62,8 +64,9 @@ class Server:
         self._log = tempfile.TemporaryFile()  # noqa: SIM115 - closed with the server
         self.started_at = time.monotonic()
         self._process = subprocess.Popen(
-            command, cwd=cwd, stdin=subprocess.DEVNULL, stdout=self._log, stderr=self._log
-        )
+            command, cwd=cwd, stdin=subprocess.DEVNULL, stdout=self._log, stderr=self._log,
+            env=environment_without_bounds(),
+        )  # fmt: skip
         try:
             self.healthy_after = self._wait_healthy(start_timeout)
         except BaseException:
