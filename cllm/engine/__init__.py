@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from cllm.engine.embedding import Embedding
     from cllm.engine.engine import Engine
     from cllm.engine.errors import (
+        CompilerUnavailable,
+        ConstraintPending,
         DeadlineExceeded,
         EngineClosed,
         EngineError,
@@ -34,8 +36,10 @@ if TYPE_CHECKING:
     from cllm.engine.stats import EngineStats
 
 __all__ = [
+    "CompilerUnavailable",
     "Completion",
     "Constraint",
+    "ConstraintPending",
     "DeadlineExceeded",
     "Embedding",
     "Engine",

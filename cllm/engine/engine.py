@@ -66,7 +66,14 @@ class Engine:
         # Also runs at interpreter exit and when the engine is forgotten: freeing the model while
         # the thread decodes, or leaving the thread to a finished interpreter, would crash.
         self._finalizer = weakref.finalize(
-            self, _release, self._runner, thread, self._guard, self._sessions, loaded
+            self,
+            _release,
+            self._runner,
+            thread,
+            self._guard,
+            self._sessions,
+            self._grammars,
+            loaded,
         )
         self._thread = thread
         thread.start()
@@ -136,8 +143,9 @@ class Engine:
         Text gets the special tokens that the model's own rules add (BOS); special tokens spelled
         out in it are text. deadline: seconds from now to the end of the generation; it is looked
         at before each step. on_update: see Generation. slot: the only one to run in.
-        fresh: reuse nothing of earlier prompts.
-        Raises InvalidRequest, PromptTooLong, QueueFull, Unsupported, EngineClosed.
+        fresh: reuse nothing of earlier prompts. A constraint is waited for until it is compiled.
+        Raises InvalidRequest, PromptTooLong, QueueFull, CompilerUnavailable, Unsupported,
+        EngineClosed.
         """
         if deadline is not None and not 0 < deadline < math.inf:
             raise InvalidRequest("deadline", deadline, "a positive number of seconds")
@@ -200,10 +208,17 @@ class Engine:
         with self._guard.borrowed():
             self._prompt_tokens(prompt)
 
-    def check_constraint(self, constraint: Constraint) -> None:
-        """Refuse what submit would refuse, and keep what it compiles. Raises InvalidRequest."""
+    def check_constraint(self, constraint: Constraint, *, wait: bool = True) -> None:
+        """Refuse what submit would refuse, and keep what it compiles.
+
+        wait: until it is compiled; else ConstraintPending is raised if it is not.
+        Raises InvalidRequest, QueueFull, CompilerUnavailable, EngineClosed.
+        """
         with self._guard.borrowed():
-            self._grammars.guide(constraint)
+            if wait:
+                self._grammars.guide(constraint)
+            else:
+                self._grammars.check(constraint)
 
     def cancel(self, generation: Generation) -> None:
         """End a generation before the next decode; what it has is kept. Same as its cancel()."""
@@ -385,6 +400,7 @@ def _release(
     thread: threading.Thread,
     guard: _Guard,
     sessions: Sessions | None,
+    grammars: Grammars,
     loaded: Loaded,
 ) -> None:
     runner.stop()
@@ -394,6 +410,7 @@ def _release(
         thread.join()
     if sessions is not None:
         sessions.close()
+    grammars.close()
     guard.close()
     loaded.close()
 
