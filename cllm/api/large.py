@@ -1,7 +1,8 @@
-"""Large bodies on a thread of their own: tokenizing megabytes takes seconds and holds no worker.
+"""Requests that are answered on another thread, so that none of them holds a worker.
 
-Sixteen clients with 16 MiB of text each would otherwise keep every worker busy, and ``/health``
-waiting, for as long as that takes.
+Large bodies: tokenizing megabytes takes seconds; sixteen clients with 16 MiB of text each would
+otherwise keep every worker busy, and ``/health`` waiting. Constraints that are being compiled:
+their requests are looked at again once that is done.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import threading
 from collections import deque
 from collections.abc import Callable
 
+from cllm.engine import ConstraintPending
 from cllm.http import DeferredResponse, HttpError, HttpHandler, HttpRequest, HttpResponse
 
 log = logging.getLogger("cllm.api")
@@ -21,13 +23,14 @@ Answer = HttpResponse | DeferredResponse
 Endpoint = Callable[[HttpRequest], Answer]
 
 
-class LargeBodies:
-    """Runs endpoints for large requests one after the other; its thread lives while any wait."""
+class Aside:
+    """Runs endpoints one after the other on its thread, which lives while any wait."""
 
-    __slots__ = ("_handler", "_lock", "_running", "_waiting")
+    __slots__ = ("_handler", "_lock", "_running", "_thread_name", "_waiting")
 
-    def __init__(self, handler: HttpHandler) -> None:
+    def __init__(self, handler: HttpHandler, thread_name: str) -> None:
         self._handler = handler
+        self._thread_name = thread_name
         self._lock = threading.Lock()
         self._running = False
         self._waiting: deque[tuple[Endpoint, HttpRequest, DeferredResponse]] = deque()
@@ -35,12 +38,23 @@ class LargeBodies:
     def run(self, endpoint: Endpoint, request: HttpRequest) -> DeferredResponse:
         """What the endpoint will answer, errors included."""
         answer = DeferredResponse()
+        self._put(endpoint, request, answer)
+        return answer
+
+    def run_after(
+        self, pending: ConstraintPending, endpoint: Endpoint, request: HttpRequest
+    ) -> DeferredResponse:
+        """The same, once the constraint is compiled or refused."""
+        answer = DeferredResponse()
+        pending.settled.add_done_callback(lambda _: self._put(endpoint, request, answer))
+        return answer
+
+    def _put(self, endpoint: Endpoint, request: HttpRequest, answer: DeferredResponse) -> None:
         with self._lock:
             self._waiting.append((endpoint, request, answer))
             start, self._running = not self._running, True
         if start:
-            threading.Thread(target=self._work, name="cllm-large-bodies", daemon=True).start()
-        return answer
+            threading.Thread(target=self._work, name=self._thread_name, daemon=True).start()
 
     def _work(self) -> None:
         while True:

@@ -9,7 +9,7 @@ from cllm.api.anthropic import routes as anthropic
 from cllm.api.errors import describe
 from cllm.api.health import unavailable
 from cllm.api.keys import OPEN, require_key
-from cllm.api.large import LARGE, Answer, Endpoint, LargeBodies
+from cllm.api.large import LARGE, Answer, Aside, Endpoint
 from cllm.api.llama_server import routes as llama_server
 from cllm.api.metrics import Metrics
 from cllm.api.native import NATIVE
@@ -20,7 +20,7 @@ from cllm.api.route import Family, Route
 from cllm.api.schemas import TOO_DEEP
 from cllm.api.service import RETRY_AFTER, Service, State
 from cllm.api.submission import Submission
-from cllm.engine import EngineError, PromptTooLong, QueueFull
+from cllm.engine import ConstraintPending, EngineError, PromptTooLong, QueueFull
 from cllm.http import HttpError, HttpHandler, HttpRequest, HttpResponse
 from cllm.version import __version__
 
@@ -61,11 +61,12 @@ def create_handler(service: Service) -> HttpHandler:
     handler.error_body = _error_body
     if service.settings.api_keys:
         handler.add_middleware(require_key(service.settings.api_keys))
-    large = LargeBodies(handler)
+    large = Aside(handler, "cllm-large-bodies")
+    constrained = Aside(handler, "cllm-constrained")
     for route in routes:
         family, endpoint = _family(route.path), route.endpoint
         if route.path not in _UNGUARDED:
-            endpoint = _guarded(service, family, endpoint, large)
+            endpoint = _guarded(service, family, endpoint, large, constrained)
         if family.around is not None:
             endpoint = family.around(endpoint)
         register = handler.get if route.method == "GET" else handler.post
@@ -83,12 +84,20 @@ def _error_body(status: int, message: str, request: HttpRequest | None) -> tuple
     return family.error_body(status, message)
 
 
-def _guarded(service: Service, family: Family, endpoint: Endpoint, large: LargeBodies) -> Endpoint:
-    """Answer 503 while there is no model, and put what the engine refuses into HTTP's words."""
+def _guarded(
+    service: Service, family: Family, endpoint: Endpoint, large: Aside, constrained: Aside
+) -> Endpoint:
+    """Answer 503 while there is no model, and put what the engine refuses into HTTP's words.
+
+    What takes long is answered aside: large bodies, and constraints until they are compiled.
+    """
 
     def refusing(request: HttpRequest) -> Answer:
         try:
             return endpoint(request)
+        except ConstraintPending as pending:
+            aside = large if len(request.body) > LARGE else constrained
+            return aside.run_after(pending, refusing, request)
         except QueueFull as error:
             if family is NATIVE:
                 return too_many_requests()
