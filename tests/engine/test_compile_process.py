@@ -240,7 +240,10 @@ def os_wait(pidfd: int) -> None:
     [
         (("/no/such/python",), "No such file"),
         ((sys.executable, "-c", "raise SystemExit('no llguidance here')"), "no llguidance here"),
-        ((sys.executable, "-c", "import sys; sys.stdin.buffer.read(9); sys.exit(1)"), "it has ended"),
+        (
+            (sys.executable, "-c", "import sys; sys.stdin.buffer.read(9); sys.exit(1)"),
+            "it has ended",
+        ),
     ],
 )
 def test_without_a_child_constraints_are_refused_and_the_log_says_so(
