@@ -54,11 +54,20 @@ class _LateError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class _Death:
-    """How a child ended: for lateness or by itself; its exit status and its standard error."""
+    """How a child ended: for lateness or by itself, with the constraint or before it was sent."""
 
     late: bool
+    sent: bool
     status: int
     said: str
+
+    @property
+    def tells(self) -> bool:
+        """Whether it says something about the constraint.
+
+        A child leaves on purpose with status 0, and the system may kill it at any time.
+        """
+        return self.late or (self.sent and self.status not in (0, -signal.SIGKILL))
 
 
 class CompileProcess:
@@ -102,9 +111,9 @@ class CompileProcess:
         Raises InvalidRequest, TooSlow, CompilerUnavailable, EngineClosed.
         """
         content = constraint_frame(constraint, cpu_s)
-        answer = self._ask(content, cpu_s * _WALL) or self._ask(content, cpu_s * _WALL)
-        if answer is None:
-            raise self._unavailable("it ends at once")
+        answer = self._ask(content, cpu_s * _WALL)
+        if isinstance(answer, _Death) and not answer.tells:
+            answer = self._ask(content, cpu_s * _WALL)
         if isinstance(answer, _Death):
             raise self._verdict(constraint, answer)
         if "expected" in answer:
@@ -171,8 +180,8 @@ class CompileProcess:
             line += more
         return line
 
-    def _ask(self, content: bytes, wall_s: float) -> dict[str, Any] | _Death | None:
-        """The child's answer, or how it died of it; None: it had ended for another reason."""
+    def _ask(self, content: bytes, wall_s: float) -> dict[str, Any] | _Death:
+        """The child's answer, or how it ended instead."""
         self.start()
         deadline, sent = time.monotonic() + wall_s, False
         try:
@@ -190,11 +199,12 @@ class CompileProcess:
                 raise EngineClosed from None
             if not self._ready:
                 raise self._unavailable(said.rpartition("\n")[2] or f"{error}") from None
-            # It leaves on purpose with status 0, and may be killed while it is idle.
-            return None if not late and (status == 0 or not sent) else _Death(late, status, said)
+            return _Death(late, sent, status, said)
 
     def _verdict(self, constraint: Constraint, death: _Death) -> EngineError:
         """What the child's death says about the constraint."""
+        if not death.late and (death.status == 0 or not death.sent):
+            return self._unavailable("it ends at once")
         self.deaths += 1
         if death.late or death.status == -signal.SIGXCPU:
             return TooSlow(certain=not death.late)

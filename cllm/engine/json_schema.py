@@ -5,11 +5,13 @@ llguidance refuses the keywords it knows and cannot hold, but takes any other wo
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
 from fractions import Fraction
 from typing import Any
 
 from cllm.engine.errors import InvalidRequest
+from cllm.engine.json_exact import MANY, NAMED, ONE, Writer, needs_writing, with_exact_bounds
 
 MAX_DEPTH = 64
 """Schemas within schemas."""
@@ -72,14 +74,14 @@ _ASSERTIONS: Mapping[str, _Check] = {
     "minProperties": _is_count,
     "maxProperties": _is_count,
 }
-_ONE = ("items", "additionalItems", "additionalProperties")
-_MANY = ("anyOf", "oneOf", "allOf", "prefixItems", "items")
-_NAMED = ("properties", "patternProperties", "$defs", "definitions")
 _REMARKS = (
     "$schema", "$id", "id", "$anchor", "$comment", "title", "description", "default", "example",
     "examples", "deprecated", "readOnly", "writeOnly", "contentEncoding", "contentMediaType",
     "contentSchema", "discriminator",
 )  # fmt: skip
+# How JSON is laid out: one way only. A token that can only be one need not be computed; and a model
+# cannot lose itself in spaces.
+_LAYOUT = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
 _EXPECTED = {
     "$ref": 'a reference within the schema ("#/…")',
     "multipleOf": f"a number above 0 of not more than {MAX_MULTIPLE} units of its last digit",
@@ -97,14 +99,17 @@ def check_schema(schema: object) -> None:
         raise InvalidRequest("json_schema", "pattern", expected)
 
 
-def in_our_layout(schema: Mapping[str, Any] | bool) -> dict[str, Any]:
-    """Return the schema with llguidance's options for how JSON is laid out: one way only.
+def lark_expression(schema: Mapping[str, Any] | bool) -> str:
+    """Return the schema as what may stand on the right side of a rule of Lark.
 
-    A token that can only be one need not be computed; and a model cannot lose itself in spaces.
+    Raises InvalidRequest, which names the keyword, for a schema that cannot be held exactly.
     """
-    layout = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
+    check_schema(schema)
     inner = dict(schema) if isinstance(schema, Mapping) else {} if schema else {"enum": []}
-    return {**inner, "x-guidance": layout}
+    exact = with_exact_bounds(inner)
+    if needs_writing(exact):
+        return Writer(exact, _REMARKS, _LAYOUT).expression()
+    return f"%json {json.dumps({**exact, 'x-guidance': _LAYOUT})}"
 
 
 class _Checker:
@@ -132,7 +137,7 @@ class _Checker:
                 raise InvalidRequest("json_schema", f"{keyword}: {value!r}", expected)
             self.references += keyword == "$ref"
             self.patterns += keyword == "pattern"
-        elif keyword in _NAMED:
+        elif keyword in NAMED:
             if not isinstance(value, dict):
                 raise InvalidRequest("json_schema", f"{keyword}: {value!r}", "schemas by name")
             if keyword.endswith("roperties") and len(value) > MAX_PROPERTIES:
@@ -142,16 +147,16 @@ class _Checker:
             self.patterns += len(value) * (keyword == "patternProperties")
             for inner in value.values():
                 self.visit(inner, depth)
-        elif keyword in _MANY and isinstance(value, list):
+        elif keyword in MANY and isinstance(value, list):
             self.intersects |= keyword == "allOf"
             for inner in value:
                 self.visit(inner, depth)
-        elif keyword in _ONE:
+        elif keyword in ONE:
             self.visit(value, depth)
-        elif keyword in _MANY:
+        elif keyword in MANY:
             raise InvalidRequest("json_schema", f"{keyword}: {value!r}", "a list of schemas")
         elif keyword not in _REMARKS:
-            known = sorted({*_ASSERTIONS, *_ONE, *_MANY, *_NAMED})
+            known = sorted({*_ASSERTIONS, *ONE, *MANY, *NAMED})
             raise InvalidRequest(
                 "json_schema", keyword, f"no keywords that are not supported ({', '.join(known)})"
             )

@@ -139,7 +139,7 @@ def test_while_one_is_compiled_others_are(doomed: Engine, tmp_path: Path) -> Non
     held, pipe = hold(tmp_path, "slow")
     with ThreadPoolExecutor(1) as pool:
         waiting = pool.submit(doomed.check_constraint, held)
-        pipe_is_open = pool_open(pipe)
+        pipe_is_open = opened_by_child(pipe)
         for number in range(5):
             doomed.check_constraint(Constraint("regex", f"meanwhile {number}"))
         assert not waiting.done()
@@ -147,7 +147,7 @@ def test_while_one_is_compiled_others_are(doomed: Engine, tmp_path: Path) -> Non
         waiting.result(WAIT)
 
 
-def pool_open(pipe: Path) -> int:
+def opened_by_child(pipe: Path) -> int:
     """Opens once the child reads: from then on it is busy with this."""
     return os.open(pipe, os.O_WRONLY)
 
@@ -172,14 +172,14 @@ def test_the_queue_is_bounded(tmp_path: Path) -> None:
         for each in (held, also):
             with pytest.raises(ConstraintPending):
                 engine.check_constraint(each, wait=False)
-        opened = [pool_open(pipe), pool_open(other)]  # now both lanes are busy
+        busy = [opened_by_child(pipe), opened_by_child(other)]  # both lanes
         for number in range(grammars.MAX_WAITING):
             with pytest.raises(ConstraintPending):
                 engine.check_constraint(Constraint("regex", f"{number}"), wait=False)
         with pytest.raises(QueueFull):
             engine.check_constraint(Constraint("regex", "one too many"))
-        for each in opened:
-            os.close(each)
+        for descriptor in busy:
+            os.close(descriptor)
         engine.check_constraint(Constraint("regex", "63"))
 
 
@@ -189,7 +189,7 @@ def test_closing_ends_the_children_and_those_who_wait(tmp_path: Path) -> None:
         engine = Engine.load(random_path(), parallel=1, ctx_size=256)
         held, pipe = hold(tmp_path, "never")
         waiting = pool.submit(engine.check_constraint, held)
-        opened = pool_open(pipe)
+        opened = opened_by_child(pipe)
         child = child_of(engine)
         engine.close()
         with pytest.raises(EngineClosed):
@@ -223,16 +223,8 @@ def test_a_child_ends_with_the_program(end: signal.Signals | None) -> None:
     else:
         program.send_signal(end)
     program.wait(WAIT)
-    ended = threading.Event()
-    threading.Thread(target=lambda: (os_wait(child), ended.set()), daemon=True).start()
-    assert ended.wait(WAIT)
+    assert select.select([child], [], [], WAIT)[0]
     os.close(child)
-
-
-def os_wait(pidfd: int) -> None:
-    poll = select.poll()
-    poll.register(pidfd, select.POLLIN)
-    poll.poll()
 
 
 @pytest.mark.parametrize(
