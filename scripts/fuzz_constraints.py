@@ -157,8 +157,8 @@ def gbnf(rng: random.Random, _: int) -> str:
         parts = []
         for _ in range(rng.randint(1, 5)):
             atom = rng.choice(
-                [*names, '"a"', '"b c"', "[a-z]", "[^x]", '"\\x41"', '"\\u00e9"', '""', "|", "(", ")",
-                 ".", '"\\""', "[\\]]", "<think>", "%json {}", "undefined", "# note", "{",
+                [*names, '"a"', '"b c"', "[a-z]", "[^x]", '"\\x41"', '"\\u00e9"', '""', "|", "(",
+                 ")", ".", '"\\""', "[\\]]", "<think>", "%json {}", "undefined", "# note", "{",
                  "(" + names[-1] + ")"]
             )  # fmt: skip
             parts.append(atom + (rng.choice(REPEATS[:8]) if rng.random() < 0.3 else ""))

@@ -262,7 +262,14 @@ class Engine:
 
     def stats(self) -> EngineStats:
         """Counters and gauges, as of now."""
-        return replace(self._runner.snapshot(), healthy=self.healthy)
+        grammars = self._grammars
+        return replace(
+            self._runner.snapshot(),
+            healthy=self.healthy,
+            constraints_compiled=grammars.compiled,
+            constraints_refused=grammars.refused,
+            constraint_deaths=grammars.deaths,
+        )
 
     def slots(self) -> list[SlotInfo]:
         """What each place for a sequence serves, or served last; as of now. Raises Unsupported."""

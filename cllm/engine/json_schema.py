@@ -6,6 +6,7 @@ llguidance refuses the keywords it knows and cannot hold, but takes any other wo
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Mapping
 from fractions import Fraction
 from typing import Any
@@ -28,6 +29,7 @@ MAX_PATTERNS = 8
 MAX_MULTIPLE = 10_000
 """Greatest multipleOf, in units of its last digit: the states of an automaton (27 s for 10⁶)."""
 
+_COMBINING = ("allOf", "anyOf", "oneOf", "$ref")
 _Check = Callable[[Any], bool]
 
 
@@ -97,6 +99,13 @@ def check_schema(schema: object) -> None:
     if checker.intersects and checker.patterns > MAX_PATTERNS:
         expected = f"at most {MAX_PATTERNS} patterns in a schema that has allOf"
         raise InvalidRequest("json_schema", "pattern", expected)
+    if (
+        checker.intersects
+        and len(checker.multiples) > 1
+        and _common(checker.multiples) > MAX_MULTIPLE
+    ):
+        expected = f"multiples whose least common one has at most {MAX_MULTIPLE} units, with allOf"
+        raise InvalidRequest("json_schema", "multipleOf", expected)
 
 
 def lark_expression(schema: Mapping[str, Any] | bool) -> str:
@@ -112,12 +121,21 @@ def lark_expression(schema: Mapping[str, Any] | bool) -> str:
     return f"%json {json.dumps({**exact, 'x-guidance': _LAYOUT})}"
 
 
+def _common(multiples: set[Fraction]) -> int:
+    """The least common multiple, in units of the last digit of any; llguidance's has 32 bits."""
+    unit = 10 ** max(len(str(each.denominator)) for each in multiples)
+    while unit > 1 and all((each * (unit // 10)).denominator == 1 for each in multiples):
+        unit //= 10
+    return math.lcm(*((each * unit).numerator for each in multiples))
+
+
 class _Checker:
-    __slots__ = ("intersects", "patterns", "references")
+    __slots__ = ("intersects", "multiples", "patterns", "references")
 
     def __init__(self) -> None:
         self.references = 0
         self.patterns = 0
+        self.multiples: set[Fraction] = set()
         self.intersects = False
 
     def visit(self, schema: object, depth: int) -> None:
@@ -127,6 +145,7 @@ class _Checker:
             raise InvalidRequest("json_schema", schema, "a schema: an object, true or false")
         if depth == 0:
             raise InvalidRequest("json_schema", "a schema", f"at most {MAX_DEPTH} within another")
+        self.intersects |= "multipleOf" in schema and not schema.keys().isdisjoint(_COMBINING)
         for keyword, value in schema.items():
             self._keyword(keyword, value, depth - 1)
 
@@ -137,6 +156,8 @@ class _Checker:
                 raise InvalidRequest("json_schema", f"{keyword}: {value!r}", expected)
             self.references += keyword == "$ref"
             self.patterns += keyword == "pattern"
+            if keyword == "multipleOf":
+                self.multiples.add(Fraction(repr(value)))
         elif keyword in NAMED:
             if not isinstance(value, dict):
                 raise InvalidRequest("json_schema", f"{keyword}: {value!r}", "schemas by name")

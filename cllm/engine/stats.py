@@ -22,6 +22,8 @@ class EngineStats:
     guessed_right of them were then chosen.
     decoded_sequences: sequences in all llama_decode calls together. longest: tokens of the longest
     sequence so far.
+    constraints_compiled, constraints_refused: by the compiler; constraint_deaths: children that one
+    crashed, stalled or filled.
     kv_tokens: tokens held in the cache, those of finished requests included, of kv_cells.
     """
 
@@ -57,4 +59,7 @@ class EngineStats:
     slots_total: int = 0
     kv_tokens: int = 0
     kv_cells: int = 0
+    constraints_compiled: int = 0
+    constraints_refused: int = 0
+    constraint_deaths: int = 0
     healthy: bool = True

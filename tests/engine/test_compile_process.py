@@ -102,10 +102,12 @@ def test_a_verdict_is_remembered(doomed: Engine) -> None:
     for _ in range(3):
         with pytest.raises(InvalidRequest, match="crashed"):
             doomed.check_constraint(marked("planted-crash", 7))
-    deaths = doomed._grammars.deaths
+    before = doomed.stats()
     with pytest.raises(InvalidRequest, match="crashed"):
         doomed.check_constraint(marked("planted-crash", 7))
-    assert doomed._grammars.deaths == deaths
+    after = doomed.stats()
+    assert after.constraint_deaths == before.constraint_deaths
+    assert after.constraints_refused == before.constraints_refused + 1
 
 
 def test_a_child_that_died_idle_is_replaced(doomed: Engine) -> None:

@@ -247,6 +247,10 @@ def test_what_stands_around_a_large_number_is_held_too(
         ({"properties": {"a": INT64, "b": {"$ref": "#/properties/c"}, "c": {}}}, "a type"),
         ({"type": "array", "items": [INT64]}, "items"),
         ({"enum": [2**60 + 1], "type": "string"}, "enum"),
+        (
+            {"type": "integer", "allOf": [{"multipleOf": n} for n in (9999, 9998, 9997)]},
+            "multipleOf",
+        ),
     ],
 )
 def test_a_number_that_cannot_be_held_is_named(engine: Engine, schema: Schema, named: str) -> None:
