@@ -214,7 +214,7 @@ def test_workloads_are_served_whole_over_http_and_by_the_engine(tmp_path: Path) 
 
 def test_serving_is_measured_next_to_busy_processes(tmp_path: Path) -> None:
     given = ("--workload", "churn", "--server", "engine", "--busy", "0", "1")
-    found, _ = results(tmp_path, "bench_serve.py", *given)
+    found, _ = results(tmp_path, "serve", *given)
     alone, beside = (rows for name, rows in found.items() if name.startswith("churn: 8 at a time"))
     assert alone[0]["failures"] == beside[0]["failures"] == 0
     (row,) = rows_of(found, "churn: tokens/s next to busy")

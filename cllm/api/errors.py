@@ -6,6 +6,7 @@ import logging
 
 from cllm.api.service import RETRY_AFTER
 from cllm.engine import (
+    CompilerUnavailable,
     DeadlineExceeded,
     EngineClosed,
     EngineError,
@@ -24,7 +25,8 @@ def describe(error: BaseException, request_id: str) -> HttpError:
     """The status and the text for an error of a generation.
 
     InvalidRequest and TooIntricate 400, DeadlineExceeded 408, QueueFull 429, NotEnabled and
-    Unsupported 501, EngineClosed 503; anything else is a fault of the server: 500, with the
+    Unsupported 501, EngineClosed and CompilerUnavailable 503; anything else is a fault of the
+    server: 500, with the
     request's id, under which the log has the rest.
     """
     if isinstance(error, (InvalidRequest, TooIntricate)):
@@ -36,7 +38,7 @@ def describe(error: BaseException, request_id: str) -> HttpError:
     if isinstance(error, (NotEnabled, Unsupported)):
         # OpenAI's client would ask a second and a third time.
         return HttpError(501, str(error), (("X-Should-Retry", "false"),))
-    if isinstance(error, EngineClosed):
+    if isinstance(error, (EngineClosed, CompilerUnavailable)):
         return HttpError(503, str(error))
     log.error("request=%s generation failed", request_id, exc_info=error)
     if isinstance(error, EngineError):

@@ -2,7 +2,8 @@
 
 Large bodies: tokenizing megabytes takes seconds, and sixteen clients with 16 MiB of text each would
 keep every worker busy. Generations for which no slot is free: they wait anyway, and a thousand that
-arrive at once would keep ``/health`` waiting until all are tokenized and submitted.
+arrive at once would keep ``/health`` waiting until all are tokenized and submitted. Constraints
+that are being compiled: their requests are looked at again once that is done.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import threading
 from collections import deque
 from collections.abc import Callable
 
+from cllm.engine import ConstraintPending
 from cllm.http import DeferredResponse, HttpError, HttpHandler, HttpRequest, HttpResponse
 
 log = logging.getLogger("cllm.api")
@@ -43,12 +45,23 @@ class Lane:
     def run(self, endpoint: Endpoint, request: HttpRequest) -> DeferredResponse:
         """What the endpoint will answer, errors included."""
         answer = DeferredResponse()
+        self._put(endpoint, request, answer)
+        return answer
+
+    def run_after(
+        self, pending: ConstraintPending, endpoint: Endpoint, request: HttpRequest
+    ) -> DeferredResponse:
+        """The same, once the constraint is compiled or refused."""
+        answer = DeferredResponse()
+        pending.settled.add_done_callback(lambda _: self._put(endpoint, request, answer))
+        return answer
+
+    def _put(self, endpoint: Endpoint, request: HttpRequest, answer: DeferredResponse) -> None:
         with self._lock:
             self._waiting.append((endpoint, request, answer))
             start, self._running = not self._running, True
         if start:
             threading.Thread(target=self._work, name=self._name, daemon=True).start()
-        return answer
 
     def _work(self) -> None:
         while True:

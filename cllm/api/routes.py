@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 from cllm.api import native
@@ -20,7 +21,7 @@ from cllm.api.route import Family, Route
 from cllm.api.schemas import TOO_DEEP
 from cllm.api.service import Service, State
 from cllm.api.submission import Submission
-from cllm.engine import EngineError, PromptTooLong, QueueFull
+from cllm.engine import ConstraintPending, EngineError, PromptTooLong, QueueFull
 from cllm.http import HttpError, HttpHandler, HttpRequest, HttpResponse
 from cllm.version import __version__
 
@@ -61,11 +62,15 @@ def create_handler(service: Service) -> HttpHandler:
     handler.error_body = _error_body
     if service.settings.api_keys:
         handler.add_check(require_key(service.settings.api_keys))
-    large, waiting = Lane(handler, "cllm-large-bodies"), Lane(handler, "cllm-submissions")
+    lanes = _Lanes(
+        large=Lane(handler, "cllm-large-bodies"),
+        submissions=Lane(handler, "cllm-submissions"),
+        constrained=Lane(handler, "cllm-constrained"),
+    )
     for route in routes:
         family, endpoint = _family(route.path), route.endpoint
         if route.path not in _UNGUARDED:
-            endpoint = _guarded(service, family, endpoint, large, waiting if route.events else None)
+            endpoint = _guarded(service, family, endpoint, lanes, generates=route.events)
         if family.around is not None:
             endpoint = family.around(endpoint)
         register = handler.get if route.method == "GET" else handler.post
@@ -83,17 +88,30 @@ def _error_body(status: int, message: str, request: HttpRequest | None) -> tuple
     return family.error_body(status, message)
 
 
+@dataclass(frozen=True, slots=True)
+class _Lanes:
+    """Where requests run that would hold a worker; see large.py."""
+
+    large: Lane
+    submissions: Lane
+    constrained: Lane
+
+
 def _guarded(
-    service: Service, family: Family, endpoint: Endpoint, large: Lane, waiting: Lane | None
+    service: Service, family: Family, endpoint: Endpoint, lanes: _Lanes, *, generates: bool
 ) -> Endpoint:
     """Answer 503 while there is no model, and put what the engine refuses into HTTP's words.
 
-    waiting: where the endpoint runs while no slot is free, if it generates.
+    What takes long is answered on a lane: large bodies, constraints until they are compiled, and
+    generations (`generates`) while no slot is free.
     """
 
     def refusing(request: HttpRequest) -> Answer:
         try:
             return endpoint(request)
+        except ConstraintPending as pending:
+            lane = lanes.large if len(request.body) > LARGE else lanes.constrained
+            return lane.run_after(pending, refusing, request)
         except QueueFull as error:
             if family is NATIVE:
                 return too_many_requests()
@@ -113,9 +131,9 @@ def _guarded(
                 return unavailable(service)
             raise service.unavailable()
         if len(request.body) > LARGE:
-            return large.run(refusing, request)
-        if waiting is not None and (waiting.busy or service.engine.crowded):
-            return waiting.run(refusing, request)
+            return lanes.large.run(refusing, request)
+        if generates and (lanes.submissions.busy or service.engine.crowded):
+            return lanes.submissions.run(refusing, request)
         return refusing(request)
 
     return guarded

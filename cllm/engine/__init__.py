@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from cllm.engine.embedding import Embedding
     from cllm.engine.engine import Engine
     from cllm.engine.errors import (
+        CompilerUnavailable,
+        ConstraintPending,
         DeadlineExceeded,
         EngineClosed,
         EngineError,
@@ -38,8 +40,10 @@ if TYPE_CHECKING:
 bound_spinning()  # an OpenMP runtime reads it where llama.cpp's library is loaded
 
 __all__ = [
+    "CompilerUnavailable",
     "Completion",
     "Constraint",
+    "ConstraintPending",
     "DeadlineExceeded",
     "Embedding",
     "Engine",

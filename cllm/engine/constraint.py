@@ -12,7 +12,7 @@ from llguidance import LLMatcher
 from llguidance.gbnf_to_lark import gbnf_to_lark
 
 from cllm.engine.errors import InvalidRequest
-from cllm.engine.json_schema import check_schema, in_our_layout
+from cllm.engine.json_schema import lark_expression
 
 Kind = Literal["json_schema", "json_object", "gbnf", "regex", "lark"]
 
@@ -75,8 +75,10 @@ def json_rule(schema: Mapping[str, Any] | bool) -> str:
 
     Raises InvalidRequest, which names a keyword that is not supported.
     """
-    check_schema(schema)
-    return f"%json {json.dumps(in_our_layout(schema))}"
+    try:
+        return lark_expression(schema)
+    except RecursionError:
+        raise InvalidRequest("json_schema", "a schema", "one that is not so deep") from None
 
 
 def _read(source: str) -> Mapping[str, Any] | bool:

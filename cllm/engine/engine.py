@@ -66,7 +66,14 @@ class Engine:
         # Also runs at interpreter exit and when the engine is forgotten: freeing the model while
         # the thread decodes, or leaving the thread to a finished interpreter, would crash.
         self._finalizer = weakref.finalize(
-            self, _release, self._runner, thread, self._guard, self._sessions, loaded
+            self,
+            _release,
+            self._runner,
+            thread,
+            self._guard,
+            self._sessions,
+            self._grammars,
+            loaded,
         )
         self._thread = thread
         thread.start()
@@ -141,8 +148,9 @@ class Engine:
         out in it are text. deadline: seconds from now to the end of the generation; it is looked
         at before each step. on_update: see Generation. slot: the only one to run in.
         fresh: reuse nothing of earlier prompts. tenant: whose request it is; slots are shared
-        fairly between tenants, and one tenant's requests are served in their order.
-        Raises InvalidRequest, PromptTooLong, QueueFull, Unsupported, EngineClosed.
+        fairly between tenants, and one tenant's requests are served in their order. A constraint
+        is waited for until it is compiled. Raises InvalidRequest, PromptTooLong, QueueFull,
+        CompilerUnavailable, Unsupported, EngineClosed.
         """
         if deadline is not None and not 0 < deadline < math.inf:
             raise InvalidRequest("deadline", deadline, "a positive number of seconds")
@@ -206,10 +214,17 @@ class Engine:
         with self._guard.borrowed():
             self._prompt_tokens(prompt)
 
-    def check_constraint(self, constraint: Constraint) -> None:
-        """Refuse what submit would refuse, and keep what it compiles. Raises InvalidRequest."""
+    def check_constraint(self, constraint: Constraint, *, wait: bool = True) -> None:
+        """Refuse what submit would refuse, and keep what it compiles.
+
+        wait: until it is compiled; else ConstraintPending is raised if it is not.
+        Raises InvalidRequest, QueueFull, CompilerUnavailable, EngineClosed.
+        """
         with self._guard.borrowed():
-            self._grammars.guide(constraint)
+            if wait:
+                self._grammars.guide(constraint)
+            else:
+                self._grammars.check(constraint)
 
     def cancel(self, generation: Generation) -> None:
         """End a generation before the next decode; what it has is kept. Same as its cancel()."""
@@ -253,7 +268,14 @@ class Engine:
 
     def stats(self) -> EngineStats:
         """Counters and gauges, as of now."""
-        return replace(self._runner.snapshot(), healthy=self.healthy)
+        grammars = self._grammars
+        return replace(
+            self._runner.snapshot(),
+            healthy=self.healthy,
+            constraints_compiled=grammars.compiled,
+            constraints_refused=grammars.refused,
+            constraint_deaths=grammars.deaths,
+        )
 
     def slots(self) -> list[SlotInfo]:
         """What each place for a sequence serves, or served last; as of now. Raises Unsupported."""
@@ -406,6 +428,7 @@ def _release(
     thread: threading.Thread,
     guard: _Guard,
     sessions: Sessions | None,
+    grammars: Grammars,
     loaded: Loaded,
 ) -> None:
     if not guard.process.is_current:
@@ -417,6 +440,7 @@ def _release(
         thread.join()
     if sessions is not None:
         sessions.close()
+    grammars.close()
     guard.close()
     loaded.close()
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from concurrent.futures import Future
+from typing import Any
+
 
 class EngineError(Exception):
     """Base of every error this package raises on purpose."""
@@ -18,7 +21,7 @@ class InvalidRequest(EngineError, ValueError):  # noqa: N818 - a public name
         self.field = field
         self.value = value
         self.expected = expected
-        super().__init__(f"{field}: {_shortened(value)} is not valid; expected {expected}")
+        super().__init__(f"{field}: {shortened(value)} is not valid; expected {expected}")
 
 
 class PromptTooLong(InvalidRequest):
@@ -55,6 +58,18 @@ class TooIntricate(EngineError):  # noqa: N818 - a public name
         super().__init__(f"the constraint is too intricate ({reason}): give a simpler one")
 
 
+class ConstraintPending(EngineError):  # noqa: N818 - a public name
+    """A constraint is being compiled: ask again when `settled` is done."""
+
+    def __init__(self, settled: Future[Any]) -> None:
+        self.settled = settled
+        super().__init__("the constraint is being compiled; ask again")
+
+
+class CompilerUnavailable(EngineError):  # noqa: N818 - a public name
+    """The process that tries constraints could not be started; the message says why."""
+
+
 class QueueFull(EngineError):  # noqa: N818 - a public name
     """As many requests are waiting as the configuration allows; retry_after is in seconds."""
 
@@ -88,6 +103,7 @@ def described(error: BaseException) -> str:
     return str(error) or type(error).__name__
 
 
-def _shortened(value: object) -> str:
+def shortened(value: object) -> str:
+    """A value as errors show it."""
     text = value if isinstance(value, str) else repr(value)
     return text if len(text) <= 60 else text[:57] + "..."

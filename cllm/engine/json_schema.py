@@ -5,11 +5,14 @@ llguidance refuses the keywords it knows and cannot hold, but takes any other wo
 
 from __future__ import annotations
 
+import json
+import math
 from collections.abc import Callable, Mapping
 from fractions import Fraction
 from typing import Any
 
 from cllm.engine.errors import InvalidRequest
+from cllm.engine.json_exact import MANY, NAMED, ONE, Writer, needs_writing, with_exact_bounds
 
 MAX_DEPTH = 64
 """Schemas within schemas."""
@@ -26,6 +29,7 @@ MAX_PATTERNS = 8
 MAX_MULTIPLE = 10_000
 """Greatest multipleOf, in units of its last digit: the states of an automaton (27 s for 10⁶)."""
 
+_COMBINING = ("allOf", "anyOf", "oneOf", "$ref")
 _Check = Callable[[Any], bool]
 
 
@@ -72,14 +76,14 @@ _ASSERTIONS: Mapping[str, _Check] = {
     "minProperties": _is_count,
     "maxProperties": _is_count,
 }
-_ONE = ("items", "additionalItems", "additionalProperties")
-_MANY = ("anyOf", "oneOf", "allOf", "prefixItems", "items")
-_NAMED = ("properties", "patternProperties", "$defs", "definitions")
 _REMARKS = (
     "$schema", "$id", "id", "$anchor", "$comment", "title", "description", "default", "example",
     "examples", "deprecated", "readOnly", "writeOnly", "contentEncoding", "contentMediaType",
     "contentSchema", "discriminator",
 )  # fmt: skip
+# How JSON is laid out: one way only. A token that can only be one need not be computed; and a model
+# cannot lose itself in spaces.
+_LAYOUT = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
 _EXPECTED = {
     "$ref": 'a reference within the schema ("#/…")',
     "multipleOf": f"a number above 0 of not more than {MAX_MULTIPLE} units of its last digit",
@@ -95,24 +99,43 @@ def check_schema(schema: object) -> None:
     if checker.intersects and checker.patterns > MAX_PATTERNS:
         expected = f"at most {MAX_PATTERNS} patterns in a schema that has allOf"
         raise InvalidRequest("json_schema", "pattern", expected)
+    if (
+        checker.intersects
+        and len(checker.multiples) > 1
+        and _common(checker.multiples) > MAX_MULTIPLE
+    ):
+        expected = f"multiples whose least common one has at most {MAX_MULTIPLE} units, with allOf"
+        raise InvalidRequest("json_schema", "multipleOf", expected)
 
 
-def in_our_layout(schema: Mapping[str, Any] | bool) -> dict[str, Any]:
-    """Return the schema with llguidance's options for how JSON is laid out: one way only.
+def lark_expression(schema: Mapping[str, Any] | bool) -> str:
+    """Return the schema as what may stand on the right side of a rule of Lark.
 
-    A token that can only be one need not be computed; and a model cannot lose itself in spaces.
+    Raises InvalidRequest, which names the keyword, for a schema that cannot be held exactly.
     """
-    layout = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
+    check_schema(schema)
     inner = dict(schema) if isinstance(schema, Mapping) else {} if schema else {"enum": []}
-    return {**inner, "x-guidance": layout}
+    exact = with_exact_bounds(inner)
+    if needs_writing(exact):
+        return Writer(exact, _REMARKS, _LAYOUT).expression()
+    return f"%json {json.dumps({**exact, 'x-guidance': _LAYOUT})}"
+
+
+def _common(multiples: set[Fraction]) -> int:
+    """The least common multiple, in units of the last digit of any; llguidance's has 32 bits."""
+    unit = 10 ** max(len(str(each.denominator)) for each in multiples)
+    while unit > 1 and all((each * (unit // 10)).denominator == 1 for each in multiples):
+        unit //= 10
+    return math.lcm(*((each * unit).numerator for each in multiples))
 
 
 class _Checker:
-    __slots__ = ("intersects", "patterns", "references")
+    __slots__ = ("intersects", "multiples", "patterns", "references")
 
     def __init__(self) -> None:
         self.references = 0
         self.patterns = 0
+        self.multiples: set[Fraction] = set()
         self.intersects = False
 
     def visit(self, schema: object, depth: int) -> None:
@@ -122,6 +145,7 @@ class _Checker:
             raise InvalidRequest("json_schema", schema, "a schema: an object, true or false")
         if depth == 0:
             raise InvalidRequest("json_schema", "a schema", f"at most {MAX_DEPTH} within another")
+        self.intersects |= "multipleOf" in schema and not schema.keys().isdisjoint(_COMBINING)
         for keyword, value in schema.items():
             self._keyword(keyword, value, depth - 1)
 
@@ -132,7 +156,9 @@ class _Checker:
                 raise InvalidRequest("json_schema", f"{keyword}: {value!r}", expected)
             self.references += keyword == "$ref"
             self.patterns += keyword == "pattern"
-        elif keyword in _NAMED:
+            if keyword == "multipleOf":
+                self.multiples.add(Fraction(repr(value)))
+        elif keyword in NAMED:
             if not isinstance(value, dict):
                 raise InvalidRequest("json_schema", f"{keyword}: {value!r}", "schemas by name")
             if keyword.endswith("roperties") and len(value) > MAX_PROPERTIES:
@@ -142,16 +168,16 @@ class _Checker:
             self.patterns += len(value) * (keyword == "patternProperties")
             for inner in value.values():
                 self.visit(inner, depth)
-        elif keyword in _MANY and isinstance(value, list):
+        elif keyword in MANY and isinstance(value, list):
             self.intersects |= keyword == "allOf"
             for inner in value:
                 self.visit(inner, depth)
-        elif keyword in _ONE:
+        elif keyword in ONE:
             self.visit(value, depth)
-        elif keyword in _MANY:
+        elif keyword in MANY:
             raise InvalidRequest("json_schema", f"{keyword}: {value!r}", "a list of schemas")
         elif keyword not in _REMARKS:
-            known = sorted({*_ASSERTIONS, *_ONE, *_MANY, *_NAMED})
+            known = sorted({*_ASSERTIONS, *ONE, *MANY, *NAMED})
             raise InvalidRequest(
                 "json_schema", keyword, f"no keywords that are not supported ({', '.join(known)})"
             )

@@ -211,8 +211,8 @@ class Vocab:
         text = b"".join(self.token_to_piece(token, special) for token in tokens)
         return text[1:] if self._adds_space and text.startswith(b" ") else text
 
-    def for_llguidance(self) -> LLTokenizer:
-        """This vocabulary as llguidance wants it; takes time. It must not outlive the model."""
+    def pieces_for_llguidance(self) -> list[bytes]:
+        """The bytes of all tokens as llguidance wants them; takes time."""
         control, user = C.LLAMA_TOKEN_ATTR_CONTROL, C.LLAMA_TOKEN_ATTR_USER_DEFINED
         pieces = []
         for token in range(self.n_tokens):
@@ -222,6 +222,10 @@ class Vocab:
             if attributes & control or (attributes & user and like_control):
                 piece = b"\xff" + piece  # llguidance's mark: a token that no text stands for
             pieces.append(piece)
+        return pieces
+
+    def for_llguidance(self, pieces: list[bytes]) -> LLTokenizer:
+        """This vocabulary for llguidance; takes time. It must not outlive the model."""
         return LLTokenizer.from_llamacpp(  # type: ignore[attr-defined,no-any-return]
             tokens=pieces,
             vocab_ptr=self._handle,

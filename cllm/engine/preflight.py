@@ -133,7 +133,7 @@ def _run_child(time_limit: float) -> tuple[Verdict, bool]:
                 stdin=subprocess.DEVNULL,
                 capture_output=True,
                 timeout=time_limit,
-                env=_child_environment(),
+                env=child_environment(),
                 start_new_session=True,
                 check=False,
             )
@@ -150,7 +150,7 @@ def _run_child(time_limit: float) -> tuple[Verdict, bool]:
         detail = f"llama.cpp's extra CPU kernels compute wrong numbers on this CPU. {REMEDY}"
         return Verdict(False, False, detail), True
     if status < 0:
-        name = _signal_name(-status)
+        name = signal_name(-status)
         detail = f"llama.cpp's extra CPU kernels crash on this CPU ({name}). {REMEDY}"
         return Verdict(False, False, detail), -status in _CRASHES
     lines = child.stderr.decode(errors="replace").strip().splitlines() or [f"exit status {status}"]
@@ -158,15 +158,16 @@ def _run_child(time_limit: float) -> tuple[Verdict, bool]:
     return Verdict(False, False, detail), False
 
 
-def _signal_name(number: int) -> str:
+def signal_name(number: int) -> str:
+    """SIGSEGV for 11, and so on."""
     try:
         return signal.Signals(number).name
     except ValueError:  # a real-time signal
         return f"signal {number}"
 
 
-def _child_environment() -> dict[str, str]:
-    # This very cllm, however the parent came to it.
+def child_environment() -> dict[str, str]:
+    """The environment in which a child process finds this very cllm, however the parent did."""
     root = str(Path(__file__).resolve().parents[2])
     paths = [root, os.environ.get("PYTHONPATH", "")]
     return {

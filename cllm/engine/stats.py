@@ -22,6 +22,8 @@ class EngineStats:
     guessed_right of them were then chosen.
     decoded_sequences: sequences in all llama_decode calls together. longest: tokens of the longest
     sequence so far.
+    constraints_compiled, constraints_refused: by the compiler; constraint_deaths: children that one
+    crashed, stalled or filled.
     kv_tokens: tokens held in the cache, those of finished requests included, of kv_cells.
     threads: that compute a step now, of threads_limit; thread_changes: times that this changed.
     cores_left: by other programs, of the cores that this process may use, in the second before the
@@ -65,4 +67,7 @@ class EngineStats:
     thread_changes: int = 0
     cores: int = 0
     cores_left: float = 0.0
+    constraints_compiled: int = 0
+    constraints_refused: int = 0
+    constraint_deaths: int = 0
     healthy: bool = True

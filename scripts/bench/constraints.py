@@ -19,9 +19,11 @@ from typing import Any
 import llama_cpp.llama_cpp as llama_c
 import numpy as np
 from llama_cpp.llama_grammar import json_schema_to_gbnf
+from llguidance import LLTokenizer
 
 from cllm.engine import Constraint, Engine, SamplingParams
-from cllm.engine.grammars import Grammars
+from cllm.engine.compiling import compile_constraint
+from cllm.engine.guide import Guide
 from cllm.engine.llama import CANDIDATE, FloatArray, Vocab
 
 from . import common as bench
@@ -94,15 +96,18 @@ def main() -> None:
     report = bench.Report("Constraints")
     with Engine.load(given.model, parallel=SEQUENCES, ctx_size=1024) as engine:
         vocab = engine._vocab
-        grammars = Grammars(vocab)
         began = time.thread_time()
-        grammars.guide(Constraint("regex", "a"))
+        tokenizer = vocab.for_llguidance(vocab.pieces_for_llguidance())
+        compile_constraint(Constraint("regex", "a"), tokenizer)
         prepared = time.thread_time() - began
         heading = f"{vocab.n_tokens} tokens, prepared for llguidance in {prepared:.2f} s"
         rows = [
             sampler_row(name, by, start, vocab, *case)
             for name, case in CASES.items()
-            for by, start in (("llguidance", guided(grammars)), ("llama.cpp", sampled(vocab)))
+            for by, start in (
+                ("llguidance", guided(tokenizer, vocab)),
+                ("llama.cpp", sampled(vocab)),
+            )
         ]
         report.table(heading, rows)
         generation(engine, given.tokens, given.rounds, report)
@@ -142,11 +147,12 @@ def sampler_row(
     }
 
 
-def guided(grammars: Grammars) -> Callable[[dict[str, Any]], Step]:
+def guided(tokenizer: LLTokenizer, vocab: Vocab) -> Callable[[dict[str, Any]], Step]:
     """llguidance, as the engine uses it."""
 
     def start(schema: dict[str, Any]) -> Step:
-        guide = grammars.guide(Constraint("json_schema", schema))
+        matcher = compile_constraint(Constraint("json_schema", schema), tokenizer)
+        guide = Guide(matcher, vocab.n_tokens)
 
         def step(row: FloatArray, token: int) -> None:
             np.copyto(row, -np.inf, where=guide.forbidden())

@@ -48,7 +48,7 @@ def prepare(service: Service, conversation: Conversation) -> Prepared:
     """Get a conversation ready for the engine. Nothing is queued.
 
     Raises HttpError 400 and InvalidRequest, which name the field of OpenAI's chat completions;
-    HttpError 503, EngineClosed.
+    HttpError 503, EngineClosed; ConstraintPending: ask again when it is compiled.
     """
     engine, template = service.engine, service.chat_template
     format = detect(template.source)
@@ -82,7 +82,7 @@ def prepare(service: Service, conversation: Conversation) -> Prepared:
 def _check_response(engine: Engine, response: Constraint | None) -> None:
     if response is not None:
         try:
-            engine.check_constraint(response)
+            engine.check_constraint(response, wait=False)
         except InvalidRequest as error:
             if response.kind != "json_schema":
                 raise
@@ -242,7 +242,7 @@ def _constraint(
     if thinks:
         start = f"{thoughts(grammar, _think_of(format), opened)} {start}"
     constraint = Constraint("lark", grammar.source(start))
-    engine.check_constraint(constraint)
+    engine.check_constraint(constraint, wait=False)
     return constraint
 
 

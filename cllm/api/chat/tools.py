@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from cllm.api.chat.conversation import Conversation, Tool
-from cllm.engine import InvalidRequest
+from cllm.engine import ConstraintPending, InvalidRequest
 from cllm.engine.constraint import Constraint
 
 if TYPE_CHECKING:
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 _NAME = re.compile(r"[a-zA-Z0-9_.-]{1,64}")
 _TYPES = ("array", "boolean", "integer", "null", "number", "object", "string")
+_AT_ONCE = 8  # schemas of one request that are compiled side by side
 _ANY_OBJECT: Mapping[str, Any] = {"type": "object"}
 
 
@@ -42,14 +43,23 @@ def held_tools(engine: Engine, conversation: Conversation) -> list[Tool]:
     """The tools that may be called, each with a schema that its arguments can be held to.
 
     A schema that cannot be held is refused where it must be: for strict tools and forced calls.
-    Else the model only reads it. Raises InvalidRequest.
+    Else the model only reads it. Raises InvalidRequest, and ConstraintPending after some have begun
+    to be compiled, so that not every tool is a round of its own.
     """
     names = [tool.name for tool in conversation.tools]
     forced = conversation.choice == "required"
-    return [
-        _held(engine, tool, f"tools[{names.index(tool.name)}].function.parameters", forced)
-        for tool in callable_tools(conversation)
-    ]
+    held, pending = [], []
+    for tool in callable_tools(conversation):
+        where = f"tools[{names.index(tool.name)}].function.parameters"
+        try:
+            held.append(_held(engine, tool, where, forced))
+        except ConstraintPending as error:
+            pending.append(error)
+            if len(pending) == _AT_ONCE:
+                break
+    if pending:
+        raise pending[-1]
+    return held
 
 
 def described(tools: Sequence[Tool]) -> list[dict[str, Any]]:
@@ -69,7 +79,7 @@ def described(tools: Sequence[Tool]) -> list[dict[str, Any]]:
 
 def _held(engine: Engine, tool: Tool, where: str, forced: bool) -> Tool:
     try:
-        engine.check_constraint(Constraint("json_schema", dict(tool.schema)))
+        engine.check_constraint(Constraint("json_schema", dict(tool.schema)), wait=False)
     except InvalidRequest as error:
         if forced or tool.strict:
             raise InvalidRequest(where, error.value, error.expected) from None

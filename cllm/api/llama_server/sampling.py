@@ -96,7 +96,7 @@ def sampling(engine: Engine, asked: CompletionRequest, choice: int = 0) -> Sampl
 def _constraint(engine: Engine, asked: CompletionRequest) -> Constraint | None:
     """A grammar goes before a schema; an empty schema asks for an object, as in llama-server.
 
-    Raises InvalidRequest.
+    Raises InvalidRequest, ConstraintPending.
     """
     schema = {"type": "object"} if asked.json_schema == {} else asked.json_schema
     try:
@@ -106,7 +106,7 @@ def _constraint(engine: Engine, asked: CompletionRequest) -> Constraint | None:
             constraint = Constraint("json_schema", schema)
         else:
             return None
-        engine.check_constraint(constraint)
+        engine.check_constraint(constraint, wait=False)
     except InvalidRequest as error:
         field = "grammar" if asked.grammar else error.field
         raise InvalidRequest(field, error.value, error.expected) from None
