@@ -23,7 +23,7 @@ use_venv "$ROOT/.venv"
 # pip in $VENV. It installs the tested versions, also of what it needs to build a package.
 pip() {
     (
-        cd "$ROOT"
+        cd "$ROOT" || exit
         export PIP_CONSTRAINT=$CONSTRAINTS PIP_BUILD_CONSTRAINT=$CONSTRAINTS
         exec "$VENV/bin/python" -m pip "$@"
     )
@@ -108,7 +108,7 @@ new_enough() { "$1" -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev
 # What decides whether an installation is up to date: requirements, tested versions, this file, the place.
 stamp_of() {
     (
-        cd "$ROOT"
+        cd "$ROOT" || exit
         cat setup.py setup.cfg "$CONSTRAINTS" scripts/_env.sh
         pwd
     ) | cksum | tr ' ' '-'
@@ -146,8 +146,8 @@ install() {
     # Checks import few of these packages: compiling every module would take longer than it saves.
     case $purpose in
     run) what=("$ROOT") ;;
-    check) what=("$ROOT[test]" --no-compile) ;;
-    test) what=("$ROOT[test,compat]") ;;
+    check) what=("${ROOT}[test]" --no-compile) ;;
+    test) what=("${ROOT}[test,compat]") ;;
     esac
     say "installing cLLM and the packages it needs"
     # compat: a plain path file, which starts faster than the import hook that is the default.
