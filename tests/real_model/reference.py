@@ -10,7 +10,7 @@ import llama_cpp.llama_cpp as C  # noqa: N812 - the C interface
 import numpy as np
 import numpy.typing as npt
 
-from cllm.engine.llama import init_backend
+from cllm.engine.llama import Batch, init_backend
 
 Logits = npt.NDArray[np.float32]
 
@@ -69,14 +69,15 @@ class Reference:
 
     def shortfalls(self, prompt: Sequence[int], answer: Sequence[int]) -> list[float]:
         """By how much the logit of each token of an answer is below the greatest of its place."""
+        tokens, first = [*prompt, *answer], len(prompt) - 1
+        batch = Batch(len(tokens))
+        batch.token[:], batch.pos[:], batch.output[first:] = tokens, range(len(tokens)), 1
         C.llama_memory_clear(C.llama_get_memory(self._context), True)
-        self._decode(prompt)
-        found = []
-        for token in answer:
-            row = self._row(-1)
-            found.append(float(row[np.argmax(row)] - row[token]))
-            self._decode([token])
-        return found
+        assert C.llama_decode(self._context, batch.as_struct(len(tokens))) == 0
+        rows = (self._row(first + index) for index in range(len(answer)))
+        return [
+            float(row[np.argmax(row)] - row[token]) for row, token in zip(rows, answer, strict=True)
+        ]
 
     def _decode(self, tokens: Sequence[int]) -> None:
         held = (C.llama_token * len(tokens))(*tokens)
