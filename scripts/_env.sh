@@ -2,8 +2,7 @@
 # Sourced by run.sh and test.sh: makes .venv, installs cLLM into it, says what takes long and how far it is.
 
 ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
-VENV=$ROOT/.venv
-LOG=$VENV/install.log
+CONSTRAINTS=scripts/constraints.txt # below ROOT: a path with a space would be two for pip
 export PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_INPUT=1
 
 say() { printf '%s\n' "cllm: $*" >&2; }
@@ -15,7 +14,23 @@ die() {
     exit 1
 }
 
-# ensure_env run|test: afterwards $VENV/bin/python has cLLM, for tests with the test tools too.
+use_venv() {
+    VENV=$1
+    LOG=$VENV/install.log
+}
+use_venv "$ROOT/.venv"
+
+# pip in $VENV. It installs the tested versions, also of what it needs to build a package.
+pip() {
+    (
+        cd "$ROOT" || exit
+        export PIP_CONSTRAINT=$CONSTRAINTS PIP_BUILD_CONSTRAINT=$CONSTRAINTS
+        exec "$VENV/bin/python" -m pip "$@"
+    )
+}
+
+# ensure_env run|check|test: afterwards $VENV/bin/python has cLLM; for check also the test tools; for
+# test also the clients that only the compatibility tests need.
 ensure_env() {
     local purpose=$1 python stamp
     python=$(find_python)
@@ -54,17 +69,54 @@ find_python() {
         "or name an interpreter: PYTHON=/path/to/python3.12 $0"
 }
 
+# other_pythons PYTHON: a line "3.12 /path/to/python3.12" for each version of CPython from 3.10 on that
+# is on the PATH or in a version manager's folder, except that of PYTHON.
+other_pythons() {
+    local version path
+    for version in 3.{10..14}; do
+        is_python "$version" "$1" && continue
+        while IFS= read -r path; do
+            if [ -x "$path" ] && is_python "$version" "$path"; then
+                printf '%s %s\n' "$version" "$path"
+                break
+            fi
+        done < <(python_places "$version")
+    done
+}
+
+# Where a version may be; the newest release first. Some of these do not exist, or are a version
+# manager's placeholder that only prints an error.
+python_places() {
+    local name=python$1
+    type -ap "$name" || true
+    printf '%s\n' "${PYENV_ROOT:-$HOME/.pyenv}/versions"/*/bin/"$name" \
+        "$HOME/.local/share/uv/python"/*/bin/"$name" /opt/*/bin/"$name" /opt/*/*/bin/"$name" |
+        sort -rV
+}
+
+# is_python VERSION PROGRAM: whether it is that version of CPython, with all that a .venv needs.
+is_python() {
+    local code='import ensurepip, platform, sys, sysconfig, venv
+known = platform.python_implementation() == "CPython" and sys.version_info.releaselevel == "final"
+usual = known and not sysconfig.get_config_var("Py_GIL_DISABLED")
+sys.exit(not (usual and "%d.%d" % sys.version_info[:2] == sys.argv[1]))'
+    "$2" -c "$code" "$1" >/dev/null 2>&1
+}
+
 new_enough() { "$1" -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null; }
 
-# What decides whether an installation is up to date: the requirements, this file, the place.
+# What decides whether an installation is up to date: requirements, tested versions, this file, the place.
 stamp_of() {
-    { cat "$ROOT/setup.py" "$ROOT/setup.cfg" "$ROOT/scripts/_env.sh" && echo "$ROOT"; } |
-        cksum | tr ' ' '-'
+    (
+        cd "$ROOT" || exit
+        cat setup.py setup.cfg "$CONSTRAINTS" scripts/_env.sh
+        pwd
+    ) | cksum | tr ' ' '-'
 }
 
 up_to_date() {
     [ -f "$VENV/.installed" ] || return 1
-    grep -qxF "$1 $2" "$VENV/.installed" || grep -qxF "test $2" "$VENV/.installed"
+    grep -qxE "($1|test) $2" "$VENV/.installed"
 }
 
 # A .venv whose Python is gone, or is not the one that $PYTHON asks for, is made again.
@@ -75,7 +127,7 @@ usable_venv() {
 }
 
 install() {
-    local purpose=$1 python=$2 extra='' requirement
+    local purpose=$1 python=$2 requirement what
     if ! usable_venv "$python"; then
         say "making $VENV with $("$python" --version)"
         find "$VENV" -mindepth 1 -maxdepth 1 ! -name .install-lock -exec rm -rf {} +
@@ -91,11 +143,16 @@ install() {
     if ! satisfied "$requirement"; then
         compile_llama "$requirement"
     fi
-    [ "$purpose" = test ] && extra='[test,compat]'
+    # Checks import few of these packages: compiling every module would take longer than it saves.
+    case $purpose in
+    run) what=("$ROOT") ;;
+    check) what=("${ROOT}[test]" --no-compile) ;;
+    test) what=("${ROOT}[test,compat]") ;;
+    esac
     say "installing cLLM and the packages it needs"
     # compat: a plain path file, which starts faster than the import hook that is the default.
-    "$VENV/bin/python" -m pip install --use-pep517 --config-settings editable_mode=compat \
-        -e "$ROOT$extra" >"$LOG" 2>&1 || failed "installing the packages"
+    pip install --use-pep517 --config-settings editable_mode=compat \
+        -e "${what[@]}" >"$LOG" 2>&1 || failed "installing the packages"
 }
 
 # pip has --config-settings since 22.1 and --dry-run since 22.2; Ubuntu 22.04 makes a .venv with 22.0.
@@ -103,19 +160,17 @@ renew_pip() {
     local old='import pip, sys; sys.exit([*map(int, pip.__version__.split(".")[:2])] >= [22, 2])'
     if "$VENV/bin/python" -c "$old" 2>/dev/null; then
         say "renewing pip"
-        "$VENV/bin/python" -m pip install --upgrade pip >"$LOG" 2>&1 || failed "renewing pip"
+        pip install --upgrade pip >"$LOG" 2>&1 || failed "renewing pip"
     fi
 }
 
-# As setup.cfg has it; not the one with an extra, which stands among the benchmarks' packages.
-llama_requirement() { sed -n '/^ *llama-cpp-python *[<=>~]/{s/ //g;p;q}' "$ROOT/setup.cfg"; }
+# The tested version: llama-cpp-python==X.Y.Z
+llama_requirement() { sed -n '/^llama-cpp-python==/{s/ *;.*//;p;q}' "$ROOT/$CONSTRAINTS"; }
 
-satisfied() {
-    "$VENV/bin/python" -m pip install --no-index --no-deps --dry-run --quiet "$1" >/dev/null 2>&1
-}
+satisfied() { pip install --no-index --no-deps --dry-run --quiet "$1" >/dev/null 2>&1; }
 
 compile_llama() {
-    local requirement=$1 flags compiler cache cores minutes name
+    local requirement=$1 flags compiler cache cores minutes name wheel
     flags=$(sed -n '/^flags/{s/^flags[^:]*: //p;q}' /proc/cpuinfo 2>/dev/null || true)
     choose_compiler "$flags"
     compiler=${CXX:-}
@@ -132,12 +187,31 @@ compile_llama() {
         uname -m
         "$compiler" --version
     } | cksum | cut -d' ' -f1)
+    mkdir -p "$cache"
+    # Of several installations at once one compiles; the others then find its wheel.
+    if command -v flock >/dev/null; then
+        exec 8>"$cache/.lock"
+        flock 8
+    fi
+    wheel=$(compiled_wheel "$cache" "$requirement")
+    if [ -n "$wheel" ]; then
+        say "installing llama.cpp as it was compiled before"
+        pip install --no-deps "$wheel" >"$LOG" 2>&1 || failed "installing the compiled llama.cpp"
+        exec 8>&-
+        return
+    fi
     cores=$(getconf _NPROCESSORS_ONLN 2>/dev/null || echo 1)
     minutes=$(((10 + cores - 1) / cores))
     say "compiling llama.cpp with $compiler: about $minutes min on $cores cores (log: $LOG)"
-    "$VENV/bin/python" -m pip install -v --progress-bar off --cache-dir "$cache" \
+    pip install -v --progress-bar off --cache-dir "$cache" \
         --no-binary llama-cpp-python "$requirement" 2>&1 |
         show_progress || failed "compiling llama.cpp"
+    exec 8>&-
+}
+
+# pip's cache has a wheel for each Python that built one; this package's suits every Python 3.
+compiled_wheel() {
+    find "$1" -type f -name "llama_cpp_python-${2#*==}-py3-none-*.whl" -print -quit
 }
 
 # GCC's AMX kernels crash (llama.cpp#20824); clang's work and are faster.

@@ -1,15 +1,26 @@
 #!/usr/bin/env bash
 # Checks everything: linter, formatting, types, shell smoke test, tests. Installs what is missing first.
-#   scripts/test.sh                        everything
+#   scripts/test.sh                        everything; types and quick tests with every other Python here too
+#   scripts/test.sh --this-python          everything, with the default Python alone
 #   scripts/test.sh tests/http -k parser   only pytest, with these arguments
 set -euo pipefail
 # shellcheck source=scripts/_env.sh
 source "$(dirname "${BASH_SOURCE[0]}")/_env.sh"
+
+# What differs between Pythons shows here: sockets, threads, parsing, typing, a generation.
+QUICK=(
+    tests/http tests/test_imports.py tests/test_settings.py
+    tests/api/test_{formats,chat_template,api_generate,api_stream}.py
+    tests/engine/test_{stops,text,detokenizer,inbox,radix,pacing,planning,scheduler,user_cache}.py
+)
+
 ensure_env test
 ensure_templates
 cd "$ROOT"
+fetch_model() { "$VENV/bin/python" -m tests.tools.fetch_model; }
 
-if [ $# -gt 0 ]; then
+if [ $# -gt 0 ] && [ "$1" != --this-python ]; then
+    fetch_model || say "the tests that need the model are skipped"
     exec "$VENV/bin/python" -m pytest "$@"
 fi
 
@@ -18,19 +29,74 @@ failures=0
 
 # step NAME COMMAND…: runs it, keeps going, remembers how it ended.
 step() {
-    local name=$1 begun=$SECONDS verdict=ok
+    local name=$1 begun=$SECONDS status=0
     shift
     printf '\n== %s\n' "$name"
-    "$@" </dev/null || { verdict="FAILED (exit status $?)"; failures=$((failures + 1)); }
-    results+=("$(printf '%-6s %5d s  %s' "$name" $((SECONDS - begun)) "$verdict")")
+    "$@" </dev/null || status=$?
+    report "$name" $((SECONDS - begun)) $status
 }
 
+# report NAME SECONDS STATUS
+report() {
+    local verdict=ok
+    [ "$3" = 0 ] || { verdict="FAILED (exit status $3)"; failures=$((failures + 1)); }
+    results+=("$(printf '%-8s %5d s  %s' "$1" "$2" "$verdict")")
+}
+
+# check_with VERSION PYTHON FOLDER: linter, types and quick tests in an environment of its own.
+check_with() {
+    local begun=$SECONDS status python=$ROOT/.venv-$1/bin/python
+    set +e # but for the installation, each step follows whatever the one before found
+    printf '\n== Python %s\n' "$1"
+    (
+        set -e
+        export PYTHON=$2
+        use_venv "$ROOT/.venv-$1"
+        ensure_env check
+    )
+    status=$?
+    if [ $status = 0 ]; then
+        "$python" -m ruff check || status=$?
+        "$python" -m mypy || status=$?
+        "$python" -m pytest -q -p no:cacheprovider "${QUICK[@]}" || status=$?
+    fi
+    echo "$((SECONDS - begun)) $status" >"$3/$1.end"
+}
+
+# All other Pythons at once: much of it waits for the network, the disk or a single core.
+check_others() {
+    local folder version path jobs=() seconds status
+    folder=$(mktemp -d)
+    set -m # each job has a process group, which Ctrl-C does not reach but the trap does
+    while read -r version path; do
+        say "checking with $path at the same time"
+        check_with "$version" "$path" "$folder" >"$folder/$version.log" 2>&1 </dev/null &
+        jobs+=("$!")
+        others+=("$version")
+    done < <(other_pythons "$VENV/bin/python")
+    set +m
+    trap 'kill -- "${jobs[@]/#/-}" 2>/dev/null; rm -rf "$folder"; exit 130' INT TERM
+    wait "${jobs[@]}" || true
+    trap - INT TERM
+    for version in "${others[@]}"; do
+        cat "$folder/$version.log"
+        read -r seconds status <"$folder/$version.end" || { seconds=0 status=1; }
+        report "$version" "$seconds" "$status"
+    done
+    rm -rf "$folder"
+}
+
+others=()
 step ruff "$VENV/bin/python" -m ruff check
 step format "$VENV/bin/python" -m ruff format --check
 step mypy "$VENV/bin/python" -m mypy
+[ $# -gt 0 ] || check_others
 step smoke env PYTHON="$VENV/bin/python" scripts/smoke.sh
+step model fetch_model
 step pytest "$VENV/bin/python" -m pytest
 
 printf '\n'
 printf '%s\n' "${results[@]}"
+printf '\nall tests: %s; ' "$("$VENV/bin/python" --version)"
+printf 'types and quick tests: %s\n' "${others[*]:-no other Python}"
 exit $((failures > 0))

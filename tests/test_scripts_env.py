@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import configparser
 import json
 import os
 import re
@@ -11,9 +12,13 @@ import sys
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
+
+from tests.tools.refresh_constraints import merged, normalized
 
 SCRIPTS = Path(__file__).parent.parent / "scripts"
 DIGESTS = SCRIPTS.parent / "tests" / "api" / "templates" / "digests.json"
+CONSTRAINTS = (SCRIPTS / "constraints.txt").read_text()
 NINJA = "".join(
     f"  [{n}/193] /usr/bin/g++ -o x.o -c [1/2].cpp\n  a warning\n" for n in range(1, 194)
 )
@@ -48,9 +53,93 @@ def log(tmp_path: Path) -> Path:
 # The requirement
 
 
-def test_llama_cpp_python_is_installed_in_the_version_that_the_package_asks_for() -> None:
+def test_llama_cpp_python_is_installed_in_the_version_that_was_tested() -> None:
     done = shell("llama_requirement")
-    assert re.fullmatch(r"llama-cpp-python>=[\d.]+\n", done.stdout), done
+    assert re.fullmatch(r"llama-cpp-python==[\d.]+\n", done.stdout), done
+
+
+def test_the_tested_versions_are_within_the_ranges_of_the_package() -> None:
+    setup = configparser.ConfigParser()
+    setup.read(SCRIPTS.parent / "setup.cfg")
+    extras = setup["options.extras_require"]
+    ranges = [setup["options"]["install_requires"], extras["test"], extras["compat"]]
+    tested = [Requirement(line) for line in CONSTRAINTS.splitlines() if not line.startswith("#")]
+    for requirement in map(Requirement, "".join(ranges).strip().splitlines()):
+        found = [each for each in tested if normalized(each.name) == normalized(requirement.name)]
+        assert found, requirement
+        for each in found:
+            [version] = each.specifier
+            assert version.version in requirement.specifier, (each, requirement)
+
+
+def test_the_tested_versions_are_versions_alone() -> None:
+    for line in CONSTRAINTS.splitlines():
+        assert re.fullmatch(r"#.*|[a-z0-9-]+==[\w.]+( ; python_version .*)?", line), line
+
+
+def test_versions_that_depend_on_python_get_ranges_without_a_gap() -> None:
+    lines = merged(
+        {
+            (3, 9): {"same": "1", "new": "1"},
+            (3, 10): {"same": "1", "new": "2", "late": "7"},
+            (3, 11): {"same": "1", "new": "2"},
+            (3, 12): {"same": "1", "new": "3"},
+        }
+    )
+    assert lines == [
+        "late==7",
+        'new==1 ; python_version < "3.10"',
+        'new==2 ; python_version >= "3.10" and python_version < "3.12"',
+        'new==3 ; python_version >= "3.12"',
+        "same==1",
+    ]
+
+
+def test_pip_installs_the_tested_versions_wherever_it_is_called(tmp_path: Path) -> None:
+    (tmp_path / "bin").mkdir()
+    program(tmp_path / "bin", "python", 'test -r "$PIP_CONSTRAINT" && echo "$PIP_BUILD_CONSTRAINT"')
+    done = shell(f"VENV={tmp_path}; cd /; pip install x; pwd")
+    assert done.stdout == "scripts/constraints.txt\n/\n"
+
+
+def test_other_tested_versions_are_another_installation(tmp_path: Path) -> None:
+    (tmp_path / "scripts").mkdir()
+    for name in ("setup.py", "setup.cfg", "scripts/_env.sh", "scripts/constraints.txt"):
+        shutil.copy(SCRIPTS.parent / name, tmp_path / name)
+    changed = f"echo x==1 >>{tmp_path}/scripts/constraints.txt"
+    done = shell(f"ROOT={tmp_path}; stamp_of; stamp_of; {changed}; stamp_of")
+    first, same, other = done.stdout.split()
+    assert first == same != other
+
+
+@pytest.mark.parametrize(
+    ("installed", "suffices"),
+    [
+        ("run", {"run"}),
+        ("check", {"check"}),
+        ("test", {"run", "check", "test"}),
+    ],
+)
+def test_an_environment_for_tests_suffices_for_all_else(
+    tmp_path: Path, installed: str, suffices: set[str]
+) -> None:
+    (tmp_path / ".installed").write_text(f"{installed} 1-2\n")
+    for purpose in ("run", "check", "test"):
+        done = shell(f"VENV={tmp_path}; up_to_date {purpose} 1-2")
+        assert (done.returncode == 0) == (purpose in suffices)
+        assert shell(f"VENV={tmp_path}; up_to_date {purpose} 3-4").returncode != 0
+
+
+def test_the_wheel_that_one_python_compiled_serves_another(tmp_path: Path) -> None:
+    folder = tmp_path / "wheels" / "a7"
+    folder.mkdir(parents=True)
+    wheel = folder / "llama_cpp_python-0.3.36-py3-none-linux_x86_64.whl"
+    wheel.touch()
+    (folder / "llama_cpp_python-0.3.35-py3-none-linux_x86_64.whl").touch()
+    (folder / "llama_cpp_python-0.3.37-cp311-cp311-linux_x86_64.whl").touch()
+    for version, found in (("0.3.36", f"{wheel}\n"), ("0.3.37", ""), ("0.3.3", "")):
+        done = shell(f"compiled_wheel {tmp_path} llama-cpp-python=={version}")
+        assert (done.returncode, done.stdout) == (0, found)
 
 
 # The interpreter
@@ -74,6 +163,39 @@ def test_an_old_python3_is_passed_over_for_a_newer_one(tmp_path: Path) -> None:
     newer = program(tmp_path, "python3.12")
     done = shell("find_python", path=f"{tmp_path}:/usr/bin:/bin")
     assert done.stdout.strip() == str(newer)
+
+
+def test_other_pythons_are_found_on_the_path_and_in_version_managers_folders(
+    tmp_path: Path,
+) -> None:
+    """A placeholder that answers with an error is no interpreter; nor is a version below 3.10."""
+    says = "case $3 in %s) exit 0 ;; *) exit 1 ;; esac"
+    on_path, managed = tmp_path / "bin", tmp_path / "versions" / "3.12.9" / "bin"
+    older, uv = tmp_path / "versions" / "3.12.1" / "bin", tmp_path / ".local/share/uv/python/x/bin"
+    for folder in (on_path, managed, older, uv):
+        folder.mkdir(parents=True)
+    program(on_path, "python3.9", says % "3.9")
+    program(on_path, "python3.10", says % "3.10")
+    default = program(on_path, "python3.11", says % "3.11")
+    program(on_path, "python3.12", "echo 'no such version' >&2; exit 127")
+    program(managed, "python3.12", says % "3.12")
+    program(older, "python3.12", says % "3.12")
+    program(uv, "python3.13", says % "3.13")
+    done = shell(
+        f"other_pythons {default} | grep {tmp_path}", path=f"{on_path}:/usr/bin:/bin",
+        HOME=str(tmp_path), PYENV_ROOT=str(tmp_path),
+    )  # fmt: skip
+    assert done.stdout.splitlines() == [
+        f"3.10 {on_path}/python3.10",
+        f"3.12 {managed}/python3.12",
+        f"3.13 {uv}/python3.13",
+    ]
+
+
+def test_an_interpreter_is_known_by_its_version() -> None:
+    version = f"{sys.version_info.major}.{sys.version_info.minor}"
+    assert shell(f"is_python {version} {sys.executable}").returncode == 0
+    assert shell(f"is_python 3.1 {sys.executable}").returncode == 1
 
 
 # The compiler

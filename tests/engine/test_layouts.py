@@ -40,10 +40,10 @@ LAYOUTS = [
     )
 ]
 
-Logits = Callable[[Layout], np.ndarray]
+Logits = Callable[[Layout], llama.FloatArray]
 
 
-def computed(model: llama.Model, layout: Layout, cache_type: str) -> np.ndarray:
+def computed(model: llama.Model, layout: Layout, cache_type: str) -> llama.FloatArray:
     """Logits after four prompts, then of six steps of all four sequences: [28, vocabulary]."""
     context = llama.Context(
         model,
@@ -71,7 +71,7 @@ def computed(model: llama.Model, layout: Layout, cache_type: str) -> np.ndarray:
     return np.concatenate(rows)
 
 
-def difference(logits: np.ndarray, plain: np.ndarray) -> float:
+def difference(logits: llama.FloatArray, plain: llama.FloatArray) -> float:
     """The largest over the rows, as a share."""
     size = np.linalg.norm(plain - plain.mean(axis=1, keepdims=True), axis=1)
     return float((np.linalg.norm(logits - plain, axis=1) / size).max())
