@@ -52,7 +52,8 @@ def test_a_lone_greedy_text_is_that_of_llama_cpp(
     assert engine.tokenize(prompt(question), parse_special=True) == tokens
     generation = engine.submit(tokens, GREEDY, fresh=True)
     expected = reference.greedy(tokens, 24)
-    assert finished(generation).text == reference.text(expected)
+    # A character that max_tokens cuts is left out.
+    assert finished(generation).text == reference.text(expected).removesuffix("\ufffd")
 
 
 def test_each_token_of_texts_that_share_batches_is_llama_cpps_choice_up_to_rounding(

@@ -1,7 +1,7 @@
 """Writes scripts/constraints.txt: the newest versions of all packages for every Python here.
 
-    python -m tests.tools.refresh_constraints                       with each Python that scripts/test.sh finds
-    python -m tests.tools.refresh_constraints python3.10 python3.13 with these
+    python -m tests.tools.refresh_constraints             with each Python that test.sh finds
+    python -m tests.tools.refresh_constraints python3.13  with this one
 
 Nothing is installed. Run scripts/test.sh afterwards and keep the file if everything passes.
 """
