@@ -10,8 +10,8 @@ source "$(dirname "${BASH_SOURCE[0]}")/_env.sh"
 # What differs between Pythons shows here: sockets, threads, parsing, typing, a generation.
 QUICK=(
     tests/http tests/test_imports.py tests/test_settings.py
-    tests/api/test_{formats,chat_template,api_generate,api_stream}.py
-    tests/engine/test_{stops,text,detokenizer,inbox,radix,pacing,planning,scheduler,user_cache}.py
+    tests/api/test_{formats,chat_template,generate,stream}.py
+    tests/engine/{text,scheduling/test_{inbox,pacing,planning,scheduler}.py,cache/test_radix.py,machine/test_user_cache.py}
 )
 
 ensure_env test

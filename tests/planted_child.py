@@ -18,10 +18,10 @@ from unittest import mock
 
 from llguidance import LLTokenizer
 
-from cllm.engine import grammars
-from cllm.engine.compile_child import Child
-from cllm.engine.compiling import compile_constraint
-from cllm.engine.constraint import Constraint
+from cllm.engine.constraints import grammars
+from cllm.engine.constraints.compile_child import Child
+from cllm.engine.constraints.compiling import compile_constraint
+from cllm.engine.constraints.constraint import Constraint
 
 
 def _crash() -> None:

@@ -9,7 +9,7 @@ from dataclasses import replace
 import gguf
 import pytest
 
-from cllm.api.chat_template import ChatTemplate
+from cllm.api.chat.chat_template import ChatTemplate
 from cllm.engine import Engine, SamplingParams
 from cllm.models import demo_path
 from scripts.story_model import phrases_en, phrases_zh

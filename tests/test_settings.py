@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from cllm.engine.config import CACHE_TYPES, EngineConfig
-from cllm.engine.layout import Layout
+from cllm.engine.layout.layout import Layout
 from cllm.http.limits import ServerConfig
 from cllm.options import options_of
 from cllm.settings import Settings, SettingsError, load_settings, make_parser

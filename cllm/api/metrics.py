@@ -13,7 +13,7 @@ from prometheus_client import CollectorRegistry, Histogram, ProcessCollector, ge
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from cllm.api.llama_metrics import LlamaFigures
+from cllm.api.llama_server.metrics import LlamaFigures
 from cllm.api.service import Service
 from cllm.http import HttpRequest, HttpResponse
 from cllm.version import __version__

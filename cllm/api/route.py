@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from cllm.api.large import Endpoint
+from cllm.api.lanes import Endpoint
 from cllm.api.schemas import Schema
 from cllm.http import HttpResponse
 

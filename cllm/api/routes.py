@@ -5,18 +5,18 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from cllm.api import native
 from cllm.api.anthropic import routes as anthropic
+from cllm.api.envelopes import success, too_many_requests
 from cllm.api.errors import describe
-from cllm.api.health import unavailable
 from cllm.api.keys import OPEN, require_key
-from cllm.api.large import LARGE, Answer, Endpoint, Lane
+from cllm.api.lanes import LARGE, Answer, Endpoint, Lane
 from cllm.api.llama_server import routes as llama_server
 from cllm.api.metrics import Metrics
-from cllm.api.native import NATIVE
+from cllm.api.native import routes as native
+from cllm.api.native.health import unavailable
+from cllm.api.native.routes import NATIVE
 from cllm.api.openai import routes as openai
 from cllm.api.openapi import OpenApi, answers
-from cllm.api.responses import success, too_many_requests
 from cllm.api.route import Family, Route
 from cllm.api.schemas import TOO_DEEP
 from cllm.api.service import Service, State

@@ -14,7 +14,7 @@ import msgspec
 from msgspec import Meta, Struct, inspect
 
 from cllm.engine import SamplingParams
-from cllm.engine.params import MAX_STOPS
+from cllm.engine.sampling.params import MAX_STOPS
 from cllm.http import HttpError
 
 DEFAULT_MAX_TOKENS = 256

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from cllm.api.chat_template import CHATML, ChatTemplate, TemplateError
+from cllm.api.chat.chat_template import CHATML, ChatTemplate, TemplateError
 from cllm.http import HttpError
 
 if TYPE_CHECKING:

@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
+from cllm.api.envelopes import encode
 from cllm.api.errors import describe
-from cllm.api.responses import encode
 from cllm.http import BodyStream
 from cllm.http.sse import PING
 

@@ -9,12 +9,12 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from cllm.engine.openmp import bound_spinning
+from cllm.engine.machine.openmp import bound_spinning
 
 if TYPE_CHECKING:
     from cllm.engine.config import EngineConfig
-    from cllm.engine.constraint import Constraint
-    from cllm.engine.embedding import Embedding
+    from cllm.engine.constraints.constraint import Constraint
+    from cllm.engine.embedding.handle import Embedding
     from cllm.engine.engine import Engine
     from cllm.engine.errors import (
         CompilerUnavailable,
@@ -32,9 +32,9 @@ if TYPE_CHECKING:
         Unsupported,
     )
     from cllm.engine.generation import Completion, Generation, TokenRecord
-    from cllm.engine.info import ModelInfo
-    from cllm.engine.params import SamplingParams
+    from cllm.engine.loading.info import ModelInfo
     from cllm.engine.request import Request, Timings, Usage
+    from cllm.engine.sampling.params import SamplingParams
     from cllm.engine.stats import EngineStats
 
 bound_spinning()  # an OpenMP runtime reads it where llama.cpp's library is loaded
@@ -70,15 +70,15 @@ __all__ = [
 
 _MODULE = {
     "Completion": "generation",
-    "Constraint": "constraint",
-    "Embedding": "embedding",
+    "Constraint": "constraints.constraint",
+    "Embedding": "embedding.handle",
     "Engine": "engine",
     "EngineConfig": "config",
     "EngineStats": "stats",
     "Generation": "generation",
-    "ModelInfo": "info",
+    "ModelInfo": "loading.info",
     "Request": "request",
-    "SamplingParams": "params",
+    "SamplingParams": "sampling.params",
     "Timings": "request",
     "TokenRecord": "generation",
     "Usage": "request",

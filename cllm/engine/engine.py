@@ -11,32 +11,32 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from cllm.engine.admission import Admission
+from cllm.engine.cache.placement import Placer
+from cllm.engine.cache.prefix_cache import copy_gain
+from cllm.engine.cache.sessions import Sessions
+from cllm.engine.cache.slot_info import SlotInfo, slot_info
 from cllm.engine.config import EngineConfig
-from cllm.engine.constraint import Constraint
-from cllm.engine.drafting import Drafting, DraftPolicy
-from cllm.engine.embedder import Embedder
-from cllm.engine.embedding_scheduler import EmbeddingScheduler
+from cllm.engine.constraints.constraint import Constraint
+from cllm.engine.constraints.grammars import Grammars
+from cllm.engine.embedding.embedder import Embedder
+from cllm.engine.embedding.embedding_scheduler import EmbeddingScheduler
+from cllm.engine.embedding.ranking import PairEncoder
 from cllm.engine.errors import EngineClosed, EngineError, InvalidRequest, PromptTooLong, Unsupported
 from cllm.engine.generation import Completion, Generation
-from cllm.engine.grammars import Grammars
-from cllm.engine.info import ModelInfo
-from cllm.engine.loading import Loaded, load
-from cllm.engine.own_process import OwnProcess
-from cllm.engine.pacing import Pacer
-from cllm.engine.params import SamplingParams
-from cllm.engine.placement import Placer
-from cllm.engine.planning import Planner
-from cllm.engine.prefix_cache import copy_gain
-from cllm.engine.ranking import PairEncoder
-from cllm.engine.scheduler import Scheduler
+from cllm.engine.layout.sizing import default_cache_ram
+from cllm.engine.loading.info import ModelInfo
+from cllm.engine.loading.loading import Loaded, load
+from cllm.engine.machine.own_process import OwnProcess
+from cllm.engine.sampling.params import SamplingParams
+from cllm.engine.scheduling.admission import Admission
+from cllm.engine.scheduling.pacing import Pacer
+from cllm.engine.scheduling.planning import Planner
+from cllm.engine.scheduling.scheduler import Scheduler
+from cllm.engine.scheduling.threads import Threads
 from cllm.engine.sequence import Sequence as EngineSequence
-from cllm.engine.sessions import Sessions
-from cllm.engine.sizing import default_cache_ram
-from cllm.engine.slots import SlotInfo, slot_info
-from cllm.engine.speculation import Guesser, Speculation
+from cllm.engine.speculation.drafting import Drafting, DraftPolicy
+from cllm.engine.speculation.speculation import Guesser, Speculation
 from cllm.engine.stats import EngineStats
-from cllm.engine.threads import Threads
 
 _DEFAULTS = SamplingParams()
 

@@ -20,7 +20,7 @@ import numpy as np
 from llguidance import LLTokenizer
 from numpy.typing import NDArray
 
-from cllm.engine.huge_pages import HugePages
+from cllm.engine.machine.huge_pages import HugePages
 
 IntArray = NDArray[np.int32]
 FloatArray = NDArray[np.float32]

@@ -7,16 +7,16 @@ import time
 from array import array
 from collections.abc import Sequence as Seq
 
-from cllm.engine.detokenizer import Detokenizer
+from cllm.engine.cache.prefix_cache import Slot
+from cllm.engine.constraints.guide import Guide
 from cllm.engine.generation import FinishReason, Generation, TokenRecord
-from cllm.engine.guide import Guide
 from cllm.engine.llama import FloatArray, Vocab
-from cllm.engine.logprobs import logprobs
-from cllm.engine.params import SamplingParams
-from cllm.engine.prefix_cache import Slot
-from cllm.engine.sampling import TokenSampler
-from cllm.engine.speculation import Guesser
-from cllm.engine.stops import StopMatcher
+from cllm.engine.sampling.logprobs import logprobs
+from cllm.engine.sampling.params import SamplingParams
+from cllm.engine.sampling.sampler import TokenSampler
+from cllm.engine.speculation.speculation import Guesser
+from cllm.engine.text.detokenizer import Detokenizer
+from cllm.engine.text.stops import StopMatcher
 
 
 class Sequence:

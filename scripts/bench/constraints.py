@@ -22,8 +22,8 @@ from llama_cpp.llama_grammar import json_schema_to_gbnf
 from llguidance import LLTokenizer
 
 from cllm.engine import Constraint, Engine, SamplingParams
-from cllm.engine.compiling import compile_constraint
-from cllm.engine.guide import Guide
+from cllm.engine.constraints.compiling import compile_constraint
+from cllm.engine.constraints.guide import Guide
 from cllm.engine.llama import CANDIDATE, FloatArray, Vocab
 
 from . import common as bench

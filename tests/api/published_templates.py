@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from cllm.engine.user_cache import user_cache
+from cllm.engine.machine.user_cache import user_cache
 
 FOLDER = Path(__file__).parent / "templates"
 

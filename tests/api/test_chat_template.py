@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from cllm.api.chat_template import CHATML, ChatTemplate, TemplateError
+from cllm.api.chat.chat_template import CHATML, ChatTemplate, TemplateError
 from cllm.engine import Engine
 
 USER = [{"role": "user", "content": "Hi"}]

@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from llguidance import LLMatcher, LLTokenizer
 
-from cllm.api.chat import CallArguments, CallBegin, CallEnd, Event, Reasoning, Text, Tool
+from cllm.api.chat.conversation import Tool
+from cllm.api.chat.events import CallArguments, CallBegin, CallEnd, Event, Reasoning, Text
 from cllm.api.formats import FORMATS, Format, detect
 from cllm.api.formats.calls import Calls
 from cllm.api.formats.grammar import Grammar, thoughts

@@ -10,7 +10,7 @@ import openai
 import pytest
 
 from tests.api.api_client import Live, eventually, idle
-from tests.api.test_api_openai import FOX, HELLO, MODEL, refused
+from tests.api.test_openai import FOX, HELLO, MODEL, refused
 
 
 @pytest.fixture

@@ -18,7 +18,7 @@ from cllm.api import ApiSettings
 from tests.api.api_client import Live, eventually, idle, serving
 from tests.api.published_templates import source
 from tests.api.random_schemas import random_object
-from tests.api.test_api_openai import refused
+from tests.api.test_openai import refused
 
 MODEL = "cllm-stories-q8_0"
 # Random requests for each of four ways to ask; 250 make the thousand that releases are held to.

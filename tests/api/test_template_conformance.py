@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from cllm.api import chat_template
-from cllm.api.chat_template import ChatTemplate, TemplateError
+from cllm.api.chat import chat_template
+from cllm.api.chat.chat_template import ChatTemplate, TemplateError
 from tests.api.published_templates import (
     BOS,
     CONVERSATIONS,

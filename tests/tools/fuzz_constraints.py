@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from cllm.engine import Constraint, Engine, InvalidRequest, TooIntricate
-from cllm.engine.constraint import Kind
+from cllm.engine.constraints.constraint import Kind
 from cllm.models import demo_path
 
 NUMBERS = (

@@ -9,16 +9,9 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from cllm.api.anthropic.errors import envelope
-from cllm.api.chat import (
-    CallArguments,
-    CallBegin,
-    CallEnd,
-    Event,
-    Prepared,
-    Reasoning,
-    Text,
-)
-from cllm.api.responses import encode
+from cllm.api.chat.events import CallArguments, CallBegin, CallEnd, Event, Reasoning, Text
+from cllm.api.chat.prepare import Prepared
+from cllm.api.envelopes import encode
 
 if TYPE_CHECKING:
     from cllm.engine import Generation

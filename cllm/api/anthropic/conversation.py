@@ -17,8 +17,8 @@ from cllm.api.anthropic.schemas import (
     ToolResultBlock,
     ToolUseBlock,
 )
-from cllm.api.chat import Conversation, Tool
-from cllm.api.responses import encode
+from cllm.api.chat.conversation import Conversation, Tool
+from cllm.api.envelopes import encode
 from cllm.engine import Constraint, InvalidRequest
 
 _BETWEEN = "\n\n"  # texts that stand apart in a request and share one turn of the template

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from cllm.api.responses import JSON, encode
+from cllm.api.envelopes import JSON, encode
 from cllm.http import HttpError, HttpResponse
 
 # Status -> type of the error.

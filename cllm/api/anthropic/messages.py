@@ -10,9 +10,10 @@ from cllm.api.anthropic.blocks import MessageFrames, Reply, content_of
 from cllm.api.anthropic.conversation import conversation
 from cllm.api.anthropic.errors import refused
 from cllm.api.anthropic.schemas import COUNT, MESSAGES, MessagesRequest
-from cllm.api.chat import CallBegin, Prepared, prepare
+from cllm.api.chat.events import CallBegin
 from cllm.api.chat.fields import named
-from cllm.api.responses import JSON, encode
+from cllm.api.chat.prepare import Prepared, prepare
+from cllm.api.envelopes import JSON, encode
 from cllm.api.service import Service
 from cllm.api.submission import Submission, Wanted
 from cllm.engine import PromptTooLong, SamplingParams

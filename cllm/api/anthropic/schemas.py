@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 from msgspec import Meta, Struct
 
 from cllm.api.schemas import INT32, Fraction, NonEmpty, Schema
-from cllm.engine.params import MAX_STOPS
+from cllm.engine.sampling.params import MAX_STOPS
 
 
 class TextBlock(Struct, tag_field="type", tag="text"):

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
-    from cllm.engine.constraint import Constraint
+    from cllm.engine.constraints.constraint import Constraint
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from cllm.api.chat.chat_template import TemplateError
 from cllm.api.chat.conversation import Conversation, Tool
 from cllm.api.chat.events import Parser, Text
 from cllm.api.chat.tools import callable_tools, described, held_tools
-from cllm.api.chat_template import TemplateError
 from cllm.api.formats import Format, detect, generic
 from cllm.api.formats.calls import Calls, short_id
 from cllm.api.formats.grammar import Grammar, thoughts
@@ -20,7 +20,7 @@ from cllm.api.formats.reader import Reader, Script, Steps
 from cllm.api.formats.reasoning import read_reasoning
 from cllm.api.service import Service
 from cllm.engine import InvalidRequest
-from cllm.engine.constraint import Constraint
+from cllm.engine.constraints.constraint import Constraint
 from cllm.http import HttpError
 
 if TYPE_CHECKING:

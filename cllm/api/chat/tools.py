@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from cllm.api.chat.conversation import Conversation, Tool
 from cllm.engine import ConstraintPending, InvalidRequest
-from cllm.engine.constraint import Constraint
+from cllm.engine.constraints.constraint import Constraint
 
 if TYPE_CHECKING:
     from cllm.engine import Engine

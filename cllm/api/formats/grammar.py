@@ -10,7 +10,7 @@ import json
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from cllm.engine.constraint import json_rule
+from cllm.engine.constraints.constraint import json_rule
 
 _MOST = 16  # forced calls side by side: a weak model would never end by itself
 

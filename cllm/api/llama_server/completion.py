@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from cllm.api.envelopes import JSON, encode
 from cllm.api.llama_server.errors import refused
 from cllm.api.llama_server.frames import CompletionFrames
 from cllm.api.llama_server.prompts import prompts, spelled
 from cllm.api.llama_server.results import Job, whole
 from cllm.api.llama_server.sampling import sampling
 from cllm.api.llama_server.schemas import COMPLETION, CompletionRequest
-from cllm.api.responses import JSON, encode
 from cllm.api.service import Service
 from cllm.api.submission import Submission, Wanted
 from cllm.engine import InvalidRequest

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from cllm.api.envelopes import encode
 from cllm.api.llama_server.errors import error_body
 from cllm.api.llama_server.results import Job, Pairing, final, probabilities, timings
-from cllm.api.responses import encode
 from cllm.http.sse import PING
 
 if TYPE_CHECKING:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from functools import partial
 
-from cllm.api.embeddings import LLAMA_SERVER, Embeddings
-from cllm.api.health import LEVELS, health
 from cllm.api.llama_server.completion import Completion
 from cllm.api.llama_server.errors import error_body, too_long
 from cllm.api.llama_server.infill import Infill
@@ -19,12 +17,14 @@ from cllm.api.llama_server.schemas import (
 from cllm.api.llama_server.server import Server
 from cllm.api.llama_server.slot_actions import ACTIONS, FILE, SlotActions
 from cllm.api.llama_server.text import Text
+from cllm.api.native.health import LEVELS, health
 from cllm.api.openapi import answers
 from cllm.api.openapi import llama_answers as llama
-from cllm.api.rerank import RERANK, Reranking
 from cllm.api.route import Family, Route
 from cllm.api.service import Service
 from cllm.api.submission import Submission
+from cllm.api.vectors.embeddings import LLAMA_SERVER, Embeddings
+from cllm.api.vectors.rerank import RERANK, Reranking
 from cllm.http import HttpHandler
 
 FAMILY = Family(

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from cllm.api.llama_server.schemas import CompletionRequest
 from cllm.engine import InvalidRequest, SamplingParams
-from cllm.engine.constraint import Constraint
-from cllm.engine.params import MAX_LAST_N, SAMPLERS
+from cllm.engine.constraints.constraint import Constraint
+from cllm.engine.sampling.params import MAX_LAST_N, SAMPLERS
 
 if TYPE_CHECKING:
     from cllm.engine import Engine

@@ -8,7 +8,7 @@ from msgspec import Meta, Struct
 
 from cllm.api.openai.schemas import ChatRequest
 from cllm.api.schemas import INT32, Schema, TokenId
-from cllm.engine.params import MAX_LOGPROBS
+from cllm.engine.sampling.params import MAX_LOGPROBS
 
 _Count = Annotated[int, Meta(ge=0, le=INT32)]
 _OrAll = Annotated[int, Meta(ge=-1, le=INT32)]

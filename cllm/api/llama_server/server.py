@@ -5,17 +5,17 @@ from __future__ import annotations
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+from cllm.api.envelopes import JSON, encode
 from cllm.api.llama_server.sampling import short_settings
 from cllm.api.llama_server.template_caps import capabilities
-from cllm.api.responses import JSON, encode
 from cllm.api.service import Service
 from cllm.engine import SamplingParams
 from cllm.http import HttpError, HttpRequest, HttpResponse
 from cllm.version import __version__
 
 if TYPE_CHECKING:
-    from cllm.engine.info import ContextInfo
-    from cllm.engine.slots import SlotInfo
+    from cllm.engine.cache.slot_info import SlotInfo
+    from cllm.engine.loading.info import ContextInfo
 
 
 class Server:

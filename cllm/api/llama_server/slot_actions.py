@@ -11,15 +11,15 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from msgspec import Struct
 
+from cllm.api.envelopes import JSON, encode
 from cllm.api.errors import describe
-from cllm.api.responses import JSON, encode
 from cllm.api.schemas import Schema
 from cllm.api.service import Service
 from cllm.engine import InvalidRequest
 from cllm.http import DeferredResponse, HttpHandler, HttpRequest, HttpResponse
 
 if TYPE_CHECKING:
-    from cllm.engine.sessions import Session
+    from cllm.engine.cache.sessions import Session
 
 _T = TypeVar("_T")
 

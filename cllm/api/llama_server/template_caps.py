@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from cllm.api.chat_template import ChatTemplate, TemplateError
+from cllm.api.chat.chat_template import ChatTemplate, TemplateError
 
 _USER = {"role": "user", "content": "a-question"}
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from cllm.api.chat import prompt_text
+from cllm.api.chat.prepare import prompt_text
+from cllm.api.envelopes import JSON, encode
 from cllm.api.llama_server.prompts import mixed_tokens, spelled
 from cllm.api.llama_server.schemas import APPLY_TEMPLATE, DETOKENIZE, TOKENIZE
 from cllm.api.openai.chat import conversation_of
-from cllm.api.responses import JSON, encode
 from cllm.api.service import Service
 from cllm.http import HttpRequest, HttpResponse
 

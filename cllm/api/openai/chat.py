@@ -8,15 +8,16 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
 
-from cllm.api.chat import Conversation, Prepared, Tool, prepare
+from cllm.api.chat.conversation import Conversation, Tool
 from cllm.api.chat.fields import named
+from cllm.api.chat.prepare import Prepared, prepare
 from cllm.api.openai.chat_reply import ChatFrames, whole
 from cllm.api.openai.errors import refused
 from cllm.api.openai.reply import Reply
 from cllm.api.openai.schemas import CHAT, ChatRequest, Message, ResponseFormat
 from cllm.api.service import Service
 from cllm.api.submission import Submission, Wanted
-from cllm.engine.constraint import Constraint
+from cllm.engine.constraints.constraint import Constraint
 from cllm.http import DeferredResponse, HttpRequest, HttpResponse
 
 if TYPE_CHECKING:

@@ -6,10 +6,12 @@ from collections import deque
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from cllm.api.chat import CallArguments, CallBegin, Event, Prepared, Reasoning, Text, Thoughts
+from cllm.api.chat.events import CallArguments, CallBegin, Event, Reasoning, Text
+from cllm.api.chat.prepare import Prepared
+from cllm.api.chat.thoughts import Thoughts
+from cllm.api.envelopes import encode
 from cllm.api.openai.logprobs import chat_logprobs
 from cllm.api.openai.reply import Chunks, Reply, failed
-from cllm.api.responses import encode
 from cllm.http import HttpResponse
 from cllm.http.sse import PING
 

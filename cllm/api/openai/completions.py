@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from cllm.api.envelopes import encode
 from cllm.api.openai.errors import refused
 from cllm.api.openai.logprobs import TextLogprobs
 from cllm.api.openai.reply import Chunks, Reply, failed
 from cllm.api.openai.schemas import COMPLETION, MOST_CHOICES, CompletionRequest
-from cllm.api.responses import encode
 from cllm.api.service import Service
 from cllm.api.submission import Submission, Wanted
 from cllm.engine import InvalidRequest

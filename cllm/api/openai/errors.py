@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
-from cllm.api.responses import JSON, encode
+from cllm.api.envelopes import JSON, encode
 from cllm.http import HttpError, HttpResponse
 
 if TYPE_CHECKING:

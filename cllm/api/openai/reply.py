@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from cllm.api.envelopes import JSON, encode
 from cllm.api.openai.errors import error_body
-from cllm.api.responses import JSON, encode
 from cllm.api.service import Service
 from cllm.http import HttpResponse
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from cllm.api.embeddings import OPENAI, Embeddings
 from cllm.api.openai.chat import ChatCompletions
 from cllm.api.openai.completions import Completions
 from cllm.api.openai.errors import error_body, too_long
@@ -15,6 +14,7 @@ from cllm.api.openapi import answers
 from cllm.api.route import Family, Route
 from cllm.api.service import Service
 from cllm.api.submission import Submission
+from cllm.api.vectors.embeddings import OPENAI, Embeddings
 
 FAMILY = Family(
     "OpenAI", ("/v1/", "/chat/", "/models"), error_body, answers.OpenAIFailure, too_long, timed

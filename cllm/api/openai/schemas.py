@@ -12,7 +12,7 @@ from msgspec import UNSET, Meta, Struct, UnsetType
 
 from cllm.api.schemas import INT32, Fraction, NonEmpty, Penalty, Schema, TokenId
 from cllm.engine import SamplingParams
-from cllm.engine.params import MAX_STOPS
+from cllm.engine.sampling.params import MAX_STOPS
 
 MOST_CHOICES = 128  # generations of one request
 

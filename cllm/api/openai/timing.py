@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 
-from cllm.api.large import Answer, Endpoint
+from cllm.api.lanes import Answer, Endpoint
 from cllm.http import DeferredResponse, HttpError, HttpRequest, HttpResponse
 
 _FIELD = "openai-processing-ms"

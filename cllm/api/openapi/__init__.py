@@ -12,9 +12,9 @@ from typing import Any
 
 import msgspec
 
+from cllm.api.envelopes import JSON, encode
 from cllm.api.keys import OPEN
 from cllm.api.openapi.examples import EXAMPLES
-from cllm.api.responses import JSON, encode
 from cllm.api.route import Family, Route
 from cllm.http import HttpRequest, HttpResponse
 from cllm.version import __version__

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from cllm.api import embeddings, rerank, schemas
+from cllm.api import schemas
 from cllm.api.anthropic import schemas as anthropic
 from cllm.api.llama_server import schemas as llama_server
 from cllm.api.llama_server.slot_actions import File
 from cllm.api.openai import schemas as openai
 from cllm.api.openai.responses.schemas import ResponsesRequest
+from cllm.api.vectors import embeddings, rerank
 
 _STORY = "Tell me a story about a fox and a lantern."
 _TALK = [{"role": "user", "content": _STORY}]

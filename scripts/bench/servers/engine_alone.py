@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from cllm.engine import Constraint, Engine, Generation, SamplingParams
-from cllm.engine.openmp import environment_without_bounds
+from cllm.engine.machine.openmp import environment_without_bounds
 
 from ..clients.load import SPAWN
 from ..common import BenchError

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 
-from cllm.engine.openmp import environment_without_bounds
+from cllm.engine.machine.openmp import environment_without_bounds
 
 from ..clients.load import Client, ClientError
 from ..common import BenchError

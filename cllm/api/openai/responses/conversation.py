@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 
-from cllm.api.chat import Conversation, Tool
+from cllm.api.chat.conversation import Conversation, Tool
 from cllm.api.openai.responses.schemas import (
     AllowedTools,
     Content,

@@ -7,13 +7,14 @@ import time
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from cllm.api.chat import Prepared, Thoughts, prepare
 from cllm.api.chat.fields import named
+from cllm.api.chat.prepare import Prepared, prepare
+from cllm.api.chat.thoughts import Thoughts
+from cllm.api.envelopes import JSON, encode
 from cllm.api.openai.errors import refused
 from cllm.api.openai.responses.conversation import conversation
 from cllm.api.openai.responses.output import Named, Output
 from cllm.api.openai.responses.schemas import RESPONSES, ResponsesRequest
-from cllm.api.responses import JSON, encode
 from cllm.api.service import Service
 from cllm.api.submission import Submission, Wanted
 from cllm.engine import SamplingParams

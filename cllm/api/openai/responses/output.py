@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from cllm.api.chat import CallArguments, CallBegin, CallEnd, Event, Reasoning, Text
+from cllm.api.chat.events import CallArguments, CallBegin, CallEnd, Event, Reasoning, Text
 
 Named = tuple[str, dict[str, Any]]  # an event's type and its fields
 

@@ -1,0 +1,211 @@
+"""Messages to a prompt: the model's own Jinja template, in a sandbox.
+
+Templates are written for `transformers`, so they are given what its `apply_chat_template` gives
+them (transformers/utils/chat_template_utils.py), and render the same.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Mapping, Sequence
+from contextlib import suppress
+from datetime import datetime
+from typing import TYPE_CHECKING, Any
+
+import jinja2
+from jinja2.ext import Extension
+from jinja2.parser import Parser
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+from cllm.api.chat.control_tokens import ControlTokens, unframed
+
+if TYPE_CHECKING:
+    from cllm.engine import Engine
+
+CHATML = (
+    "{% for message in messages %}"
+    "{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n' }}"
+    "{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+
+# Marks where the last message ends; the space tells whether the template trims its messages.
+_CUT = "\ufdd2"
+_CUT_AND_SPACE = _CUT + " "
+
+Message = Mapping[str, Any]
+_NOTHING: Mapping[str, Any] = {}
+
+
+class TemplateError(ValueError):
+    """The template refuses these messages, or cannot be read; one line."""
+
+
+class ChatTemplate:
+    """A compiled template and the tokens that it may name.
+
+    Messages are in the shape of OpenAI's chat completions. variables: whatever else the template
+    is to know, such as `tools`, `documents` or `enable_thinking`; `add_generation_prompt` too,
+    which is True unless given: the prompt is open for the assistant's turn.
+    continued: the last message is the beginning of that turn, and is left open.
+    """
+
+    def __init__(
+        self, source: str, bos: str = "", eos: str = "", controls: Collection[str] = ()
+    ) -> None:
+        """controls: how the vocabulary's control tokens are spelled. Raises TemplateError."""
+        self.source = source
+        self._bos = bos
+        self._names = {
+            name: text for name, text in (("bos_token", bos), ("eos_token", eos)) if text
+        }
+        self._controls = ControlTokens(controls)
+        try:
+            self._template = _ENVIRONMENT.from_string(source)
+        except jinja2.TemplateError as error:
+            raise TemplateError(f"the chat template cannot be read: {error}") from None
+        self.wants_objects = True
+        self.wants_objects = self._shows_objects_as_json()
+
+    def render(
+        self,
+        messages: Sequence[Message],
+        variables: Mapping[str, Any] = _NOTHING,
+        *,
+        continued: bool = False,
+    ) -> str:
+        """The prompt as text. Raises TemplateError."""
+        return unframed(self._render(messages, variables, continued))
+
+    def tokens(
+        self,
+        engine: Engine,
+        messages: Sequence[Message],
+        variables: Mapping[str, Any] = _NOTHING,
+        *,
+        continued: bool = False,
+    ) -> list[int]:
+        """The prompt as tokens.
+
+        The template's special tokens are control tokens; what a message says stays text, also
+        where it spells such a token out. Raises TemplateError, InvalidRequest, EngineClosed.
+        """
+        text = self._render(messages, variables, continued)
+        add_special = not (self._bos and text.startswith(self._bos))
+        return self._controls.tokenize(engine, text, add_special)
+
+    def _render(
+        self, messages: Sequence[Message], variables: Mapping[str, Any], continued: bool
+    ) -> str:
+        frame = self._controls.frame
+        shown = [frame(self._shaped(message)) for message in messages]
+        if continued:
+            content = shown[-1].get("content")
+            if not isinstance(content, str):
+                raise TemplateError("the last message has no text that could be continued")
+            shown[-1]["content"] = content + _CUT_AND_SPACE
+        given: dict[str, Any] = {"tools": None, "documents": None}
+        given |= {"add_generation_prompt": not continued, **self._names}
+        given |= {**frame(variables), "messages": shown}
+        try:
+            text = self._template.render(given)
+        except Exception as error:  # whatever a template does with messages it did not expect
+            raise TemplateError(f"the chat template refuses the messages: {error}") from None
+        return _cut(text) if continued else text
+
+    def _shaped(self, message: Message) -> dict[str, Any]:
+        """The message as templates expect it."""
+        shaped = {name: value for name, value in message.items() if value is not None}
+        if "reasoning_content" in shaped:
+            shaped.setdefault("thinking", shaped["reasoning_content"])  # what gpt-oss reads
+        if self.wants_objects and shaped.get("tool_calls"):
+            shaped["tool_calls"] = [_with_object(call) for call in shaped["tool_calls"]]
+        return shaped
+
+    def _shows_objects_as_json(self) -> bool:
+        """Whether the arguments of tool calls are to be objects, and not JSON text, for it.
+
+        transformers gives objects. A template that cannot take them fails, or shows them as
+        Python writes them.
+        """
+        try:
+            return _SHOWN_BY_PYTHON not in self._render(_CALLING, {"tools": _TOOLS}, False)
+        except TemplateError:
+            return False
+
+
+_ARGUMENT = "an_argument"
+_SHOWN_BY_PYTHON = f"{{'{_ARGUMENT}':"
+_FUNCTION = {"name": "a_tool", "arguments": json.dumps({_ARGUMENT: "1"})}
+_CALL = {"id": "call00001", "type": "function", "function": _FUNCTION}
+_CALLING: Sequence[Message] = (
+    {"role": "user", "content": "Hello"},
+    {"role": "assistant", "content": "", "tool_calls": [_CALL]},
+)
+_PARAMETERS = {"type": "object", "properties": {"a_parameter": {"type": "string"}}}
+_TOOL = {"name": "a_tool", "description": "A tool", "parameters": _PARAMETERS}
+_TOOLS = ({"type": "function", "function": _TOOL},)
+
+
+def _with_object(call: Any) -> Any:
+    """A tool call with its arguments as an object, where they are the JSON text of one."""
+    with suppress(KeyError, TypeError, ValueError, RecursionError):
+        function = call["function"]
+        arguments = json.loads(function["arguments"])
+        if isinstance(arguments, dict):
+            return {**call, "function": {**function, "arguments": arguments}}
+    return call
+
+
+def _cut(text: str) -> str:
+    """The prompt up to the end of the message that is continued."""
+    shown, cut, behind = text.rpartition(_CUT)
+    if not cut:
+        raise TemplateError(
+            "the chat template does not show the last message, so it cannot be continued"
+        )
+    return shown if behind.startswith(" ") else shown.rstrip()
+
+
+class _Generation(Extension):
+    """`{% generation %}…{% endgeneration %}` marks what is trained on; here it is but text."""
+
+    tags = {"generation"}  # noqa: RUF012 - jinja2 declares it so
+
+    def parse(self, parser: Parser) -> list[jinja2.nodes.Node]:
+        next(parser.stream)
+        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+
+
+def _refuse(message: str) -> None:
+    raise jinja2.TemplateError(message)
+
+
+def _now(form: str) -> str:
+    return datetime.now().strftime(form)
+
+
+def _to_json(
+    value: Any,
+    ensure_ascii: bool = False,
+    indent: int | None = None,
+    separators: tuple[str, str] | None = None,
+    sort_keys: bool = False,
+) -> str:
+    return json.dumps(
+        value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
+    )
+
+
+def _environment() -> ImmutableSandboxedEnvironment:
+    environment = ImmutableSandboxedEnvironment(
+        trim_blocks=True,
+        lstrip_blocks=True,
+        extensions=[_Generation, "jinja2.ext.loopcontrols"],
+    )
+    environment.filters["tojson"] = _to_json
+    environment.globals.update(raise_exception=_refuse, strftime_now=_now)
+    return environment
+
+
+_ENVIRONMENT = _environment()

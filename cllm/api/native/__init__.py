@@ -1,0 +1,1 @@
+"""cLLM's own API: generate, encode, decode, benchmark, health, the model."""

@@ -1,0 +1,62 @@
+"""``/generate`` and ``/generate_stream``: a prompt in, its continuation whole or as it is made."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from cllm.api.envelopes import refused, success
+from cllm.api.schemas import GENERATE, GenerateRequest
+from cllm.api.stream import NativeFrames
+from cllm.api.submission import Submission, Wanted
+from cllm.http import DeferredResponse, HttpRequest, HttpResponse
+
+if TYPE_CHECKING:
+    from cllm.engine import Generation
+
+
+class Generating:
+    """The two endpoints; they share validation and differ in how the text leaves."""
+
+    __slots__ = ("_submission",)
+
+    def __init__(self, submission: Submission) -> None:
+        self._submission = submission
+
+    def generate(self, request: HttpRequest) -> HttpResponse | DeferredResponse:
+        """The whole text in one answer, or events with ``"stream": true``.
+
+        Raises HttpError 400 and 503, InvalidRequest, QueueFull.
+        """
+        asked = GENERATE.decode(request.body)
+        if asked.stream:
+            return self._streamed(request, asked)
+        return self._submission.whole(request, _wanted(asked), _respond, refused)
+
+    def generate_stream(self, request: HttpRequest) -> HttpResponse:
+        """Events, whatever ``stream`` says; raises as `generate`."""
+        return self._streamed(request, GENERATE.decode(request.body))
+
+    def _streamed(self, request: HttpRequest, asked: GenerateRequest) -> HttpResponse:
+        return self._submission.streamed(
+            request, _wanted(asked), lambda generations: NativeFrames(generations[0].id)
+        )
+
+
+def _wanted(asked: GenerateRequest) -> list[Wanted]:
+    return [Wanted(asked.prompt, asked.sampling())]
+
+
+def _respond(generations: Sequence[Generation]) -> HttpResponse:
+    (generation,) = generations
+    usage, seconds = generation.usage, generation.timings.total_s
+    return success(
+        {
+            "id": generation.id,
+            "text": "".join(generation.take()),
+            "response_time": seconds,
+            "tokens_per_second": usage.completion_tokens / seconds if seconds > 0 else 0.0,
+            "finish_reason": generation.finish_reason,
+            "usage": usage,
+        }
+    )

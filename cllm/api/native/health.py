@@ -1,0 +1,98 @@
+"""GET ``/health``: one fixed answer while all is well, and more for whoever asks for it."""
+
+from __future__ import annotations
+
+import platform
+from dataclasses import asdict
+from functools import lru_cache
+from importlib import metadata
+from typing import Any
+
+from cllm.api.envelopes import JSON, encode, failure
+from cllm.api.service import RETRY_AFTER, Service, State
+from cllm.http import HttpError, HttpRequest, HttpResponse
+
+LEVELS = ("basic", "detailed", "full")
+
+_HEALTHY = {"status": State.READY.value, "model_loaded": True}
+_OK = {"success": True, "status": "ok"}  # the latter for clients of llama-server
+_HEALTHY_BODY = encode({**_OK, "data": _HEALTHY})
+_JSON_FIELD = (("Content-Type", JSON),)
+_RETRY_AFTER = (("Retry-After", str(RETRY_AFTER)),)
+_DEPENDENCIES = ("llama-cpp-python", "numpy", "msgspec", "prometheus-client", "gguf")
+
+
+def health(service: Service, request: HttpRequest) -> HttpResponse:
+    """The state; 503 unless healthy. Raises HttpError 400 for an unknown level."""
+    level = "basic"
+    if request.query_string:
+        level = request.query.get("level", level)
+        if level not in LEVELS:
+            raise HttpError(
+                400, f'level: "{level[:40]}" is not valid; expected one of {", ".join(LEVELS)}'
+            )
+    if service.state is not State.READY:
+        return unavailable(service)
+    if level == "basic":
+        return HttpResponse(200, _JSON_FIELD, _HEALTHY_BODY)
+    data: dict[str, Any] = {**_HEALTHY, "components": _components(service)}
+    if level == "full":
+        data["metrics"] = _metrics(service)
+        data["dependencies"] = _dependencies()
+    return HttpResponse.bytes(encode({**_OK, "data": data}), JSON)
+
+
+def unavailable(service: Service) -> HttpResponse:
+    """503 that says "loading" (with how much of the model is read) or "unhealthy"."""
+    state = service.state
+    data: dict[str, Any] = {"status": state.value, "model_loaded": state is State.READY}
+    if state is State.LOADING:
+        data["progress"] = round(service.progress, 4)
+    return failure(503, service.reason, headers=_RETRY_AFTER, data=data)
+
+
+def _components(service: Service) -> dict[str, Any]:
+    stats = service.engine.stats()
+    components: dict[str, Any] = {
+        "model": {"status": "healthy", "name": service.engine.info().name},
+        "engine": {
+            "status": "healthy",
+            "slots_busy": stats.slots_busy,
+            "slots_total": stats.slots_total,
+            "queue_depth": stats.queue_depth,
+            "queue_limit": stats.queue_limit,
+        },
+        "kv_cache": {
+            "status": "healthy",
+            "tokens": stats.kv_tokens,
+            "cells": stats.kv_cells,
+        },
+    }
+    if service.server_stats is not None:
+        server = service.server_stats()
+        components["http_server"] = {
+            "status": "healthy",
+            "connections": server.connections_open,
+            "queue_depth": server.queue_depth,
+            "workers_busy": server.workers_busy,
+        }
+    return components
+
+
+def _metrics(service: Service) -> dict[str, Any]:
+    metrics: dict[str, Any] = {
+        "uptime_seconds": service.uptime,
+        "engine": asdict(service.engine.stats()),
+    }
+    if service.server_stats is not None:
+        metrics["http_server"] = asdict(service.server_stats())
+    return metrics
+
+
+@lru_cache(maxsize=1)
+def _dependencies() -> dict[str, str]:
+    """Version by name; they cannot change while the process runs."""
+    versions = {"python": platform.python_version()}
+    for name in _DEPENDENCIES:
+        versions[name] = metadata.version(name)
+    return versions

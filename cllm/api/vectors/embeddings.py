@@ -1,0 +1,161 @@
+"""Texts to vectors: OpenAI's ``/v1/embeddings``, and ``/embedding`` as llama-server has it.
+
+Sources: the OpenAI API reference, "Embeddings"; llama-server's README, "POST /embedding" and
+"POST /embeddings".
+"""
+
+from __future__ import annotations
+
+from base64 import b64encode
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from msgspec import Meta, Struct
+
+from cllm.api import llama_server, openai
+from cllm.api.envelopes import JSON, encode
+from cllm.api.schemas import Schema, TokenId
+from cllm.api.service import Service
+from cllm.api.submission import Submission
+from cllm.engine import InvalidRequest, Unsupported
+from cllm.http import DeferredResponse, HttpRequest, HttpResponse
+from cllm.http.body_stream import IterableStream
+
+if TYPE_CHECKING:
+    from cllm.engine import Embedding
+    from cllm.engine.embedding.embedder import Embedder
+
+_PIECE = 64 * 1024  # bytes; a worker writes a response in pieces of at least this size
+
+Inputs = str | list[str | TokenId | list[TokenId]]
+
+
+class OpenAIRequest(Struct):
+    """Body of ``/v1/embeddings``. Unknown fields are ignored, null means left out."""
+
+    input: Inputs
+    model: str | None = None
+    encoding_format: Literal["float", "base64"] | None = None
+    dimensions: Annotated[int, Meta(ge=1)] | None = None
+    user: str | None = None
+
+
+class LlamaServerRequest(Struct):
+    """Body of ``/embedding`` and ``/embeddings``: one of content and input."""
+
+    content: Inputs | None = None
+    input: Inputs | None = None
+    embd_normalize: Annotated[int, Meta(ge=-1, le=64)] | None = None
+
+    def __post_init__(self) -> None:
+        if self.content is None and self.input is None:
+            raise ValueError('content: missing; expected a text or a list of them ("input" also)')
+
+
+OPENAI = Schema(OpenAIRequest)
+LLAMA_SERVER = Schema(LlamaServerRequest)
+
+
+class Embeddings:
+    """The endpoints of one service."""
+
+    __slots__ = ("_service", "_submission")
+
+    def __init__(self, service: Service, submission: Submission) -> None:
+        self._service = service
+        self._submission = submission
+
+    def openai(self, request: HttpRequest) -> DeferredResponse:
+        """POST ``/v1/embeddings``.
+
+        Raises HttpError 400 and 503, InvalidRequest, Unsupported, QueueFull.
+        """
+        embedder = self._service.engine.embedder
+        embedder.check_embeds()
+        if not embedder.pools:
+            raise Unsupported(
+                "this model is served without pooling and has a vector for each token; ask "
+                "/embedding, or serve it with --pooling mean"
+            )
+        asked = OPENAI.decode(request.body)
+        width, most = asked.dimensions, self._service.engine.info().embedding_size
+        if width is not None and most is not None and width > most:
+            raise InvalidRequest("dimensions", width, f"at most the {most} that the model has")
+        inputs = _tokens(embedder, "input", asked.input)
+        model, base64 = self._service.model_id, asked.encoding_format == "base64"
+
+        def respond(embedding: Embedding) -> HttpResponse:
+            return _streamed(_openai(embedding, model, width, base64))
+
+        return self._submission.embedded(request, inputs, "input", respond, openai.refused)
+
+    def llama_server(self, request: HttpRequest) -> DeferredResponse:
+        """POST ``/embedding`` and ``/embeddings``; raises as `openai`."""
+        embedder = self._service.engine.embedder
+        embedder.check_embeds()
+        asked = LLAMA_SERVER.decode(request.body)
+        name, given = (
+            ("input", asked.input) if asked.content is None else ("content", asked.content)
+        )
+        assert given is not None
+        inputs = _tokens(embedder, name, given)
+        norm = 2 if asked.embd_normalize is None else asked.embd_normalize
+
+        def respond(embedding: Embedding) -> HttpResponse:
+            return _streamed(_llama_server(embedding, norm if embedder.pools else -1))
+
+        return self._submission.embedded(request, inputs, name, respond, llama_server.refused)
+
+
+def _tokens(embedder: Embedder, name: str, given: Inputs) -> list[list[int]]:
+    """One list of tokens for each input; raises InvalidRequest."""
+    if isinstance(given, str):
+        return embedder.tokens(name, [given])
+    if not given:
+        raise InvalidRequest(name, given, "at least one text or list of tokens")
+    texts = [each for each in given if isinstance(each, str)]
+    if len(texts) == len(given):
+        return embedder.tokens(name, texts)
+    tokens = [each for each in given if isinstance(each, int)]
+    if len(tokens) == len(given):
+        return [tokens]
+    lists = [each for each in given if isinstance(each, list)]
+    if len(lists) == len(given):
+        return lists
+    raise InvalidRequest(name, given, "texts, tokens or lists of tokens throughout")
+
+
+def _openai(embedding: Embedding, model: str, width: int | None, base64: bool) -> Iterator[bytes]:
+    yield b'{"object":"list","data":['
+    for index, (vector,) in enumerate(embedding.vectors(width=width)):
+        data: Any = b64encode(vector.astype("<f4")).decode() if base64 else vector.tolist()
+        item = {"object": "embedding", "index": index, "embedding": data}
+        yield (b"," if index else b"") + encode(item)
+    used = embedding.usage.prompt_tokens
+    usage = {"prompt_tokens": used, "total_tokens": used}
+    yield b'],"model":' + encode(model) + b',"usage":' + encode(usage) + b"}"
+
+
+def _llama_server(embedding: Embedding, norm: int) -> Iterator[bytes]:
+    yield b"["
+    for index, vectors in enumerate(embedding.vectors(norm)):
+        item = {"index": index, "embedding": vectors.tolist()}
+        yield (b"," if index else b"") + encode(item)
+    yield b"]"
+
+
+def _streamed(items: Iterator[bytes]) -> HttpResponse:
+    """Encoded by the worker that writes it, a piece at a time: some vectors are megabytes."""
+    return HttpResponse.stream(IterableStream(_pieces(items)), JSON)
+
+
+def _pieces(items: Iterator[bytes]) -> Iterator[bytes]:
+    collected: list[bytes] = []
+    size = 0
+    for item in items:
+        collected.append(item)
+        size += len(item)
+        if size >= _PIECE:
+            yield b"".join(collected)
+            collected, size = [], 0
+    yield b"".join(collected)

@@ -1,0 +1,216 @@
+"""Carries out what the prefix cache decides: cuts, copies, saves and restores in the memory."""
+
+from __future__ import annotations
+
+import logging
+from array import array
+from collections.abc import Iterable
+
+from cllm.engine.cache.prefix_cache import WORTH_SAVING, Holder, PrefixCache, Slot, Start
+from cllm.engine.cache.saved_prefixes import Saved
+from cllm.engine.errors import EngineError, InvalidRequest
+from cllm.engine.llama import Bytes, Context
+from cllm.engine.stats import EngineStats
+
+_log = logging.getLogger("cllm.engine")
+
+
+class Placer:
+    """Gives sequences their slots with as much of their tokens as can be had. Engine thread.
+
+    window: tokens that windowed attention looks back; 0: there is none.
+    goes_back: False for recurrent memories, of which only the end is kept.
+    """
+
+    def __init__(
+        self,
+        context: Context,
+        stats: EngineStats,
+        *,
+        n_slots: int,
+        copy_gain: int,
+        adjacent: bool,
+        max_saved_bytes: int,
+        window: int,
+        goes_back: bool,
+    ) -> None:
+        self._context = context
+        self._stats = stats
+        self._window = window
+        self._whole = window > 0 or not goes_back
+        self.goes_back = goes_back
+        self._save_failed = False
+        self.cache = PrefixCache(n_slots, copy_gain, adjacent, max_saved_bytes, self._usable)
+        stats.cache_ram_limit = max_saved_bytes
+
+    def place(
+        self, tokens: array[int], wanted: int | None = None, fresh: bool = False
+    ) -> Slot | None:
+        """Give tokens the slot where they begin farthest; None: not before the next decode.
+
+        wanted: the idle slot to take instead. fresh: begin with nothing.
+        """
+        cache = self.cache
+        slot, start = cache.choose(tokens, wanted, fresh)
+        if self._must_wait(start):
+            return None
+        self._take(start)
+        kept = start.reuse if start.source is None else 0
+        if cache.worth_saving(slot, kept):
+            self._save(slot)
+        cache.occupy(slot, tokens, slot.length)
+        try:
+            self._begin(slot, start)
+        except BaseException:
+            slot.length = 0
+            cache.release(slot)
+            self._context.remove(slot.id)
+            raise
+        return slot
+
+    def catch_up(self, slot: Slot) -> bool:
+        """Whether a slot need not wait for its leader any more; then it has what there is."""
+        leader = slot.leader
+        if leader is not None:
+            if leader.busy and leader.length < slot.promised:
+                return False
+            start = self.cache.start(slot)
+            if self._must_wait(start):
+                slot.promised = 0  # whatever becomes of the leader: choose again
+                return False
+            slot.leader = None
+            self._take(start)
+            self._begin(slot, start)
+        return slot.leader is None
+
+    def _must_wait(self, start: Start) -> bool:
+        """llama.cpp copies slots at the next decode; until then their data must stay."""
+        return isinstance(start.source, Saved) and self._context.copies_pending
+
+    def _take(self, start: Start) -> None:
+        """Move a saved prefix into the slot, but keep one of which much is not used."""
+        saved = start.source
+        if isinstance(saved, Saved):
+            if saved.length - start.reuse < WORTH_SAVING and not saved.whole:
+                self.cache.drop(saved)
+            else:
+                self.cache.saved.touch(saved)
+
+    def _begin(self, slot: Slot, start: Start) -> None:
+        source, reuse = start.source, start.reuse
+        if isinstance(source, Slot):
+            self._context.remove(slot.id)
+            self._context.copy(source.id, slot.id)
+            slot.length = source.length
+        elif isinstance(source, Saved):
+            slot.length = self._restore(slot, source)
+            self.cache.saved.keep_memory(source)
+            reuse = min(reuse, slot.length)
+            self._stats.restored_tokens += reuse
+        self._cut(slot, reuse)
+        if self.goes_back:
+            slot.leader, slot.promised = start.leader, start.promised
+
+    def _usable(self, holder: Holder, n: int) -> bool:
+        """Whether the memory can be cut to a holder's first n tokens."""
+        if n == holder.length:
+            return True
+        if isinstance(holder, Saved):
+            return not holder.whole
+        first = self._context.first_position(holder.id)
+        return self.goes_back and (first == 0 or (self._window > 0 and first <= n - self._window))
+
+    def _cut(self, slot: Slot, n: int) -> None:
+        """Keep a slot's first n tokens; nothing if the memory cannot keep a part."""
+        if n == slot.length:
+            return
+        if n and self._usable(slot, n) and self._context.remove(slot.id, n):
+            slot.length = n
+        else:
+            self._context.remove(slot.id)
+            slot.length = 0
+
+    def _restore(self, slot: Slot, saved: Saved) -> int:
+        """Bring a saved prefix into a slot; return its tokens, 0 if there was no room for it."""
+        self._context.remove(slot.id)
+        while not self._context.restore(slot.id, saved.data):
+            idle = self.cache.oldest_idle()
+            if idle is None:
+                self._context.remove(slot.id)
+                return 0
+            self.give_up(idle)
+        self._stats.restored_prefixes += 1
+        return saved.length
+
+    def _save(self, slot: Slot) -> None:
+        size = self._context.state_size(slot.id)
+        if not self.cache.make_room(size):
+            return
+        saved = self.cache.saved
+        try:
+            data = self._context.save(slot.id, saved.take_memory(size))
+        except MemoryError:
+            if not self._save_failed:
+                self._save_failed = True
+                _log.warning(
+                    "there is no memory to keep a prefix of %.1f MiB, which will be computed again;"
+                    " lower cache_ram (logged once)",
+                    size / 2**20,
+                )
+            return
+        if data is None:
+            _log.warning("llama.cpp could not save slot %d; its tokens are forgotten", slot.id)
+            return
+        self.cache.save(Saved(slot.tokens[: slot.length], data, self._whole))
+        self._stats.saved_prefixes += 1
+        self._stats.evicted_prefixes = saved.evictions
+
+    def snapshot(self, slot: Slot) -> tuple[array[int], Bytes]:
+        """What an idle slot holds, for a file; raises InvalidRequest if that is nothing."""
+        if not slot.length:
+            raise InvalidRequest("id_slot", slot.id, "a slot that holds tokens")
+        try:
+            data = self._context.save(slot.id)
+        except MemoryError:
+            size = self._context.state_size(slot.id) / 2**20
+            raise EngineError(f"there is no memory for slot {slot.id}'s {size:.1f} MiB") from None
+        if data is None:
+            raise EngineError(f"llama.cpp could not save slot {slot.id}")
+        return slot.tokens[: slot.length], data
+
+    def load(self, slot: Slot, tokens: array[int], data: Bytes) -> bool:
+        """Let an idle slot hold what a file had; False if llama.cpp does not take it."""
+        self.give_up(slot)
+        taken = self._context.restore(slot.id, data)
+        if not taken:
+            self._context.remove(slot.id)
+        self.cache.fill(slot, tokens if taken else array("i"))
+        return taken
+
+    def erase(self, slot: Slot) -> int:
+        """Forget what an idle slot holds; return how many tokens that were."""
+        erased = slot.length
+        self.forget(slot)
+        self.cache.fill(slot, array("i"))
+        return erased
+
+    def give_up(self, slot: Slot) -> None:
+        """Free what an idle slot takes in the key/value cache; save it first if that pays."""
+        if self.cache.worth_saving(slot) and not self._context.copies_pending:
+            self._save(slot)
+        self.forget(slot)
+
+    def undo(self, slots: Iterable[Slot]) -> None:
+        """Cut slots to what they held before a decode that did not end.
+
+        Of a recurrent memory such a decode may have moved other slots' states too: nothing of it
+        is used any more, and what runs is computed again.
+        """
+        for slot in slots if self.goes_back else self.cache.slots:
+            if not (self.goes_back and self._context.remove(slot.id, slot.length)):
+                self.forget(slot)
+
+    def forget(self, slot: Slot) -> None:
+        """Free a slot's part of the cache, busy or not."""
+        self._context.remove(slot.id)
+        slot.length = 0

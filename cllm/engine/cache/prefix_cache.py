@@ -1,0 +1,218 @@
+"""Which tokens lie where, in slots and in host memory, and from where a new prompt should start."""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from cllm.engine.cache.radix import RadixTree
+from cllm.engine.cache.saved_prefixes import Saved, SavedPrefixes
+
+# Tokens that a copy must save to be worth it. From host memory or where cells are shared it takes
+# some 20 us a token (0.6B model) and 2 ms to begin, against 2 ms to evaluate a token.
+WORTH = 16
+# A copy in a split cache moves a slot's whole buffer at memory speed: so many tokens of it in the
+# time in which one is evaluated (112 KiB a token, 0.6B model).
+_COPY_COST = 64
+# And to be kept in host memory, which is paid for whether it is wanted again or not: at least so
+# many tokens, and at least an eighth of all, that nobody else holds.
+WORTH_SAVING = 64
+_LOST_SHARE = 8
+
+if TYPE_CHECKING:
+    from cllm.engine.sequence import Sequence
+
+
+def copy_gain(unified: bool, ctx_size: int) -> int:
+    """Tokens that a copy between slots of a cache must save to be worth it."""
+    return 1 if unified else max(2, ctx_size // _COPY_COST)
+
+
+@dataclass(slots=True, eq=False)
+class Slot:
+    """One sequence of the key/value cache. It holds tokens[:length], also after its request.
+
+    leader: another slot, whose prompt is being evaluated and whose first `promised` tokens this
+    one waits for instead of evaluating them too.
+    user: the request that it serves, or served last.
+    """
+
+    id: int
+    tokens: array[int] = field(default_factory=lambda: array("i"))
+    length: int = 0
+    busy: bool = False
+    last_used: int = 0
+    leader: Slot | None = None
+    promised: int = 0
+    user: Sequence | None = None
+
+
+Holder = Slot | Saved
+Usable = Callable[[Holder, int], bool]
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """Where a prompt begins: `reuse` tokens come from `source`, the slot itself if that is None.
+
+    If `leader` is set, its first `promised` tokens are worth waiting for.
+    """
+
+    reuse: int
+    source: Holder | None = None
+    leader: Slot | None = None
+    promised: int = 0
+
+
+class PrefixCache:
+    """The slots, the saved prefixes and the policy by which they are reused.
+
+    copy_gain: tokens that a copy between slots must save to be worth it.
+    adjacent: whether llama_decode evaluates only neighbouring slots together, as it does in a
+    cache that is split by sequence: 4 of 8 sequences take 41 ms as slots 0 to 3 and 57 ms as
+    slots 0, 2, 4, 6 (0.6B model, two cores; the more cores, the greater the difference).
+    usable: whether the memory lets a holder's tokens be cut to the first n.
+    """
+
+    def __init__(
+        self,
+        n_slots: int,
+        copy_gain: int,
+        adjacent: bool,
+        max_saved_bytes: int = 0,
+        usable: Usable = lambda holder, n: True,
+    ) -> None:
+        self.slots = [Slot(i) for i in range(n_slots)]
+        self.saved = SavedPrefixes(max_saved_bytes)
+        self._tree: RadixTree[Holder] = RadixTree()
+        self._copy_gain = copy_gain
+        self._adjacent = adjacent
+        self._usable = usable
+        self._clock = 0
+
+    @property
+    def has_idle(self) -> bool:
+        """Whether a request can be placed."""
+        return any(not slot.busy for slot in self.slots)
+
+    def choose(
+        self, tokens: array[int], wanted: int | None = None, fresh: bool = False
+    ) -> tuple[Slot, Start]:
+        """Choose the slot for a prompt and its start; at least one slot must be idle.
+
+        wanted: the idle slot to take instead. fresh: use nothing of what is there.
+
+        A slot whose tokens are mostly a beginning of the prompt is continued. Otherwise the least
+        recently used one (of those beside busy ones, if that matters) is given up, so that a
+        common first sentence does not cost somebody's long conversation; the shared beginning is
+        copied where that pays. The prompt's last token is never reused: its evaluation gives the
+        logits for the first new token.
+        """
+        shared = {} if fresh else self._shared(tokens)
+        if wanted is not None:
+            return self.slots[wanted], self._start(self.slots[wanted], shared)
+        idle = [slot for slot in self.slots if not slot.busy]
+        best = max(idle, key=lambda slot: (self._held(slot, shared), -slot.last_used, -slot.id))
+        held = self._held(best, shared)
+        if not held or 2 * held < best.length:
+            best = min(idle, key=self._reluctance)
+        return best, self._start(best, shared)
+
+    def start(self, slot: Slot) -> Start:
+        """Choose anew from where a slot's tokens begin, when its leader has come far enough."""
+        return self._start(slot, self._shared(slot.tokens))
+
+    def _shared(self, tokens: array[int]) -> dict[Holder, int]:
+        return self._tree.shared(tokens[:-1])
+
+    def _held(self, holder: Holder, shared: dict[Holder, int]) -> int:
+        """How many of the new tokens a holder could give now."""
+        n = min(shared.get(holder, 0), holder.length)
+        return n if n and self._usable(holder, n) else 0
+
+    def _start(self, slot: Slot, shared: dict[Holder, int]) -> Start:
+        own = self._held(slot, shared)
+        best = Start(own)
+        for holder in sorted(shared, key=lambda holder: isinstance(holder, Saved)):
+            gain = self._copy_gain if isinstance(holder, Slot) else WORTH
+            held = self._held(holder, shared)
+            if holder is not slot and held - own >= gain and held > best.reuse:
+                best = Start(held, holder)
+        leader = best
+        for other in self.slots:
+            promised = shared.get(other, 0)
+            if other is slot or not other.busy or other.leader or promised <= other.length:
+                continue
+            worth = max(self._copy_gain, WORTH)
+            if promised - best.reuse >= worth and promised > leader.promised:
+                leader = Start(own, None, other, promised)
+        return leader
+
+    def _reluctance(self, slot: Slot) -> tuple[int, bool, int, int]:
+        """The less, the sooner a slot is given to a prompt that it has nothing for."""
+        busy_neighbours = 0
+        if self._adjacent:
+            busy_neighbours = sum(s.busy for s in self.slots if abs(s.id - slot.id) == 1)
+        return (-busy_neighbours, slot.length > 0, slot.last_used, slot.id)
+
+    def worth_saving(self, slot: Slot, kept: int = 0) -> bool:
+        """Whether more than its first `kept` tokens, if given up, would be missed."""
+        if slot.length - kept < WORTH_SAVING or not self.saved.max_bytes:
+            return False
+        shared = self._tree.shared(slot.tokens[: slot.length])
+        elsewhere = [self._held(holder, shared) for holder in shared if holder is not slot]
+        lost = slot.length - max(kept, *elsewhere, 0)
+        return lost >= max(WORTH_SAVING, slot.length // _LOST_SHARE)
+
+    def save(self, saved: Saved) -> None:
+        """Keep a prefix; what it contains of others need not be kept beside it."""
+        for holder, shared in self._tree.shared(saved.tokens).items():
+            if isinstance(holder, Saved) and shared == holder.length and not holder.whole:
+                self.drop(holder)
+        self.saved.add(saved)
+        self._tree.insert(saved, saved.tokens)
+
+    def make_room(self, size: int) -> bool:
+        """Drop the least recently used saved prefixes for one of so many bytes."""
+        dropped = self.saved.make_room(size)
+        for saved in dropped or ():
+            self._tree.remove(saved)
+        return dropped is not None
+
+    def drop(self, saved: Saved) -> None:
+        """Forget a saved prefix."""
+        self.saved.remove(saved)
+        self._tree.remove(saved)
+
+    def occupy(self, slot: Slot, tokens: array[int], length: int) -> None:
+        """Give a slot to a request, whose `tokens` it fills from here on."""
+        slot.tokens, slot.length, slot.busy = tokens, length, True
+        self._tree.insert(slot, tokens)
+
+    def release(self, slot: Slot) -> None:
+        """Take a slot back from its request; what it holds stays for others to reuse."""
+        self._clock += 1
+        slot.last_used, slot.busy, slot.leader = self._clock, False, None
+        self._tree.insert(slot, slot.tokens[: slot.length])
+
+    def fill(self, slot: Slot, tokens: array[int]) -> None:
+        """Note what an idle slot holds now, for nobody yet; nothing if `tokens` is empty."""
+        slot.tokens, slot.length = tokens, len(tokens)
+        self.release(slot)
+
+    def oldest_idle(self) -> Slot | None:
+        """Return the least recently used slot that holds tokens for nobody; None if none does."""
+        idle = [slot for slot in self.slots if not slot.busy and slot.length]
+        return min(idle, key=lambda slot: slot.last_used, default=None)
+
+    @property
+    def busy(self) -> int:
+        """Slots in use."""
+        return sum(slot.busy for slot in self.slots)
+
+    @property
+    def held(self) -> int:
+        """Tokens in all slots, those for nobody included; shared cells are counted in each."""
+        return sum(slot.length for slot in self.slots)

@@ -1,0 +1,155 @@
+"""Saving a slot's prefix to a file, restoring it, and erasing it, while requests run.
+
+The memory is touched on the engine thread, between two steps and when no request is in the slot;
+files are read and written on a thread of their own.
+"""
+
+from __future__ import annotations
+
+import time
+from array import array
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TypeVar
+
+from cllm.engine.cache import session_file
+from cllm.engine.cache.placement import Placer
+from cllm.engine.cache.prefix_cache import Slot
+from cllm.engine.cache.session_file import Identity, checked_name
+from cllm.engine.config import EngineConfig
+from cllm.engine.errors import EngineClosed, InvalidRequest, NotEnabled
+from cllm.engine.llama import Bytes
+from cllm.engine.scheduling.scheduler import Scheduler
+
+_T = TypeVar("_T")
+_U = TypeVar("_U")
+
+
+@dataclass(frozen=True, slots=True)
+class Session:
+    """What was saved or restored: the file's bytes, and how long it took in all."""
+
+    slot: int
+    filename: str
+    n_tokens: int
+    n_bytes: int
+    seconds: float
+
+
+class Sessions:
+    """An engine's slots and the directory `slot_save_path`. Any thread."""
+
+    def __init__(
+        self, scheduler: Scheduler, placer: Placer, config: EngineConfig, model: Path, ctx_size: int
+    ) -> None:
+        self._scheduler = scheduler
+        self._placer = placer
+        self._config = config
+        self._model = model
+        self._ctx_size = ctx_size
+        self._files = ThreadPoolExecutor(1, thread_name_prefix="cllm-session-files")
+
+    def save(self, slot: int, filename: str) -> Future[Session]:
+        """Write a slot's prefix to a file, in place of one of that name.
+
+        Raises NotEnabled and InvalidRequest (also the future, where the slot holds nothing).
+        """
+        began, path = time.perf_counter(), self._path(filename)
+
+        def write(snapshot: tuple[array[int], Bytes]) -> Session:
+            size = session_file.write(path, self._identity, *snapshot)
+            return Session(slot, filename, len(snapshot[0]), size, time.perf_counter() - began)
+
+        found = self._scheduler.command(self._checked(slot), self._placer.snapshot)
+        return _then(found, lambda snapshot: self._file_thread(write, snapshot))
+
+    def restore(self, slot: int, filename: str) -> Future[Session]:
+        """Put a file's prefix into a slot, from which prompts that begin with it then start.
+
+        Raises as save does; the future InvalidRequest where the file is not there, damaged, or
+        saved with another model or another layout of the cache.
+        """
+        began, path = time.perf_counter(), self._path(filename)
+        self._checked(slot)
+
+        def read() -> tuple[array[int], Bytes, int]:
+            tokens, state, size = session_file.read(path, self._identity)
+            if len(tokens) >= self._ctx_size:
+                expected = f"a file of fewer tokens than ctx_size={self._ctx_size}"
+                raise InvalidRequest("filename", filename, expected)
+            return tokens, state, size
+
+        def put(content: tuple[array[int], Bytes, int]) -> Future[Session]:
+            tokens, state, size = content
+
+            def load(target: Slot) -> Session:
+                if not self._placer.load(target, tokens, state):
+                    expected = "a file that suits the cache as it is set up (flash_attn, kv_cells)"
+                    raise InvalidRequest("filename", filename, expected)
+                seconds = time.perf_counter() - began
+                return Session(slot, filename, len(tokens), size, seconds)
+
+            return self._scheduler.command(slot, load)
+
+        return _then(self._file_thread(read), put)
+
+    def erase(self, slot: int) -> Future[int]:
+        """Forget a slot's prefix; the future tells how many tokens that were."""
+        return self._scheduler.command(self._checked(slot), self._placer.erase)
+
+    def close(self) -> None:
+        """Finish the file that is being written; the rest ends with EngineClosed."""
+        self._files.shutdown(cancel_futures=True)
+
+    @cached_property
+    def _identity(self) -> Identity:
+        config = self._config
+        layout = "unified" if config.kv_unified else f"split in {config.parallel}"
+        model = session_file.fingerprint(self._model)
+        return Identity(model, layout, config.cache_type_k, config.cache_type_v)
+
+    def _path(self, filename: str) -> Path:
+        directory = self._config.slot_save_path
+        if directory is None:
+            raise NotEnabled("slots cannot be saved and restored; start with --slot-save-path")
+        return Path(directory) / checked_name(filename)
+
+    def _checked(self, slot: int) -> int:
+        if not 0 <= slot < self._config.parallel:
+            raise InvalidRequest("id_slot", slot, f"a slot from 0 to {self._config.parallel - 1}")
+        return slot
+
+    def _file_thread(self, work: Callable[..., _T], *arguments: object) -> Future[_T]:
+        try:
+            return self._files.submit(work, *arguments)
+        except RuntimeError:  # it was shut down
+            closed: Future[_T] = Future()
+            closed.set_exception(EngineClosed())
+            return closed
+
+
+def _then(first: Future[_T], next_: Callable[[_T], Future[_U]]) -> Future[_U]:
+    """The end of what `next_` starts with the result of `first`, or the first error."""
+    outcome: Future[_U] = Future()
+
+    def passed_on(second: Future[_U]) -> None:
+        if second.cancelled():
+            outcome.set_exception(EngineClosed())
+        elif (error := second.exception()) is not None:
+            outcome.set_exception(error)
+        else:
+            outcome.set_result(second.result())
+
+    def go_on(done: Future[_T]) -> None:
+        if done.cancelled():
+            outcome.set_exception(EngineClosed())
+        elif (error := done.exception()) is not None:
+            outcome.set_exception(error)
+        else:
+            next_(done.result()).add_done_callback(passed_on)
+
+    first.add_done_callback(go_on)
+    return outcome

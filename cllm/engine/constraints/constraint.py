@@ -1,0 +1,114 @@
+"""What the text of a generation must be: a request's own grammar, in one of several languages."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+from llguidance import LLMatcher
+from llguidance.gbnf_to_lark import gbnf_to_lark
+
+from cllm.engine.constraints.json_schema import lark_expression
+from cllm.engine.errors import InvalidRequest
+
+Kind = Literal["json_schema", "json_object", "gbnf", "regex", "lark"]
+
+MAX_SOURCE = 2**18
+"""Characters of a constraint's source."""
+
+MAX_RULES = 1000
+"""Rules of a grammar: a chain of some 4 000 overflows llguidance's stack."""
+
+_RULE = re.compile(r"^\s*[?!]?[\w.-]+[^:\n]*:", re.MULTILINE)
+_GBNF_ESCAPE = re.compile(
+    r"\\(?:x([0-9A-Fa-f]{2})|u([0-9A-Fa-f]{4})|U([0-9A-Fa-f]{8})|.)", re.DOTALL
+)
+_GBNF_SPELLED = {"\n": "\\n", "\r": "\\r", "\t": "\\t"}
+
+
+@dataclass(frozen=True, slots=True)
+class Constraint:
+    """A language that the text must belong to, from its first character to its last.
+
+    kind "json_schema": source is a JSON schema, as text or as what json.loads makes of it.
+    "json_object": any JSON object; no source. "gbnf": llama.cpp's grammars. "regex": an expression
+    (Rust's regex crate, no look-around) that matches the whole text. "lark": llguidance's dialect
+    of Lark, in which a token of the vocabulary that is not text is spelled <|name|>.
+    JSON is written on one line with ", " and ": " between, as json.dumps does.
+    Raises InvalidRequest; what only the vocabulary can tell is found by Engine.check_constraint.
+    """
+
+    kind: Kind
+    source: str = ""
+
+    def __init__(self, kind: Kind, source: str | Mapping[str, Any] | bool = "") -> None:
+        if kind not in get_args(Kind):
+            raise InvalidRequest("constraint", kind, f"one of {', '.join(get_args(Kind))}")
+        if kind == "json_schema" and not isinstance(source, str):
+            source = _written(source)
+        if not isinstance(source, str):
+            raise InvalidRequest(kind, source, "text")
+        if len(source) > MAX_SOURCE:
+            found = f"{len(source)} characters"
+            raise InvalidRequest(kind, found, f"at most {MAX_SOURCE} characters")
+        object.__setattr__(self, "kind", kind)
+        object.__setattr__(self, "source", source)
+
+    def grammar(self) -> str:
+        """Return it in a form that llguidance reads. Raises InvalidRequest."""
+        if self.kind == "json_object":
+            return f"start: {json_rule({'type': 'object'})}"
+        if self.kind == "json_schema":
+            return f"start: {json_rule(_read(self.source))}"
+        if self.kind == "regex":
+            return LLMatcher.grammar_from_regex(self.source)
+        if len(_RULE.findall(self.source)) > MAX_RULES:
+            raise InvalidRequest(self.kind, "a grammar", f"at most {MAX_RULES} rules")
+        return _lark_of_gbnf(self.source) if self.kind == "gbnf" else self.source
+
+
+def json_rule(schema: Mapping[str, Any] | bool) -> str:
+    """Return the Lark expression for JSON that `schema` describes; for use within a grammar.
+
+    Raises InvalidRequest, which names a keyword that is not supported.
+    """
+    try:
+        return lark_expression(schema)
+    except RecursionError:
+        raise InvalidRequest("json_schema", "a schema", "one that is not so deep") from None
+
+
+def _read(source: str) -> Mapping[str, Any] | bool:
+    try:
+        schema = json.loads(source)
+    except (ValueError, RecursionError) as error:
+        raise InvalidRequest("json_schema", source, f"JSON ({error})") from None
+    return schema  # type: ignore[no-any-return]  # check_schema looks at what it is
+
+
+def _written(schema: object) -> str:
+    try:
+        return json.dumps(schema, allow_nan=False)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise InvalidRequest("json_schema", schema, f"a JSON schema ({error})") from None
+
+
+def _lark_of_gbnf(source: str) -> str:
+    try:
+        return gbnf_to_lark(_GBNF_ESCAPE.sub(_unescaped, source))
+    except Exception as error:  # the converter raises bare Exceptions, and RecursionError
+        raise InvalidRequest("gbnf", source, f"a grammar that can be read ({error})") from None
+
+
+def _unescaped(match: re.Match[str]) -> str:
+    """Write a code point as itself: the converter passes on numbers in a form that Lark has not."""
+    digits = match[1] or match[2] or match[3]
+    if digits is None or int(digits, 16) > 0x10FFFF:
+        return match[0]
+    character = chr(int(digits, 16))
+    if character in '"\\[]^-':
+        return "\\" + character
+    return _GBNF_SPELLED.get(character, character)

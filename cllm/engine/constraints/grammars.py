@@ -1,0 +1,277 @@
+"""Constraints compiled for a model's vocabulary: each tried by a child process first, then kept.
+
+A constraint may crash the compiler, hang it or fill the memory. So nothing that a request hands in
+is compiled in this process before a child has compiled it. Two threads have a child each:
+the patient one gives a constraint PATIENT_S of processor time; the quick one works only while that
+one is busy, gives up after QUICK_S and leaves the constraint to the patient one. So one
+constraint after the other that hangs does not keep others waiting for long.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import threading
+from collections import OrderedDict, deque
+from concurrent.futures import Future
+from typing import TYPE_CHECKING
+
+from llguidance import LLMatcher, LLTokenizer
+
+from cllm.engine.constraints.compile_child import vocabulary_frame
+from cllm.engine.constraints.compile_process import COMMAND, ChildKilled, CompileProcess, TooSlow
+from cllm.engine.constraints.compiling import compile_constraint, refused
+from cllm.engine.constraints.constraint import Constraint
+from cllm.engine.constraints.guide import Guide
+from cllm.engine.errors import (
+    CompilerUnavailable,
+    ConstraintPending,
+    EngineClosed,
+    InvalidRequest,
+    QueueFull,
+    shortened,
+)
+
+if TYPE_CHECKING:
+    from cllm.engine.llama import Vocab
+
+MAX_KEPT = 64
+"""Compiled constraints that are kept; one takes about a megabyte, seldom more."""
+
+MAX_KEPT_BYTES = 256 * 2**20
+"""Memory that they may take together, as measured in the child."""
+
+MAX_WAITING = 64
+"""Constraints that may wait to be compiled."""
+
+PATIENT_S = 5.0
+QUICK_S = 1.0
+"""Processor seconds until a constraint is refused, or left to the patient thread."""
+
+_MAX_VERDICTS = 4096
+_RETRY_AFTER = 5  # seconds
+
+_log = logging.getLogger("cllm.engine")
+
+
+class Grammars:
+    """For any thread, until close(), which must come before the vocabulary is freed."""
+
+    def __init__(self, vocab: Vocab) -> None:
+        self._vocab = vocab
+        self._kept: OrderedDict[Constraint, tuple[LLMatcher, int]] = OrderedDict()
+        # What a child said of constraints, by _key(): their size in bytes, or why not.
+        self._verdicts: OrderedDict[bytes, int | InvalidRequest] = OrderedDict()
+        self._jobs: dict[Constraint, Future[LLMatcher]] = {}
+        self._fresh: deque[Constraint] = deque()
+        self._slow: deque[Constraint] = deque()
+        self._changed = threading.Condition()
+        self._patient_busy = False
+        self._closed = False
+        self._warned = False
+        self._prepared = _Prepared(vocab)
+        self._lanes: list[_Lane] = []
+        self.compiled = 0
+        self.refused = 0
+
+    @property
+    def deaths(self) -> int:
+        """Children that a constraint ended."""
+        return sum(lane.process.deaths for lane in self._lanes)
+
+    def guide(self, constraint: Constraint) -> Guide:
+        """Return the start of one request's way; waits while it is compiled.
+
+        Raises InvalidRequest, QueueFull, CompilerUnavailable, EngineClosed.
+        """
+        found = self._find(constraint)
+        matcher = found.result() if isinstance(found, Future) else found
+        return Guide(matcher.deep_copy(), self._vocab.n_tokens)
+
+    def check(self, constraint: Constraint) -> None:
+        """Return if it is compiled and kept. Raises as guide, or ConstraintPending at once."""
+        found = self._find(constraint)
+        if isinstance(found, Future):
+            if not found.done():
+                raise ConstraintPending(found)
+            found.result()
+
+    def close(self) -> None:
+        """End the threads and their children; whoever waits gets EngineClosed."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+        for lane in self._lanes:
+            lane.process.kill()
+        for lane in self._lanes:
+            lane.thread.join()
+        for constraint in list(self._jobs):
+            self._settle(constraint, EngineClosed())
+
+    def _find(self, constraint: Constraint) -> LLMatcher | Future[LLMatcher]:
+        with self._changed:
+            kept = self._kept.get(constraint)
+            if kept is not None:
+                self._kept.move_to_end(constraint)
+                return kept[0]
+            verdict = self._verdicts.get(_key(constraint))
+            if isinstance(verdict, InvalidRequest):
+                self.refused += 1
+                raise InvalidRequest(verdict.field, verdict.value, verdict.expected)
+            job = self._jobs.get(constraint)
+            if job is not None:
+                return job
+            if self._closed:
+                raise EngineClosed
+            if len(self._fresh) >= MAX_WAITING:
+                raise QueueFull(len(self._fresh), _RETRY_AFTER)
+            job = self._jobs[constraint] = Future()
+            self._fresh.append(constraint)
+            if len(self._lanes) < 1 + self._patient_busy:
+                self._lanes.append(_Lane(self, self._prepared, quick=bool(self._lanes)))
+            self._changed.notify_all()
+        return job
+
+    # The lanes' threads.
+
+    def next(self, quick: bool) -> Constraint | None:
+        """The next constraint for a lane, which waits for it; None: it is to end."""
+        with self._changed:
+            if not quick:
+                self._patient_busy = False
+            while not self._closed:
+                if not quick and (self._slow or self._fresh):
+                    self._patient_busy = True
+                    return self._slow.popleft() if self._slow else self._fresh.popleft()
+                if quick and self._fresh and self._patient_busy:
+                    return self._fresh.popleft()
+                self._changed.wait()
+        return None
+
+    def work(self, constraint: Constraint, process: CompileProcess, quick: bool) -> None:
+        """Compile it in the child, then here, and tell those who wait."""
+        try:
+            matcher = self._compile(constraint, process, QUICK_S if quick else PATIENT_S)
+        except TooSlow as error:
+            if quick and self._postponed(constraint):
+                return
+            reason = f"compiling it takes more than {PATIENT_S:g} s; simplify it"
+            refusal = refused(constraint, reason)
+            if error.certain and not quick:
+                self._note(constraint, refusal)
+            self._settle(constraint, refusal)
+        except ChildKilled as error:
+            self._settle(constraint, error)
+        except InvalidRequest as error:
+            self._note(constraint, error)
+            self._settle(constraint, error)
+        except CompilerUnavailable as error:
+            if not self._warned:
+                self._warned = True
+                _log.error("%s", error)
+            self._settle(constraint, error)
+        except BaseException as error:  # whoever waits must not wait for ever
+            if not isinstance(error, EngineClosed):
+                _log.exception("compiling a constraint failed")
+            self._settle(constraint, error)
+        else:
+            self._settle(constraint, matcher)
+
+    def _compile(self, constraint: Constraint, process: CompileProcess, cpu_s: float) -> LLMatcher:
+        with self._changed:
+            size = self._verdicts.get(_key(constraint))
+        if not isinstance(size, int):
+            process.start()
+            self._prepared.tokenizer()  # while the child prepares its own
+            size = process.try_out(constraint, cpu_s)
+            self._note(constraint, size)
+        matcher = compile_constraint(constraint, self._prepared.tokenizer())
+        with self._changed:
+            self.compiled += 1
+            self._kept[constraint] = matcher, size
+            while len(self._kept) > 1 and (
+                len(self._kept) > MAX_KEPT
+                or sum(kept[1] for kept in self._kept.values()) > MAX_KEPT_BYTES
+            ):
+                self._kept.popitem(last=False)
+        return matcher
+
+    def _postponed(self, constraint: Constraint) -> bool:
+        with self._changed:
+            if len(self._slow) >= MAX_WAITING:
+                return False
+            self._slow.append(constraint)
+            self._changed.notify_all()
+        return True
+
+    def _note(self, constraint: Constraint, verdict: int | InvalidRequest) -> None:
+        if isinstance(verdict, InvalidRequest):  # without the source, which may be long
+            verdict = InvalidRequest(verdict.field, shortened(verdict.value), verdict.expected)
+        with self._changed:
+            self._verdicts[_key(constraint)] = verdict
+            if len(self._verdicts) > _MAX_VERDICTS:
+                self._verdicts.popitem(last=False)
+
+    def _settle(self, constraint: Constraint, outcome: LLMatcher | BaseException) -> None:
+        with self._changed:
+            job = self._jobs.pop(constraint, None)
+            self.refused += isinstance(outcome, InvalidRequest)
+        if job is None:
+            return
+        if isinstance(outcome, BaseException):
+            job.set_exception(outcome)
+        else:
+            job.set_result(outcome)
+
+
+class _Prepared:
+    """The vocabulary as the compilers want it, made when it is first needed. For any thread."""
+
+    def __init__(self, vocab: Vocab) -> None:
+        self._vocab = vocab
+        self._lock = threading.Lock()
+        self._pieces: list[bytes] = []
+        self._frame = b""
+        self._tokenizer: LLTokenizer | None = None
+
+    def frame(self) -> bytes:
+        """What a child is given."""
+        with self._lock:
+            if not self._frame:
+                self._pieces = self._vocab.pieces_for_llguidance()
+                eos = self._vocab.eog_tokens().tolist()
+                self._frame = vocabulary_frame(self._pieces, eos)
+            return self._frame
+
+    def tokenizer(self) -> LLTokenizer:
+        """What this process compiles with."""
+        self.frame()
+        with self._lock:
+            if self._tokenizer is None:
+                self._tokenizer = self._vocab.for_llguidance(self._pieces)
+                self._pieces = []
+            return self._tokenizer
+
+
+class _Lane:
+    """A thread and its child."""
+
+    def __init__(self, grammars: Grammars, prepared: _Prepared, quick: bool) -> None:
+        self.process = CompileProcess(prepared.frame, COMMAND)
+        name = "cllm-constraints-quick" if quick else "cllm-constraints"
+        self.thread = threading.Thread(
+            target=self._run, args=(grammars, quick), name=name, daemon=True
+        )
+        self.thread.start()
+
+    def _run(self, grammars: Grammars, quick: bool) -> None:
+        try:
+            while (constraint := grammars.next(quick)) is not None:
+                grammars.work(constraint, self.process, quick)
+        finally:
+            self.process.close()
+
+
+def _key(constraint: Constraint) -> bytes:
+    source = constraint.source.encode("utf-8", "surrogatepass")
+    return hashlib.sha256(constraint.kind.encode() + b"\0" + source).digest()

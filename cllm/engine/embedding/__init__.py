@@ -1,0 +1,1 @@
+"""Vectors and scores: inputs to embed or to rank, in batches of their own."""

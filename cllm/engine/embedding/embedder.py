@@ -1,0 +1,135 @@
+"""What a model that embeds, or ranks, can be asked for."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+from cllm.engine.embedding.embedding_scheduler import EmbeddingScheduler, Job
+from cllm.engine.embedding.handle import Embedding
+from cllm.engine.embedding.pooling import EmbeddingShape
+from cllm.engine.embedding.ranking import PairEncoder
+from cllm.engine.errors import InputTooLong, InvalidRequest, Unsupported
+from cllm.engine.llama import FloatArray
+
+if TYPE_CHECKING:
+    from cllm.engine.engine import Engine
+
+MAX_INPUTS = 2048
+"""Inputs of one request."""
+
+
+class Embedder:
+    """Vectors and scores of one engine; its methods are for any thread. See Engine.embedder."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        scheduler: EmbeddingScheduler,
+        shape: EmbeddingShape,
+        pairs: PairEncoder,
+    ) -> None:
+        self._engine = engine
+        self._scheduler = scheduler
+        self._shape = shape
+        self._pairs = pairs
+
+    def embed(self, texts: Sequence[str]) -> list[FloatArray]:
+        """The vectors of each text, [rows, width], of Euclidean length 1; waits for them.
+
+        rows: 1, or as many as tokens where nothing is pooled; those are left as they are.
+        Raises as `tokens`, `submit` and Embedding.result.
+        """
+        self.check_embeds()
+        embedding = self.submit(self.tokens("texts", texts), name="texts")
+        return list(embedding.vectors()) if self.pools else embedding.result()
+
+    def rank(self, query: str, documents: Sequence[str]) -> list[float]:
+        """How well each document answers the query, as the model's head says it; waits for it.
+
+        Raises as `pairs`, `submit` and Embedding.result.
+        """
+        embedding = self.submit(self.pairs(query, documents), name="documents")
+        return [float(scores[0, 0]) for scores in embedding.result()]
+
+    def check_embeds(self) -> None:
+        """Raise Unsupported if the model ranks."""
+        if self._shape.pooling == "rank":
+            raise Unsupported(
+                "this model ranks documents and gives no embeddings; ask /v1/rerank, or serve an "
+                "embedding model"
+            )
+
+    def check_ranks(self) -> None:
+        """Raise Unsupported unless the model ranks."""
+        if self._shape.pooling != "rank":
+            raise Unsupported(
+                "this model embeds and does not rank; serve a reranker, with --pooling rank if "
+                "its file does not say that it is one"
+            )
+
+    @property
+    def pools(self) -> bool:
+        """Whether an input has one vector, and not one for each token."""
+        return self._shape.pooling != "none"
+
+    def tokens(self, name: str, texts: Sequence[str]) -> list[list[int]]:
+        """The tokens of each text with the special ones that the model's own rules add.
+
+        name: of the field, for errors. Raises InvalidRequest, EngineClosed.
+        """
+        for number, text in enumerate(texts):
+            if not text:
+                field = _field(name, number, len(texts))
+                raise InvalidRequest(field, text, "a text that is not empty")
+        return [self._engine.tokenize(text) for text in texts]
+
+    def pairs(self, query: str, documents: Sequence[str]) -> list[list[int]]:
+        """The tokens of each document with the query, by the model's own convention.
+
+        Raises Unsupported unless the model ranks, InvalidRequest, EngineClosed.
+        """
+        self.check_ranks()
+        if not query:
+            raise InvalidRequest("query", query, "a text that is not empty")
+        return self._pairs.pairs(query, documents)
+
+    def submit(
+        self,
+        inputs: Sequence[Sequence[int]],
+        *,
+        name: str = "input",
+        deadline: float | None = None,
+        on_update: Callable[[], None] | None = None,
+        tenant: str = "",
+    ) -> Embedding:
+        """Queue inputs, as tokens, and return at once.
+
+        name: of the field that they come from, for errors. deadline: seconds from now to the end;
+        it is looked at before each batch. on_update: see Request. tenant: see Engine.submit.
+        Raises InvalidRequest, InputTooLong, QueueFull, EngineClosed; then nothing was queued.
+        """
+        if deadline is not None and not 0 < deadline < math.inf:
+            raise InvalidRequest("deadline", deadline, "a positive number of seconds")
+        if not 0 < len(inputs) <= MAX_INPUTS:
+            raise InvalidRequest(name, f"{len(inputs)} inputs", f"1 to {MAX_INPUTS} inputs")
+        info = self._engine.info()
+        for number, tokens in enumerate(inputs):
+            field = _field(name, number, len(inputs))
+            if not tokens:
+                raise InvalidRequest(field, tokens, "at least one token")
+            if len(tokens) > self._shape.longest:
+                raise InputTooLong(
+                    field, len(tokens), self._shape.longest, info.max_sequence_length
+                )
+            if min(tokens) < 0 or max(tokens) >= info.vocab_size:
+                wrong = next(t for t in tokens if not 0 <= t < info.vocab_size)
+                raise InvalidRequest(field, wrong, f"tokens from 0 to {info.vocab_size - 1}")
+        embedding = Embedding(sum(map(len, inputs)), on_update, self._scheduler.cancel)
+        self._scheduler.submit(Job(inputs, embedding, deadline, tenant))
+        return embedding
+
+
+def _field(name: str, number: int, count: int) -> str:
+    return name if count == 1 else f"{name}[{number}]"

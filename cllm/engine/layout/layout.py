@@ -1,0 +1,33 @@
+"""How a context is computed: as configured, and where that is left open by default."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from cllm.engine.config import EngineConfig
+from cllm.engine.machine.processors import physical_cores
+
+_UBATCH_SIZE = 512
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """Options that change speed and memory, never what is asked of the model (EngineConfig)."""
+
+    threads: int
+    threads_batch: int
+    kv_unified: bool
+    flash_attn: str
+    ubatch_size: int
+
+    @classmethod
+    def of(cls, config: EngineConfig) -> Layout:
+        """The configuration's, with the defaults in place of None."""
+        threads = config.threads or physical_cores()
+        return cls(
+            threads=threads,
+            threads_batch=config.threads_batch or threads,
+            kv_unified=bool(config.kv_unified),
+            flash_attn=config.flash_attn,
+            ubatch_size=config.ubatch_size or min(_UBATCH_SIZE, config.batch_size),
+        )

@@ -1,0 +1,205 @@
+"""From a path to a model in memory with a context around it, or one line that says why not."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+from cllm.engine import llama
+from cllm.engine.config import POOLINGS, SPARE_ROWS, EngineConfig
+from cllm.engine.embedding.pooling import EmbeddingShape, check_classifier, pooling_of, shape_of
+from cllm.engine.errors import ModelLoadError
+from cllm.engine.layout.layout import Layout
+from cllm.engine.layout.sizing import (
+    ContextSize,
+    available_memory,
+    context_size,
+    kv_bytes_per_token,
+)
+from cllm.engine.layout.tuning import Subject, tune
+from cllm.engine.loading.draft import DraftFile
+from cllm.engine.loading.gguf_header import GgufHeader
+from cllm.engine.loading.info import ModelInfo, context_info, describe
+from cllm.engine.loading.opening import (
+    checked_header,
+    open_context,
+    open_model,
+    wants_extra_bufts,
+    warm_up,
+)
+from cllm.engine.machine.openmp import tell_if_too_late
+from cllm.engine.speculation.draft_model import DraftModel
+
+_log = logging.getLogger("cllm.engine")
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """A model, its context and its batch; close() frees them in the right order.
+
+    shape: how inputs are computed, of a model that embeds; None: it generates. draft: the model
+    that guesses ahead.
+    """
+
+    config: EngineConfig
+    model: llama.Model
+    context: llama.Context
+    batch: llama.Batch
+    info: ModelInfo
+    shape: EmbeddingShape | None
+    draft: DraftModel | None
+
+    @property
+    def contexts(self) -> list[llama.Context]:
+        """The model's, and the draft model's if there is one."""
+        return [self.context] if self.draft is None else [self.context, self.draft.context]
+
+    def close(self) -> None:
+        """Free everything."""
+        if self.draft is not None:
+            self.draft.close()
+        self.context.close()
+        self.model.close()
+
+
+Report = Callable[[float], None]
+
+
+def load(
+    path: Path, config: EngineConfig, progress: Report | None, tuning_progress: Report | None
+) -> Loaded:
+    """Load a model and warm it up. Raises ModelLoadError, or ValueError for the configuration."""
+    header, drafter = checked_header(path), DraftFile.of(config)
+    adapt = config.threads is None and config.threads_batch is None
+    own_share = 1.0 if drafter is None else header.size_bytes / (header.size_bytes + drafter.size)
+    extra = wants_extra_bufts(config, header)
+    with ExitStack() as undo:
+        model = open_model(path, config, extra, _part_of(progress, 0.0, own_share))
+        undo.callback(model.close)
+        layout, tuning = Layout.of(config), None
+        shape = _embedding_shape(path, header, model, layout, config)
+        if shape is not None or model.window or not model.goes_back:
+            # Guesses that do not come true must be removable from the memory.
+            if drafter is not None:
+                why = "generates no text" if shape else "cannot take back a guess"
+                raise ModelLoadError(f"{path.name} {why}; serve it without --model-draft")
+            config = replace(config, draft_max=0)
+        if shape is None:
+            beside = 0 if drafter is None else drafter.kv_bytes_per_token(config)
+            size = context_size(header.metadata, model.n_ctx_train, config, beside)
+            _check_memory(size, config)
+            if config.tune:
+                subject = Subject(path, model, size, config, extra)
+                layout, tuning = tune(subject, tuning_progress or (lambda _: None))
+                config = replace(config, **asdict(layout))
+            context = _make_context(model, size, config, layout)
+        else:
+            if config.tune:
+                _log.warning("tune has no effect on a model that embeds or ranks")
+            kv_bytes = shape.cells * kv_bytes_per_token(header.metadata, config)
+            size = ContextSize(shape.longest, shape.cells, kv_bytes, too_high=True)
+            context = _make_embedding_context(model, shape, config, layout)
+        undo.callback(context.close)
+        capacity = config.batch_size if shape is None else shape.batch
+        batch = llama.Batch(min(capacity, context.n_batch))
+        warm_up(path.name, model, context, batch)
+        if llama.uses_openmp():
+            tell_if_too_late()
+        draft = None
+        if drafter is not None:
+            rest = _part_of(progress, own_share, 1.0 - own_share)
+            draft = drafter.load(path.name, model.vocab, size.cells, config, layout, rest)
+            undo.callback(draft.close)
+        live = context_info(context, size, config, layout, extra, adapt, tuning)
+        pooling = None if shape is None else shape.pooling
+        info = describe(path, model, header.metadata, live, header.quantized, pooling)
+        undo.pop_all()
+    return Loaded(config, model, context, batch, info, shape, draft)
+
+
+def _part_of(progress: Report | None, begin: float, share: float) -> Report | None:
+    """Report one of two models' progress as a part of the whole."""
+    if progress is None:
+        return None
+    return lambda fraction: progress(begin + share * fraction)
+
+
+def _embedding_shape(
+    path: Path, header: GgufHeader, model: llama.Model, layout: Layout, config: EngineConfig
+) -> EmbeddingShape | None:
+    """How the model embeds; None: it generates. Raises ModelLoadError where it can do neither."""
+    if model.diffuses or (model.has_encoder and model.has_decoder):
+        kind = "a diffusion model" if model.diffuses else "an encoder with a decoder"
+        raise ModelLoadError(
+            f"{path.name} is {kind}, which is not served here; give a decoder or an encoder"
+        )
+    pooling = pooling_of(header.metadata, config)
+    if pooling is None:
+        return None
+    check_classifier(path.name, pooling, header.classifies)
+    return shape_of(
+        pooling,
+        header.metadata,
+        model.n_ctx_train,
+        model.vocab.n_tokens,
+        model.goes_back,
+        layout.ubatch_size,
+        config,
+    )
+
+
+_REMEDY = "lower ctx_size or parallel, or choose a smaller cache_type_k and cache_type_v"
+
+
+def _check_memory(size: ContextSize, config: EngineConfig) -> None:
+    available = available_memory()
+    sure = config.n_gpu_layers == 0 and not size.too_high
+    if sure and available is not None and size.kv_bytes > available:
+        raise ModelLoadError(
+            f"{config.parallel} sequences of {size.ctx_size} tokens need {_gib(size.kv_bytes)} of "
+            f"cache and {_gib(available)} of memory are free; {_REMEDY}"
+        )
+
+
+def _make_context(
+    model: llama.Model, size: ContextSize, config: EngineConfig, layout: Layout
+) -> llama.Context:
+    try:
+        n_outputs = config.parallel + (SPARE_ROWS if config.draft_max else 0)
+        return open_context(model, size.cells, config, layout, n_outputs)
+    except OSError as error:
+        raise ModelLoadError(
+            f"llama.cpp cannot make a context of {size.cells} tokens ({error}); {_REMEDY}"
+        ) from None
+
+
+def _make_embedding_context(
+    model: llama.Model, shape: EmbeddingShape, config: EngineConfig, layout: Layout
+) -> llama.Context:
+    try:
+        return llama.Context(
+            model,
+            n_ctx=shape.cells,
+            n_seq=shape.most_inputs,
+            n_batch=shape.batch,
+            n_ubatch=shape.batch,  # what is pooled must be computed at once
+            n_threads=layout.threads,
+            n_threads_batch=layout.threads_batch,
+            flash_attn=layout.flash_attn,
+            type_k=config.cache_type_k,
+            type_v=config.cache_type_v,
+            kv_unified=True,  # inputs of different lengths are computed at once
+            pooling=POOLINGS.index(shape.pooling),
+        )
+    except OSError as error:
+        raise ModelLoadError(
+            f"llama.cpp cannot make a context for inputs of {shape.longest} tokens ({error}); "
+            "lower ctx_size or ubatch_size"
+        ) from None
+
+
+def _gib(size: int) -> str:
+    return f"{size / 1024**3:.1f} GiB"

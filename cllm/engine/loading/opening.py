@@ -1,0 +1,139 @@
+"""A model file's weights in memory and a context around them, or one line that says why not."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+from cllm.engine import llama
+from cllm.engine.config import EngineConfig
+from cllm.engine.errors import ModelLoadError
+from cllm.engine.layout.layout import Layout
+from cllm.engine.loading.gguf_header import GgufHeader, NotGgufError, TruncatedError, read_header
+from cllm.engine.machine.aside import compute_aside
+
+_log = logging.getLogger("cllm.engine")
+
+
+def open_model(
+    path: Path, config: EngineConfig, extra_bufts: bool, progress: Callable[[float], None] | None
+) -> llama.Model:
+    """Load weights and vocabulary. Raises ModelLoadError, and what `progress` raises.
+
+    On a thread of its own: where llama.cpp calls back, Python would lose a KeyboardInterrupt.
+    """
+    stop = threading.Event()
+    loaded: list[llama.Model] = []
+
+    def report(fraction: float) -> None:
+        if stop.is_set():
+            raise _GivenUpError
+        if progress is not None:
+            progress(fraction)
+
+    def work() -> None:
+        model = llama.Model(
+            str(path),
+            n_gpu_layers=config.n_gpu_layers,
+            mmap=config.mmap,
+            mlock=config.mlock,
+            use_extra_bufts=extra_bufts,
+            progress=report,
+        )
+        loaded.append(model)
+
+    try:
+        compute_aside("cllm-load", work, stop.set)
+        return loaded[0]
+    except llama.LoadError as error:
+        raise ModelLoadError(
+            f"llama.cpp cannot load {path.name} ({error}); check that the file is whole, that this "
+            "llama.cpp knows the architecture, and that there is enough memory"
+        ) from None
+    except BaseException:
+        for model in loaded:
+            model.close()
+        raise
+
+
+# general.type or general.architecture of files that are no models by themselves.
+_PARTS = {
+    "adapter": "a LoRA adapter",
+    "mmproj": "what lets a model see or hear (mmproj)",
+    "clip": "what lets a model see or hear (mmproj)",
+}
+
+
+class _GivenUpError(Exception):
+    """Nobody waits for the model any more."""
+
+
+def open_context(
+    model: llama.Model, cells: int, config: EngineConfig, layout: Layout, n_outputs: int
+) -> llama.Context:
+    """Make the context of a model that generates; n_outputs: see Context. Raises OSError."""
+    return llama.Context(
+        model,
+        n_ctx=cells,
+        n_seq=config.parallel,
+        n_batch=config.batch_size,
+        n_ubatch=layout.ubatch_size,
+        n_threads=layout.threads,
+        n_threads_batch=layout.threads_batch,
+        flash_attn=layout.flash_attn,
+        type_k=config.cache_type_k,
+        type_v=config.cache_type_v,
+        kv_unified=layout.kv_unified,
+        n_outputs=n_outputs,
+    )
+
+
+def checked_header(path: Path) -> GgufHeader:
+    """Read what the file says of itself. Raises ModelLoadError where it is no whole model."""
+    try:
+        header = read_header(path)
+    except FileNotFoundError as error:
+        raise ModelLoadError(
+            f"there is no file {error.filename}; check the path, or download the model first"
+        ) from None
+    except IsADirectoryError:
+        raise ModelLoadError(f"{path} is a directory; give the .gguf file in it") from None
+    except NotGgufError as error:
+        raise ModelLoadError(f"{error}; give a model in GGUF format") from None
+    except TruncatedError as error:
+        raise ModelLoadError(f"the file is cut short: {error}; download it again") from None
+    except OSError as error:
+        raise ModelLoadError(
+            f"{path} cannot be read ({error.strerror}); check its permissions"
+        ) from None
+    if header.n_tensors == 0:
+        raise ModelLoadError(f"{path.name} is a vocabulary without weights; give a whole model")
+    for part, says in _PARTS.items():
+        if part in (header.metadata.get("general.type"), header.metadata["general.architecture"]):
+            raise ModelLoadError(f"{path.name} is {says}; give the model that it belongs to")
+    return header
+
+
+def wants_extra_bufts(config: EngineConfig, header: GgufHeader) -> bool:
+    """Whether the repacked/AMX kernels are to be used; tries them out first if "auto"."""
+    if config.extra_bufts != "auto" or not header.quantized:
+        return config.extra_bufts != "off"
+    from cllm.engine.machine import preflight
+
+    verdict = preflight.check()
+    if not verdict.ok:
+        _log.warning("%s", verdict.detail)
+    return verdict.ok
+
+
+def warm_up(name: str, model: llama.Model, context: llama.Context, batch: llama.Batch) -> None:
+    """Decode once, so that the first request does not pay for it. Raises ModelLoadError."""
+    token = max(0, model.vocab.bos)
+    code = compute_aside("cllm-warm-up", lambda: context.warm_up(batch, token))
+    if code:
+        raise ModelLoadError(
+            f"{name} loads but cannot be run (llama_decode gave {code}); "
+            "look for llama.cpp's own words with log level debug"
+        )

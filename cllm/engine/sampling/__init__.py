@@ -1,0 +1,1 @@
+"""Which token comes next: a request's parameters, the samplers, log-probabilities."""

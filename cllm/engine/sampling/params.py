@@ -1,0 +1,235 @@
+"""How one request wants its tokens chosen: the sampling parameters and their ranges."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from types import MappingProxyType
+from typing import Any
+
+from cllm.engine.constraints.constraint import Constraint
+from cllm.engine.errors import InvalidRequest
+
+MAX_STOPS = 32
+MAX_LOGPROBS = 20
+MAX_STOP_CHARS = 1024
+
+SAMPLERS = (
+    "penalties", "dry", "top_n_sigma", "top_k", "typical_p", "top_p", "min_p", "xtc", "temperature",
+)  # fmt: skip
+"""All samplers in the order in which they are applied; llama-server's names and order."""
+
+MAX_LAST_N = 2**15
+"""Tokens that a penalty can look back on."""
+
+GREEDY_BELOW = 1e-4
+"""Temperatures below this count as 0: dividing float32 logits by less could overflow."""
+
+_NO_BIAS: Mapping[int, float] = MappingProxyType({})
+
+# Field -> least, greatest, what to tell whoever left the range.
+_RANGES: Mapping[str, tuple[float, float, str]] = {
+    "temperature": (0.0, 100.0, "a number from 0 (greedy) to 100"),
+    "top_p": (0.0, 1.0, "a number from 0 to 1 (1: off)"),
+    "min_p": (0.0, 1.0, "a number from 0 to 1 (0: off)"),
+    "repetition_penalty": (0.01, 100.0, "a number from 0.01 to 100 (1: off)"),
+    "presence_penalty": (-100.0, 100.0, "a number from -100 to 100 (0: off)"),
+    "frequency_penalty": (-100.0, 100.0, "a number from -100 to 100 (0: off)"),
+    "typical_p": (0.0, 1.0, "a number from 0 to 1 (1: off)"),
+    "top_n_sigma": (-1.0, 100.0, "a number from 0 to 100 (0 or -1: off)"),
+    "xtc_probability": (0.0, 1.0, "a number from 0 to 1 (0: off)"),
+    "xtc_threshold": (0.0, 1.0, "a number from 0 to 1"),
+    "dry_multiplier": (0.0, 100.0, "a number from 0 to 100 (0: off)"),
+    "dry_base": (1.0, 100.0, "a number from 1 to 100"),
+    "dynatemp_range": (0.0, 100.0, "a number from 0 to 100 (0: off)"),
+    "dynatemp_exponent": (0.0, 100.0, "a number from 0 to 100"),
+    "mirostat_tau": (0.0, 100.0, "a number from 0 to 100"),
+    "mirostat_eta": (0.0, 1.0, "a number from 0 to 1"),
+}
+_INTEGERS: Mapping[str, tuple[int, int, str]] = {
+    "top_k": (-1, 2**31 - 1, "an integer of at least 1 (0 or -1: all)"),
+    "penalty_last_n": (-1, MAX_LAST_N, f"an integer from 0 to {MAX_LAST_N} (-1: as many)"),
+    "dry_penalty_last_n": (-1, MAX_LAST_N, f"an integer from 0 to {MAX_LAST_N} (-1: as many)"),
+    "dry_allowed_length": (0, MAX_LAST_N, f"an integer from 0 to {MAX_LAST_N}"),
+    "mirostat": (0, 2, "0 (off), 1 or 2"),
+}
+
+_SWITCHES = ("ignore_eos", "record_tokens", "spell_special", "report_progress")
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingParams:
+    """How tokens are chosen and when a generation ends.
+
+    max_tokens: new tokens at most; None: until the context is full.
+    temperature: 0 takes the most probable token every time (greedy).
+    top_k: candidates kept; 0 or -1: all. top_p, min_p: as llama.cpp's samplers of those names.
+    repetition_penalty, presence_penalty, frequency_penalty: over the last penalty_last_n tokens,
+        prompt included; before all else, wherever they stand in `samplers`.
+    typical_p, top_n_sigma, xtc_*, dry_*, dynatemp_*: llama.cpp's samplers of those names.
+    mirostat: 1 or 2 takes the place of all samplers but penalties and temperature.
+    samplers: those of SAMPLERS that are applied, in this order.
+    seed: any 64-bit integer; the same seed and logits give the same tokens. None: chosen anew.
+    stop: texts that end the generation; they are never part of its text. One string or several.
+    logit_bias: token -> what is added to its logit, -100 to 100 or -infinity (never).
+    ignore_eos: never choose a token that ends the generation.
+    logprobs: record each token with its log-probability and those of so many alternatives.
+    record_tokens: record each token, without log-probabilities.
+    constraint: what the text must be; it ends when nothing may follow.
+    spell_special: control tokens appear in the text, spelled out; but never one that ends it.
+    line_limit: seconds from the first token after which the text ends once it has a line break.
+    report_progress: tell of each part of the prompt that has been read; see Generation.evaluated.
+
+    Raises InvalidRequest, which names the field, its value and what was expected.
+    """
+
+    max_tokens: int | None = None
+    temperature: float = 0.8
+    top_p: float = 0.95
+    top_k: int = 40
+    min_p: float = 0.05
+    repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    penalty_last_n: int = 64
+    typical_p: float = 1.0
+    top_n_sigma: float = -1.0
+    xtc_probability: float = 0.0
+    xtc_threshold: float = 0.1
+    dry_multiplier: float = 0.0
+    dry_base: float = 1.75
+    dry_allowed_length: int = 2
+    dry_penalty_last_n: int = -1
+    dry_sequence_breakers: tuple[str, ...] = ("\n", ":", '"', "*")
+    dynatemp_range: float = 0.0
+    dynatemp_exponent: float = 1.0
+    mirostat: int = 0
+    mirostat_tau: float = 5.0
+    mirostat_eta: float = 0.1
+    samplers: tuple[str, ...] = SAMPLERS
+    seed: int | None = None
+    stop: tuple[str, ...] = ()
+    logit_bias: Mapping[int, float] = field(default_factory=lambda: _NO_BIAS)
+    ignore_eos: bool = False
+    logprobs: int | None = None
+    record_tokens: bool = False
+    constraint: Constraint | None = None
+    spell_special: bool = False
+    line_limit: float | None = None
+    report_progress: bool = False
+
+    def __post_init__(self) -> None:
+        if self.max_tokens is not None:
+            _check_int("max_tokens", self.max_tokens, 1, 2**31 - 1, "an integer of at least 1")
+        for name, (least, greatest, expected) in _RANGES.items():
+            value = getattr(self, name)
+            if not _is_number(value) or not least <= value <= greatest:
+                raise InvalidRequest(name, value, expected)
+        for name, (lowest, highest, expected) in _INTEGERS.items():
+            _check_int(name, getattr(self, name), lowest, highest, expected)
+        if self.seed is not None:
+            _check_int("seed", self.seed, -(2**63), 2**64 - 1, "a 64-bit integer")
+        if self.logprobs is not None:
+            expected = f"an integer from 0 to {MAX_LOGPROBS}"
+            _check_int("logprobs", self.logprobs, 0, MAX_LOGPROBS, expected)
+        if self.constraint is not None and not isinstance(self.constraint, Constraint):
+            raise InvalidRequest("constraint", self.constraint, "a Constraint")
+        limit = self.line_limit
+        if limit is not None and not (_is_number(limit) and limit > 0):
+            raise InvalidRequest("line_limit", limit, "a number of seconds above 0")
+        for name in _SWITCHES:
+            if not isinstance(getattr(self, name), bool):
+                raise InvalidRequest(name, getattr(self, name), "true or false")
+        breakers = _checked_texts("dry_sequence_breakers", self.dry_sequence_breakers)
+        object.__setattr__(self, "dry_sequence_breakers", breakers)
+        object.__setattr__(self, "samplers", _checked_samplers(self.samplers))
+        object.__setattr__(self, "stop", _checked_texts("stop", self.stop))
+        object.__setattr__(self, "logit_bias", _checked_bias(self.logit_bias))
+
+    @classmethod
+    def of(cls, **values: Any) -> SamplingParams:
+        """Build from keyword arguments; an unknown one is an InvalidRequest, not a TypeError."""
+        known = {f.name for f in fields(cls)}
+        for name, value in values.items():
+            if name not in known:
+                raise InvalidRequest(name, value, f"one of {', '.join(sorted(known))}")
+        return cls(**values)
+
+    @property
+    def greedy(self) -> bool:
+        """Whether every token is simply the most probable one that penalties have left."""
+        fixed = self.temperature < GREEDY_BELOW and not self.dynamic_temperature
+        return fixed and "dry" not in self.active
+
+    @property
+    def dynamic_temperature(self) -> bool:
+        """Whether the temperature follows the entropy; mirostat takes it as it is."""
+        return self.dynatemp_range > 0.0 and "temperature" in self.samplers and not self.mirostat
+
+    @property
+    def active(self) -> tuple[str, ...]:
+        """The samplers, in their order, that do something."""
+        if self.mirostat:
+            return tuple(name for name in self.samplers if name == "temperature")
+        does = {
+            "dry": self.dry_multiplier > 0.0 and self.dry_penalty_last_n != 0,
+            "top_n_sigma": self.top_n_sigma > 0.0,
+            "top_k": self.top_k > 0,
+            "typical_p": self.typical_p < 1.0,
+            "top_p": self.top_p < 1.0,
+            "min_p": self.min_p > 0.0,
+            "xtc": self.xtc_probability > 0.0,
+            "temperature": self.temperature != 1.0 or self.dynatemp_range > 0.0,
+        }
+        return tuple(name for name in self.samplers if does.get(name))
+
+    @property
+    def penalized(self) -> bool:
+        """Whether tokens seen before weigh on the choice."""
+        return "penalties" in self.samplers and (
+            self.repetition_penalty != 1.0
+            or self.presence_penalty != 0.0
+            or self.frequency_penalty != 0.0
+        )
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and value == value
+
+
+def _check_int(name: str, value: object, least: int, greatest: int, expected: str) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= greatest:
+        raise InvalidRequest(name, value, expected)
+
+
+def _checked_texts(name: str, value: object) -> tuple[str, ...]:
+    expected = f"up to {MAX_STOPS} non-empty texts of up to {MAX_STOP_CHARS} characters"
+    texts = (value,) if isinstance(value, str) else value
+    if not isinstance(texts, (tuple, list)) or len(texts) > MAX_STOPS:
+        raise InvalidRequest(name, value, expected)
+    for text in texts:
+        if not isinstance(text, str) or not 0 < len(text) <= MAX_STOP_CHARS:
+            raise InvalidRequest(name, text, expected)
+    return tuple(texts)
+
+
+def _checked_samplers(samplers: object) -> tuple[str, ...]:
+    expected = f"names, each once, of {', '.join(SAMPLERS)}"
+    if not isinstance(samplers, (tuple, list)):
+        raise InvalidRequest("samplers", samplers, expected)
+    for name in samplers:
+        if name not in SAMPLERS or samplers.count(name) > 1:
+            raise InvalidRequest("samplers", name, expected)
+    return tuple(samplers)
+
+
+def _checked_bias(bias: object) -> Mapping[int, float]:
+    if not isinstance(bias, Mapping):
+        raise InvalidRequest("logit_bias", bias, "a mapping from token to bias")
+    for token, value in bias.items():
+        if not isinstance(token, int) or isinstance(token, bool) or token < 0:
+            raise InvalidRequest("logit_bias", token, "token numbers as keys")
+        if not _is_number(value) or not (-100 <= value <= 100 or value == -math.inf):
+            raise InvalidRequest("logit_bias", value, "a bias from -100 to 100, or -infinity")
+    return MappingProxyType(dict(bias)) if bias else _NO_BIAS

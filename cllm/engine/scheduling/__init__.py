@@ -1,0 +1,1 @@
+"""The engine thread: what waits, what runs, what one step computes."""

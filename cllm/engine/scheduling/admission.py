@@ -1,0 +1,107 @@
+"""Who waits for a slot, who is given one, and from where each begins."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+from cllm.engine.cache.placement import Placer
+from cllm.engine.llama import Vocab
+from cllm.engine.sampling.sampler import TokenSampler
+from cllm.engine.scheduling.fairness import FairQueue
+from cllm.engine.sequence import Sequence, slot_of
+from cllm.engine.stats import EngineStats
+
+_PLACING_S = 0.05  # that running streams wait for prefixes to be saved and restored, a step
+
+
+GiveUp = Callable[[Sequence, Exception], None]
+
+
+class Admission:
+    """Fair between tenants, into slots that have what a prompt begins with. Engine thread."""
+
+    def __init__(
+        self, placer: Placer, vocab: Vocab, stats: EngineStats, shared_cells: int | None
+    ) -> None:
+        """shared_cells: what all sequences share if it may be too little for all of them."""
+        self._placer = placer
+        self._vocab = vocab
+        self._stats = stats
+        self._shared_cells = shared_cells
+        self.waiting: FairQueue[Sequence] = FairQueue()
+
+    def catch_up(self, running: list[Sequence], give_up: GiveUp) -> None:
+        """Let go on who waited for a prompt that another sequence has evaluated by now.
+
+        give_up: ends the one sequence with which something went wrong; so for admit().
+        """
+        for sequence in list(running):
+            slot = slot_of(sequence)
+            try:
+                if slot.leader is not None and self._placer.catch_up(slot):
+                    self._note_start(sequence)
+            except Exception as error:
+                give_up(sequence, error)
+
+    def admit(self, running: list[Sequence], give_up: GiveUp) -> None:
+        """Give free slots to those who wait, and add them to those who run."""
+        began = time.perf_counter()
+        while (sequence := self._next(running)) is not None:
+            try:
+                if not self._place(sequence, running):
+                    break
+            except Exception as error:
+                give_up(sequence, error)
+            if len(running) > 1 and time.perf_counter() - began > _PLACING_S:
+                break
+
+    def _place(self, sequence: Sequence, running: list[Sequence]) -> bool:
+        """Let a sequence run; False: not before the next decode."""
+        place = self._placer.place
+        slot = place(sequence.tokens, sequence.wanted_slot, sequence.fresh)
+        if slot is None:
+            if running:
+                return False
+            # A step that failed has left a copy undone, and no other step will come.
+            slot = place(sequence.tokens, sequence.wanted_slot, fresh=True)
+            assert slot is not None
+        self.waiting.take(sequence)
+        running.append(sequence)
+        sequence.slot = slot
+        sequence.generation.slot = slot.id
+        slot.user = sequence
+        if sequence.sampler is None:
+            sequence.sampler = TokenSampler(sequence.params, self._vocab)
+            sequence.generation._note_admitted(0)
+            self._stats.prompt_tokens += sequence.n_prompt
+        if slot.leader is None:
+            self._note_start(sequence)
+        return True
+
+    def _next(self, running: list[Sequence]) -> Sequence | None:
+        """The first that can be admitted; whoever wants a busy slot lets others go ahead."""
+        cache = self._placer.cache
+        if self.waiting and cache.has_idle:
+            for sequence in self.waiting.candidates():
+                if sequence.wanted_slot is None or not cache.slots[sequence.wanted_slot].busy:
+                    return sequence if self._fits(sequence, running) else None
+        return None
+
+    def _fits(self, sequence: Sequence, running: list[Sequence]) -> bool:
+        """Whether a cache that is too small for everybody can take one more at their lengths."""
+        if self._shared_cells is None or not running:
+            return True
+        lengths = sum(len(other.tokens) + 1 for other in running)
+        return lengths + len(sequence.tokens) + 1 <= self._shared_cells
+
+    def _note_start(self, sequence: Sequence) -> None:
+        """Count what need not be evaluated of a sequence that is about to begin."""
+        reused, stats = slot_of(sequence).length, self._stats
+        if sequence.preempted:
+            stats.recomputed_tokens += len(sequence.tokens) - reused
+            return
+        self.waiting.charge(sequence.tenant, len(sequence.tokens) - reused)
+        sequence.generation.usage.cached_tokens = reused
+        stats.cached_tokens += reused
+        stats.prefix_hits += reused > 0

@@ -1,0 +1,65 @@
+"""What is to be done to slots between two steps, when no request is in them."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from typing import Any
+
+from cllm.engine.cache.prefix_cache import Slot
+from cllm.engine.errors import EngineClosed
+
+Command = tuple[int, Callable[[Slot], Any], "Future[Any]"]  # a slot and what to do when it is idle
+
+
+class Commands:
+    """Commands on their way to the engine thread."""
+
+    def __init__(self, wake: Callable[[], None]) -> None:
+        """wake: lets the engine thread look; called after a command was left."""
+        self._wake = wake
+        self._lock = threading.Lock()
+        self._left: list[Command] = []
+        self._closed = False
+
+    def put(self, slot: int, run: Callable[[Slot], Any]) -> Future[Any]:
+        """Have something done to a slot as soon as no request is in it. Any thread.
+
+        The future ends with what `run` returns or raises, or with EngineClosed.
+        """
+        future: Future[Any] = Future()
+        with self._lock:
+            closed = self._closed
+            if not closed:
+                self._left.append((slot, run, future))
+        if closed:
+            future.set_exception(EngineClosed())
+        else:
+            self._wake()
+        return future
+
+    # The engine thread.
+
+    def obey(self, slots: Sequence[Slot]) -> None:
+        """Carry out the commands whose slots are idle; the others are kept for later."""
+        if not self._left:
+            return
+        with self._lock:
+            idle = [command for command in self._left if not slots[command[0]].busy]
+            self._left = [command for command in self._left if slots[command[0]].busy]
+        for index, run, future in idle:
+            if future.set_running_or_notify_cancel():
+                try:
+                    future.set_result(run(slots[index]))
+                except Exception as error:
+                    future.set_exception(error)
+
+    def close(self, message: str) -> None:
+        """End with EngineClosed what was left and what comes from now on."""
+        with self._lock:
+            self._closed = True
+            left, self._left = self._left, []
+        for _, _, future in left:
+            if future.set_running_or_notify_cancel():
+                future.set_exception(EngineClosed(message))

@@ -1,0 +1,157 @@
+"""What a step decodes: which sequences, how many tokens of each, and how they lie in the batch."""
+
+from __future__ import annotations
+
+import logging
+
+from cllm.engine.llama import Batch
+from cllm.engine.scheduling.pacing import Pacer
+from cllm.engine.scheduling.thread_policy import Shape
+from cllm.engine.sequence import Sequence, slot_of
+from cllm.engine.speculation.speculation import Speculation
+
+_log = logging.getLogger("cllm.engine")
+
+_TILE = 64
+"""Rows of a sequence that llama.cpp's flash attention takes together on a CPU; the rest go one by
+one. Behind 1 500 tokens 64 rows take less time than 32, and two thirds of what 65 take."""
+_OVER = 8
+"""Tokens by which a step for which no stream waits may exceed its time to take a tile whole."""
+_SHALLOW = 256  # tokens behind which parts of a tile cost little more than their share
+_PARTS = (16, 8)
+
+Plan = list[tuple[Sequence, int]]
+"""Whose next tokens to decode, and how many."""
+
+
+class Planner:
+    """Fills steps as far as time and batch allow, and learns what they take. Engine thread."""
+
+    def __init__(
+        self,
+        pacer: Pacer,
+        speculation: Speculation | None,
+        capacity: int,
+        split: bool,
+    ) -> None:
+        """capacity: tokens of a batch. split: whether tokens that are evaluated together must be
+        equally many of each sequence, as in a cache that is split by sequence.
+        """
+        self._pacer = pacer
+        self._speculation = speculation
+        self._capacity = capacity
+        self._split = split
+        self._prompts_were_read = False
+
+    def plan(self, running: list[Sequence]) -> Plan:
+        """The newest tokens of those that are generating, and of prompts what time allows.
+
+        In a split cache the two would be evaluated one after the other anyway, the first token of
+        each prompt with the others' newest ones and the rest behind: there they take turns, which
+        leaves both in shapes that are evaluated fast.
+        """
+        # A prompt that is in the cache but for its last token is evaluated as a stream is.
+        following = [s for s in running if slot_of(s).leader is None]
+        generating = [s for s in following if s.decoding or s.pending == 1]
+        prompts = [s for s in following if not s.decoding and s.pending > 1]
+        if self._split and generating and self._prompts_were_read:
+            prompts = []
+        self._prompts_were_read = bool(prompts)
+        plain = bool(prompts) or not all(s.decoding for s in generating)
+        counts = {} if prompts and self._split else self._newest(generating, not plain)
+        if prompts:
+            self._add_prompts(counts, prompts, len(generating))
+        # A cache split by sequence is decoded together only for consecutive slots in order.
+        return sorted(
+            ((s, n) for s, n in counts.items() if n), key=lambda item: slot_of(item[0]).id
+        )
+
+    def _newest(self, generating: list[Sequence], guess: bool) -> dict[Sequence, int]:
+        room = self._capacity - sum(s.pending for s in generating)
+        if room < 0:
+            return dict.fromkeys(generating, 1)
+        if guess and generating and self._speculation is not None:
+            step_s = self._pacer.step_s(len(generating))
+            try:
+                self._speculation.guess(generating, room, step_s)
+            except Exception:  # it only saves time
+                _log.exception("guessing ahead failed; no tokens are guessed any more")
+                self._speculation = None
+                for sequence in generating:
+                    sequence.take_back()
+        return {s: s.pending for s in generating}
+
+    def _add_prompts(
+        self, counts: dict[Sequence, int], prompts: list[Sequence], generating: int
+    ) -> None:
+        pacer, capacity = self._pacer, self._capacity - sum(counts.values())
+        budget = room = min(capacity, pacer.budget(generating, len(prompts), _TILE))
+        over = _TILE // 2 if generating else _OVER
+        prompts.sort(key=lambda s: pacer.due(s.generation._submitted, s.pending))
+        for sequence in prompts:
+            if sequence is not prompts[0] and room < min(sequence.pending, _TILE // 2):
+                break
+            count = min(_part(sequence.pending, room, slot_of(sequence).length, over), capacity)
+            if not generating and count < sequence.pending and 0 < budget - room < budget // 4:
+                break  # what is read to its end would wait several times as long for its answer
+            counts[sequence] = count
+            capacity -= count
+            room = max(0, room - count)
+
+    def learn(self, plan: Plan, seconds: float) -> None:
+        """Tell the policies what a step took, unless it is like none that is planned by them."""
+        for sequence, count in plan:
+            begun = len(sequence.tokens) - sequence.supposed > sequence.n_prompt
+            if begun and count > 1 + sequence.supposed:
+                return  # tokens that a constraint has forced
+        generating = sum(count == 1 + sequence.supposed for sequence, count in plan)
+        supposed = sum(sequence.supposed for sequence, _ in plan)
+        step_s = self._pacer.step_s(generating)
+        if not supposed:
+            tokens = sum(count for _, count in plan) - generating
+            self._pacer.observe(generating, tokens, seconds)
+        elif self._speculation is not None and step_s is not None:
+            self._speculation.observe(supposed, seconds, step_s)
+
+
+def _part(pending: int, room: int, behind: int, over: int = _TILE // 2) -> int:
+    """How much of a prompt to read where there is time for `room` tokens.
+
+    All that is not whole tiles comes first, where there is little to attend to, and what is left
+    in whole tiles. behind: tokens that are read already. over: by how many tokens the room may be
+    exceeded; half a tile comes as near to it as tiles do.
+    """
+    if pending <= room:
+        return pending
+    if room < _TILE // 2 and behind < _SHALLOW:
+        return next((part for part in _PARTS if part <= room), room)
+    odd = pending % _TILE
+    tiles = max(0, room - odd + over) // _TILE * _TILE
+    return odd + tiles or _TILE
+
+
+def shape_of(plan: Plan) -> Shape:
+    """What the time of a step is compared by."""
+    generating = sum(count == 1 + sequence.supposed for sequence, count in plan)
+    return Shape(len(plan), generating, sum(count for _, count in plan))
+
+
+def fill(batch: Batch, plan: Plan) -> int:
+    """Put a plan into the batch; return its tokens. Logits are wanted after each last token."""
+    at = 0
+    for sequence, count in plan:
+        slot = slot_of(sequence)
+        start, end = slot.length, slot.length + count
+        if count == 1:
+            batch.token[at] = sequence.tokens[start]
+            batch.pos[at] = start
+            batch.seq[at] = slot.id
+        else:
+            batch.token[at : at + count] = sequence.tokens[start:end]
+            batch.pos[at : at + count] = range(start, end)
+            batch.seq[at : at + count] = slot.id
+            batch.output[at : at + count] = 0
+        at += count
+        rows = 1 + sequence.supposed
+        batch.output[at - rows : at] = end == len(sequence.tokens)
+    return at

@@ -1,0 +1,153 @@
+"""The draft model: what it guesses follows from the sequence alone, whatever its cache held."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cllm.engine import EngineConfig, Generation, SamplingParams, llama
+from cllm.engine.cache.prefix_cache import Slot
+from cllm.engine.layout.layout import Layout
+from cllm.engine.loading.draft import DraftFile
+from cllm.engine.sequence import Sequence
+from cllm.engine.speculation.draft_model import DraftModel
+from tests.engine.engine_helpers import PRECISE
+
+SLOTS, CTX = 3, 256
+
+Loader = Callable[..., DraftModel]
+
+
+@pytest.fixture
+def main(model_path: Path) -> Iterator[llama.Model]:
+    model = llama.Model(str(model_path))
+    yield model
+    model.close()
+
+
+@pytest.fixture
+def load_draft(main: llama.Model, f32_path: Path) -> Iterator[Loader]:
+    """Loads draft models for `main` and closes them afterwards."""
+    drafts: list[DraftModel] = []
+
+    def loader(cells: int = SLOTS * CTX, **fields: Any) -> DraftModel:
+        settings = {"model_draft": str(f32_path), "parallel": SLOTS, "threads": 1, **PRECISE}
+        config = EngineConfig(**(settings | fields))
+        file = DraftFile.of(config)
+        assert file is not None
+        drafts.append(file.load("main", main.vocab, cells, config, Layout.of(config), None))
+        return drafts[-1]
+
+    yield loader
+    for draft in drafts:
+        draft.close()
+
+
+@pytest.fixture
+def sequence(main: llama.Model) -> Callable[..., Sequence]:
+    def make(tokens: list[int], slot: int) -> Sequence:
+        generation = Generation(len(tokens))
+        made = Sequence(tokens, SamplingParams(), generation, main.vocab, CTX, None)
+        made.slot = Slot(slot)
+        return made
+
+    return make
+
+
+def tokens(rng: random.Random, count: int) -> list[int]:
+    return [rng.randrange(300) for _ in range(count)]
+
+
+def test_it_guesses_for_sequences_of_different_lengths_and_depths_at_once(
+    load_draft: Loader, sequence: Callable[..., Sequence]
+) -> None:
+    rng = random.Random(1)
+    draft, alone = load_draft(), load_draft()
+    depths = {
+        sequence(tokens(rng, length), slot): 2 + slot for slot, length in enumerate((1, 90, 7))
+    }
+    together = draft.guess(depths)
+    for asked, depth in depths.items():
+        assert together[asked] == alone.guess({asked: depth})[asked]
+        assert len(together[asked]) == depth
+
+
+@pytest.mark.parametrize("unified", [False, True])
+def test_it_guesses_the_same_whatever_became_of_its_earlier_guesses_and_slots(
+    load_draft: Loader, sequence: Callable[..., Sequence], unified: bool
+) -> None:
+    rng = random.Random(2)
+    draft, anew = load_draft(kv_unified=unified), load_draft()
+    running = [sequence(tokens(rng, 30), slot) for slot in range(SLOTS)]
+    for _ in range(40):
+        guesses = draft.guess({s: rng.randint(1, 4) for s in rng.sample(running, 2)})
+        for asked, guessed in guesses.items():
+            assert (
+                guessed == anew.guess({sequence(list(asked.tokens), 0): len(guessed)}).popitem()[1]
+            )
+            asked.tokens.extend(guessed[: rng.randint(0, len(guessed))])
+            asked.tokens.append(rng.randrange(300))  # what was chosen instead, or next
+        at = rng.randrange(SLOTS)
+        if rng.random() < 0.3 or len(running[at].tokens) > 150:  # another request has the slot
+            shared = list(rng.choice(running).tokens[: rng.randint(0, 100)])
+            running[at] = sequence(shared + tokens(rng, 3), at)
+
+
+def test_it_reads_in_pieces_and_never_the_newest_token(
+    load_draft: Loader, sequence: Callable[..., Sequence]
+) -> None:
+    rng = random.Random(3)
+    draft, at_once = load_draft(), load_draft()
+    long, short = sequence(tokens(rng, 100), 0), sequence(tokens(rng, 21), 1)
+    assert (draft.unread(long), draft.unread(short)) == (100, 21)
+    assert draft.read([long, short], 50) == 50
+    assert (draft.unread(long), draft.unread(short)) == (70, 1), "who lacks least is first"
+    assert draft.read([long, short], 100) == 69
+    assert (draft.unread(long), draft.unread(short)) == (1, 1)
+    assert draft.guess({long: 3, short: 3}) == at_once.guess({long: 3, short: 3})
+
+
+@pytest.mark.parametrize("unified", [False, True])
+def test_a_beginning_that_another_slot_has_read_is_copied(
+    load_draft: Loader, sequence: Callable[..., Sequence], unified: bool
+) -> None:
+    rng = random.Random(4)
+    draft, anew = load_draft(kv_unified=unified), load_draft()
+    beginning = tokens(rng, 80)
+    first, second = (sequence(beginning + tokens(rng, 5), slot) for slot in (0, 2))
+    draft.guess({first: 2})
+    assert draft.unread(second) == 5
+    assert draft.guess({second: 3, first: 3}) == anew.guess({second: 3, first: 3})
+
+
+def test_where_cells_are_shared_idle_slots_make_room(
+    load_draft: Loader, sequence: Callable[..., Sequence]
+) -> None:
+    rng = random.Random(5)
+    draft, anew = load_draft(cells=CTX, kv_unified=True), load_draft()
+    idle, running = sequence(tokens(rng, 150), 0), sequence(tokens(rng, 150), 1)
+    draft.guess({idle: 2})
+    assert draft.guess({running: 3}) == anew.guess({running: 3})
+    assert not draft.broken
+
+
+def test_a_token_that_only_the_main_model_has_is_no_harm(
+    load_draft: Loader, sequence: Callable[..., Sequence], main: llama.Model
+) -> None:
+    draft = load_draft()
+    beyond = sequence([5, main.vocab.n_tokens + 7, 9], 0)
+    assert len(draft.guess({beyond: 2})[beyond]) == 2
+    assert not draft.broken
+
+
+def test_a_decode_that_fails_is_the_last(
+    load_draft: Loader, sequence: Callable[..., Sequence], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    draft = load_draft()
+    monkeypatch.setattr(draft._context, "decode", lambda batch, count: -3)
+    assert draft.guess({sequence([1, 2, 3], 0): 2}) == {}
+    assert draft.broken
