@@ -168,6 +168,15 @@ def test_throughput_reports_every_installed_server_and_the_ratios(tmp_path: Path
     assert "| server " in text
 
 
+def test_ordinary_clients_are_served_next_to_attacks(tmp_path: Path) -> None:
+    found, text = results(tmp_path, "http", "siege")
+    (row,) = rows_of(found, "Ordinary clients during 5 s")
+    assert row["ordinary requests"] > 0
+    assert row["attacks"] >= 12
+    assert row["threads"] == 0
+    assert "MISSED" not in text
+
+
 def test_crowds_soak_and_start_run_one_after_another(tmp_path: Path) -> None:
     found, _text = results(tmp_path, "http", "idle", "slow", "soak", "start")
     for heading in ("/health beside 50 idle", "/health beside 20 clients"):

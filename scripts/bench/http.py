@@ -21,6 +21,7 @@ from .clients.probe import Probe
 from .common import BenchError, Report, parse, parser, percentile, positive, wait
 from .servers import peers
 from .servers.server import HOST, Server, cllm_server, raise_file_limit
+from .siege import KEY, MAX_CONNECTIONS, siege
 from .soak import soak_server
 
 EPILOG = """\
@@ -30,6 +31,7 @@ what is measured:
   idle        /health while 10 000 connections stay open and silent
   slow        /health while 1 000 clients send their request heads a byte a second
   soak        resident memory over 100 000 mixed requests
+  siege       ordinary clients next to twelve kinds of attack at once: none may fail
   start       seconds from the command to the first generated answer
 
 examples:
@@ -213,12 +215,27 @@ def soak(report: Report, options: argparse.Namespace) -> None:
     report.target("memory grows by less than 4 MiB after the first tenth", grown, grown < 4.0)
 
 
+def siege_mode(report: Report, options: argparse.Namespace) -> None:
+    """No request of an ordinary client may fail while others attack."""
+    raise_file_limit(4 * MAX_CONNECTIONS)
+    limits = ("--max-connections", str(MAX_CONNECTIONS), "--max-queue", "1000")
+    with cllm_server("--api-key", KEY, *limits) as server:
+        row = siege(server, options.siege)
+    report.table(f"Ordinary clients during {options.siege:g} s of attacks", [row])
+    report.target(
+        "memory grows by at most 64 MiB", row["RSS growth MiB"], row["RSS growth MiB"] <= 64
+    )
+    report.target("no descriptor is left", row["descriptors"], row["descriptors"] <= 0)
+    report.target("no thread is left", row["threads"], row["threads"] <= 0)
+
+
 Mode = Callable[[Report, argparse.Namespace], None]
 MODES: dict[str, Mode] = {
     "throughput": throughput,
     "idle": idle,
     "slow": slow,
     "soak": soak,
+    "siege": siege_mode,
     "start": start,
 }
 
@@ -249,9 +266,17 @@ def main() -> None:
     options.add_argument("--idle", type=positive, default=10_000, help="size of the idle crowd")
     options.add_argument("--slow", type=positive, default=1_000, help="size of the slow crowd")
     options.add_argument("--requests", type=positive, default=100_000, help="soak: how many")
+    options.add_argument("--siege", type=float, default=900.0, help="its seconds (default: 900)")
     options.add_argument("--no-peers", action="store_true", help="throughput: cLLM alone")
     given = parse(
-        options, connections=[1, 8], rounds=1, seconds=1.0, idle=50, slow=20, requests=500
+        options,
+        connections=[1, 8],
+        rounds=1,
+        seconds=1.0,
+        idle=50,
+        slow=20,
+        requests=500,
+        siege=5.0,
     )
     report = Report("HTTP server")
     for mode in given.modes or [throughput]:
