@@ -187,6 +187,13 @@ def test_streams_are_all_counted_and_correct(tmp_path: Path, mode: list[str]) ->
     assert beside["count"] > 0
 
 
+def test_bursts_are_measured_next_to_an_idle_server(tmp_path: Path) -> None:
+    found, _text = results(tmp_path, "streams", "--bursts", "1")
+    rows = rows_of(found, "1 bursts of 40 streams")
+    assert [row[""] for row in rows] == ["/health", "/health, idle server"]
+    assert all(row["count"] > 0 for row in rows)
+
+
 def test_the_cache_is_measured_with_and_without_each_mechanism(tmp_path: Path) -> None:
     found, _ = results(tmp_path, "cache")
     shared, apart = rows_of(found, "8 prompts")

@@ -132,10 +132,8 @@ def bursts(
     report: Report, server: Server, requests: list[bytes], given: argparse.Namespace
 ) -> None:
     """Repeat the burst; /health of each, next to that of an idle server as a control."""
-    script = Path(__file__).with_name("_synthetic_server.py")
-    port = free_port()
     rows: list[dict[str, Any]] = []
-    with Server("control", [sys.executable, str(script), str(port), "2"], port) as idle:
+    with _synthetic("control", 2) as idle:
         for number in range(given.bursts):
             with (
                 Probe(HOST, server.port, interval=0.005) as beside,
@@ -148,6 +146,13 @@ def bursts(
             ]
             _report_health(report, beside, len(requests))
     report.table(f"{given.bursts} bursts of {len(requests)} streams, milliseconds", rows)
+
+
+def _synthetic(name: str, workers: int) -> Server:
+    """A server without a model; see servers/synthetic.py."""
+    port = free_port()
+    module = "scripts.bench.servers.synthetic"
+    return Server(name, [sys.executable, "-m", module, str(port), str(workers)], port)
 
 
 def _spread(name: str, values: list[float]) -> dict[str, Any]:
@@ -195,15 +200,7 @@ def http_only(report: Report, given: argparse.Namespace) -> None:
         asked = {"size": size, "tokens": given.tokens, "pace": given.pace}
         return [request_bytes("POST", "/stream", asked)] * size
 
-    port = free_port()
-    command = [
-        sys.executable,
-        "-m",
-        "scripts.bench.servers.synthetic",
-        str(port),
-        str(given.workers),
-    ]
-    with Server("synthetic server", command, port) as server:
+    with _synthetic("synthetic server", given.workers) as server:
         measure(
             report, server, requests(given.streams), requests(32), given.tokens,
             [text] * given.streams,
