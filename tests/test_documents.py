@@ -1,4 +1,4 @@
-"""What the documents say of the repository is there: files, sections and commands."""
+"""Files, sections and commands that the documents name exist."""
 
 from __future__ import annotations
 
