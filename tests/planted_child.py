@@ -1,6 +1,6 @@
-"""A child process for constraints that meets its end on those whose source holds a mark.
+"""A child process for constraints that dies on those whose source contains a mark.
 
-The process, its pipes and its death are real; only the reason is planted.
+The process, its pipes and its death are real; only the reason is injected.
 """
 
 from __future__ import annotations

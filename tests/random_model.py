@@ -1,6 +1,6 @@
-"""A small GGUF with random weights: it never ends a text of itself, and says many things.
+"""A small GGUF with random weights: it never ends a text by itself, and its texts vary.
 
-It is a real model in every respect but meaning: llama architecture, grouped-query attention,
+It is a real model in every respect except meaning: llama architecture, grouped-query attention,
 Q8_0 weights, a byte-level BPE vocabulary that any text passes through unchanged, control tokens
 and a chat template.
 """

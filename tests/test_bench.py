@@ -1,4 +1,4 @@
-"""The benchmarks check what they measure: smallest runs work, and wrong answers are noticed."""
+"""The benchmarks check what they measure: smallest runs work, and wrong answers are detected."""
 
 from __future__ import annotations
 
@@ -179,7 +179,7 @@ def test_ordinary_clients_are_served_next_to_attacks(tmp_path: Path) -> None:
 
 def test_crowds_soak_and_start_run_one_after_another(tmp_path: Path) -> None:
     found, _text = results(tmp_path, "http", "idle", "slow", "soak", "start")
-    for heading in ("/health beside 50 idle", "/health beside 20 clients"):
+    for heading in ("/health with 50 idle", "/health with 20 clients"):
         assert all(row["8 conn. req/s"] > 0 for row in rows_of(found, heading))
     assert [row["requests"] for row in rows_of(found, "Resident memory")] == [*range(0, 501, 50)]
     assert all(
@@ -192,8 +192,15 @@ def test_streams_are_all_counted_and_correct(tmp_path: Path, mode: list[str]) ->
     found, _text = results(tmp_path, "streams", *mode)
     (row,) = rows_of(found, "40 ")
     assert row["streams"] == 40 and row["all correct"] == "yes"
-    beside = {line[""]: line for line in rows_of(found, "Milliseconds")}["/health beside"]
-    assert beside["count"] > 0
+    during = {line[""]: line for line in rows_of(found, "Milliseconds")}["/health, during"]
+    assert during["count"] > 0
+
+
+def test_bursts_are_measured_next_to_an_idle_server(tmp_path: Path) -> None:
+    found, _text = results(tmp_path, "streams", "--bursts", "1")
+    rows = rows_of(found, "1 bursts of 40 streams")
+    assert [row[""] for row in rows] == ["/health", "/health, idle server"]
+    assert all(row["count"] > 0 for row in rows)
 
 
 def test_the_cache_is_measured_with_and_without_each_mechanism(tmp_path: Path) -> None:
@@ -224,8 +231,8 @@ def test_workloads_are_served_whole_over_http_and_by_the_engine(tmp_path: Path) 
 def test_serving_is_measured_next_to_busy_processes(tmp_path: Path) -> None:
     given = ("--workload", "churn", "--server", "engine", "--busy", "0", "1")
     found, _ = results(tmp_path, "serve", *given)
-    alone, beside = (rows for name, rows in found.items() if name.startswith("churn: 8 at a time"))
-    assert alone[0]["failures"] == beside[0]["failures"] == 0
+    alone, crowded = (rows for name, rows in found.items() if name.startswith("churn: 8 at a time"))
+    assert alone[0]["failures"] == crowded[0]["failures"] == 0
     (row,) = rows_of(found, "churn: tokens/s next to busy")
     assert list(row) == ["server", "0 busy", "1 busy"]
     assert set(found["busy"]["churn"]) == {"0", "1"}

@@ -1,4 +1,4 @@
-"""The built-in model: it loads, tells what it was asked for, answers, says its limit, and ends."""
+"""The built-in model: it loads, tells requested stories, answers, states its limit, and ends."""
 
 from __future__ import annotations
 

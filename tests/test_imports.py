@@ -1,4 +1,4 @@
-"""The import rule: each room sees only the rooms below it, and opens without the others."""
+"""The import rule: each package imports only those below it, and works without the others."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "cllm"
 
-# What a room may import beside the standard library and itself.
+# What a package may import next to the standard library and itself.
 ALLOWED = {
     "http": {"cllm.version"},
     "engine": {"llama_cpp", "numpy", "gguf", "llguidance", "cllm.models", "cllm.version"},

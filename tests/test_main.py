@@ -1,4 +1,4 @@
-"""The command line as a child process: what it prints, how it refuses, how it starts and stops."""
+"""The command line as a child process: output, errors, start and stop."""
 
 from __future__ import annotations
 

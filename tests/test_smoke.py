@@ -1,4 +1,4 @@
-"""The shell smoke test: passes against this server, and fails where a server is not right."""
+"""The shell smoke test: passes against this server, and fails against a wrong one."""
 
 from __future__ import annotations
 

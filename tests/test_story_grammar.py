@@ -1,4 +1,4 @@
-"""The story grammar: it accepts every story it tells, and none that changes its mind."""
+"""The story grammar: it accepts every story it makes, and none that contradicts itself."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Processes that only compute, next to what is measured, and what that leaves of its speed."""
+"""Processes that only compute, next to a measurement, and the speed that is left."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ while os.getppid() == parent:
 
 
 class BusyProcesses:
-    """So many of them run within the with statement."""
+    """A number of such processes, for the duration of a with statement."""
 
     def __init__(self, count: int) -> None:
         self._count = count
@@ -47,7 +47,7 @@ class BusyProcesses:
 
 
 def kept(results: Mapping[int, Mapping[str, Mapping[str, list[float]]]]) -> list[dict[str, Any]]:
-    """One line a contender: tokens/s, and the part of the first column's, medians of the rounds.
+    """One row for each contender: tokens/s and their share of the first column's, medians.
 
     results: number of busy processes -> contender -> measure -> one value a round.
     """

@@ -1,4 +1,4 @@
-"""Measure what the prefix cache and the pacing of prompts buy: the engine alone, each mechanism."""
+"""Measure what the prefix cache and the pacing of prompts gain: the engine alone."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ class Watched:
 
 
 def together(options: argparse.Namespace, size: int) -> list[dict[str, Any]]:
-    """Eight prompts at once: one long beginning in common, and none."""
+    """Eight prompts at once: with a long common prefix, and without."""
     rows = []
     for shared in (True, False):
         with load(options, size) as engine:
@@ -75,7 +75,7 @@ def together(options: argparse.Namespace, size: int) -> list[dict[str, Any]]:
             stats = engine.stats()
             rows.append(
                 {
-                    "prompts": "one beginning" if shared else "nothing in common",
+                    "prompts": "a common prefix" if shared else "nothing in common",
                     "seconds": took,
                     "evaluated": stats.prompt_tokens - stats.cached_tokens,
                     "cached": stats.cached_tokens,
@@ -85,7 +85,7 @@ def together(options: argparse.Namespace, size: int) -> list[dict[str, Any]]:
 
 
 def returning(options: argparse.Namespace, size: int) -> list[dict[str, Any]]:
-    """Conversations that come back after their slots were given to others."""
+    """Conversations that return after their slots were given to others."""
     rows = []
     for cache_ram in (0, None):
         with load(options, size, parallel=1, cache_ram=cache_ram) as engine:
@@ -110,8 +110,8 @@ def returning(options: argparse.Namespace, size: int) -> list[dict[str, Any]]:
     return rows
 
 
-def beside_streams(options: argparse.Namespace, size: int) -> list[dict[str, Any]]:
-    """Seven streams while a long prompt and, behind it, a short one arrive."""
+def next_to_streams(options: argparse.Namespace, size: int) -> list[dict[str, Any]]:
+    """Six streams while a long prompt and, after it, a short one arrive."""
     rows = []
     for max_itl in (60_000, None, 250):
         with load(options, 2 * size, max_itl_ms=max_itl) as engine:
@@ -138,7 +138,7 @@ def beside_streams(options: argparse.Namespace, size: int) -> list[dict[str, Any
 
 
 def load(options: argparse.Namespace, size: int, parallel: int = PARALLEL, **more: Any) -> Engine:
-    """An engine whose sequences hold `size` tokens and some."""
+    """An engine whose sequences hold `size` tokens and 256 more."""
     context = size + 256
     return Engine.load(options.model or demo_path(), parallel=parallel, ctx_size=context, **more)
 
@@ -152,9 +152,9 @@ def main() -> None:
     report = Report("Prefix cache and pacing")
     report.facts["model"] = (asked.model or demo_path()).name
     report.table(f"{PARALLEL} prompts of {size} tokens at once", together(asked, size))
-    report.table(f"Conversations of {size} tokens that come back", returning(asked, size))
+    report.table(f"Conversations of {size} tokens that return", returning(asked, size))
     report.table(
-        f"A prompt of {2 * size} and one of 32 tokens beside {PARALLEL - 2} streams",
-        beside_streams(asked, size),
+        f"A prompt of {2 * size} and one of 32 tokens next to {PARALLEL - 2} streams",
+        next_to_streams(asked, size),
     )
     report.write(asked.json)

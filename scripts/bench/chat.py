@@ -1,8 +1,8 @@
-"""What Python costs a streamed chat token, from the request's template to the event's bytes.
+"""Python's processor time for one streamed chat token, from the request to the event's bytes.
 
-Requests are given to the API's handler and their streams are read in this process, without sockets.
-CPU time is counted, not the clock: of the engine's thread without llama_decode, which is scheduler
-and sampling, and of the calls that take requests and give events. Prints microseconds a token.
+The API's handler gets requests and this process reads their streams, without sockets. Counted is
+processor time: of the engine thread without llama_decode (scheduler and sampling), and of the calls
+that take requests and return events. Prints microseconds a token.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ class EngineClock:
 
 
 class Reader:
-    """Sends requests to a handler, so many at a time, and takes what their streams hold."""
+    """Sends requests to a handler, a fixed number at a time, and reads their streams."""
 
     def __init__(self, handler: HttpHandler) -> None:
         self._handler = handler
@@ -69,7 +69,7 @@ class Reader:
         self.taking = 0.0  # parser and events
 
     def run(self, bodies: list[dict[str, Any]], at_a_time: int) -> int:
-        """Answer them all; the tokens generated."""
+        """Answer all of them; return the number of tokens generated."""
         waiting, running, tokens = list(bodies), 0, 0
         while waiting or running:
             while waiting and running < at_a_time:
@@ -104,7 +104,7 @@ def _completion_tokens(pieces: list[bytes]) -> int:
 def measure(
     clock: EngineClock, reader: Reader, bodies: list[dict[str, Any]], streams: int
 ) -> float:
-    """Run the requests, print what a token took, and give the sum."""
+    """Run the requests, print the times of a token, and return their sum."""
     reader.asking = reader.taking = 0.0
     begun = clock.read()
     tokens = reader.run(bodies, streams)
@@ -122,7 +122,7 @@ def measure(
 
 
 def main() -> int:
-    """Measure; the exit status is 1 where a token costs more than it may."""
+    """Measure; the exit status is 1 if a token costs more than the target."""
     parser = argparse.ArgumentParser(prog=sys.argv[0], description=__doc__)
     parser.add_argument("--streams", type=int, default=8, help="requests at a time")
     parser.add_argument("--requests", type=int, default=24)

@@ -29,7 +29,7 @@ PACKAGES = (
 
 
 class BenchError(RuntimeError):
-    """Something the benchmark needs is missing or gave a wrong answer; the text says what."""
+    """Something that the benchmark needs is missing or gave a wrong answer; the text names it."""
 
 
 def parser(description: str, epilog: str) -> argparse.ArgumentParser:
@@ -67,8 +67,8 @@ def positive(text: str) -> int:
 def run(main: Callable[[], int | None]) -> None:
     """Run a benchmark and exit with the status that it returns.
 
-    A `BenchError` is one line and status 1, Ctrl-C is status 130.
-    SIGTERM unwinds too, so that no server is left behind.
+    A `BenchError` is one line and status 1, Ctrl-C is status 130. SIGTERM unwinds the stack too,
+    so that no server keeps running.
     """
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
@@ -163,7 +163,7 @@ class Report:
         sys.stdout.flush()
 
     def target(self, what: str, measured: float, met: bool) -> None:
-        """One line: a stated target, what was measured, whether that is enough."""
+        """Print a target, the measured value and whether it is met."""
         print(f"\ntarget: {what}: measured {cell(measured)}: {'met' if met else 'MISSED'}")
         if not met:
             self.missed.append(what)
@@ -176,7 +176,7 @@ class Report:
 
 
 def cell(value: object) -> str:
-    """A value as the tables show it: three significant digits."""
-    if isinstance(value, float):
-        return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
-    return f"{value:,}" if isinstance(value, int) else str(value)
+    """A value as the tables show it: three significant digits, thousands apart (10 000)."""
+    if isinstance(value, float) and abs(value) < 1000:
+        return f"{value:.3g}"
+    return f"{value:,.0f}".replace(",", " ") if isinstance(value, (int, float)) else str(value)

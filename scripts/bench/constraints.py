@@ -1,9 +1,8 @@
-"""What constraints cost: llguidance against llama.cpp's grammar sampler, and whole generations.
+"""The cost of constraints: llguidance against llama.cpp's grammar sampler, and whole generations.
 
-Both compile the same schemas for the same vocabulary and follow the same texts; the time of a token
-is what it takes to rule out, in a row of logits, all tokens that may not follow, and to go on;
-processor time, which other programs disturb little.
-Then eight sequences generate with and without a constraint.
+Both compile the same schemas for the same vocabulary and follow the same texts. The time of a token
+is the processor time to rule out, in a row of logits, all tokens that may not follow, and to accept
+the next one. Then eight sequences generate with and without a constraint.
 """
 
 from __future__ import annotations
@@ -83,7 +82,7 @@ REPEATS = 5
 SEQUENCES = 8
 PROMPT = "Tell me about "
 
-Step = Callable[[FloatArray, int], None]  # rule out in a row of logits, then go on with a token
+Step = Callable[[FloatArray, int], None]  # rule out in a row of logits, then accept a token
 
 
 def main() -> None:
@@ -128,7 +127,7 @@ def sampler_row(
     compiled, times = [], []
     for repeat in range(REPEATS):
         began = time.thread_time()
-        step = start({**schema, "$comment": str(repeat)})  # one that nobody has kept
+        step = start({**schema, "$comment": str(repeat)})  # not compiled before
         compiled.append(time.thread_time() - began)
         for token in tokens:
             logits = row.copy()
@@ -164,7 +163,7 @@ def guided(tokenizer: LLTokenizer, vocab: Vocab) -> Callable[[dict[str, Any]], S
 
 
 def sampled(vocab: Vocab) -> Callable[[dict[str, Any]], Step]:
-    """llama.cpp's grammar sampler over all tokens, which is what a mask covers."""
+    """llama.cpp's grammar sampler over all tokens, as a mask covers them."""
     records = np.empty(vocab.n_tokens, dtype=CANDIDATE)
     records["id"] = np.arange(vocab.n_tokens)
     array = llama_c.llama_token_data_array()

@@ -31,7 +31,7 @@ def texts(count: int, seed: int) -> list[str]:
 
 
 def ask(server: Server, batches: list[list[str]]) -> None:
-    """One request after another on one connection; BenchError where a vector is missing."""
+    """One request after another on one connection; BenchError if a vector is missing."""
     with Client(HOST, server.port) as client:
         for batch in batches:
             answer = client.post("/v1/embeddings", {"input": batch, "encoding_format": "base64"})

@@ -29,7 +29,7 @@ what is measured:
   throughput  GET /health over keep-alive connections: cLLM, bare uvicorn, FastAPI on uvicorn,
               in turns; wrk with one thread when installed, else a client of our own
   idle        /health while 10 000 connections stay open and silent
-  slow        /health while 1 000 clients send their request heads a byte a second
+  slow        /health while 1 000 clients send their request heads one byte a second
   soak        resident memory over 100 000 mixed requests
   siege       ordinary clients next to twelve kinds of attack at once: none may fail
   start       seconds from the command to the first generated answer
@@ -129,10 +129,10 @@ def _compare(
 
 
 def idle(report: Report, options: argparse.Namespace) -> None:
-    """`/health` before, beside and after a crowd of silent connections."""
+    """`/health` before, during and after a crowd of silent connections."""
     size = options.idle
     raise_file_limit(size + 1000)
-    # The half that never sends has the time of a head.
+    # The half that never sends is closed at the head's deadline, so that must be long.
     arguments = ("--max-connections", str(size + 500), "--head-timeout", "75")
     with cllm_server(*arguments) as server:
         rows = [_health(server, options.seconds, "before")]
@@ -141,7 +141,7 @@ def idle(report: Report, options: argparse.Namespace) -> None:
             memory = (server.rss() - before) / size
             rows.append(_health(server, options.seconds, f"{size} idle connections"))
         rows.append(_health(server, options.seconds, "after"))
-    report.table(f"/health beside {size} idle connections", rows)
+    report.table(f"/health with {size} idle connections", rows)
     print(f"\nserver memory: {memory / 1024:.1f} KiB a connection; {crowd.lost} connections lost")
     if crowd.lost:
         raise BenchError(f"{crowd.lost} idle connections were closed by the server")
@@ -149,17 +149,17 @@ def idle(report: Report, options: argparse.Namespace) -> None:
 
 
 def slow(report: Report, options: argparse.Namespace) -> None:
-    """`/health` before, beside and after clients that never finish a head."""
+    """`/health` before, during and after clients that never finish a head."""
     size = options.slow
     raise_file_limit(size + 1000)
     with cllm_server() as server:
         rows = [_health(server, options.seconds, "before")]
         with SlowHeaderCrowd(HOST, server.port, size) as crowd:
-            # Long enough for the head's deadline, 10 s, to turn every one of them away.
+            # Long enough for each of them to reach the head's deadline, 10 s.
             rows.append(_health(server, 3 * options.seconds, f"{size} slow clients"))
         rows.append(_health(server, options.seconds, "after"))
-    report.table(f"/health beside {size} clients that send their head a byte a second", rows)
-    print(f"\nturned away and come back meanwhile: {crowd.turned_away}, with 408: {crowd.timeouts}")
+    report.table(f"/health with {size} clients that send their head one byte a second", rows)
+    print(f"\nclosed and connected again: {crowd.turned_away}, of these 408: {crowd.timeouts}")
     _unaffected(report, f"{size} slow clients", rows)
 
 
@@ -179,7 +179,7 @@ def _health(server: Server, seconds: float, when: str) -> dict[str, Any]:
 
 
 def _unaffected(report: Report, crowd: str, rows: list[dict[str, Any]]) -> None:
-    """The crowd costs at most a fifth of the throughput, and less than 5 ms at the 99th."""
+    """Targets: at most a fifth less throughput, at most 5 ms more at the 99th percentile."""
     before, during, after = rows
     ratio = during["8 conn. req/s"] / statistics.mean(
         (before["8 conn. req/s"], after["8 conn. req/s"])
@@ -190,7 +190,7 @@ def _unaffected(report: Report, crowd: str, rows: list[dict[str, Any]]) -> None:
 
 
 def start(report: Report, options: argparse.Namespace) -> None:
-    """The time a newcomer waits; a first start also makes the built-in model if none is cached."""
+    """The time from the command to the first answer."""
     rows: list[dict[str, Any]] = []
     for number in tqdm(range(options.rounds + 1), desc="start", unit="start", disable=None):
         with cllm_server() as server, Client(HOST, server.port) as client:

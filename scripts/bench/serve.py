@@ -53,16 +53,16 @@ workloads:
 {LIST}
 
 servers: {", ".join(CONTENDERS)}
-  Those with HTTP are asked for streamed completions over keep-alive connections, the engine does
-  the same without a socket; llama-batched-bench takes part in the workloads ceiling-N alone, where
-  no server does; {GUESSING}, which is llama-server with --spec-type ngram-simple, in copy.
-  The libraries beside --llama-server serve cLLM too, so that only the servers differ; they must be
-  of the llama.cpp that the installed llama-cpp-python was made for.
+  The HTTP servers get requests for streamed completions over keep-alive connections; the engine
+  gets the same without a socket. llama-batched-bench takes part only in the workloads ceiling-N, in
+  which there is no server; {GUESSING} (llama-server with --spec-type ngram-simple) only in copy.
+  cLLM loads the libraries next to --llama-server too, so that only the servers differ. They must be
+  of the llama.cpp version that the installed llama-cpp-python was made for.
 
 Servers take turns in every round (A B A B ...). A ratio is the median of the rounds' ratios to
-{REFERENCE}, all else are medians of the rounds. TTFT: time to first token, ITL: time between
-tokens, in milliseconds. A failure is a response that was not whole, not exact or not of the shape
-asked for.
+{REFERENCE}; all other numbers are medians of the rounds. TTFT: time to first token, ITL: time
+between tokens, in milliseconds. A failure is a response that is incomplete, not exact or not of the
+requested shape.
 
 examples:
   python -m scripts.bench serve --quick
@@ -74,7 +74,7 @@ examples:
 
 
 def takes_part(name: str, work: Workload) -> bool:
-    """Whether a contender has something to show in a workload."""
+    """Whether a contender takes part in a workload."""
     if name == GUESSING:
         return work.copies
     return name == "engine" or (name in ALONE) == work.alone
@@ -195,10 +195,10 @@ def _options() -> argparse.ArgumentParser:
     )  # fmt: skip
     options.add_argument(
         "--server", nargs="+", type=_name("server", [*CONTENDERS]), metavar="NAME",
-        help=f"default: {', '.join(BY_DEFAULT)}, as far as they are at hand",
+        help=f"default: {', '.join(BY_DEFAULT)}, as far as they are available",
     )  # fmt: skip
     options.add_argument(
-        "--llama-server", metavar="PATH", help="the program; llama-batched-bench lies beside it"
+        "--llama-server", metavar="PATH", help="the program; llama-batched-bench is next to it"
     )
     options.add_argument(
         "--threads", type=positive, metavar="N",
@@ -214,7 +214,7 @@ def _options() -> argparse.ArgumentParser:
 
 
 def _program(path: str | None) -> Path | None:
-    """The program's place; its libraries become those of every Python process started here."""
+    """The program's path; its libraries become those of every Python process started here."""
     if path is None:
         return None
     found = shutil.which(path)
@@ -246,8 +246,8 @@ def main() -> None:
         if results:
             smaller = " (--quick: fewer and shorter)" if given.quick else ""
             for busy, found in results.items():
-                beside = f", next to {busy} busy processes" if busy else ""
-                report.table(f"{work.name}: {work.about}{beside}{smaller}", rows(found))
+                crowded = f", next to {busy} busy processes" if busy else ""
+                report.table(f"{work.name}: {work.about}{crowded}{smaller}", rows(found))
             if len(results) > 1:
                 report.table(f"{work.name}: tokens/s next to busy processes", kept(results))
             spent = steps_rows(steps)

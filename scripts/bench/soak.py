@@ -1,4 +1,4 @@
-"""A long mixed load: every endpoint, clients that vanish and clients that send nonsense."""
+"""A long mixed load: every endpoint, clients that disconnect, malformed requests."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def soak_server(server: Server, requests: int) -> list[dict[str, Any]]:
 
 
 def _storm(port: int, requests: int, seed: int, done: Callable[[int], object]) -> None:
-    """`CLIENTS` threads share the requests; the first failure of any is raised here."""
+    """Share the requests among `CLIENTS` threads; raise the first failure."""
     failures: list[Exception] = []
     counting = threading.Lock()
 

@@ -1,4 +1,4 @@
-"""Measure many concurrent SSE streams, and /health beside them."""
+"""Measure many concurrent SSE streams, and /health meanwhile."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ from .servers.server import HOST, PeakRss, Server, cllm_server, free_port, raise
 
 EPILOG = """\
 Every stream is checked: complete, well-formed JSON in every event, one id, the exact number of
-tokens, greedy text equal to what the same prompt gave alone. /health is asked every 5 ms by a
-process of its own, before and meanwhile.
+tokens, greedy text equal to what the same prompt gives alone. A process of its own sends
+GET /health every 5 ms, before the streams and during them.
 
 examples:
   python -m scripts.bench streams                     the whole server with the built-in model
-  python -m scripts.bench streams --http-only         the HTTP room alone: one thread feeds all
+  python -m scripts.bench streams --http-only         the HTTP server alone: one thread feeds all
                                                       streams at once, so all are live together
   python -m scripts.bench streams --model FILE --streams 200 --parallel 16
 """
@@ -43,7 +43,7 @@ class Outcome:
     tokens: int
     first: list[float]  # from the request to the first event
     gaps: list[float]  # between two events of one stream
-    late: list[float]  # from the producer's hand to the client (--http-only)
+    late: list[float]  # from the producer to the client (--http-only)
 
 
 def check(stream: Stream, tokens: int, text: str | None, outcome: Outcome) -> None:
@@ -71,7 +71,7 @@ def check(stream: Stream, tokens: int, text: str | None, outcome: Outcome) -> No
 def run_streams(
     server: Server, requests: list[bytes], tokens: int, texts: list[str | None]
 ) -> Outcome:
-    """Send all requests, read all streams, check each; the first wrong one ends the benchmark."""
+    """Send all requests, read all streams, check each; a wrong one raises ClientError."""
     with tqdm(total=len(requests), desc="streams", unit="stream", disable=None) as progress:
         begin = time.monotonic()
         scripts = [[Call(request)] for request in requests]
@@ -96,11 +96,11 @@ def measure(
     texts: list[str | None],
     heading: str,
 ) -> None:
-    """Warm up, then run the streams with a probe beside them, and report."""
+    """Warm up, then run the streams with a probe of /health, and report."""
     run_streams(server, warm_up, tokens, [None] * len(warm_up))
     with Probe(HOST, server.port, interval=0.005) as before:
-        wait(2.0, "/health alone")
-    with PeakRss(server.pid) as memory, Probe(HOST, server.port, interval=0.005) as beside:
+        wait(2.0, "/health, before")
+    with PeakRss(server.pid) as memory, Probe(HOST, server.port, interval=0.005) as during:
         outcome = run_streams(server, requests, tokens, texts)
     size = len(requests)
     kib = (memory.peak - memory.before) / size / 1024
@@ -117,37 +117,42 @@ def measure(
             "producer to client": outcome.late,
             "between two tokens": outcome.gaps,
         }
-    times |= {"/health alone": before.latencies, "/health beside": beside.latencies}
+    times |= {"/health, before": before.latencies, "/health, during": during.latencies}
     report.table("Milliseconds", [_spread(name, values) for name, values in times.items()])
-    _report_health(report, beside, size)
+    _report_health(report, during, size)
     report.target("at most 64 KiB of server memory a stream", kib, kib <= 64)
 
 
-def _report_health(report: Report, beside: Probe, size: int) -> None:
-    p99 = percentile(beside.latencies, 99) * 1e3
-    report.target(f"/health p99 under 50 ms beside {size} streams", p99, p99 < 50)
+def _report_health(report: Report, during: Probe, size: int) -> None:
+    p99 = percentile(during.latencies, 99) * 1e3
+    report.target(f"/health p99 under 50 ms during {size} streams", p99, p99 < 50)
 
 
 def bursts(
     report: Report, server: Server, requests: list[bytes], given: argparse.Namespace
 ) -> None:
     """Repeat the burst; /health of each, next to that of an idle server as a control."""
-    script = Path(__file__).with_name("_synthetic_server.py")
-    port = free_port()
     rows: list[dict[str, Any]] = []
-    with Server("control", [sys.executable, str(script), str(port), "2"], port) as idle:
+    with _synthetic("control", 2) as idle:
         for number in range(given.bursts):
             with (
-                Probe(HOST, server.port, interval=0.005) as beside,
+                Probe(HOST, server.port, interval=0.005) as during,
                 Probe(HOST, idle.port, interval=0.005) as control,
             ):
                 run_streams(server, requests, given.tokens, [None] * len(requests))
             rows += [
                 {"burst": number + 1, **_spread(name, probe.latencies)}
-                for name, probe in (("/health", beside), ("/health, idle server", control))
+                for name, probe in (("/health", during), ("/health, idle server", control))
             ]
-            _report_health(report, beside, len(requests))
+            _report_health(report, during, len(requests))
     report.table(f"{given.bursts} bursts of {len(requests)} streams, milliseconds", rows)
+
+
+def _synthetic(name: str, workers: int) -> Server:
+    """A server without a model; see servers/synthetic.py."""
+    port = free_port()
+    module = "scripts.bench.servers.synthetic"
+    return Server(name, [sys.executable, "-m", module, str(port), str(workers)], port)
 
 
 def _spread(name: str, values: list[float]) -> dict[str, Any]:
@@ -195,15 +200,7 @@ def http_only(report: Report, given: argparse.Namespace) -> None:
         asked = {"size": size, "tokens": given.tokens, "pace": given.pace}
         return [request_bytes("POST", "/stream", asked)] * size
 
-    port = free_port()
-    command = [
-        sys.executable,
-        "-m",
-        "scripts.bench.servers.synthetic",
-        str(port),
-        str(given.workers),
-    ]
-    with Server("synthetic server", command, port) as server:
+    with _synthetic("synthetic server", given.workers) as server:
         measure(
             report, server, requests(given.streams), requests(32), given.tokens,
             [text] * given.streams,
@@ -237,7 +234,7 @@ def main() -> None:
     )
     options.add_argument(
         "--bursts", type=positive, default=0, metavar="N",
-        help="afterwards send the streams again N times, /health beside each; default: none",
+        help="then send the streams N times more, with /health during each; default: none",
     )  # fmt: skip
     given = parse(options, streams=40, tokens=5, parallel=8)
     raise_file_limit(given.streams + 1000)

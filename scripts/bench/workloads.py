@@ -1,4 +1,4 @@
-"""The named workloads: how many clients ask what, one request after another."""
+"""The named workloads: how many clients send which requests."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from .common import BenchError
 SEED_PROMPT = "人工智能是计算机科学的一个分支"
 SAMPLING = {"temperature": 0.8, "top_k": 40, "top_p": 0.95, "min_p": 0.05}
 GREEDY = {"temperature": 0.0}
-# Every string is bounded: a model of random weights would never close one by itself.
+# Every string is bounded: a model with random weights would never close one by itself.
 SCHEMA: dict[str, Any] = {
     "type": "object",
     "properties": {
@@ -43,13 +43,13 @@ _TEXT = (
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """One generation that is asked for."""
+    """One requested generation."""
 
     prompt: str
     max_tokens: int
     sampling: dict[str, Any]
     json: bool = False  # the answer is JSON of the shape SCHEMA
-    leave_after: int = 0  # events after which the client goes away; 0: it stays
+    leave_after: int = 0  # events after which the client disconnects; 0: it stays
     first_counts: bool = True  # the time to its first token is part of the result
     gaps_count: bool = True  # the times between its tokens are
 
@@ -59,7 +59,7 @@ Script = Sequence[Request]
 
 @dataclass(frozen=True, slots=True)
 class Crowd:
-    """What one round asks: scripts that `clients` share, and late ones beside them."""
+    """The requests of one round: scripts that `clients` share, and late ones."""
 
     clients: int
     scripts: Sequence[Script]
@@ -76,16 +76,16 @@ class Workload:
     parallel: int = 8  # sequences of the server
     ctx_size: int = 512  # tokens of each
     alone: bool = False  # for the engine and llama-batched-bench, no server
-    probed: bool = False  # /health is asked meanwhile
+    probed: bool = False  # with /health meanwhile
     copies: bool = False  # needs the model that copies
     json: bool = False
 
 
 class Writer:
-    """Writes texts of about so many tokens of a model's vocabulary; the same seed, the same."""
+    """Writes texts of a given length in a model's tokens; the same seed, the same texts."""
 
     def __init__(self, model: Path) -> None:
-        init_backend()  # which quiets llama.cpp
+        init_backend()  # silences llama.cpp
         params = llama_cpp.llama_model_default_params()
         params.vocab_only = True
         handle = llama_cpp.llama_model_load_from_file(os.fsencode(model), params)
@@ -222,7 +222,7 @@ WORKLOADS = {
         ),
         Workload("single", "one stream of 128 tokens", _single),
         Workload(
-            "many", "64 clients on 16 sequences, /health beside them", _many, parallel=16,
+            "many", "64 clients on 16 sequences, /health meanwhile", _many, parallel=16,
             probed=True,
         ),
         Workload(

@@ -16,7 +16,7 @@ def phrases(language: str) -> ModuleType:
 
 
 def casual(rng: random.Random, text: str, language: str) -> str:
-    """The text as it is typed in a hurry: often without the last mark, in small or big letters."""
+    """The text as typed in a hurry: often without the last mark, in lower or upper case."""
     if rng.random() < 0.25:
         text = text.rstrip(".。!！")
     if language == "en":
@@ -26,7 +26,7 @@ def casual(rng: random.Random, text: str, language: str) -> str:
 
 
 def topic_words(plan: Plan) -> dict[str, str]:
-    """What the slots of a request's topic stand for."""
+    """The words for the slots of a request's topic."""
     hero, friend, thing = plan.hero.kind, plan.friend.kind, plan.thing
     if plan.language == "en":
         return {
@@ -62,6 +62,6 @@ def around(rng: random.Random, topic: str, language: str) -> str:
 
 
 def request(rng: random.Random, plan: Plan, forms: str = "k ko ko ko kj o kp kn kno") -> str:
-    """A request that the plan grants; `forms` are the keys of TOPICS to choose from."""
+    """A request that fits the plan; `forms` are the keys of TOPICS to choose from."""
     topic = rng.choice(phrases(plan.language).TOPICS[rng.choice(forms.split())])
     return around(rng, topic.format(**topic_words(plan)), plan.language)

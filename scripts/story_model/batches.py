@@ -1,6 +1,6 @@
-"""Documents of like length side by side, in few distinct shapes.
+"""Batches of documents of similar length, in few distinct shapes.
 
-Padding stays small, and a CPU's matrix kernels, which are generated for each shape, are used again.
+Padding stays small, and a CPU's matrix kernels, which are generated for each shape, are reused.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from torch import Tensor
 from .corpus import Corpus
 
 MICRO_TOKENS = 2048
-STEP = 64  # rows are padded to a multiple of it
+STEP = 64  # rows are padded to a multiple of this
 
 
 def _rows(corpus: Corpus, rows: list[int], length: int) -> tuple[Tensor, Tensor]:
@@ -32,8 +32,8 @@ def _rows(corpus: Corpus, rows: list[int], length: int) -> tuple[Tensor, Tensor]
 def micro_batches(corpus: Corpus, *, whole: bool = False) -> Iterator[tuple[Tensor, Tensor]]:
     """The corpus once, in its order, in batches of about `MICRO_TOKENS` tokens.
 
-    A document waits until as many of its length have come as fill a batch; with `whole`, those that
-    wait at the end come in smaller batches, and otherwise not at all.
+    A document waits until documents of its length fill a batch. With `whole`, those left at the end
+    come in smaller batches; without it they are dropped.
     """
     waiting: dict[int, list[int]] = {}
     for row in range(len(corpus.starts) - 1):

@@ -1,4 +1,4 @@
-"""Which beats a plot has, in order: the skeleton that both languages share."""
+"""The beats of each plot, in order: the skeleton that both languages share."""
 
 from __future__ import annotations
 
@@ -38,5 +38,5 @@ SKELETONS: dict[str, tuple[str, ...]] = {
 
 
 def beats(plan: Plan) -> tuple[str, ...]:
-    """The names of the plan's beats, in the order of the telling."""
+    """The names of the plan's beats, in the order of the story."""
     return tuple(b.format(obstacle=plan.obstacle, skill=plan.skill) for b in SKELETONS[plan.plot])

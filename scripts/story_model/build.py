@@ -1,4 +1,4 @@
-"""One command from nothing to the finished model and its report."""
+"""One command that makes the model and its report from nothing."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def _train(folder: Path, options: argparse.Namespace) -> None:
 def _export(folder: Path, options: argparse.Namespace) -> None:
     bpe = tokenizer.load(folder / "tokenizer.json")
     size = export(train.load(folder), bpe, folder / FILE_NAME)
-    print(f"{folder / FILE_NAME}: {size:,} bytes")
+    print(f"{folder / FILE_NAME}: {size} bytes")
 
 
 def _evaluate(folder: Path, options: argparse.Namespace) -> None:
@@ -115,10 +115,10 @@ STEPS: dict[str, Callable[[Path, argparse.Namespace], None]] = {
 
 
 def main() -> None:
-    """Runs the steps in order."""
+    """Run the steps in order."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument(
-        "--folder", type=Path, default=Path("build/story_model"), help="what is made"
+        "--folder", type=Path, default=Path("build/story_model"), help="where the results go"
     )
     parser.add_argument("--docs", type=Path, default=Path("docs"), help="where the report goes")
     parser.add_argument(

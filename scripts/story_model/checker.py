@@ -1,8 +1,8 @@
 """The grammar read backwards: whether a text is a story that one state can produce.
 
 Every line becomes a regular expression whose slots match any word of the lexicon. A text is
-accepted when its sentences follow one plot's beats to the end and every slot keeps one value all
-the way: names, kinds, pronouns, thing, colour, place, obstacle, skill and repair.
+accepted if its sentences follow one plot's beats to the end and every slot has one value
+throughout: names, kinds, pronouns, thing, colour, place, obstacle, skill and repair.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _SLOT = re.compile(r"\{(\w+)\}")
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """`reason` is empty when the story is accepted; `words` are the slots that were read."""
+    """reason: empty if the story is accepted. words: the values of the slots."""
 
     reason: str
     words: dict[str, str]
@@ -119,7 +119,7 @@ def _patterns(language: str) -> dict[str, tuple[re.Pattern[str], ...]]:
 
 
 def _bind(words: dict[str, str], match: re.Match[str]) -> dict[str, str] | None:
-    """The words with the match's slots added; None when one of them already has another value."""
+    """The words with the match's slots added; None if one of them already has another value."""
     bound = dict(words)
     for group, value in match.groupdict().items():
         slot, word = group.split("__")[0], value
@@ -176,7 +176,7 @@ def _contradiction(language: str, plot: str, words: dict[str, str], beat_names: 
 
 
 def _options(beat: str, language: str) -> list[str]:
-    """The beats' names that a skeleton's entry may stand for."""
+    """The names of beats that a skeleton's entry may stand for."""
     if "{" not in beat:
         return [beat]
     prefix = beat.split("{")[0]
@@ -190,7 +190,7 @@ _TITLES = {
 
 
 def check(text: str, language: str) -> Verdict:
-    """Reads the text as a story, with or without its title."""
+    """Read the text as a story, with or without its title."""
     title = _TITLES[language].match(text)
     verdict = check_untitled(text[title.end() :] if title else text, language)
     if title is None or not verdict.accepted:
@@ -202,7 +202,7 @@ def check(text: str, language: str) -> Verdict:
 
 
 def check_untitled(text: str, language: str) -> Verdict:
-    """Reads the text as a story; the reason names the furthest beat that could not be read."""
+    """Read the text as a story; the reason names the furthest beat that could not be read."""
     text = text.strip()
     furthest = (0, "opening")
     contradiction = ""

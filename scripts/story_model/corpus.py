@@ -61,7 +61,7 @@ class Document:
 
 
 def documents(seed: int, count: int, *, held_out: bool = False) -> Iterator[Document]:
-    """`count` documents, half in each language; held-out ones have pairs never seen in training."""
+    """`count` documents, half in each language; held-out ones have pairs not in training."""
     rng = random.Random(seed)
     for number in range(count):
         language = LANGUAGES[number % 2]
@@ -89,7 +89,7 @@ def _document(rng: random.Random, language: str, form: str, held_out: bool) -> D
 
 
 def plain_text(document: Document) -> Iterator[str]:
-    """What the vocabulary is learned from: all that the model is to say, and what it is asked."""
+    """The texts for the vocabulary: everything that the model should say, and the requests."""
     if document.talk is None:
         yield document.text
         return
@@ -136,8 +136,8 @@ class Corpus:
 def copying(vocabulary: int) -> Corpus:
     """Documents of random tokens that repeat, in which only the repetition is learned.
 
-    Read before the stories they teach attention to look back and copy, which is what keeps a
-    character's name and thing; without them that takes several million tokens of stories longer.
+    Read before the stories, they teach attention to look back and copy, which keeps a character's
+    name and thing consistent. Without them that takes several million tokens more of stories.
     """
     rng = np.random.default_rng(COPYING_SEED)
     count = COPYING_TOKENS // COPYING_LENGTH

@@ -24,14 +24,14 @@ class Turn:
 
 @dataclass(slots=True)
 class Conversation:
-    """The turns so far, and the stories that the assistant told in them."""
+    """The turns so far, and the assistant's stories in them."""
 
     language: str
     turns: list[Turn] = field(default_factory=list)
     stories: list[str] = field(default_factory=list)
 
     def say(self, question: str, answer: str) -> None:
-        """Adds a user turn and its answer."""
+        """Add a user turn and its answer."""
         self.turns += (Turn(USER, question), Turn(ASSISTANT, answer))
 
 
@@ -53,7 +53,7 @@ def _unknown(rng: random.Random, language: str) -> str:
 
 
 def _ask_for_story(rng: random.Random, talk: Conversation, plan: Plan, *, first: bool) -> None:
-    """A request and the story; sometimes the request names what no story knows."""
+    """A request and the story; sometimes the request names a subject outside the lexicon."""
     table, language = phrases(plan.language), plan.language
     told = tell_titled(plan, rng)
     dice = rng.random()
@@ -76,7 +76,7 @@ def _ask_for_story(rng: random.Random, talk: Conversation, plan: Plan, *, first:
 
 
 def sequel(rng: random.Random, plan: Plan, stage: int) -> str:
-    """What happened after the story, or after the first sequel, or that nothing is left to tell."""
+    """What happened after the story or after the first sequel, or that there is no more."""
     table = phrases(plan.language)
     if stage >= len(table.SEQUELS):
         return str(rng.choice(table.NO_MORE))
@@ -85,7 +85,7 @@ def sequel(rng: random.Random, plan: Plan, stage: int) -> str:
 
 
 def question(rng: random.Random, plan: Plan, key: str) -> tuple[str, str]:
-    """One way to ask `key` of the plan, and the answer."""
+    """A phrasing of the question `key` about the plan, and the answer."""
     table = phrases(plan.language)
     words = surfaces(plan) | {"S": table.DEEDS.get(plan.skill, "")}
     asked, answers = table.QUESTIONS[key]
@@ -97,7 +97,7 @@ def question(rng: random.Random, plan: Plan, key: str) -> tuple[str, str]:
 
 
 def _absent(rng: random.Random, plan: Plan) -> tuple[str, str]:
-    """A question about somebody who is not in the story."""
+    """A question about a character that is not in the story."""
     table, names = phrases(plan.language), [plan.hero.name, plan.friend.name]
     if rng.random() < 0.5:
         pool = NAMES_ZH if plan.language == "zh" else (*NAMES_EN["he"], *NAMES_EN["she"])
@@ -135,7 +135,7 @@ def _off_topic(rng: random.Random, talk: Conversation) -> None:
 
 
 def _follow_up(rng: random.Random, talk: Conversation, plan: Plan, stage: int) -> int:
-    """One turn after a story; returns how many sequels were told."""
+    """One turn after a story; return the number of sequels."""
     table, language = phrases(plan.language), plan.language
     dice = rng.random()
     if dice < 0.62:
@@ -159,7 +159,7 @@ def _follow_up(rng: random.Random, talk: Conversation, plan: Plan, stage: int) -
 
 
 def _before_any_story(rng: random.Random, talk: Conversation) -> None:
-    """A question about a story when none was told."""
+    """A question about a story before there is one."""
     table = phrases(talk.language)
     words = surfaces(make_plan(rng, talk.language))
     key = rng.choice([*table.QUESTIONS, "next", "who", "where"])
@@ -198,7 +198,7 @@ def _system(rng: random.Random, talk: Conversation) -> None:
 
 
 def short_talk(rng: random.Random, language: str) -> Conversation:
-    """A conversation without a story: small talk, limits, questions that come too early."""
+    """A conversation without a story: small talk, limits, questions before a story."""
     talk = Conversation(language)
     _system(rng, talk)
     for _ in range(rng.choice((1, 1, 1, 2, 3))):

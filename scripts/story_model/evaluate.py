@@ -1,4 +1,4 @@
-"""Asks the finished file for stories and answers it has not seen, and measures them."""
+"""Asks the finished file for stories and answers that are not in training, and measures them."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ DEFAULT_SAMPLING = Sampling(temperature=0.8, top_p=0.95, top_k=40)
 
 @dataclass(frozen=True, slots=True)
 class Story:
-    """A request, what came back, and what is wrong with it ("" when nothing is)."""
+    """A request, the answer, and what is wrong with it ("": nothing)."""
 
     prompt: str
     text: str
@@ -38,7 +38,7 @@ class Story:
 
 @dataclass(slots=True)
 class Results:
-    """All measures, per language where a language is named."""
+    """All measures; those that are dicts are by language."""
 
     consistent: dict[str, float] = field(default_factory=dict)
     sampled: dict[str, float] = field(default_factory=dict)
@@ -69,7 +69,7 @@ def prompts(language: str) -> list[tuple[str, str, str]]:
 
 
 def judge(text: str, language: str, kind: str, thing: str) -> tuple[str, Verdict]:
-    """What is wrong with the story as an answer to a request for `kind` and `thing`."""
+    """What is wrong with the story as an answer to a request for `kind` and `thing`, or ""."""
     verdict = check(text, language)
     words = verdict.words
     if verdict.accepted and kind not in (words.get("K"), words.get("nK", "")[2:]):
@@ -85,7 +85,7 @@ def untitled(text: str) -> str:
 
 
 def _questions(language: str, words: dict[str, str], kind: str) -> list[tuple[str, list[str]]]:
-    """Questions with the words that a right answer has."""
+    """Questions, and the words that a right answer contains."""
     if language == "en":
         known = {k.en for k in KINDS}
         friend = next(w for w in (words.get("J"), words.get("aJ", "").split(" ")[-1]) if w in known)
@@ -109,7 +109,7 @@ def _questions(language: str, words: dict[str, str], kind: str) -> list[tuple[st
 def _ask_about(
     speaker: Speaker, story: Story, language: str, kind: str, verdict: Verdict
 ) -> list[str]:
-    """The questions about one story that were answered wrongly; "" for each right one."""
+    """The wrong answers to the questions about one story; "" for each right one."""
     talk = [Turn(USER, story.prompt), Turn(ASSISTANT, story.text)]
     outcome = []
     for asked, expected in _questions(language, verdict.words, kind):
@@ -120,7 +120,7 @@ def _ask_about(
 
 
 def _is_limit(reply: Reply) -> bool:
-    # In either language: a number, for one, belongs to neither.
+    # In any language: a number, for example, belongs to none.
     tables = [phrases(language) for language in corpus.LANGUAGES]
     known = (t.LIMITS + t.WHO_ARE_YOU_REPLIES + t.GREETING_REPLIES for t in tables)
     return reply.ended and any(reply.text in replies for replies in known)
@@ -193,7 +193,7 @@ def _speed(speaker: Speaker) -> float:
 def evaluate(path: Path, seed: int, documents: int, threads: int = 2) -> Results:
     """All measures of the file.
 
-    Copying is looked for in the first `documents` documents of the training text of this seed.
+    Copies are searched in the first `documents` documents of the training text of this seed.
     """
     speaker, results = Speaker(path, threads), Results()
     results.size = path.stat().st_size
@@ -207,7 +207,7 @@ def evaluate(path: Path, seed: int, documents: int, threads: int = 2) -> Results
 
 
 def show(results: Results) -> None:
-    """Prints the measures, and what was rejected."""
+    """Print the measures and the rejected stories."""
     for name, value in asdict(results).items():
         if name in ("samples", "rejected", "wrong_answers", "wrong_limits"):
             continue
@@ -223,5 +223,5 @@ def show(results: Results) -> None:
 
 
 def save(results: Results, path: Path) -> None:
-    """Writes the measures as JSON."""
+    """Write the measures as JSON."""
     path.write_text(json.dumps(asdict(results), ensure_ascii=False, indent=1))

@@ -1,4 +1,4 @@
-"""The closed lexicon of the story grammar: every word that a story state can hold, twice."""
+"""The closed lexicon of the story grammar: each word of a story state, in both languages."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Kind:
-    """What a character is. `skills` are what it can do when something is out of reach."""
+    """A kind of character. skills: what it can do if something is out of reach."""
 
     en: str
     zh: str
@@ -19,7 +19,7 @@ class Kind:
 
 @dataclass(frozen=True, slots=True)
 class Thing:
-    """What a story is about. `repair` names the row of `REPAIRS` that mends it."""
+    """A thing that a story is about. repair: the row of `REPAIRS` that mends it."""
 
     en: str
     zh: str
@@ -30,7 +30,7 @@ class Thing:
 
 @dataclass(frozen=True, slots=True)
 class Word:
-    """One meaning and its two surfaces."""
+    """One meaning in both languages."""
 
     en: str
     zh: str
@@ -123,7 +123,7 @@ COLOURS: dict[str, Word] = {
 }
 PLAIN_COLOURS = tuple(COLOURS)
 
-# The English surface follows "there lived a fox"; the Chinese one follows 在.
+# The English text follows "there lived a fox"; the Chinese one follows 在.
 PLACES: tuple[Word, ...] = (
     Word("in a quiet forest", "一片安静的森林里"),
     Word("in a small village", "一个小村子里"),

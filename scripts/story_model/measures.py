@@ -1,4 +1,4 @@
-"""What a set of stories is measured by, apart from the checker: repetition and copying."""
+"""Measures of a set of stories next to the checker: repetition and copying."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def grams(text: str, length: int = GRAM) -> list[tuple[str, ...]]:
 
 
 def repeated_share(texts: Iterable[str]) -> float:
-    """The share of 8-grams that the same text had before."""
+    """The share of 8-grams that occur earlier in the same text."""
     total, repeated = 0, 0
     for text in texts:
         found = grams(text)
@@ -33,7 +33,7 @@ def repeated_share(texts: Iterable[str]) -> float:
 
 
 class Copying:
-    """How much of some texts stands word for word in a training text that is read once."""
+    """How much of some texts is word for word in a training text that is read once."""
 
     def __init__(self, texts: list[str], language: str) -> None:
         self._length = RUN[language]
@@ -45,16 +45,16 @@ class Copying:
         self._seen_whole: set[tuple[str, ...]] = set()
 
     def read(self, text: str) -> None:
-        """One story of the training text."""
+        """Read one story of the training text."""
         self._seen_runs.update(self._wanted.intersection(map(hash, grams(text, self._length))))
         whole = tuple(units(text))
         if whole in self._open:
             self._seen_whole.add(whole)
 
     def verbatim_share(self) -> float:
-        """The share of texts that the training text has whole."""
+        """The share of texts that the training text contains whole."""
         return sum(w in self._seen_whole for w in self._whole) / max(len(self._whole), 1)
 
     def passage_share(self) -> float:
-        """The share of texts with a run of `RUN` units that the training text has."""
+        """The share of texts with a run of `RUN` units that the training text contains."""
         return sum(bool(r & self._seen_runs) for r in self._runs) / max(len(self._runs), 1)

@@ -1,5 +1,8 @@
-"""The transformer, in the shape that llama.cpp knows as qwen3: RMS norms, rotary positions, grouped
-queries with normed queries and keys, gated feed-forward, tied embeddings."""
+"""The transformer, in the shape that llama.cpp calls qwen3.
+
+RMS norms, rotary positions, grouped queries with normed queries and keys, gated feed-forward, tied
+embeddings.
+"""
 
 # mypy: allow-subclassing-any
 from __future__ import annotations
@@ -65,7 +68,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 
 class Block(nn.Module):
-    """One layer: attention and feed-forward, each behind a norm."""
+    """One layer: attention and feed-forward, each after a norm."""
 
     def __init__(self, shape: Shape) -> None:
         super().__init__()

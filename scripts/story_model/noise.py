@@ -1,6 +1,6 @@
-"""User turns that have nothing to do with stories, so that the limit is learned for all of them.
+"""User turns that have nothing to do with stories, for which the model learns the limit.
 
-Everything is put together from fragments: questions on other subjects, sums, code, links, pieces of
+Everything is composed of fragments: questions on other subjects, sums, code, links, pieces of
 several scripts, syllables without meaning and arbitrary bytes.
 """
 
@@ -138,12 +138,12 @@ def _question_zh(rng: random.Random) -> str:
 
 
 def han(rng: random.Random, count: int) -> str:
-    """Arbitrary Chinese characters, most of which no story has."""
+    """Arbitrary Chinese characters, most of them in no story."""
     return "".join(chr(rng.randrange(0x4E00, 0x9FA6)) for _ in range(count))
 
 
 def instructions(rng: random.Random, language: str) -> str:
-    """What a system turn may say that has nothing to do with stories."""
+    """A system turn that has nothing to do with stories."""
     english = language == "en"
     forms, nouns, verbs = (
         (INSTRUCTIONS_EN, NOUNS_EN, VERBS_EN) if english else (INSTRUCTIONS_ZH, NOUNS_ZH, VERBS_ZH)
@@ -160,7 +160,7 @@ def instructions(rng: random.Random, language: str) -> str:
 
 
 def misspelt(rng: random.Random, text: str) -> str:
-    """The text with one or two letters left out, doubled or exchanged with their neighbours."""
+    """The text with one or two letters omitted, doubled or exchanged with their neighbours."""
     for _ in range(rng.randint(1, 2)):
         at = rng.randrange(len(text) - 1)
         if text[at : at + 2].isalpha():
@@ -238,7 +238,7 @@ def off_topic(rng: random.Random, language: str) -> str:
 
 
 def unknown_noun(rng: random.Random, language: str) -> str:
-    """A subject for a story that the lexicon does not have."""
+    """A subject for a story that is not in the lexicon."""
     if language == "zh":
         return rng.choice(NOUNS_ZH[:45]) if rng.random() < 0.6 else han(rng, rng.randint(1, 3))
     if rng.random() < 0.4:

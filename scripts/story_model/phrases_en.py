@@ -1,4 +1,4 @@
-"""What is said around the stories in English: requests, questions, answers, small talk, limits."""
+"""The English text around the stories: requests, questions, answers, small talk, limits."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ SYSTEMS = (
     *("You are a helpful AI assistant. Answer politely.", "Answer in English.", "Tell stories."),
 )
 
-# Question -> (how it is asked, plot -> how it is answered; "*" for the plots not listed).
+# Question -> (its phrasings, plot -> phrasings of the answer; "*": all other plots).
 QUESTIONS: dict[str, tuple[tuple[str, ...], dict[str, tuple[str, ...]]]] = {
     "who": (
         (
@@ -221,7 +221,7 @@ NEXT = (
     *("What did they do next?", "Go on.", "Continue", "Please continue the story.", "then what?"),
     *("Tell me more.", "What did {H} do next?", "what happens next", "Is there more?"),
 )
-# Each time one line of each group, and the groups of the second list the second time.
+# One line of each group each time; the second time from the second list.
 SEQUELS = (
     (
         (

@@ -1,4 +1,4 @@
-"""What is said around the stories in Chinese: the same tables as `phrases_en`."""
+"""The Chinese text around the stories: the same tables as `phrases_en`."""
 
 from __future__ import annotations
 

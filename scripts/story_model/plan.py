@@ -1,4 +1,4 @@
-"""The story state: who, what, where, and which plot; stories and answers derive from it."""
+"""The story state: characters, thing, place and plot. Stories and answers derive from it."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from .lexicon import (
     Word,
 )
 
-# Plot -> whether the thing ends up out of reach, so that an obstacle and a skill belong to it.
+# Plot -> whether the thing gets out of reach, so that it has an obstacle and a skill.
 PLOTS: dict[str, bool] = {
     "lost": True,
     "gift": True,
@@ -35,8 +35,8 @@ PLOTS: dict[str, bool] = {
 HELD_OUT_SHARE = 0.12
 
 # How often a character has its kind's usual name, trait, place, obstacle and friend, and a thing
-# its usual colour. Without such habits every free choice is even, and the likeliest story always
-# the same. No two kinds share a usual name, so a name never speaks for the wrong kind.
+# its usual colour. Without such habits every free choice is even, and the most likely story is
+# always the same. No two kinds share a usual name, so a name never suggests the wrong kind.
 HABIT = 0.75
 
 _SYLLABLES = tuple(c + v for c in "bdfgklmnprstvz" for v in ("a", "e", "i", "o", "u"))
@@ -71,7 +71,7 @@ class Plan:
 
 @dataclass(slots=True)
 class Wanted:
-    """What a request asks for; None leaves the choice to the plan."""
+    """The requested parts of a story; None leaves the choice to the plan."""
 
     hero: Kind | None = None
     friend: Kind | None = None
@@ -81,20 +81,20 @@ class Wanted:
 
 
 def is_held_out(kind: Kind, thing: Thing) -> bool:
-    """Whether stories of this hero and thing are kept out of the training text."""
+    """Whether stories of this hero and thing are excluded from the training text."""
     digest = hashlib.sha256(f"{kind.en}/{thing.en}".encode()).digest()
     return digest[0] < 256 * HELD_OUT_SHARE
 
 
 def invented_name(rng: random.Random, language: str) -> str:
-    """A name outside the lexicon, so that names are copied and not only recognised."""
+    """A name outside the lexicon, so that the model learns to copy names."""
     if language == "zh":
         return "".join(rng.sample(_NAME_CHARACTERS, 2))
     return "".join(rng.choice(_SYLLABLES) for _ in range(rng.choice((2, 2, 3)))).capitalize()
 
 
 def _names(language: str, pronoun: str, role: str) -> tuple[str, ...]:
-    """Heroes and friends have names of their own, so that nothing but a name tells them apart."""
+    """The names for a role; heroes and friends have different ones, so a name tells the role."""
     names = NAMES_EN[pronoun] if language == "en" else NAMES_ZH
     return names[(role == "friend") :: 2]
 
@@ -143,12 +143,12 @@ def _colour(rng: random.Random, thing: Thing) -> str:
 def _plot(rng: random.Random, hero: Kind, thing: Thing) -> str:
     plots = [p for p in PLOTS if p != "broken" or thing.repair]
     usual = plots[(KINDS.index(hero) + THINGS.index(thing)) % len(plots)]
-    # Only in a quarrel is the friend there before the obstacle that it must suit: the hardest plot.
+    # Only in a quarrel the friend appears before the obstacle that it must suit: the hardest plot.
     return usual if rng.random() < HABIT else rng.choice([*plots, "quarrel"])
 
 
 def _fitting(hero: Kind, friend: Kind | None) -> list[str]:
-    """The obstacles that stop the hero and, when the friend is given, not the friend."""
+    """The obstacles that stop the hero but not the friend, if one is given."""
     return [
         name
         for name, skills in OBSTACLES.items()
@@ -163,7 +163,7 @@ def _friend_kind(rng: random.Random, hero: Kind, able: list[Kind]) -> Kind:
 
 
 def _obstacle(rng: random.Random, hero: Kind, friend: Kind | None) -> str:
-    """One of those that fit, or "" when there are none."""
+    """One of those that fit, or "" if there are none."""
     fitting = _fitting(hero, friend)
     if not fitting:
         return ""
@@ -174,7 +174,7 @@ def _obstacle(rng: random.Random, hero: Kind, friend: Kind | None) -> str:
 def make_plan(
     rng: random.Random, language: str, wanted: Wanted | None = None, *, held_out: bool = False
 ) -> Plan:
-    """A consistent random state that grants `wanted`; `held_out` selects the side of the split."""
+    """A consistent random state with the `wanted` parts; held_out: the side of the split."""
     wanted = wanted or Wanted()
     while True:
         hero_kind = wanted.hero or rng.choice(KINDS)
@@ -188,7 +188,7 @@ def make_plan(
     plot = _plot(rng, hero_kind, thing)
     others = [k for k in KINDS if k is not hero_kind]
     if plot == "quarrel" and friend_kind is None:
-        # In the order of the telling: the obstacle suits the friend, whatever the hero's usual one.
+        # In the order of the story: the obstacle suits the friend, not the hero's usual one.
         friend_kind = _friend_kind(rng, hero_kind, [k for k in others if _fitting(hero_kind, k)])
     if PLOTS[plot]:
         obstacle = _obstacle(rng, hero_kind, friend_kind)

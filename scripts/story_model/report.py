@@ -1,4 +1,4 @@
-"""docs/demo_model.md and the picture of the loss, from what training and evaluation wrote."""
+"""docs/demo_model.md and the picture of the loss, from the results of training and evaluation."""
 
 from __future__ import annotations
 
@@ -10,31 +10,34 @@ LANGUAGE_NAMES = {"en": "English", "zh": "Chinese"}
 
 TEXT = """# The built-in story model
 
-`{file}` tells little stories in English and in simple Chinese, answers questions about them, and
-says politely that it knows nothing else. It is a transformer of {parameters:,} parameters
-({layers} layers, width {width}, vocabulary {vocabulary}), in the shape that llama.cpp calls qwen3,
-with its matrices in Q8_0: {size:,} bytes. Its context is 2 048 tokens.
+`{file}` tells short stories in English and in simple Chinese, answers questions about them, and
+says politely that it knows nothing else. It is a transformer in the shape that llama.cpp calls
+qwen3:
 
-## What it is made of
+| parameters | layers | width | vocabulary | context | matrices | file |
+|---|---|---|---|---|---|---|
+| {parameters} | {layers} | {width} | {vocabulary} | 2 048 tokens | Q8_0 | {size} bytes |
 
-No text and no weights come from elsewhere. `scripts/story_model` holds a grammar: a story is a
-state (hero, friend, thing, colour, place, trait, plot, obstacle, the skill that overcomes it) that
-is told in ten to twelve beats, each with several phrasings in either language. Kinds have habits,
-such as the fox's most frequent name, so that the likeliest story differs from one request to the
-next. Questions and answers are derived from the same state. Whatever is not about stories, from
-sums to stray bytes, is answered with the limit: "I only know little stories."
+## How it is made
+
+No text and no weights come from elsewhere. `scripts/story_model` holds a grammar. A story is a
+state (hero, friend, thing, colour, place, trait, plot, obstacle, the skill that overcomes it),
+told in ten to twelve beats, each with several phrasings in both languages. Kinds have habits,
+such as the fox's most frequent name, so that the most likely story differs between requests.
+Questions and answers come from the same state. Everything that is not about stories, from sums to
+stray bytes, is answered with the limit: "I only know little stories."
 
 One command makes the model again, with fixed seeds:
 
     pip install -e '.[demo]'
     python -m scripts.story_model.build
 
-It writes the corpus, learns a byte-level BPE vocabulary, trains, writes the GGUF file, evaluates it
-and writes this page; `--start FILE.gguf` goes on from a finished file instead of from nothing. It
-uses a GPU when there is one.
+It writes the corpus, trains a byte-level BPE vocabulary and the model, writes the GGUF file,
+evaluates it and writes this page. It uses a GPU if there is one. `--start FILE.gguf` continues
+from a finished file.
 
-A run from nothing begins with {copying:,} random tokens that repeat: they teach attention to copy,
-which is what keeps names and things straight. Then come documents of stories and talk, each read
+Training begins with {copying} random tokens that repeat. They teach attention to copy, which
+keeps names and things consistent. Then come documents with stories and conversations, each read
 once.
 
 {time}
@@ -43,39 +46,42 @@ once.
 
 ![Loss](demo_model_loss.png)
 
-Nats per token, over the tokens that the assistant says; {tokens:,} tokens were read. The held-out
-documents have pairs of hero and thing that never occur in training ({held_out_share:.0%} of all
-pairs). Much of what is left is chance that cannot be predicted: which name, which colour, which
-phrasing.
+Nats per token, over the tokens that the assistant says, after {tokens} tokens. The held-out
+documents have pairs of hero and thing that never occur in training ({held_out_share} of all
+pairs). Much of the remaining loss is chance that cannot be predicted: which name, which colour,
+which phrasing.
 
 | | held-out loss |
 |---|---|
 {losses}
 
-## Stories
+## Evaluation
 
-{prompts} requests in each language, for pairs of hero and thing that no training text has, through
-llama.cpp, greedy.
+{prompts} requests in each language, greedy, through llama.cpp, for pairs of hero and thing that
+no training text has.
 
 | | {columns} |
 |---|{rules}|
 {rows}
 
-- **Consistent**: the grammar, read backwards, accepts the text as told from one state from the
+- **Consistent**: the grammar, read backwards, accepts the text as a story of one state from the
   first sentence to the last: one hero with one name, kind and pronoun, one friend, one thing, one
-  place, an obstacle that the friend can overcome, the plot's own ending. The title, hero and
-  thing are those that were asked for, and the story ends by itself.
-- **Repeated 8-grams**: runs of eight words (Chinese: characters) that the same story had before.
-- **Verbatim**: whole stories that the training text has, compared without punctuation. A stricter
-  measure is beside it: stories with any run of {run_en} words (Chinese: {run_zh} characters) that
-  the training text has.
-- **Sampled**: the share of 50 stories that is consistent at temperature 0.8, top-p 0.95, top-k 40.
-- **Answers**: who is in it, where, who is the friend, what the hero is like, what happened next;
+  place, an obstacle that the friend can overcome, the plot's own ending. Title, hero and thing
+  are the requested ones, and the story ends by itself.
+- **Repeated 8-grams**: runs of eight words (Chinese: characters) that occur earlier in the same
+  story.
+- **Verbatim**: whole stories that are in the training text, compared without punctuation. The
+  stricter measure counts stories with any run of {run_en} words (Chinese: {run_zh} characters)
+  that is in the training text.
+- **Sampled**: the share of 50 stories that is consistent at temperature 0.8, top-p 0.95, top-k
+  40.
+- **Answers**: the characters, the place, the friend, what the hero is like, what happened next;
   asked about the first 40 consistent stories.
-- **Limit**: the share of {prompts} turns about something else (sums, code, other scripts, invented
-  words, stray bytes) that get the limit at the default sampling; the others are listed below.
+- **Limit**: the share of {prompts} turns about something else (sums, code, other scripts,
+  invented words, stray bytes) that get the limit at the default sampling. The others are listed
+  below.
 
-One greedy stream, one token at a time: {speed:,.0f} tokens per second ({machine}).
+One greedy stream: {speed} tokens per second ({machine}).
 
 ## What it gets wrong
 
@@ -83,14 +89,14 @@ One greedy stream, one token at a time: {speed:,.0f} tokens per second ({machine
 
 ## Twenty samples, not selected
 
-The first ten requests of the evaluation in each language, and what came back.
+The first ten requests of the evaluation in each language, and the model's answers.
 
 {samples}
 """
 
 
 def picture(curve: dict[str, Any], path: Path) -> None:
-    """The losses over the tokens read."""
+    """Draw the losses over the tokens read."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -159,15 +165,23 @@ def _wrong(results: dict[str, Any], most: int = 6) -> str:
 
 
 def report(results: dict[str, Any], facts: dict[str, Any], docs: Path) -> None:
-    """Writes the page and the picture into `docs`; `facts` come from the training run."""
+    """Write the page and the picture into `docs`. facts: from the training run."""
     picture(facts["curve"], docs / "demo_model_loss.png")
     losses = "\n".join(f"| {LANGUAGE_NAMES[c]} | {v:.3f} |" for c, v in facts["losses"].items())
     page = _fill(results, facts, losses)
     (docs / "demo_model.md").write_text(page, encoding="utf-8")
 
 
+def _spaced(count: float) -> str:
+    """A number as the documents write it: 10 000."""
+    return f"{count:,.0f}".replace(",", " ")
+
+
 def _fill(results: dict[str, Any], facts: dict[str, Any], losses: str) -> str:
-    values = {**facts, "losses": losses, "size": results["size"], "speed": results["speed"]}
+    counts = {name: facts[name] for name in ("parameters", "vocabulary", "copying", "tokens")}
+    counts |= {"size": results["size"], "speed": results["speed"]}
+    values = {**facts, "losses": losses, **{n: _spaced(count) for n, count in counts.items()}}
+    values["held_out_share"] = f"{100 * facts['held_out_share']:.0f} %"
     return TEXT.format(
         **values,
         columns=" | ".join(LANGUAGE_NAMES.values()),

@@ -1,4 +1,4 @@
-"""The finished file asked through llama.cpp, as a program that uses it would ask."""
+"""The finished file, used through llama.cpp like by any program."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def chat_prompt(turns: list[Turn]) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
-    """How the next token is chosen; a temperature of 0 takes the likeliest."""
+    """How the next token is chosen; temperature 0: greedily."""
 
     temperature: float = 0.0
     top_p: float = 0.95
@@ -30,7 +30,7 @@ class Sampling:
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """What came back, the number of tokens, and whether an end token ended it."""
+    """The text, its number of tokens, and whether an end token ended it."""
 
     text: str
     tokens: int
@@ -52,7 +52,7 @@ class Speaker:
         return ids
 
     def detokenize(self, ids: list[int]) -> bytes:
-        """The bytes that the ids stand for."""
+        """The bytes of the ids."""
         text: bytes = self._model.detokenize(ids)
         return text
 

@@ -1,4 +1,4 @@
-"""A finished GGUF file read back, to go on training from: its vocabulary and its weights."""
+"""Read a finished GGUF file to continue training: its vocabulary and its weights."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from .model import Shape, StoryModel
 
 
 def vocabulary(path: Path) -> Tokenizer:
-    """The vocabulary of a file that `export` wrote."""
+    """The vocabulary of a file from `export`."""
     fields = gguf.GGUFReader(path).fields
     names = fields["tokenizer.ggml.tokens"].contents()
     merges = [tuple(m.split(" ")) for m in fields["tokenizer.ggml.merges"].contents()]

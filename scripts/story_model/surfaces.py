@@ -1,4 +1,4 @@
-"""From a story state to the words that fill the slots of the lines, and to whole stories."""
+"""From a story state to the words for the slots of the lines, and to whole stories."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ def tell(plan: Plan, rng: random.Random) -> str:
 
 
 def title(plan: Plan) -> str:
-    """What a story told in a conversation is headed with."""
+    """The title of a story in a conversation."""
     words = surfaces(plan)
     if plan.language == "en":
         return "The {K} and the {O}".format(**words)

@@ -30,7 +30,7 @@ from .lexicon import (
 SPECIALS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|startoftext|>")
 END_OF_TEXT, TURN_START, TURN_END, START_OF_TEXT = range(len(SPECIALS))
 
-# Function words that every Chinese story has; each becomes at most one token.
+# Function words of every Chinese story; each becomes at most one token.
 COMMON_ZH = (
     *("从前", "有一天", "故事", "名字", "后来", "可是"),
     *("于是", "因为", "大家", "知道", "早上", "晚上"),

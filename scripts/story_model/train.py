@@ -1,4 +1,4 @@
-"""Training: Muon for the matrices, AdamW for the rest, a rate that falls in a straight line."""
+"""Training: Muon for the matrices, AdamW for the rest, a learning rate that falls linearly."""
 
 # mypy: allow-untyped-decorators
 from __future__ import annotations
@@ -35,7 +35,7 @@ class Schedule:
 
 @dataclass(slots=True)
 class Curve:
-    """What was measured on the way: (tokens, loss) pairs in nats per learned token."""
+    """The losses during training: (tokens, loss) pairs in nats per learned token."""
 
     train: list[tuple[int, float]] = field(default_factory=list)
     held_out: dict[str, list[tuple[int, float]]] = field(default_factory=dict)
@@ -43,7 +43,7 @@ class Curve:
 
 
 def device() -> torch.device:
-    """A GPU when there is one."""
+    """A GPU if there is one."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
@@ -117,10 +117,10 @@ def train(
     *,
     resume: bool = False,
 ) -> StoryModel:
-    """Trains over the corpus once, up to `schedule.tokens`; writes model.pt and curve.json.
+    """Train over the corpus once, up to `schedule.tokens`; write model.pt and curve.json.
 
-    With `resume` it goes on from checkpoint.pt. A run that is resumed with fewer tokens than it was
-    started with ends as if it had been started so, as long as its rate had not begun to fall.
+    With `resume` it continues from checkpoint.pt. A run that is resumed with fewer tokens than it
+    was started with ends as if it had been started with them, unless its rate had begun to fall.
     """
     model = model.to(device())
     optimizers = _optimizers(model, schedule)
@@ -160,7 +160,7 @@ def train(
                 for language, sample in held_out.items():
                     value = held_out_loss(model, sample, most=8)
                     curve.held_out.setdefault(language, []).append((tokens, value))
-                    tqdm.write(f"{tokens:,} tokens: held-out {language} {value:.4f}")
+                    tqdm.write(f"{tokens} tokens: held-out {language} {value:.4f}")
             if step % schedule.checkpoint_every == 0:
                 states = [o.state_dict() for o in optimizers]
                 saved = {"model": model.state_dict(), "optimizers": states, "curve": asdict(curve)}
@@ -171,7 +171,7 @@ def train(
 
 
 def load(folder: Path) -> StoryModel:
-    """The model that `train` wrote."""
+    """The model from `train`."""
     state = torch.load(folder / "model.pt", weights_only=True)
     model = StoryModel(Shape(**state["shape"]))
     model.load_state_dict(state["model"])

@@ -1,4 +1,4 @@
-"""Random JSON schemas as strict mode takes them, of answers that end soon whatever a model does."""
+"""Random JSON schemas that strict mode accepts; every answer ends soon with any model."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Other people's clients need no more than the address: LangChain and LiteLLM."""
+"""Third-party clients need only the address: LangChain and LiteLLM."""
 
 from __future__ import annotations
 

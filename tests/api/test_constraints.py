@@ -1,4 +1,4 @@
-"""No constraint of a request kills, hangs or blocks the server, whichever endpoint it comes by."""
+"""No constraint of a request kills, hangs or blocks the server, on any endpoint."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Promises of the formats: what models write is understood however it is cut; nothing is lost."""
+"""Promises of the formats: a model's text is parsed in any pieces, and nothing is lost."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Promises of /health, of the time before the model is there, and of an engine that is gone."""
+"""Promises of /health: while the model loads, and after the engine has failed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Large bodies and generations that must wait are answered like others and hold no worker."""
+"""Large bodies and generations that must wait get the usual answers and hold no worker."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""Promises of llama-server's endpoints: its clients find every field they know, and true figures.
+"""Promises of llama-server's endpoints: all fields that its clients read, with true numbers.
 
-What llama-server itself answers was recorded by tests/tools/llama_server_fields.py.
+tests/tools/llama_server_fields.py recorded llama-server's own answers.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Promises of log-probabilities, of gaps to fill, and of what every OpenAI response carries."""
+"""Promises of log-probabilities, of infilling, and of the fields of every OpenAI response."""
 
 from __future__ import annotations
 

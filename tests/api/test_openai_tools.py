@@ -1,4 +1,4 @@
-"""Promises of tools and structured answers: whatever is forced is valid, streamed and not."""
+"""Promises of tools and structured answers: constrained text is valid, streamed and not."""
 
 from __future__ import annotations
 

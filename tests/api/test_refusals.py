@@ -1,4 +1,4 @@
-"""What is refused, with which status, and that the text names field, value and expectation."""
+"""Refused requests: the status, and a text that names field, value and expectation."""
 
 from __future__ import annotations
 

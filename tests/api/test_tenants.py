@@ -1,4 +1,4 @@
-"""Clients that share the server: whose request is next, and whose is refused."""
+"""Clients that share the server: which request is next, and which is refused."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Variants of the built-in model whose tokens can be compared where llama.cpp rounds differently.
 
 The built-in model's weights are Q8_0, and so the activations are rounded to 8 bits as well: the
-last bit of an attention sum can become 0.4 in a logit, and then another token.
+last bit of an attention sum can become 0.4 in a logit, and so another token.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""An engine belongs to its process: in a fork it refuses, and the parent's goes on."""
+"""An engine belongs to its process: in a fork it refuses requests, and the parent's goes on."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A client that shows every byte, and handlers that wait for a test."""
+"""A client that shows every byte, and handlers that a test controls."""
 
 from __future__ import annotations
 

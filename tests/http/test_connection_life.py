@@ -1,4 +1,4 @@
-"""A connection's life: keep-alive, pipelining, 100-continue, half-closed and vanished clients."""
+"""A connection's life: keep-alive, pipelining, 100-continue, half-closed and lost clients."""
 
 from __future__ import annotations
 

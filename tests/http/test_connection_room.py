@@ -1,4 +1,4 @@
-"""Room for new connections: idle ones make place for new ones, and no client takes all of it."""
+"""Room for new connections: idle ones are closed for them, and no client takes all."""
 
 from __future__ import annotations
 

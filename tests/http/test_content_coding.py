@@ -1,4 +1,4 @@
-"""Bodies in gzip arrive decoded; what is not gzip, too large or another coding is refused."""
+"""Bodies in gzip arrive decoded; invalid, too large and other codings are refused."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Deadlines: what is too slow is answered with 408 or closed; what only waits is left alone."""
+"""Deadlines: slow clients get a 408 or a close; clients that only wait are left alone."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A handler that forks: what the child inherits keeps no connection and no port open."""
+"""A handler that forks: the child keeps no connection and no port open."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What routing and middleware promise, without a socket."""
+"""Routing and middleware, without a socket."""
 
 from __future__ import annotations
 

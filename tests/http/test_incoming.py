@@ -1,4 +1,4 @@
-"""Bodies on their way in: judged by the head, bounded in memory together, not endlessly slow."""
+"""Request bodies: checked by their head, bounded in memory together and in time."""
 
 from __future__ import annotations
 

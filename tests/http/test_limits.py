@@ -1,4 +1,4 @@
-"""Limits and settings refuse what could not work, by name and with the remedy."""
+"""Limits and settings refuse impossible values, by name and with the remedy."""
 
 from __future__ import annotations
 

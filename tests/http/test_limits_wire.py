@@ -1,4 +1,4 @@
-"""Limits as a client meets them: each status on the wire, and what the server can hold."""
+"""Limits as a client sees them: each status on the wire, and the server's capacity."""
 
 from __future__ import annotations
 

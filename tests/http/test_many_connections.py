@@ -1,4 +1,4 @@
-"""Crowds: idle connections, slow heads and streams by the thousand, and /health beside them."""
+"""Thousands of idle connections, slow heads and streams, and /health meanwhile."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the request parser promises, rule by rule; sections are of RFC 9112 unless named."""
+"""The request parser, rule by rule; sections are of RFC 9112 unless named."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What holds for every input of the parser: cuts do not matter, requests come through whole."""
+"""Properties of the parser for every input: cuts do not matter, requests arrive whole."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Pings: a quiet event stream says now and then that it is alive, and nothing else does."""
+"""Pings: a quiet event stream sends them, and no other response does."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The queue: no wake-up is lost, and blocked handlers hold up nobody but themselves."""
+"""The queue: no wake-up is lost, and a blocked handler holds up only its own connection."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a response's head says, and what a deferred response promises both its sides."""
+"""The head of a response, and a deferred response towards both its sides."""
 
 from __future__ import annotations
 

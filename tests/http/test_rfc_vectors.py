@@ -1,7 +1,7 @@
-"""What a live server answers to requests on both sides of each rule; sections as in docs/http.md.
+"""A live server's answers to requests on both sides of each rule; sections as in docs/http.md.
 
-Behind each request stands another one. It must be answered after a request that is taken, and never
-after one that is refused: otherwise two programs could see different requests in the same bytes.
+A second request follows each one. It must be answered after an accepted request, and never after a
+refused one: otherwise two programs could see different requests in the same bytes.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A server: where it listens, what it tells, how it refuses."""
+"""A server: where it listens, what it reports, how it refuses."""
 
 from __future__ import annotations
 

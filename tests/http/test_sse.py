@@ -1,4 +1,4 @@
-"""How events are framed: what a client of WHATWG HTML section 9.2.6 reads is what was sent."""
+"""Framing of events: a client of WHATWG HTML section 9.2.6 reads what was sent."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""stop(): requests in flight finish, streams end well, threads are joined, the port is free."""
+"""stop(): requests in flight finish, streams end properly, threads join, the port is free."""
 
 from __future__ import annotations
 

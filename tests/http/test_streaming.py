@@ -1,4 +1,4 @@
-"""Streams on the wire: framing, order, back-pressure, ends, and who is told about them."""
+"""Streams on the wire: framing, order, back-pressure, ends, and callbacks."""
 
 from __future__ import annotations
 

@@ -4,7 +4,7 @@
     python -m tests.tools.llama_server_fields http://127.0.0.1:8081
 
 Sends the requests of tests/api/llama_server_requests.json and writes llama_server_fields.json
-beside it: for each the status and the paths of all fields ("a.b"; of a list those of its first
+next to it: for each the status and the paths of all fields ("a.b"; of a list those of its first
 entry, "a[].b"), of a stream those of its first and of its last event.
 """
 

@@ -1,4 +1,4 @@
-"""Crowds of connections that do nothing useful: idle ones, and ones that send a head too slowly."""
+"""Many connections that do nothing useful: idle ones, and ones that send a head too slowly."""
 
 from __future__ import annotations
 
@@ -61,8 +61,8 @@ class IdleCrowd:
 class SlowHeaderCrowd:
     """Clients that send one byte of a request head every `interval` seconds, for ever.
 
-    One that the server turns away (408 or a close) comes back at once. A context manager;
-    `turned_away` counts those, `timeouts` the ones among them that got a 408.
+    A client that the server closes (with 408 or without) connects again at once. A context
+    manager; `turned_away` counts these closes, `timeouts` those with a 408.
     """
 
     def __init__(self, host: str, port: int, size: int, interval: float = 1.0) -> None:

@@ -1,7 +1,7 @@
 """HTTP clients for measuring: one connection, a load generator.
 
-Everything that measures runs in a process of its own, so that a crowd of clients never
-delays the clock of a probe. Raw sockets: a client library would be slower than the servers.
+Every measurement runs in a process of its own, so that other clients never delay the clock of a
+probe. Raw sockets: a client library would be slower than the servers.
 """
 
 from __future__ import annotations
@@ -146,9 +146,9 @@ class Load:
 
 
 def measure_load(host: str, port: int, path: str, connections: int, seconds: float) -> Load:
-    """GET `path` over keep-alive connections as fast as it goes: `wrk`, or `hammer` without it.
+    """GET `path` over keep-alive connections at full speed: with `wrk`, or `hammer` without it.
 
-    Raises `ClientError` when any response was not the one that a single request gets.
+    Raises `ClientError` when any response differs from that of a single request.
     """
     with Client(host, port) as client:
         expected = client.get(path)

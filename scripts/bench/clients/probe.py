@@ -37,7 +37,7 @@ class Probe:
         return self
 
     def __exit__(self, *_: object) -> None:
-        with contextlib.suppress(BrokenPipeError):  # it failed earlier; its reason is in the pipe
+        with contextlib.suppress(BrokenPipeError):  # it failed earlier; the reason is in the pipe
             self._control.send("stop")
         if not self._control.poll(60):
             self._process.kill()

@@ -1,7 +1,7 @@
-"""Many clients that read server-sent events at once, and what came in on each connection.
+"""Many clients that read server-sent events at once, and what each connection received.
 
-One thread and one poll: a crowd of client threads would take the processor from the servers.
-Responses are kept as they came and taken apart afterwards.
+One thread and one poll: many client threads would take the processor from the servers.
+Responses are stored as they arrive and parsed afterwards.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _EVENT_END = re.compile(rb"\r?\n\r?\n")
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """A request; `leave_after` that many events its client goes away (0: it stays)."""
+    """A request. leave_after: events after which its client disconnects; 0: it stays."""
 
     request: bytes
     leave_after: int = 0
@@ -35,16 +35,16 @@ Script = Sequence[Call]
 
 @dataclass(slots=True)
 class Stream:
-    """One response as it came in; times are `time.monotonic` seconds."""
+    """One response as it was received; times are `time.monotonic` seconds."""
 
     sent: float = 0.0
     raw: bytearray = field(default_factory=bytearray)
     arrivals: list[tuple[int, float]] = field(default_factory=list)  # (bytes so far, when)
-    left: bool = False  # its client went away as planned
+    left: bool = False  # its client disconnected as planned
     broken: bool = False  # the server closed before the end
 
     def events(self) -> tuple[list[bytes], list[float]]:
-        """The data of each event and when its last byte came.
+        """The data of each event and when its last byte was received.
 
         Raises `ClientError` when the response is not a complete 200 text/event-stream.
         """
@@ -72,7 +72,7 @@ class Stream:
 
 
 class _Client:
-    """One connection and the scripts it takes its calls from; reconnects when it must."""
+    """One connection and the scripts that give its calls; reconnects when necessary."""
 
     def __init__(self, host: str, port: int, waiting: deque[tuple[Script, list[Stream]]]) -> None:
         self._address = (host, port)
@@ -81,13 +81,13 @@ class _Client:
         self._results: list[Stream] = []
         self._call: Call | None = None
         self._stream = Stream()
-        self.answered = False  # something has come, or there was nothing to ask
+        self.answered = False  # something was received, or there was nothing to send
         self._connect()
 
     def _connect(self) -> None:
         self.connection = socket.create_connection(self._address, 30)
         self.connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        self._used = False  # a response has come on this connection
+        self._used = False  # a response was received on this connection
 
     def begin(self) -> bool:
         """Send the next call; False when there is none left."""
@@ -119,7 +119,7 @@ class _Client:
         self.connection.sendall(self._call.request)
 
     def read(self) -> bool:
-        """Take what has come; True when the response has ended, well or not, or is left."""
+        """Read what was received; True when the response has ended, was cut or is abandoned."""
         assert self._call is not None
         stream, leave_after = self._stream, self._call.leave_after
         try:
@@ -164,7 +164,7 @@ def read_streams(
     A script's calls follow one another on one connection. `clients` connections (default: one for
     each script; all are open before anything is sent) take the next script when they are done with
     one. One more works on the late ones as soon as every other has received something.
-    silence: seconds without a byte from anybody after which it gives up with `ClientError`.
+    silence: seconds without a byte on any connection after which it raises `ClientError`.
     progress: called as each stream ends.
     """
     done: list[list[Stream]] = [[] for _ in (*scripts, *late)]

@@ -1,7 +1,7 @@
 """Make a GGUF model to measure speed with: the shape of a real model, and random weights.
 
-Speed does not depend on what the weights say, only on how many they are and how they are stored.
-Where no model can be downloaded, or must not be, this one stands in for it.
+Speed depends on how many weights there are and how they are stored, not on their values. Use such
+a model where a real one cannot or must not be downloaded.
 """
 
 from __future__ import annotations
@@ -41,8 +41,8 @@ examples:
   %(prog)s --shape llama-1b --type Q8_0 llama-1b-q8_0.gguf
   %(prog)s --shape tiny --type Q4_0 /tmp/tiny.gguf
 
-The weights are written as 16-bit floats beside OUTPUT first, which takes four times the final
-size for a while, and deleted when llama.cpp has quantized them.
+The weights are first written next to OUTPUT as 16-bit floats, which takes four times the final
+size. They are deleted when llama.cpp has quantized them.
 """
 
 
@@ -60,7 +60,7 @@ def main() -> None:
             vocabulary = copy_vocabulary(options.vocab_from)
         else:
             vocabulary = synthetic_vocabulary(shape.vocabulary)
-        # In a directory of its own, so that nothing is left behind however this ends.
+        # In a directory of its own, which is removed however this ends.
         with tempfile.TemporaryDirectory(prefix=f".{output.name}.", dir=output.parent) as work:
             weights, finished = Path(work) / "f16.gguf", Path(work) / "quantized.gguf"
             write_model(weights, options.shape, vocabulary, options.seed, options.copying)
@@ -165,7 +165,7 @@ def write_model(path: Path, name: str, vocabulary: Vocabulary, seed: int, copies
 def quantize(source: Path, target: Path, name: str) -> None:
     """Lets llama.cpp store the weights of `source` as its type `name`.
 
-    Raises RuntimeError with llama.cpp's own words if it does not.
+    Raises RuntimeError with llama.cpp's own message if it fails.
     """
     parameters = llama_cpp.llama_model_quantize_default_params()
     parameters.ftype = getattr(llama_cpp, f"LLAMA_FTYPE_MOSTLY_{name}")

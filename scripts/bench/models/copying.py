@@ -1,10 +1,10 @@
 """Weights by which a model repeats its prompt: an induction circuit in its first two layers.
 
-Random weights say nothing twice, so nothing could be gained by guessing what comes next from what
-came before. A model that copies text (to quote, to edit, to summarize) does it by induction heads:
-an early layer gives each token the ones before it, a later one looks for a place with the same ones
-before it and takes what stood there. This writes just that into a model; everything else in it is
-as random and as slow as ever.
+Random weights never repeat a text, so speculative decoding could gain nothing. A model that copies
+text (to quote, to edit, to summarize) does it by induction heads: an early layer gives each token
+the ones before it; a later layer looks for a place with the same ones before it and takes the token
+there. This module writes that circuit into a model; all other weights stay random, and the speed is
+the same.
 
 Source: Olsson et al., "In-context Learning and Induction Heads", 2022.
 """
@@ -20,11 +20,11 @@ from .weights import Shape, Tensor
 
 Matrix = npt.NDArray[Any]
 
-BEFORE = 3  # tokens that must be the same before what is taken
-NOISE = 0.02  # what the random rest adds to the residual stream, of its usual size
-_SHARP = 6.0  # norm of queries and keys where position decides: attention is as good as certain
+BEFORE = 3  # tokens that must be the same before the one that is taken
+NOISE = 0.02  # share of its usual size that the random rest adds to the residual stream
+_SHARP = 6.0  # norm of queries and keys where position decides: attention is practically certain
 _FIRM = 4.0  # where tokens decide
-_LOUD = 4.0  # how much more the token to come says than the current one
+_LOUD = 4.0  # weight of the next token relative to the current one
 
 # The residual stream holds [own code | the code 1, 2, 3 tokens before | 1 | nothing ...].
 
@@ -102,9 +102,9 @@ def _look_back(shape: Shape, code: int) -> dict[str, Matrix]:
 def _take_what_followed(shape: Shape, code: int) -> dict[str, Matrix]:
     """Layer 1: attends to the places before which the last tokens stand, takes the tokens there.
 
-    A query is made of the codes of the current token and those before it, a key of those before
-    its own: as much of each as there is room for among the lowest frequencies, which RoPE hardly
-    turns within a few thousand tokens.
+    A query holds the codes of the current token and of those before it, a key the codes of those
+    before its own, as far as the lowest frequencies have room: RoPE hardly turns these within a
+    few thousand tokens.
     """
     matrices = _empty(shape, 1)
     queries, keys, values, output = matrices.values()

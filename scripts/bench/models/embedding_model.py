@@ -26,7 +26,7 @@ _VOCABULARY = 30_522
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """Sizes of a BERT; those of all-MiniLM-L6-v2 unless told otherwise. length: tokens."""
+    """Sizes of a BERT, by default those of all-MiniLM-L6-v2. length: tokens."""
 
     layers: int = 6
     width: int = 384
@@ -84,7 +84,7 @@ def write_bert(
 def add_vocabulary(writer: gguf.GGUFWriter, vocabulary: Sequence[str]) -> int:
     """Add a WordPiece vocabulary; return its size.
 
-    What stands at a word's start is written with "▁"; the rest are its continuations.
+    Pieces at the start of a word begin with "▁"; the others continue it.
     """
     import gguf
 

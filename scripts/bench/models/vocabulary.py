@@ -1,4 +1,4 @@
-"""The tokenizer of a model made to measure with: another model's, or one of made-up words."""
+"""The tokenizer of a model for benchmarks: another model's, or one of made-up words."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Vocabulary:
 
 
 def copy_vocabulary(path: Path) -> Vocabulary:
-    """Everything about the tokenizer that the model at `path` says.
+    """Everything about the tokenizer in the file at `path`.
 
     Raises OSError or ValueError if it is no GGUF or has no list of tokens.
     """
@@ -71,7 +71,7 @@ def synthetic_vocabulary(size: int) -> Vocabulary:
     merges = []
     space = tokens[ord(" ")]
     letters = string.ascii_lowercase
-    # Longest last: a merge may only use what is there already.
+    # Longest last: a merge may only use existing tokens.
     longer = (
         "".join(word)
         for length in itertools.count(1)

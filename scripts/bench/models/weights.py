@@ -1,4 +1,4 @@
-"""The shapes and the random weights of models made to measure with."""
+"""The shapes and the random weights of models for benchmarks."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ SHAPES = {
 
 @dataclass(frozen=True, slots=True)
 class Tensor:
-    """A matrix of normally distributed numbers, or for a vector, all the same; or `values`."""
+    """A matrix of normally distributed numbers, a vector of equal ones, or `values`."""
 
     name: str
     size: tuple[int, ...]
@@ -62,7 +62,7 @@ class Tensor:
         return int(np.prod(self.size)) * np.dtype(self.dtype).itemsize
 
     def make(self, random: np.random.Generator) -> npt.NDArray[Any]:
-        """The numbers; no more memory than they take."""
+        """The numbers; made 1 024 rows at a time, so that there is no second copy of all."""
         if self.values is not None:
             return self.values
         values = np.empty(self.size, dtype=self.dtype)
@@ -78,7 +78,7 @@ class Tensor:
 def tensors(shape: Shape, tokens: int) -> Iterator[Tensor]:
     """Every tensor of the model. Embeddings serve as output too, as in the models named above.
 
-    The scales keep numbers in range through all layers and make what the model says varied: the
+    The scales keep numbers in range through all layers and make the text varied: the
     logits' standard deviation is about 3, and attention picks a few of the tokens before.
     """
 

@@ -1,4 +1,4 @@
-"""What a comparison says: ratios between contenders, table rows, promises kept or not."""
+"""Ratios between contenders, rows of the tables, and whether targets are met."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Results = dict[str, dict[str, list[float]]]
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """A promise: the median of the rounds' ratios is at least, or at most, this."""
+    """A target: the median of the rounds' ratios is at least, or at most, this."""
 
     workload: str
     measure: str
@@ -51,7 +51,7 @@ def ratio(results: Results, ours: str, theirs: str, measured: str) -> float | No
 
 
 def rows(results: Results) -> list[dict[str, Any]]:
-    """One line a contender: medians, and behind them the ratio to the reference."""
+    """One row for each contender: medians, then the ratio to the reference."""
     table = []
     for name, measures in results.items():
         row: dict[str, Any] = {"server": name}
@@ -91,7 +91,7 @@ def steps_rows(steps: dict[str, Steps]) -> list[dict[str, Any]]:
 def check_targets(
     report: Report, workload: str, results: Results, spent: list[dict[str, Any]]
 ) -> None:
-    """Say of each promise about this workload whether it is kept; `spent` is steps_rows'."""
+    """Report for each target of this workload whether it is met. spent: from steps_rows."""
     for target in TARGETS:
         reached = ratio(results, target.ours, target.theirs, target.measure)
         if target.workload != workload or reached is None:
@@ -105,5 +105,5 @@ def check_targets(
             report.target(f"{workload}: no failures of {name}", failures, met=False)
     for row in spent if workload == "seed" else ():
         share = row["Python %"]
-        what = f"seed: {row['where']}: at most 3 % of a step in Python beside decode and sampling"
+        what = f"seed: {row['where']}: Python takes at most 3 % of a step"
         report.target(what, share, share <= 3.0)

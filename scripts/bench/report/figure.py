@@ -1,4 +1,4 @@
-"""The picture of a comparison: each server's speed and latency beside a reference."""
+"""The picture of a comparison: each server's speed and latency relative to a reference."""
 
 from __future__ import annotations
 

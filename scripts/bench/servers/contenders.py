@@ -1,4 +1,4 @@
-"""The servers that are compared: how each is started, and asked through the API that all speak."""
+"""The compared servers: how each is started, and requests to the API that all of them have."""
 
 from __future__ import annotations
 
@@ -37,9 +37,9 @@ signal.sigwait([signal.SIGTERM])
 
 @dataclass(frozen=True, slots=True)
 class Setup:
-    """What every contender is given.
+    """What every contender gets.
 
-    threads: None: one per core, and what cLLM makes of that. draft: the draft model, for cLLM and
+    threads: None: one per core; for cLLM its own default. draft: the draft model, for cLLM and
     llama-server.
     """
 
@@ -50,13 +50,13 @@ class Setup:
 
     @property
     def some_threads(self) -> str:
-        """For programs that must be told."""
+        """For programs without a default of their own."""
         return str(self.threads or len(os.sched_getaffinity(0)))
 
 
 @dataclass(slots=True)
 class Answer:
-    """What one request got; times in seconds on one clock."""
+    """The answer to one request; times in seconds on one clock."""
 
     request: Request
     sent: float
@@ -100,18 +100,18 @@ class Contender(Protocol):
     pid: int | None  # of the process that generates; None where it lives for one turn only
 
     def probe(self) -> Probe | None:
-        """A client that asks for its health; None where nobody listens."""
+        """A client that requests its health; None if it does not listen."""
 
     def ask(self, crowd: Crowd, progress: Callable[[], object]) -> Turn: ...
 
     def steps(self) -> Steps | None:
-        """The counters now; None where there are none."""
+        """The counters now; None if there are none."""
 
     def close(self) -> None: ...
 
 
 class HttpContender:
-    """A server that speaks OpenAI's completions, streamed."""
+    """A server with OpenAI's completions, streamed."""
 
     def __init__(self, server: Server, counters: bool = False) -> None:
         self.name = server.name
@@ -154,7 +154,7 @@ class HttpContender:
 
 
 def turn_of(answers: list[Answer], end: float) -> Turn:
-    """Tokens of the whole answers, over the time that everybody took."""
+    """Tokens of the complete answers, over the time of the whole round."""
     tokens = sum(answer.tokens for answer in answers if answer.fault is None)
     return Turn(tokens, end - min(answer.sent for answer in answers), answers)
 
@@ -176,9 +176,9 @@ def _call(request: Request) -> Call:
 
 
 def judge(request: Request, stream: Stream) -> Answer:
-    """Take a response apart; `fault` says what is wrong with it, if anything.
+    """Parse a response; `fault` says what is wrong with it, if anything.
 
-    Of a client that left only the times count.
+    If the client left, only the times count.
     """
     answer = Answer(request, stream.sent)
     if stream.left:
@@ -259,7 +259,7 @@ def llama_server(setup: Setup, work: Workload) -> Contender:
 
 
 def llama_server_ngram(setup: Setup, work: Workload) -> Contender:
-    """The same, guessing from the prompt; by default it does not."""
+    """The same with drafts from the prompt, which are off by default."""
     return _llama_server(setup, work, "llama-server, n-grams", "--spec-type", "ngram-simple")
 
 

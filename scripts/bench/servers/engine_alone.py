@@ -37,7 +37,7 @@ class EngineContender:
             "parallel": work.parallel,
             "ctx_size": work.ctx_size,
             "threads": setup.threads,
-            # Beside a bench that only decodes nothing is kept of earlier rounds either.
+            # llama-batched-bench keeps nothing of earlier rounds either.
             "cache_ram": 0 if work.alone else None,
         }
         self._process = SPAWN.Process(
@@ -52,7 +52,7 @@ class EngineContender:
         return None
 
     def ask(self, crowd: Crowd, progress: Callable[[], object]) -> Turn:
-        """Let the child ask its engine; progress comes all at once, at the end."""
+        """Let the child use its engine; progress is reported once, at the end."""
         turn = self._exchange(crowd)
         assert isinstance(turn, Turn)
         for _ in turn.answers:
@@ -94,7 +94,7 @@ def _serve(pipe: Pipe, model: Path, options: dict[str, Any]) -> None:
 
 @dataclass(slots=True, eq=False)
 class _Line:
-    """One client: its work, and the request that it waits for."""
+    """One client: its requests, and the one that it waits for."""
 
     scripts: deque[Script]
     requests: deque[Request] = field(default_factory=deque)
@@ -103,7 +103,7 @@ class _Line:
 
 
 def run_crowd(engine: Engine, crowd: Crowd) -> Turn:
-    """What a crowd of clients of a server would do, by callbacks."""
+    """The requests of a server's clients, by callbacks."""
     changed: queue.SimpleQueue[_Line] = queue.SimpleQueue()
     answers: list[Answer] = []
     waiting, late = deque(crowd.scripts), deque(crowd.late)
@@ -181,7 +181,7 @@ class BatchedBench:
         self.name = BATCHED_BENCH
         program = setup.llama_server and setup.llama_server.with_name(BATCHED_BENCH)
         if program is None or not os.access(program, os.X_OK):
-            raise BenchError(f"{BATCHED_BENCH} must lie beside the --llama-server PATH")
+            raise BenchError(f"{BATCHED_BENCH} must be next to the --llama-server PATH")
         self._command = [
             str(program), "--model", str(setup.model), "--threads", setup.some_threads,
             "--ctx-size", str(work.parallel * work.ctx_size), "--flash-attn", "auto",
@@ -193,7 +193,7 @@ class BatchedBench:
         return None
 
     def ask(self, crowd: Crowd, progress: Callable[[], object]) -> Turn:
-        """As many tokens of as many sequences as the crowd asks for."""
+        """Decode the tokens and sequences that the crowd requests."""
         tokens = crowd.scripts[0][0].max_tokens
         command = [*self._command, "-ntg", str(tokens)]
         done = subprocess.run(

@@ -1,4 +1,4 @@
-"""Other HTTP servers answering the same GET /health, for comparison."""
+"""Other HTTP servers with the same answer to GET /health, for comparison."""
 
 from __future__ import annotations
 

@@ -38,7 +38,7 @@ def raise_file_limit(needed: int) -> None:
 
 
 def free_port() -> int:
-    """A TCP port that nobody listened on a moment ago."""
+    """A TCP port that was free a moment ago."""
     with socket.socket() as probe:
         probe.bind((HOST, 0))
         port: int = probe.getsockname()[1]

@@ -1,7 +1,7 @@
 """An embedded HTTP server whose streams are all fed by one thread at a set pace; no model.
 
-Run by `scripts.bench streams --http-only`: what a step of an engine with thousands of sequences
-would ask of the HTTP room. Arguments: port, workers.
+Run by `scripts.bench streams --http-only`, as load of an engine with thousands of sequences on the
+HTTP server. Arguments: port, workers.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ class Batches:
 
 
 def _send(stream: EventStream, event: dict[str, object]) -> None:
-    # Where the client left, the benchmark notices it by itself.
+    # If the client left, the benchmark notices it by itself.
     with contextlib.suppress(StreamClosed):
         stream.send(event)
 

@@ -1,4 +1,4 @@
-"""What a slot held comes back from host memory: exact, within the budget, where it pays."""
+"""Prefixes come back from host memory: exact, within the budget, where it pays."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""From where a prompt starts, and what is given up for it: the policy alone, without a model."""
+"""Where a prompt starts, and which slot is given up for it: the policy alone, without a model."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is already in the cache is not computed again, and nobody can tell from the text."""
+"""A cached prefix is not computed again, and the text is the same."""
 
 from __future__ import annotations
 

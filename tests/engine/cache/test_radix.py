@@ -1,4 +1,4 @@
-"""Common beginnings are found, whatever was inserted, split and removed before."""
+"""Common prefixes are found after any insertions, splits and removals."""
 
 from __future__ import annotations
 

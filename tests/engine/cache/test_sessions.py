@@ -1,4 +1,4 @@
-"""A slot's prefix survives in a file, and only a file that suits is taken."""
+"""A slot's prefix survives in a file, and only a matching file is accepted."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Prompts with a long beginning in common that come together are not each read from the start."""
+"""Prompts with a common prefix that arrive together: the prefix is computed once."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Models whose attention looks only so far back: reused where that is right, else read again."""
+"""Sliding-window models: prefixes are reused where that is correct, else computed again."""
 
 from __future__ import annotations
 

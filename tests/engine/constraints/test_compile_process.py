@@ -1,4 +1,4 @@
-"""Whatever compiling a constraint does to the child, the engine refuses that one and goes on."""
+"""If compiling a constraint kills or stalls the child, the engine refuses it and goes on."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Random constraints, compiled as the server does: each is compiled or refused, and none kills."""
+"""Random constraints: each is compiled or refused, and none kills the server."""
 
 from __future__ import annotations
 

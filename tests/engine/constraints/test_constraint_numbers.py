@@ -1,4 +1,4 @@
-"""Numbers in schemas are held exactly, by Python's integers and doubles, or refused by name."""
+"""Numbers in schemas are enforced exactly, or refused by name."""
 
 from __future__ import annotations
 

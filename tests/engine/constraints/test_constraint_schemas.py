@@ -1,4 +1,4 @@
-"""Random schemas: whatever a model would rather say, its text is valid, beside free texts too."""
+"""Random schemas: every text is valid, also next to unconstrained sequences."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A constrained text belongs to its language, whatever else is asked for and whoever else runs."""
+"""A constrained text belongs to its language, with any other parameters and sequences."""
 
 from __future__ import annotations
 

@@ -1,10 +1,10 @@
-"""What a layout changes about the numbers: their rounding, and that within a bound.
+"""A layout changes only the rounding of logits, within a bound.
 
-Without flash attention, in a split cache, the number of threads and the batch change no bit. The
-rest adds in another order: flash attention goes by blocks, for a single token by as many parts as
-there are threads, and rounds an F32 cache to F16 first; a unified cache lays sequences out in other
-cells. Where activations are rounded to 8 bits (Q8_0 weights), a value that falls to the other side
-of a half counts for more.
+Without flash attention, in a split cache, the number of threads and the batch change no bit.
+Otherwise the order of additions changes: flash attention works by blocks, for a single token by one
+part for each thread, and rounds an F32 cache to F16 first; a unified cache puts sequences into
+other cells. Where activations are rounded to 8 bits (Q8_0 weights), a value near a rounding
+boundary changes more.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""How the fastest layout is looked for, with known times in place of a machine."""
+"""The search for the fastest layout, with known times in place of a machine."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Loading a draft model: what cannot guess for the main one is refused by name, with a remedy."""
+"""Loading a draft model: one that does not suit is refused by name, with a remedy."""
 
 from __future__ import annotations
 

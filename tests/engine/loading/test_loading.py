@@ -1,4 +1,4 @@
-"""What cannot be loaded is refused with one line that ends in a remedy, and without a crash."""
+"""Files that cannot be loaded are refused with one line and a remedy, without a crash."""
 
 from __future__ import annotations
 

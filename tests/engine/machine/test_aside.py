@@ -1,4 +1,4 @@
-"""Work on a thread of its own: its outcome comes back, and nobody goes on while it still runs."""
+"""Work on a thread of its own: its outcome is returned, and the caller waits for its end."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Large memory that is not written yet gets huge pages, where the system gives them when asked."""
+"""Large memory gets huge pages before it is written, if the system gives them on request."""
 
 from __future__ import annotations
 

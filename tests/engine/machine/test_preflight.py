@@ -1,7 +1,7 @@
-"""What the preflight promises: kernels that crash are found out, remembered, and done without.
+"""The preflight: kernels that crash are detected, remembered and not used.
 
-The crash is real. A shared library, preloaded into the child, takes the place of the kernels that
-llama.cpp runs on repacked weights, and dies (or hangs) in them as the miscompiled AMX kernels do.
+The crash is real. A shared library, preloaded into the child, replaces the kernels that llama.cpp
+runs on repacked weights, and crashes (or hangs) in them as the miscompiled AMX kernels do.
 """
 
 from __future__ import annotations

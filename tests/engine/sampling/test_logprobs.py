@@ -1,4 +1,4 @@
-"""Generated tokens are recorded for those who ask, with the model's own log-probabilities."""
+"""Tokens are recorded on request, with the model's own log-probabilities."""
 
 from __future__ import annotations
 

@@ -1,16 +1,16 @@
-"""What else is in the batch changes nothing about a request's tokens.
+"""Other sequences in the batch do not change a request's tokens.
 
-How far that holds is llama.cpp's to say; its CPU kernels do not always add in the same order:
-- attention: by whether a token is evaluated alone or in a chunk of a prompt;
-- flash attention: also by how many tokens are in the chunk;
-- a unified cache: by which cells a sequence got, beyond some 200;
-- Q4_K products: by the number of rows, from four on.
-The differences are those of rounding (up to 0.4 in a logit where activations are rounded to 8
-bits), and then two logits that nearly tie may change places. Without flash attention, in a cache
-split by sequence and with Q8_0 weights a token's logits are the same bit for bit, whoever shares
-the batch: that is tested here. For the rest a model without attention, whose logits are always
-exact, shows that no row, token or text gets into the wrong hands, and one with F32 weights that
-sequences attend to their own tokens.
+llama.cpp limits this: its CPU kernels do not always add in the same order. It depends on
+- attention: whether a token is evaluated alone or in a chunk of a prompt;
+- flash attention: also the number of tokens in the chunk;
+- a unified cache: the cells of a sequence, beyond some 200;
+- Q4_K products: the number of rows, from four on.
+The differences are rounding (up to 0.4 in a logit if activations are rounded to 8 bits), so that
+two logits that nearly tie may change places. Without flash attention, in a split cache and with
+Q8_0 weights a token's logits are the same bit for bit in every batch: that is tested here. Two more
+models test the rest: one without attention, whose logits are always exact, shows that no row, token
+or text goes to the wrong request; one with F32 weights shows that sequences attend to their own
+tokens.
 """
 
 from __future__ import annotations

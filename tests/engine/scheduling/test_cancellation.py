@@ -1,4 +1,4 @@
-"""A generation can be cancelled wherever it stands, and its place goes to the next."""
+"""A generation can be cancelled in every state, and its slot goes to the next request."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A deadline counts from submission, waiting included, and costs only the request it is on."""
+"""A deadline counts from submission, waiting included, and ends only its own request."""
 
 from __future__ import annotations
 

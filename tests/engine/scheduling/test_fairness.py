@@ -1,4 +1,4 @@
-"""Whose request is next where several tenants wait: simulations of the policy, without a model."""
+"""Which tenant's request is next: simulations of the policy, without a model."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""What goes wrong next to the tokens costs whom it must, is logged, and the engine serves on.
+"""A fault ends the requests that it concerns, is logged, and the engine serves on.
 
-No such failure can be had on purpose: each is made up where it would appear, and all else is real.
+Such faults cannot be caused on purpose: each is injected where it would occur; all else is real.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""When the engine thread gets what others left for it."""
+"""When the engine thread gets the requests and messages of other threads."""
 
 from __future__ import annotations
 

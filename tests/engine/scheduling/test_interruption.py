@@ -1,4 +1,4 @@
-"""Nobody waits for the end of a long step: it is bounded, and interrupted when it is not wanted."""
+"""Long steps hold nothing up: they are bounded, and interrupted when no longer needed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Streams are held up no longer than promised, and every prompt's turn comes: simulated."""
+"""Streams wait at most the bound, and every prompt gets its turn: simulated."""
 
 from __future__ import annotations
 

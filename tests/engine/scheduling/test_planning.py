@@ -1,4 +1,4 @@
-"""In which pieces prompts are read beside streams."""
+"""The chunks in which prompts are read next to streams."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""When the shared cache is too small for everyone, someone is computed again and nobody is lost.
+"""If the shared cache is too small, requests are computed again and none is lost.
 
 Texts are compared on a model without attention, whose logits do not depend on the cache's layout
-(test_batching.py says why), and then on a whole model in F32, where "no room" is made up.
+(test_batching.py says why), and then on a whole model in F32, where "no room" is injected.
 """
 
 from __future__ import annotations

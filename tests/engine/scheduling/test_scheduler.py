@@ -1,4 +1,4 @@
-"""Who is served when, how many may wait, and what a failure costs whom."""
+"""The order of requests, the limit of the queue, and the consequences of failures."""
 
 from __future__ import annotations
 

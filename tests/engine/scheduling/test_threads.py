@@ -1,4 +1,4 @@
-"""The threads that compute a step: what llama.cpp is told, counted, logged, and what is fixed."""
+"""The threads that compute a step: set in llama.cpp, counted, logged, or fixed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The draft model: what it guesses follows from the sequence alone, whatever its cache held."""
+"""The draft model: a draft depends on the sequence alone, with any earlier cache."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Guessing with a draft model: texts stay what they were, and it pays or stops."""
+"""Speculation with a draft model: texts stay the same, and it pays or stops."""
 
 from __future__ import annotations
 

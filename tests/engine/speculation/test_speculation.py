@@ -1,4 +1,4 @@
-"""Guessing ahead: what is generated stays what it was, guesses pay or stop, nothing is left."""
+"""Speculation: texts stay the same, drafts pay or stop, the cache is rolled back."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Guessing ahead when something comes between: small batches, no room, stop strings, failures."""
+"""Speculation under pressure: small batches, no room, stop strings, failures."""
 
 from __future__ import annotations
 

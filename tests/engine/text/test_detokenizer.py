@@ -1,4 +1,4 @@
-"""What Detokenizer promises: whole characters only, none lost, however the tokens cut them."""
+"""Detokenizer: whole characters only and none lost, however the tokens cut them."""
 
 from __future__ import annotations
 

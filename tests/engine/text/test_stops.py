@@ -1,4 +1,4 @@
-"""What StopMatcher promises: no part of a stop string gets out, and nothing else is kept."""
+"""StopMatcher: no part of a stop string gets out, and nothing else is held back."""
 
 from __future__ import annotations
 
