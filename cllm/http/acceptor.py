@@ -8,16 +8,13 @@ import socket
 import threading
 from collections.abc import Callable
 from time import monotonic, sleep
-from typing import TYPE_CHECKING
 
+from cllm.http.connection import Connection
 from cllm.http.connection_queue import LOOK_INTERVAL, ConnectionQueue
 from cllm.http.connection_room import ClientCounts, IdleConnections
 from cllm.http.limits import ServerConfig
 from cllm.http.poller import READ, Poller, WakeUp, new_poller
 from cllm.http.transport import shut_down
-
-if TYPE_CHECKING:
-    from cllm.http.connection import Connection
 
 _log = logging.getLogger("cllm.http")
 
@@ -70,7 +67,9 @@ class Acceptor:
         self._poller.register(poller.fileno(), READ)
         for fd in self._listeners:
             self._poller.register(fd, READ, once=False)
-        self.queue = ConnectionQueue(poller, connections, self._wake_up.set)
+        self.queue: ConnectionQueue[Connection] = ConnectionQueue(
+            poller, connections, self._wake_up.set
+        )
         self._sweep_interval = _sweep_interval(config)
         self._next_look = 0.0
         self._next_sweep = monotonic() + self._sweep_interval

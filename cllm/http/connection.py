@@ -10,16 +10,13 @@ import enum
 import logging
 import threading
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
-from cllm.http.incoming import Intake
+from cllm.http.intake import Intake
+from cllm.http.limits import ServerConfig
+from cllm.http.poller import Poller
 from cllm.http.transport import ConnectionLost, Peer, Transport
-
-if TYPE_CHECKING:
-    from cllm.http.handler import HttpHandler
-    from cllm.http.limits import ServerConfig
-    from cllm.http.poller import Poller
-    from cllm.http.worker import Worker
+from cllm.http.workspace import Workspace
 
 _log = logging.getLogger("cllm.http")
 
@@ -61,16 +58,16 @@ class Context:
 
     def __init__(
         self,
-        handler: HttpHandler,
+        intake: Intake,
         config: ServerConfig,
         poller: Poller,
         connections: dict[int, Connection],
         push: Callable[[Connection], None],
         closed: Callable[[Connection], None],
     ) -> None:
-        self.handler = handler
-        self.intake = Intake(handler, config)
-        self.handle = self.intake.handle if config.cors_origins else handler.handle_request
+        self.handler = intake.handler
+        self.intake = intake
+        self.handle = intake.handle
         self.config = config
         self.poller = poller
         self.connections = connections  # by file descriptor
@@ -83,16 +80,16 @@ class Context:
 class ConnectionProtocol(Protocol):
     """HTTP/1.1, and whatever else a connection may speak. Run by the owner only."""
 
-    def advance(self, connection: Connection, worker: Worker) -> int:
+    def advance(self, connection: Connection, workspace: Workspace) -> int:
         """Do what can be done without waiting; an interest to park with, DONE or AGAIN.
 
         Raises ConnectionLost.
         """
 
-    def attend(self, connection: Connection, worker: Worker) -> int:
+    def attend(self, connection: Connection, workspace: Workspace) -> int:
         """The same after a deadline has passed or the server has begun to stop."""
 
-    def lost(self, connection: Connection, worker: Worker) -> None:
+    def lost(self, connection: Connection, workspace: Workspace) -> None:
         """The connection broke, or the protocol failed: cancel what is under way."""
 
     def idle_since(self, connection: Connection) -> float | None:
@@ -160,26 +157,26 @@ class Connection:
         self.attention = True
         self.schedule()
 
-    def run(self, worker: Worker) -> None:
+    def run(self, workspace: Workspace) -> None:
         """By the worker that took it from the queue: until it would block. Raises nothing."""
         with self._lock:
             self._state = RUNNING
         try:
             if self.attention:
                 self.attention = False
-                interest = self._protocol.attend(self, worker)
+                interest = self._protocol.attend(self, workspace)
             else:
-                interest = self._protocol.advance(self, worker)
+                interest = self._protocol.advance(self, workspace)
             if interest > 0 and self.armed != interest:
                 self.armed = interest
                 self._rearm(self.fd, interest)
             if interest == DONE:
                 self.close()
         except ConnectionLost:
-            interest = self._break_off(worker)
+            interest = self._break_off(workspace)
         except BaseException:  # a SystemExit too: it would end this worker, and none replaces it
             _log.exception("a connection failed and is closed: %s", self.client)
-            interest = self._break_off(worker)
+            interest = self._break_off(workspace)
         self._finish(again=interest == AGAIN)
 
     def _finish(self, *, again: bool) -> None:
@@ -228,10 +225,10 @@ class Connection:
             _log.debug("closing %s: %s", self.client, error)
         self._context.closed(self)
 
-    def _break_off(self, worker: Worker) -> int:
+    def _break_off(self, workspace: Workspace) -> int:
         """With a reset: a response that the close ends would look complete (RFC 9112 section 8)."""
         try:
-            self._protocol.lost(self, worker)
+            self._protocol.lost(self, workspace)
         except BaseException:
             _log.exception("a cancellation failed: %s", self.client)
         self.close(abort=True)
@@ -241,12 +238,12 @@ class Connection:
 class _Closed:
     """What is left of a protocol: wake-ups that come late find nothing to do."""
 
-    def advance(self, connection: Connection, worker: Worker) -> int:
+    def advance(self, connection: Connection, workspace: Workspace) -> int:
         return DONE
 
     attend = advance
 
-    def lost(self, connection: Connection, worker: Worker) -> None:
+    def lost(self, connection: Connection, workspace: Workspace) -> None:
         return None
 
     def idle_since(self, connection: Connection) -> None:

@@ -6,10 +6,8 @@ import ipaddress
 import socket
 import threading
 from collections import deque
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from cllm.http.connection import Connection
+from cllm.http.connection import Connection
 
 # A connection that has waited this long for a request may be closed for a new one. The time lets
 # a client that has just come send its request, however many others come with it.

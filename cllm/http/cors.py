@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from cllm.http.deferred import DeferredResponse
 from cllm.http.handler import Answer, Middleware, Next
 from cllm.http.request import HttpRequest
-from cllm.http.response import DeferredResponse, HttpResponse
+from cllm.http.response import HttpResponse
 
 METHODS = "GET, HEAD, POST, PUT, DELETE, OPTIONS"
 EXPOSED = "*"  # every field, in answers to requests without cookies

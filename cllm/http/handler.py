@@ -10,9 +10,10 @@ from functools import partial
 from typing import Any, NamedTuple
 
 from cllm.http.body_stream import BodyStream, compact_json
+from cllm.http.deferred import DeferredResponse
 from cllm.http.errors import HttpError
 from cllm.http.request import HttpRequest
-from cllm.http.response import JSON, DeferredResponse, HttpResponse, field_line
+from cllm.http.response import JSON, HttpResponse, field_line
 from cllm.http.sse import IterableEventStream
 
 _log = logging.getLogger("cllm.http")

@@ -1,4 +1,4 @@
-"""A server: its sockets, its threads, its start and its end; and the static facade HttpServer."""
+"""A server: its sockets, its threads, its start and its end."""
 
 from __future__ import annotations
 
@@ -10,21 +10,20 @@ import threading
 import traceback
 from time import monotonic
 from types import TracebackType
-from typing import TYPE_CHECKING, ClassVar
 
 from cllm.http.acceptor import Acceptor
 from cllm.http.connection import Connection, Context
+from cllm.http.cors import cors
 from cllm.http.errors import HttpServerError
+from cllm.http.handler import HttpHandler
 from cllm.http.http1 import Http1
+from cllm.http.intake import Intake
 from cllm.http.limits import ServerConfig
 from cllm.http.listeners import address_of, listen
 from cllm.http.poller import READ, new_poller
 from cllm.http.stats import ServerStats, add_up
 from cllm.http.transport import PlainTransport, shut_down
 from cllm.http.worker import Worker
-
-if TYPE_CHECKING:
-    from cllm.http.handler import HttpHandler
 
 _log = logging.getLogger("cllm.http")
 
@@ -122,8 +121,10 @@ class Server:
             listeners, self.config, self._poller, self._connections, self._admit
         )
         queue = self._acceptor.queue
+        origins = self.config.cors_origins
+        intake = Intake(self._handler, self.config, cors(origins) if origins else None)
         self._context = Context(
-            self._handler, self.config, self._poller, self._connections, queue.push, self._closed
+            intake, self.config, self._poller, self._connections, queue.push, self._closed
         )
         self._acceptor_thread = threading.Thread(
             target=self._acceptor.run, name="cllm-acceptor", daemon=True
@@ -265,7 +266,7 @@ class Server:
     def stats(self) -> ServerStats:
         """Counters since the start; cheap enough to be asked for by every scrape."""
         workers = self._workers
-        total = add_up(worker.counters for worker in workers)
+        total = add_up(worker.workspace.counters for worker in workers)
         connections = len(self._connections)
         running = [worker.current for worker in workers]
         busy = len(running) - running.count(None)
@@ -286,58 +287,6 @@ class Server:
             timeouts_total=total.timeouts,
             responses_by_status=total.by_status,
         )
-
-
-class HttpServer:
-    """One server for a process, without an object to carry around: init, start, stop, isRunning."""
-
-    _lock: ClassVar[threading.Lock] = threading.Lock()
-    _server: ClassVar[Server | None] = None
-
-    @classmethod
-    def init(
-        cls, host: str, port: int, handler: HttpHandler, config: ServerConfig | None = None
-    ) -> None:
-        """Configure it. Raises HttpServerError where it was before and stop() did not follow."""
-        with cls._lock:
-            if cls._server is not None:
-                raise HttpServerError("HttpServer.init was called already; call stop() first")
-            cls._server = Server(handler, host, port, config)
-
-    @classmethod
-    def start(cls) -> None:
-        """Listen and serve; returns once clients can connect. Raises as `Server.start`."""
-        cls.instance().start()
-
-    @classmethod
-    def stop(cls, grace: float | None = None) -> None:
-        """Stop as `Server.stop`, and forget the configuration: `init` may be called again."""
-        with cls._lock:
-            server = cls._server
-        if server is None:
-            return
-        server.stop(grace)
-        with cls._lock:
-            if cls._server is server:
-                cls._server = None
-
-    @classmethod
-    def isRunning(cls) -> bool:  # noqa: N802 - the C++ interface's name
-        server = cls._server
-        return server is not None and server.is_running
-
-    @classmethod
-    def port(cls) -> int:
-        """The port in use. Raises HttpServerError before `init`."""
-        return cls.instance().port
-
-    @classmethod
-    def instance(cls) -> Server:
-        """The server itself. Raises HttpServerError before `init`."""
-        server = cls._server
-        if server is None:
-            raise HttpServerError("call HttpServer.init(host, port, handler) first")
-        return server
 
 
 def _stack(thread: threading.Thread) -> str:
