@@ -536,9 +536,12 @@ class Http1:
             response = self._context.intake.error(error, incoming.request)
             return self._turn_away(connection, workspace, incoming, response)
         if self._phase is STREAMING and not self._outgoing.pending:
+            if self._context.ending:  # the last event, not a ping: no other wake-up follows
+                return self._end(connection, workspace)
             return self._go_on(connection, workspace, self._pull(connection, workspace, quiet=True))
         if self._outgoing.progressed(connection):
-            return self.advance(connection, workspace)
+            again = self._end if self._context.ending else self.advance
+            return again(connection, workspace)
         workspace.counters.timeouts += 1
         return self._break_off(connection, workspace, "the client does not read")
 
