@@ -7,12 +7,10 @@ new deltas and frames them, so a stream costs the engine one call a step and no 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
-from cllm.api.envelopes import encode
 from cllm.api.errors import describe
 from cllm.http import BodyStream
-from cllm.http.sse import PING
 
 if TYPE_CHECKING:
     from cllm.engine import Generation
@@ -47,30 +45,33 @@ class Frames(Protocol):
 
 
 class GenerationStream(BodyStream):
-    """The events of a request's generations, in the order in which they are made.
-
-    ``on_update`` goes to ``Engine.submit``; ``bind`` must follow with what it gave.
-    """
+    """The events of a request's generations, in the order in which they are made."""
 
     __slots__ = ("_ended", "_finish", "_frames", "_generations", "_open", "_request_id", "_taken")
 
     content_type = "text/event-stream"
 
-    def __init__(self, request_id: str, finish: Callable[[Generation], None]) -> None:
+    def __init__(
+        self,
+        request_id: str,
+        submit: Callable[[Callable[[], None]], Sequence[Generation]],
+        frames: Callable[[Sequence[Generation]], Frames],
+        finish: Callable[[Generation], None],
+    ) -> None:
+        """submit: starts the generations, which call its argument after each step; this raises as
+        it does. frames: of these. finish: called with each generation that has ended.
+        """
         super().__init__()
         self._request_id = request_id
         self._finish = finish
-        self._frames: Frames = NativeFrames("")
-        self._generations: Sequence[Generation] = ()
         self._open: list[int] | None = None  # generations that have not ended; None: not begun
         self._taken = 0  # tokens
         self._ended = False
-
-    def bind(self, generations: Sequence[Generation], frames: Frames) -> None:
-        """Stream these generations; their updates may have begun already."""
-        self._frames = frames
+        self._generations: Sequence[Generation] = ()  # updates may come before `submit` returns
+        generations = submit(self.on_update)
+        self._frames = frames(generations)
+        self.ping = self._frames.ping
         self._generations = generations
-        self.ping = frames.ping
 
     def on_update(self) -> None:
         """On the engine thread after a step: wake the connection, or give up on a slow reader."""
@@ -149,34 +150,3 @@ class GenerationStream(BodyStream):
             return describe(generation.error, self._request_id).message
         cancelled = generation.finish_reason == "cancelled"
         return "the generation was cancelled" if cancelled else None
-
-
-class NativeFrames:
-    """The events of ``/generate_stream``: one for each delta, and one for the end."""
-
-    __slots__ = ("_prefix",)
-
-    ping = PING
-
-    def __init__(self, id: str) -> None:
-        self._prefix = b'data: {"id":"%s","token":' % id.encode()
-
-    def opening(self) -> bytes:
-        return b""
-
-    def delta(self, index: int, text: str) -> bytes:
-        return b'%b%b,"done":false}\n\n' % (self._prefix, encode(text))
-
-    def end(self, index: int, generation: Generation, error: str | None) -> bytes:
-        end: dict[str, Any] = {"finish_reason": generation.finish_reason, "usage": generation.usage}
-        return self._last(end if error is None else {**end, "error": error})
-
-    def closing(self) -> bytes:
-        return b""
-
-    def broken_off(self, reason: str) -> bytes:
-        return self._last({"error": reason, "finish_reason": "cancelled"})
-
-    def _last(self, end: dict[str, Any]) -> bytes:
-        # The end's braces: its keys continue the object that the prefix opened.
-        return self._prefix + b'"","done":true,' + encode(end)[1:] + b"\n\n"

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Generic, TypeVar
 
 from cllm.api.errors import describe
@@ -58,6 +59,21 @@ class Submission:
         answer.bind(self._submit(request, wanted, answer.on_update))
         return answer.deferred
 
+    def answer(
+        self,
+        request: HttpRequest,
+        wanted: Sequence[Wanted],
+        *,
+        stream: bool | None,
+        frames: Callable[[Sequence[Generation]], Frames],
+        respond: Callable[[Sequence[Generation]], HttpResponse],
+        refuse: Callable[[HttpError], HttpResponse],
+    ) -> HttpResponse | DeferredResponse:
+        """As `streamed` or as `whole`, whichever is asked for."""
+        if stream:
+            return self.streamed(request, wanted, frames)
+        return self.whole(request, wanted, respond, refuse)
+
     def embedded(
         self,
         request: HttpRequest,
@@ -87,9 +103,9 @@ class Submission:
         frames: Callable[[Sequence[Generation]], Frames],
     ) -> HttpResponse:
         """Answer with events as the tokens come; raises as `whole`."""
-        stream = GenerationStream(request.id, self._metrics.finished)
-        generations = self._submit(request, wanted, stream.on_update)
-        stream.bind(generations, frames(generations))
+        stream = GenerationStream(
+            request.id, partial(self._submit, request, wanted), frames, self._metrics.finished
+        )
         return HttpResponse.sse(stream)
 
     def _submit(

@@ -16,7 +16,7 @@ from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Any
 
 from cllm.api.envelopes import failure, success, too_many_requests
-from cllm.api.schemas import BENCHMARK, BenchmarkRequest
+from cllm.api.native.schemas import BENCHMARK, BenchmarkRequest
 from cllm.api.service import Service
 from cllm.api.tenants import tenant_of
 from cllm.engine import EngineError, QueueFull, SamplingParams

@@ -10,14 +10,13 @@ from typing import Annotated, Any, Literal
 
 from msgspec import UNSET, Meta, Struct, UnsetType
 
-from cllm.api.schemas import INT32, Fraction, NonEmpty, Penalty, Schema, TokenId
+from cllm.api.sampling import SamplingFields, given_sampling
+from cllm.api.schemas import INT32, Schema, TokenId
 from cllm.engine import SamplingParams
-from cllm.engine.sampling.params import MAX_STOPS
 
 MOST_CHOICES = 128  # generations of one request
 
 Count = Annotated[int, Meta(ge=1, le=INT32)]
-Stops = NonEmpty | Annotated[list[NonEmpty], Meta(max_length=MAX_STOPS)]
 Choices = Annotated[int, Meta(ge=1, le=MOST_CHOICES)]
 Alternatives = Annotated[int, Meta(ge=0, le=20)]
 
@@ -40,26 +39,14 @@ class StreamOptions(Struct):
     include_usage: bool | None = None
 
 
-class Sampled(Struct, kw_only=True):
+class Sampled(SamplingFields, kw_only=True):
     """The fields that both kinds of completion share."""
 
     model: str | None = None
     max_tokens: Count | None = None
     n: Choices | None = None
-    temperature: Annotated[float, Meta(ge=0, le=2)] | None = None
-    top_p: Fraction | None = None
-    presence_penalty: Penalty | None = None
-    frequency_penalty: Penalty | None = None
-    seed: int | None = None
-    stop: Stops | None = None
-    logit_bias: dict[TokenId, Annotated[float, Meta(ge=-100, le=100)]] | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
-    # Not OpenAI's; the names of the native API.
-    top_k: Annotated[int, Meta(ge=-1, le=INT32)] | None = None
-    min_p: Fraction | None = None
-    repetition_penalty: Annotated[float, Meta(gt=0, le=2)] | None = None
-    ignore_eos: bool | None = None
 
     def __post_init__(self) -> None:
         """Refuse what is not served: ValueErrors become the 400's text."""
@@ -77,16 +64,10 @@ class Sampled(Struct, kw_only=True):
 
         more: further fields of SamplingParams.
         """
-        given = {name: value for name in _SAMPLING if (value := getattr(self, name)) is not None}
+        given = given_sampling(self)
         if self.seed is not None:
             given["seed"] = self.seed + choice
         return SamplingParams(**given, **more, max_tokens=most)
-
-
-_SAMPLING = (
-    *("temperature", "top_p", "presence_penalty", "frequency_penalty", "seed", "stop"),
-    *("logit_bias", "top_k", "min_p", "repetition_penalty", "ignore_eos"),
-)
 
 
 class CompletionRequest(Sampled, kw_only=True):

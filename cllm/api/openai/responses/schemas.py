@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 from msgspec import Meta, Struct
 
 from cllm.api.openai.schemas import Count
+from cllm.api.sampling import Temperature
 from cllm.api.schemas import Fraction, NonEmpty, Schema
 
 # What is asked for by one of these values is not asked for.
@@ -119,7 +120,7 @@ class ResponsesRequest(Struct, kw_only=True):
     model: str | None = None
     instructions: str | None = None
     max_output_tokens: Count | None = None
-    temperature: Annotated[float, Meta(ge=0, le=2)] | None = None
+    temperature: Temperature | None = None
     top_p: Fraction | None = None
     tools: list[FunctionTool] | None = None
     tool_choice: Literal["none", "auto", "required"] | NamedTool | AllowedTools | None = None
