@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
@@ -39,6 +40,14 @@ _NOTHING: Mapping[str, Any] = {}
 
 class TemplateError(ValueError):
     """The template refuses these messages, or cannot be read; one line."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rendered:
+    """A prompt. text: without the special tokens that the model's own rules add."""
+
+    text: str
+    tokens: list[int]
 
 
 class ChatTemplate:
@@ -77,22 +86,22 @@ class ChatTemplate:
         """The prompt as text. Raises TemplateError."""
         return unframed(self._render(messages, variables, continued))
 
-    def tokens(
+    def prompt(
         self,
         engine: Engine,
         messages: Sequence[Message],
         variables: Mapping[str, Any] = _NOTHING,
         *,
         continued: bool = False,
-    ) -> list[int]:
-        """The prompt as tokens.
+    ) -> Rendered:
+        """The prompt as text and as tokens.
 
         The template's special tokens are control tokens; what a message says stays text, also
         where it spells such a token out. Raises TemplateError, InvalidRequest, EngineClosed.
         """
         text = self._render(messages, variables, continued)
         add_special = not (self._bos and text.startswith(self._bos))
-        return self._controls.tokenize(engine, text, add_special)
+        return Rendered(unframed(text), self._controls.tokenize(engine, text, add_special))
 
     def _render(
         self, messages: Sequence[Message], variables: Mapping[str, Any], continued: bool

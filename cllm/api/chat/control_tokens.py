@@ -16,7 +16,6 @@ if TYPE_CHECKING:
 
 # Noncharacters, which no text has a reason to hold.
 _BEGIN, _END = "\ufdd0", "\ufdd1"
-_NO_FRAMES = str.maketrans("", "", _BEGIN + _END)
 
 
 class ControlTokens:
@@ -31,7 +30,7 @@ class ControlTokens:
     def frame(self, value: Any) -> Any:
         """The value with each control token framed that a text anywhere in it spells."""
         if isinstance(value, str):
-            return self._spelled.sub(_framed, value.translate(_NO_FRAMES))
+            return self._spelled.sub(_framed, unframed(value))
         if isinstance(value, Mapping):
             return {self.frame(key): self.frame(entry) for key, entry in value.items()}
         if isinstance(value, (list, tuple)):
@@ -58,8 +57,8 @@ class ControlTokens:
 
 
 def unframed(text: str) -> str:
-    """The text as whoever reads it wants it."""
-    return text.translate(_NO_FRAMES)
+    """The text without the marks."""
+    return text.replace(_BEGIN, "").replace(_END, "")
 
 
 def _framed(match: re.Match[str]) -> str:
