@@ -1,7 +1,7 @@
 """Request bodies: their fields, types, ranges and defaults, and the text that says what was wrong.
 
-msgspec decodes and checks in one pass; only a body that failed is looked at a second time, to
-name the field, the value it had and what was expected.
+msgspec decodes and checks in one pass; only a body that failed is parsed a second time, to name
+the field, its value and what was expected.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class Schema(Generic[T]):
     def decode(self, body: bytes) -> T:
         """The checked body.
 
-        The Content-Type is not looked at: curl -d sends a form type around a JSON body.
+        The Content-Type is ignored: curl -d sends JSON bodies with a form's type.
         Raises HttpError 400 that names the field, the value and what was expected.
         """
         try:

@@ -15,21 +15,21 @@ from cllm.http import BodyStream
 if TYPE_CHECKING:
     from cllm.engine import Generation
 
-# Bytes a pending token costs once framed, beside its text: the prefix with the id and the end.
+# Bytes a pending token costs once framed, in addition to its text: the prefix with the id, the end.
 _FRAME = 75
 
 
 class Frames(Protocol):
-    """What the events of one API look like; `index` counts the generations of a request.
+    """The events of one API; `index` counts the generations of a request.
 
-    ping: a whole event that says nothing, for while the stream is quiet.
+    ping: a whole event without content, for a quiet stream.
     """
 
     @property
     def ping(self) -> bytes: ...
 
     def opening(self) -> bytes:
-        """What stands before the first delta."""
+        """What comes before the first delta."""
 
     def delta(self, index: int, text: str) -> bytes:
         """A piece of text."""
@@ -38,10 +38,10 @@ class Frames(Protocol):
         """The end of one generation."""
 
     def closing(self) -> bytes:
-        """What stands after the end of all."""
+        """What comes after the end of all."""
 
     def broken_off(self, reason: str) -> bytes:
-        """The last event where the server stops the stream before the generations ended."""
+        """The last event if the server stops the stream before the generations end."""
 
 
 class GenerationStream(BodyStream):
@@ -77,12 +77,12 @@ class GenerationStream(BodyStream):
         """On the engine thread after a step: wake the connection, or give up on a slow reader."""
         generations, wake = self._generations, self._wake
         if not generations or wake is None:
-            return  # `attach` looks for itself
+            return  # `attach` checks for itself
         waiting = self._made() - self._taken
         if sum(g.pending_chars for g in generations) + waiting * _FRAME > self.high_water:
             self.cancel(f"the reader is too slow: {waiting} tokens are unread")
         elif not self._notified:
-            # Once until the next `take`: a reader whose socket is full is not run for every token.
+            # Once until the next `take`: no run for every token while the socket is full.
             self._notified = True
             wake()
 
@@ -93,7 +93,7 @@ class GenerationStream(BodyStream):
             wake()
 
     def take(self) -> list[bytes]:
-        """The events of every delta since the last call, as one piece: they leave together."""
+        """The events of all deltas since the last call, as one piece: they are sent together."""
         if not self._generations or self._ended or self.cancel_reason is not None:
             return []
         # Before anything is read: what is published from here on wakes again.
@@ -106,7 +106,7 @@ class GenerationStream(BodyStream):
             pieces.append(frames.opening())
         for index in tuple(self._open):
             generation = self._generations[index]
-            # Before the deltas: when it is set, everything has been published.
+            # Read before the deltas: once it is set, everything has been published.
             done = generation.done
             pieces += [frames.delta(index, text) for text in generation.take()]
             if done:
@@ -139,7 +139,7 @@ class GenerationStream(BodyStream):
             self._wake()
 
     def end_event(self, reason: str) -> bytes:
-        """The last event where the server stops the stream before the generations ended."""
+        """The last event if the server stops the stream before the generations end."""
         return self._frames.broken_off(reason)
 
     def _made(self) -> int:

@@ -13,7 +13,7 @@ _log = logging.getLogger("cllm.http")
 
 
 class DeferredResponse:
-    """A response that another thread will give; the worker goes on meanwhile."""
+    """A response that another thread will give; no worker waits for it."""
 
     __slots__ = (
         "_cancel_callbacks",
@@ -35,12 +35,12 @@ class DeferredResponse:
     def resolve(self, response: HttpResponse) -> bool:
         """Give the response; True for the first one given before a cancellation. Any thread.
 
-        A stream in a response that comes too late is cancelled. For what is no HttpResponse the
-        client is answered 500, and TypeError raised here.
+        A stream in a response that is given too late is cancelled. For anything other than an
+        HttpResponse the client gets a 500, and this raises TypeError.
         """
         if not _is_response(response):
             self.resolve(_failure())
-            raise TypeError(f"a {type(response).__name__} is no HttpResponse")
+            raise TypeError(f"a {type(response).__name__} is not an HttpResponse")
         with self._lock:
             late = self.response is not None or self.cancel_reason is not None
             if not late:
@@ -59,10 +59,10 @@ class DeferredResponse:
         return True
 
     def cancel(self, reason: str) -> bool:
-        """There will be no response; False where it was there already. Any thread.
+        """There will be no response; False if it was given already. Any thread.
 
-        By the connection: nobody waits for it any more. By the producer: a client that still waits
-        is answered 503 with the reason.
+        By the connection: the client no longer waits. By the producer: a client that still waits
+        gets a 503 with the reason.
         """
         with self._lock:
             if self.response is not None or self.cancel_reason is not None:
@@ -81,9 +81,9 @@ class DeferredResponse:
         return self.cancel_reason is not None
 
     def on_cancel(self, callback: Callable[[str], object]) -> None:
-        """Call `callback(reason)` when nobody waits any more: client gone, deadline, server stop.
+        """Call `callback(reason)` on cancellation: client gone, deadline, server stop.
 
-        At once where that already happened; never once the response is given.
+        At once if that already happened; never once the response is given.
         """
         with self._lock:
             if self.cancel_reason is None:
@@ -93,9 +93,9 @@ class DeferredResponse:
         callback(self.cancel_reason)
 
     def attach(self, wake: Callable[[], None]) -> None:
-        """Have `wake` called, from any thread, when the response is there or will not be.
+        """Have `wake` called, from any thread, once the response is given or cancelled.
 
-        At once where that is known.
+        At once if it already is.
         """
         with self._lock:
             self._wake = wake
@@ -104,10 +104,10 @@ class DeferredResponse:
             wake()
 
     def then(self, change: Callable[[HttpResponse], HttpResponse]) -> DeferredResponse:
-        """The response that `change` makes of this one, for middleware; cancelling goes both ways.
+        """The response that `change` makes of this one, for middleware; cancelling works both ways.
 
         `change` runs on the thread that resolves, and must be quick. An exception in it is logged
-        and gives a bare 500.
+        and gives a plain 500.
         """
         changed = DeferredResponse()
         changed.on_cancel(self.cancel)

@@ -12,7 +12,7 @@ from cllm.http.server import Server
 
 
 class HttpServer:
-    """One server for a process, without an object to carry around: init, start, stop, isRunning."""
+    """One server for the process, without an object to pass around."""
 
     _lock: ClassVar[threading.Lock] = threading.Lock()
     _server: ClassVar[Server | None] = None
@@ -21,10 +21,10 @@ class HttpServer:
     def init(
         cls, host: str, port: int, handler: HttpHandler, config: ServerConfig | None = None
     ) -> None:
-        """Configure it. Raises HttpServerError where it was before and stop() did not follow."""
+        """Configure it. Raises HttpServerError if it is configured and stop() did not follow."""
         with cls._lock:
             if cls._server is not None:
-                raise HttpServerError("HttpServer.init was called already; call stop() first")
+                raise HttpServerError("HttpServer.init was already called; call stop() first")
             cls._server = Server(handler, host, port, config)
 
     @classmethod

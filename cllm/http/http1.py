@@ -1,16 +1,16 @@
-"""HTTP/1.1 on one connection: requests to the handler, responses to the transport (RFC 9112).
+"""HTTP/1.1 on one connection (RFC 9112); over 400 lines, since its phases are one state machine.
 
-Phases, and what ends each:
+Requests go to the handler, responses to the transport. Phases, and what ends each:
 
     READING    a request is complete → its response; the client ended → closed
-    AWAITING   the deferred response is there → its response
-    STREAMING  the stream is finished → READING; cancelled → broken off
-    FLUSHING   the socket took everything → whatever came before
+    AWAITING   the deferred response is given → its response
+    STREAMING  the stream is finished → READING; cancelled → connection aborted
+    FLUSHING   the socket took everything → the phase before
     LINGERING  the client ended, sent too much or too long → closed
 
-A client that ends its side (half-closes) after a request still gets a response that is made at
-once. While a deferred response or a stream is under way the end of its side means that it left:
-the end of a TCP stream does not say which of the two it was, and generating for nobody is dear.
+A client that half-closes after a request still gets a response that is ready at once. During a
+deferred response or a stream a half-close counts as leaving: TCP does not tell the two apart, and
+generating text that no client reads is expensive.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from cllm.http.workspace import Workspace
 
 _log = logging.getLogger("cllm.http")
 
-# What one turn may do before other connections get theirs.
+# Limits of one turn, after which other connections get theirs.
 TURN_REQUESTS = 16
 TURN_READS = 16  # of the worker's receive buffer
 
@@ -48,7 +48,7 @@ STOPPING = "the server is stopping"
 
 
 class Phase(enum.IntEnum):
-    """What the connection does now; see above."""
+    """What the connection does now; see the module."""
 
     READING = 0
     AWAITING = 1
@@ -84,11 +84,11 @@ class Http1:
         self._stream: BodyStream | None = None
         self._ended = False  # the stream's end is in `_outgoing`, or has left
         self._keep = False  # the connection stays open after this response
-        self._peer_interest = READ  # what tells that the client leaves
+        self._peer_interest = READ  # the interest that shows that the client leaves
         self._status = 0
         self._sent = 0  # bytes of the body
         self._begun = 0.0  # time.monotonic(), where there is an access log
-        self._refused = False  # the response is to bytes that were no request
+        self._refused = False  # the response refuses bytes that are no complete request
         self._dropped = 0  # bytes, while lingering
 
     # Called by the connection
@@ -127,10 +127,10 @@ class Http1:
     # Reading and answering
 
     def _read(self, connection: Connection, workspace: Workspace) -> int:
-        """READING: answer what is buffered, then read more, as long as it comes.
+        """READING: answer what is buffered, then read on until nothing comes.
 
-        It stays for one more read after what seems to be all, since the next request of a client
-        that is alone often is there by then; with others in the queue that read is mostly in vain.
+        With no other connection in the queue it reads once more after the last request: the next
+        one has often arrived by then. With others waiting that read rarely finds anything.
         """
         parser = self._parser
         buffer = workspace.buffer
@@ -140,7 +140,7 @@ class Http1:
                 count = connection.transport.read(buffer)
                 if count <= 0:
                     if count == 0:
-                        return DONE  # also in the middle of a request: nobody is there to answer
+                        return DONE  # even in the middle of a request: the client has left
                     return self._park(connection, READ if count == WANT_READ else WRITE)
                 parser.feed(buffer[:count])
             self._backlog = True
@@ -174,25 +174,25 @@ class Http1:
         return AGAIN
 
     def _park(self, connection: Connection, interest: int) -> int:
-        """Nothing more to read: choose the deadline of what is awaited."""
+        """Nothing more to read: set the deadline of what is expected next."""
         state = self._parser.state
         config = self._context.config
         if state is ParserState.IDLE:
             if self._context.draining:
                 return DONE
             self._in_head = False
-            if not self._fresh:  # else it runs since the connection was accepted
+            if not self._fresh:  # else it counts from the accept
                 connection.deadline = monotonic() + config.keep_alive_timeout
         elif self._incoming is not None:
             self._in_head = False
             connection.deadline = self._incoming.deadline
-        elif not self._in_head:  # counted from its first byte, however slowly the others come
+        elif not self._in_head:  # counted from the first byte of the head
             self._in_head = True
             connection.deadline = monotonic() + config.head_timeout
         return interest
 
     def _take_in(self, connection: Connection, workspace: Workspace, head: Head) -> int | None:
-        """A part of a body is there: None to read on, or how to end."""
+        """A part of a body has arrived: None to read on, or how to end."""
         incoming = self._incoming
         intake = self._context.intake
         if incoming is None:
@@ -217,7 +217,7 @@ class Http1:
         incoming: IncomingBody,
         response: HttpResponse,
     ) -> int:
-        """Answer a request of whose body the rest is not wanted, and end."""
+        """Respond to a request without reading the rest of its body, and end."""
         self._drop_incoming()
         workspace.counters.requests += 1
         request = self._request = incoming.request
@@ -230,7 +230,7 @@ class Http1:
         return DONE if interest is None else interest
 
     def _drop_incoming(self) -> None:
-        """What is buffered will be no request."""
+        """Drop what is buffered: it will not become a request."""
         self._parser.drop()
         if self._incoming is not None:
             self._incoming.release()
@@ -252,7 +252,7 @@ class Http1:
         self._in_head = False
         if context.config.access_log and access_log.enabled():
             self._begun = monotonic()
-        # Blocking is the handler's right, and its time not the client's fault.
+        # Handlers may block, and that time does not count against the client.
         connection.deadline = NEVER
         if request.body and "content-encoding" in request.headers:
             response = context.intake.handle_coded(request)
@@ -298,9 +298,9 @@ class Http1:
         return self._flush_out(connection, workspace)
 
     def _drop_body(self) -> None:
-        """Keep the request without its body while the client is waited for, or the response.
+        """Keep the request without its body while waiting for the client or for the response.
 
-        The request itself stays as it is for whoever else holds it, such as a handler's thread.
+        Other holders of the request, such as a handler's thread, keep the body.
         """
         if self._request is not None and self._request.body:
             self._request = self._request.without_body()
@@ -309,11 +309,11 @@ class Http1:
         request = self._request
         assert request is not None
         _log.error("request %s: the handler's response cannot be sent: %s", request.id, error)
-        text = f"internal error; the log has it under {request.id}"
+        text = f"internal error; see the log for request {request.id}"
         return self._context.handler.error_response(HttpError(500, text), request)
 
     def _complete(self, connection: Connection, workspace: Workspace) -> int | None:
-        """The response has left: None to go on with the next request, or how to end."""
+        """The response is sent: None to continue with the next request, or how to end."""
         workspace.counters.count(self._status, self._sent)
         if self._begun:
             self._record(connection)
@@ -321,7 +321,7 @@ class Http1:
         self._phase = READING
         if self._keep:
             return None
-        # Closing over unread bytes resets the connection, and may take the response back.
+        # A close with unread bytes resets the connection, and the response may be lost.
         if self._refused or self._parser.buffered or connection.transport.probe() is Peer.SENDING:
             return self._linger(connection, workspace)
         return DONE
@@ -332,7 +332,7 @@ class Http1:
         access_log.write(connection.client, self._request, self._status, self._sent, seconds)
 
     def _go_on(self, connection: Connection, workspace: Workspace, interest: int | None) -> int:
-        """After an exchange that was parked: on with what was pipelined behind it."""
+        """After an exchange that was parked: continue with the requests pipelined behind it."""
         if interest is not None:
             return interest
         self._backlog = True
@@ -344,7 +344,7 @@ class Http1:
         return self._go_on(connection, workspace, self._await(connection, workspace))
 
     def _await(self, connection: Connection, workspace: Workspace) -> int | None:
-        """AWAITING: respond if the response is there."""
+        """AWAITING: send the response if it is given."""
         deferred = self._deferred
         assert deferred is not None
         response = deferred.response
@@ -369,7 +369,7 @@ class Http1:
         assert request is not None
         outgoing = self._outgoing
         outgoing.chunked = chunked = request.version != "HTTP/1.0"
-        self._keep = self._keep and chunked  # else the close is what ends the body
+        self._keep = self._keep and chunked  # else the close ends the body
         try:
             head = response.encode_head(
                 keep_alive=self._keep,
@@ -411,7 +411,7 @@ class Http1:
     ) -> int | None:
         """STREAMING: send what the stream holds. One `take` a turn: later data wakes again.
 
-        `quiet`: it has held nothing for so long that a ping is due where it still holds nothing.
+        quiet: the stream has been empty so long that a ping is due if it still is.
         """
         stream = self._stream
         assert stream is not None
@@ -431,7 +431,7 @@ class Http1:
         if not self._ended:
             interval = self._context.config.sse_ping
             if interval and stream.ping:
-                # Not after a `take` that gave nothing: tokens may come that make no event.
+                # Not after an empty `take`: some tokens make no event.
                 restart = pieces or quiet or due == NEVER
                 connection.deadline = monotonic() + interval if restart else due
             return self._peer_interest
@@ -439,8 +439,8 @@ class Http1:
         return self._complete(connection, workspace)
 
     def _break_off(self, connection: Connection, workspace: Workspace, reason: str) -> int:
-        """End so that the client sees that the body is not complete."""
-        _log.info("a response to %s:%d is broken off: %s", *connection.client, reason)
+        """Abort, so that the client sees that the body is incomplete."""
+        _log.info("a response to %s:%d was aborted: %s", *connection.client, reason)
         self._give_up(connection, workspace, reason)
         connection.close(abort=True)
         return DONE
@@ -458,7 +458,7 @@ class Http1:
         return self._go_on(connection, workspace, self._flush_out(connection, workspace))
 
     def _flush_out(self, connection: Connection, workspace: Workspace) -> int | None:
-        """FLUSHING: None when everything has left and the next request may come."""
+        """FLUSHING: None when everything is sent and the next request may come."""
         interest = self._flush(connection)
         if interest:
             return interest
@@ -470,17 +470,17 @@ class Http1:
     # Ends
 
     def _look_at_peer(self, connection: Connection, phase: Phase) -> None:
-        """The socket reported something while a response was awaited: raises ConnectionLost."""
+        """An event came during a response: raises ConnectionLost if the client left."""
         if phase is not AWAITING and phase is not STREAMING:
             return
         peer = connection.transport.probe()
         if peer is Peer.GONE:
             raise ConnectionLost(LEFT)
-        # Further requests stay unread until this one is answered, and wake nobody meanwhile.
+        # Further requests stay unread until this one is answered, and cause no wake-ups.
         self._peer_interest = HANGUP if peer is Peer.SENDING else READ
 
     def _refuse(self, connection: Connection, workspace: Workspace, error: HttpError) -> int:
-        """Answer bytes that are no request, or one that does not come, and end."""
+        """Respond to bytes that are no request, or to a head that timed out, and end."""
         self._drop_incoming()
         response = self._context.handler.error_response(error, None)
         assert isinstance(response.body, bytes)
@@ -499,7 +499,7 @@ class Http1:
         return DONE if interest is None else interest
 
     def _linger(self, connection: Connection, workspace: Workspace) -> int:
-        """Read on for a moment, so that the client sees the response and not a reset."""
+        """Keep reading for a while, so that the client sees the response and not a reset."""
         timeout = self._context.config.linger_timeout
         if not timeout:
             return DONE
@@ -509,7 +509,7 @@ class Http1:
         return self._drop(connection, workspace)
 
     def _drop(self, connection: Connection, workspace: Workspace) -> int:
-        """LINGERING: read and forget."""
+        """LINGERING: read and discard."""
         for _ in range(TURN_READS):
             count = connection.transport.read(workspace.buffer)
             if count < 0:
@@ -530,7 +530,7 @@ class Http1:
             workspace.counters.timeouts += 1
             incoming = self._incoming
             what = "head" if incoming is None else "body"
-            error = HttpError(408, f"the rest of the request's {what} did not come in time")
+            error = HttpError(408, f"the rest of the request's {what} did not arrive in time")
             if incoming is None:
                 return self._refuse(connection, workspace, error)
             response = self._context.intake.error(error, incoming.request)
@@ -546,12 +546,14 @@ class Http1:
         return self._break_off(connection, workspace, "the client does not read")
 
     def _end(self, connection: Connection, workspace: Workspace) -> int:
-        """The grace period is over: end well what can be."""
+        """The grace period is over: end what is in flight, in an orderly way where possible."""
         phase = self._phase
         if phase is READING or phase is LINGERING:
             return DONE
         if phase is AWAITING and self._deferred is not None:
-            if not self._deferred.cancel(STOPPING):  # the response is there, perhaps a stream
+            if not self._deferred.cancel(
+                STOPPING
+            ):  # the response is given already, perhaps a stream
                 interest = self.advance(connection, workspace)
                 return self._end(connection, workspace) if self._phase is STREAMING else interest
         elif phase is STREAMING and not self._ended:
@@ -569,7 +571,7 @@ class Http1:
         return self.advance(connection, workspace)
 
     def _give_up(self, connection: Connection, workspace: Workspace, reason: str) -> None:
-        """Tell whoever makes the response that nobody waits for it."""
+        """Cancel the response in flight: the client no longer waits for it."""
         deferred, stream = self._deferred, self._stream
         self._deferred = self._stream = None
         if self._request is not None:
@@ -580,7 +582,7 @@ class Http1:
             self._request = None
         self._outgoing.pending = []
         if deferred is not None and not deferred.cancel(reason):
-            response = deferred.response  # it was there already, and nobody took it
+            response = deferred.response  # it was given already, and not taken
             if response is not None and isinstance(response.body, BodyStream):
                 stream = response.body
         if stream is not None:

@@ -13,8 +13,10 @@ RETRY_AFTER = 1  # s; a body that keeps the minimum rate leaves soon
 
 
 class BodyMemory:
-    """The bytes of all bodies that are not complete. Counts what was received, not what was
-    announced, so that announcing keeps nobody out. Any thread."""
+    """The bytes of all bodies that are not complete. Any thread.
+
+    Counts received bytes, not announced ones, so that an announcement alone blocks no other client.
+    """
 
     __slots__ = ("_lock", "limit", "used")
 
@@ -24,9 +26,9 @@ class BodyMemory:
         self._lock = threading.Lock()
 
     def take(self, size: int) -> None:
-        """Count `size` more bytes (fewer where it is negative).
+        """Count `size` more bytes (fewer if it is negative).
 
-        Raises HttpError 503, and counts nothing, where they would pass the limit.
+        Raises HttpError 503, and counts nothing, if they would exceed the limit.
         """
         with self._lock:
             if size > 0 and self.used + size > self.limit:
@@ -34,15 +36,15 @@ class BodyMemory:
             self.used += size
 
     def check(self, size: int) -> None:
-        """Raise HttpError 503 where `size` more bytes would pass the limit."""
+        """Raise HttpError 503 if `size` more bytes would exceed the limit."""
         if self.used + size > self.limit:
             raise self._full()
 
     def _full(self) -> HttpError:
         return HttpError(
             503,
-            f"the request bodies under way fill the {self.limit} bytes that the server has for "
-            "them; try again soon",
+            f"the request bodies in progress use the {self.limit} bytes that the server allows "
+            "for them; try again soon",
             [("Retry-After", str(RETRY_AFTER))],
         )
 
@@ -61,10 +63,10 @@ class IncomingBody:
         self.deadline = monotonic() + config.body_timeout
 
     def grow(self, buffered: int) -> None:
-        """Note that so many bytes are buffered now. Raises HttpError 503.
+        """buffered: the bytes received so far. Raises HttpError 503.
 
-        Each byte puts the deadline off by the time that it may take at the minimum rate, up to
-        `body_timeout` from now: a body that keeps the rate may take as long as it is.
+        Each byte moves the deadline by the time that it may take at the minimum rate, up to
+        `body_timeout` from now: a body that keeps the rate has no time limit.
         """
         more = buffered - self._held
         self._memory.take(more)
@@ -75,6 +77,6 @@ class IncomingBody:
             self.deadline = min(self.deadline + more / rate, latest) if rate else latest
 
     def release(self) -> None:
-        """It is complete, or will not be."""
+        """It is complete, or will not become so: give its memory back."""
         self._memory.take(-self._held)
         self._held = 0

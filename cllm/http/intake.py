@@ -33,7 +33,7 @@ class Intake:
 
     def handle_coded(self, request: HttpRequest) -> Answer:
         """The same for a body with a Content-Encoding, which is decoded before."""
-        refusal = self.handler.before_body(request)  # no work for those who may not ask
+        refusal = self.handler.before_body(request)  # no decoding for refused clients
         if refusal is not None:
             return self._around(request, refusal)
         try:
@@ -47,9 +47,9 @@ class Intake:
         return IncomingBody(request, self.memory, self._config)
 
     def refusal(self, request: HttpRequest, length: int) -> HttpResponse | None:
-        """The answer that a head alone calls for; None: go on reading the body.
+        """The response to a head whose body need not be read; None: read the body.
 
-        length: of the body, where it was announced.
+        length: of the body, if it was announced.
         """
         response = self.handler.before_body(request)
         if response is not None:

@@ -17,15 +17,18 @@ Octets = bytes  # the name `bytes` is a constructor inside HttpResponse
 
 JSON = "application/json"
 TEXT = "text/plain; charset=utf-8"
-_UNBUFFERED = ("X-Accel-Buffering", "no")  # nginx's word; it otherwise collects a stream's pieces
+_UNBUFFERED = (
+    "X-Accel-Buffering",
+    "no",
+)  # for nginx, which otherwise buffers the pieces of a stream
 
 
 class HttpResponse:
     """A response; its body is bytes or a BodyStream.
 
-    `headers` must leave out what the connection decides: Connection, Content-Length, Date, Server
-    and Transfer-Encoding. Those, and names or values that would break the head, make `encode_head`
-    raise ValueError.
+    `headers` must not have the fields that the connection writes: Connection, Content-Length, Date,
+    Server and Transfer-Encoding. These, and names or values that are not valid in a head, make
+    `encode_head` raise ValueError.
     """
 
     __slots__ = ("body", "headers", "status")
@@ -44,7 +47,7 @@ class HttpResponse:
     def json(
         cls, value: Any, status: int = 200, headers: Iterable[tuple[str, str]] = ()
     ) -> HttpResponse:
-        """UTF-8 JSON, compact; raises TypeError or ValueError for what JSON has no form for."""
+        """Compact UTF-8 JSON; raises TypeError or ValueError for what JSON cannot express."""
         return cls(status, [("Content-Type", JSON), *headers], compact_json(value))
 
     @classmethod
@@ -77,7 +80,7 @@ class HttpResponse:
     ) -> HttpResponse:
         """A body of unknown length: chunked in HTTP/1.1, ended by the close in HTTP/1.0.
 
-        Proxies that know X-Accel-Buffering pass each piece on as it comes.
+        Proxies that support X-Accel-Buffering pass on each piece at once.
         """
         content_type = content_type or stream.content_type
         if content_type == EVENT_STREAM:
@@ -86,9 +89,9 @@ class HttpResponse:
 
     @classmethod
     def sse(cls, stream: BodyStream, headers: Iterable[tuple[str, str]] = ()) -> HttpResponse:
-        """Server-sent events that no cache keeps and no proxy collects.
+        """Server-sent events, with the fields that prevent caching and buffering.
 
-        While the stream is quiet its `ping` is sent, a comment where it has none of its own.
+        While the stream is quiet its `ping` is sent, by default a comment.
         """
         return cls.stream(stream, EVENT_STREAM, headers=[("Cache-Control", "no-store"), *headers])
 
@@ -149,7 +152,7 @@ _BODYLESS = frozenset((204, 205, 304))
 
 _FIELD_NAME = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
 _FIELD_VALUE = re.compile(r"[\t\x20-\x7e\x80-\xff]*")
-# What the connection writes itself; a second one would make two framings of one response.
+# Written by the connection; a second one would give the response two framings.
 _RESERVED = frozenset(("connection", "content-length", "date", "server", "transfer-encoding"))
 
 _END_KEEP_ALIVE = b"Connection: keep-alive\r\n\r\n"
@@ -159,7 +162,7 @@ CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 
 
 def field_line(name: str, value: str) -> bytes:
-    """`Name: value` and CRLF; raises ValueError for what would break out of the line."""
+    """`Name: value` and CRLF; raises ValueError for what is not valid in one line."""
     if not _FIELD_NAME.fullmatch(name) or name.lower() in _RESERVED:
         raise ValueError(f"a response cannot set the field {name!r}")
     if not _FIELD_VALUE.fullmatch(value):
@@ -188,7 +191,7 @@ def _status_line(status: int) -> bytes:
 _STATUS_LINES = {
     status.value: f"HTTP/1.1 {status.value} {status.phrase}\r\n".encode()
     for status in HTTPStatus
-    if status >= 200  # an informational one is no answer: the client would wait on (section 15.2)
+    if status >= 200  # after an informational one the client waits on (section 15.2)
 }
 
 
@@ -213,7 +216,7 @@ _date: tuple[int, bytes] = (0, b"")
 
 
 def _date_line() -> bytes:
-    """RFC 9110 section 6.6.1; built once a second. A race builds it twice, which does no harm."""
+    """RFC 9110 section 6.6.1; built once a second. A race builds it twice, which is harmless."""
     global _date
     now = int(time.time())
     second, line = _date

@@ -34,7 +34,7 @@ class Worker:
                 connection = take()
             except Exception:
                 # Any error, most likely out of memory: no other worker replaces this one.
-                _log.exception("%s failed; it goes on", self.thread.name)
+                _log.exception("%s failed; it continues", self.thread.name)
                 sleep(AFTER_FAILURE)
                 continue
             if connection is None:

@@ -189,7 +189,7 @@ def test_anything_else_is_a_bug_of_the_endpoint(caplog: pytest.LogCaptureFixture
     handler = HttpHandler()
     handler.get("/", lambda request: 5)
     assert call(handler, "GET", "/").status == 500
-    assert "gave a int" in caplog.text
+    assert "returned a int" in caplog.text
 
 
 # Streaming endpoints

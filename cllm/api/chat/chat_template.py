@@ -30,7 +30,7 @@ CHATML = (
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
 
-# Marks where the last message ends; the space tells whether the template trims its messages.
+# Marks where the last message ends; the space shows whether the template trims its messages.
 _CUT = "\ufdd2"
 _CUT_AND_SPACE = _CUT + " "
 
@@ -118,7 +118,9 @@ class ChatTemplate:
         given |= {**frame(variables), "messages": shown}
         try:
             text = self._template.render(given)
-        except Exception as error:  # whatever a template does with messages it did not expect
+        except (
+            Exception
+        ) as error:  # a template can fail in any way on messages that it does not expect
             raise TemplateError(f"the chat template refuses the messages: {error}") from None
         return _cut(text) if continued else text
 
@@ -177,7 +179,7 @@ def _cut(text: str) -> str:
 
 
 class _Generation(Extension):
-    """`{% generation %}…{% endgeneration %}` marks what is trained on; here it is but text."""
+    """`{% generation %}…{% endgeneration %}` marks what is trained on; here it is plain text."""
 
     tags = {"generation"}  # noqa: RUF012 - jinja2 declares it so
 

@@ -75,7 +75,7 @@ def constraint_of(
 ) -> Constraint | None:
     """The constraint: of all that is wanted, as much as can be held. Raises InvalidRequest.
 
-    Tools are looked at one by one only where all of them together cannot be held: that is slower.
+    Tools are checked one by one only if all of them together cannot be held: that is slower.
     """
     if is_plain(conversation.response):
         return conversation.response

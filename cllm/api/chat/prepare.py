@@ -52,7 +52,7 @@ def prepare(service: Service, conversation: Conversation) -> Prepared:
     check_response(engine, response)
     plain = is_plain(response)
     if response is not None and plain and tools:
-        raise InvalidRequest(response.kind, "a constraint", "no tools beside it")
+        raise InvalidRequest(response.kind, "a constraint", "no tools together with it")
     thinking = thinking_of(conversation, format, template, prompt.text)
     constraint = constraint_of(engine, conversation, format, tools, thinking)
 

@@ -1,4 +1,4 @@
-"""From a conversation to its prompt: what the template is given, and what it makes of that."""
+"""From a conversation to its prompt: the template's input, rendered as text and tokens."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def _shown(
 
 
 def _reasoning(wanted: bool | str | None) -> dict[str, Any]:
-    """The variables by which templates are told to think."""
+    """The variables that make templates ask for thoughts."""
     if wanted is None:
         return {}
     on = wanted not in (False, "none")
@@ -74,7 +74,7 @@ def _reasoning(wanted: bool | str | None) -> dict[str, Any]:
 
 
 def _with_short_ids(message: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The message with ids as Mistral's templates demand them, whoever made them."""
+    """The message with ids as Mistral's templates require them."""
     shown = dict(message)
     if shown.get("tool_calls"):
         shown["tool_calls"] = [{**call, "id": _short(call["id"])} for call in shown["tool_calls"]]
