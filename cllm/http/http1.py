@@ -401,9 +401,9 @@ class Http1:
         if stream.cancelled:
             return self._break_off(connection, workspace, stream.cancel_reason or "cancelled")
         if self._outgoing.pending:
-            interest = self._flush(connection)
+            interest = self._outgoing.flush(connection)
             if interest:
-                return interest
+                return _or_leaves(interest)
         return self._go_on(connection, workspace, self._pull(connection, workspace))
 
     def _pull(
@@ -416,18 +416,19 @@ class Http1:
         stream = self._stream
         assert stream is not None
         if not self._ended:
-            due, connection.deadline = connection.deadline, NEVER  # `_flush` sets its own
+            due, connection.deadline = connection.deadline, NEVER  # `flush` sets its own
             pieces = stream.take()
             if stream.cancelled:
                 return self._break_off(connection, workspace, stream.cancel_reason or "cancelled")
             self._ended = stream.finished
             if quiet and not pieces and not self._ended and (ping := stream.take_ping()):
                 pieces = [ping]
-            self._sent += self._outgoing.frame(pieces, last=self._ended)
-            if self._outgoing.pending:
-                interest = self._flush(connection)
+            outgoing = self._outgoing
+            self._sent += outgoing.frame(pieces, last=self._ended)
+            if outgoing.pending:
+                interest = outgoing.flush(connection)
                 if interest:
-                    return interest
+                    return _or_leaves(interest)
         if not self._ended:
             interval = self._context.config.sse_ping
             if interval and stream.ping:
@@ -447,19 +448,12 @@ class Http1:
 
     # Writing
 
-    def _flush(self, connection: Connection) -> int:
-        """As `Outgoing.flush`; while a stream is under way a client that leaves is noticed too."""
-        interest = self._outgoing.flush(connection)
-        if interest == WRITE and self._stream is not None:
-            return WRITE | HANGUP
-        return interest
-
     def _continue_flushing(self, connection: Connection, workspace: Workspace) -> int:
         return self._go_on(connection, workspace, self._flush_out(connection, workspace))
 
     def _flush_out(self, connection: Connection, workspace: Workspace) -> int | None:
         """FLUSHING: None when everything is sent and the next request may come."""
-        interest = self._flush(connection)
+        interest = self._outgoing.flush(connection)
         if interest:
             return interest
         if self._request is None and not self._refused:
@@ -595,3 +589,8 @@ _ADVANCE: dict[Phase, Callable[[Http1, Connection, Workspace], int]] = {
     FLUSHING: Http1._continue_flushing,
     LINGERING: Http1._drop,
 }
+
+
+def _or_leaves(interest: int) -> int:
+    """A stream's interest to park with, which also reports a client that leaves unread data."""
+    return WRITE | HANGUP if interest == WRITE else interest
