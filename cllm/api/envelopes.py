@@ -1,4 +1,4 @@
-"""The two envelopes that every JSON answer wears."""
+"""The two envelopes of the native API's JSON: success and failure."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def failure(
     headers: Sequence[tuple[str, str]] = (),
     **more: Any,
 ) -> HttpResponse:
-    """``{"success": false, "error": …}``; further keys stand beside ``error``."""
+    """``{"success": false, "error": …}``; further keys stand next to ``error``."""
     body = encode({"success": False, "error": error, **more})
     return HttpResponse.bytes(body, JSON, status, headers)
 
@@ -45,7 +45,7 @@ def error_body(status: int, message: str) -> tuple[bytes, str]:
 
 
 def too_many_requests() -> HttpResponse:
-    """429: as many requests wait already as may."""
+    """429: the queue is full."""
     return failure(
         429,
         "Too many concurrent requests",

@@ -1,4 +1,4 @@
-"""What the engine refuses or fails at, as an HTTP status and words for the client."""
+"""Errors of the engine as an HTTP status and a text for the client."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def describe(error: BaseException, request_id: str) -> HttpError:
     if isinstance(error, QueueFull):
         return HttpError(429, str(error), (("Retry-After", str(RETRY_AFTER)),))
     if isinstance(error, (NotEnabled, Unsupported)):
-        # OpenAI's client would ask a second and a third time.
+        # Without it, OpenAI's client would retry twice.
         return HttpError(501, str(error), (("X-Should-Retry", "false"),))
     if isinstance(error, (EngineClosed, CompilerUnavailable)):
         return HttpError(503, str(error))

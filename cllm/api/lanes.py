@@ -1,9 +1,9 @@
-"""Work that holds no worker: it runs on a thread of its own, one request after the other.
+"""Requests that take long and must hold no worker: they run one by one on a separate thread.
 
 Large bodies: tokenizing megabytes takes seconds, and sixteen clients with 16 MiB of text each would
-keep every worker busy. Generations for which no slot is free: they wait anyway, and a thousand that
-arrive at once would keep ``/health`` waiting until all are tokenized and submitted. Constraints
-that are being compiled: their requests are looked at again once that is done.
+keep every worker busy. Generations for which no slot is free: they wait in any case, and a thousand
+that arrive at once would delay ``/health`` until all are tokenized and submitted. Constraints
+that are being compiled: their requests run again once that is done.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ Endpoint = Callable[[HttpRequest], Answer]
 
 
 class Lane:
-    """Runs endpoints one after the other; its thread lives while any wait."""
+    """Runs endpoints one after the other; its thread exists while requests wait."""
 
     __slots__ = ("_handler", "_lock", "_name", "_running", "_waiting")
 
@@ -78,9 +78,9 @@ class Lane:
             given = endpoint(request)
         except HttpError as error:
             given = self._handler.error_response(error, request)
-        except BaseException:  # this thread must go on: others wait for it
+        except BaseException:  # this thread must continue: other requests wait for it
             log.exception("request %s: %s %s failed", request.id, request.method, request.path)
-            message = f"internal error; the log has it under {request.id}"
+            message = f"internal error; see the log for request {request.id}"
             given = self._handler.error_response(HttpError(500, message), request)
         if isinstance(given, DeferredResponse):
             deferred = given

@@ -93,7 +93,7 @@ _SERVER_GAUGES = (
 
 
 class Metrics:
-    """One registry of its own, so that several servers in a process do not mix their figures."""
+    """A registry of its own, so that several servers in a process keep their figures apart."""
 
     __slots__ = ("_length", "_llama", "_queued", "_registry", "_seconds", "_ttft")
 
@@ -112,7 +112,7 @@ class Metrics:
         ProcessCollector(registry=registry)
 
     def finished(self, request: Request) -> None:
-        """Count a request that was answered to its end. Any thread."""
+        """Count a request whose response is complete. Any thread."""
         timings = request.timings
         self._seconds.observe(timings.total_s)
         self._queued.observe(timings.queued_s)
@@ -133,7 +133,7 @@ class _Figures(Collector):
         self._service = service
 
     def describe(self) -> list[Metric]:
-        # Keeps registration from collecting before there is an engine.
+        # Prevents registration from collecting before there is an engine.
         return []
 
     def collect(self) -> Iterator[Metric]:

@@ -1,7 +1,7 @@
 """Request bodies: their fields, types, ranges and defaults, and the text that says what was wrong.
 
-msgspec decodes and checks in one pass; only a body that failed is looked at a second time, to
-name the field, the value it had and what was expected.
+msgspec decodes and checks in one pass; only a body that failed is parsed a second time, to name
+the field, its value and what was expected.
 """
 
 from __future__ import annotations
@@ -13,77 +13,14 @@ from typing import Annotated, Generic, TypeVar
 import msgspec
 from msgspec import Meta, Struct, inspect
 
-from cllm.engine import SamplingParams
-from cllm.engine.sampling.params import MAX_STOPS
 from cllm.http import HttpError
-
-DEFAULT_MAX_TOKENS = 256
-SEED_PROMPT = "人工智能是计算机科学的一个分支"
 
 TOO_DEEP = "the body is nested too deeply"
 INT32 = 2**31 - 1  # llama.cpp counts tokens in 32 bits
 
 NonEmpty = Annotated[str, Meta(min_length=1)]
 Fraction = Annotated[float, Meta(ge=0, le=1)]
-Penalty = Annotated[float, Meta(ge=-2, le=2)]
 TokenId = Annotated[int, Meta(ge=0, le=INT32)]
-
-
-class GenerateRequest(Struct):
-    """Body of ``/generate`` and ``/generate_stream``. A field left out or null takes its default.
-
-    The defaults of the sampling fields are those of :class:`cllm.engine.SamplingParams`;
-    ``max_tokens`` is 256 unless given.
-    """
-
-    prompt: NonEmpty
-    max_tokens: Annotated[int, Meta(ge=1, le=INT32)] | None = None
-    temperature: Annotated[float, Meta(ge=0, le=2)] | None = None
-    top_p: Fraction | None = None
-    top_k: Annotated[int, Meta(ge=-1, le=INT32)] | None = None
-    min_p: Fraction | None = None
-    repetition_penalty: Annotated[float, Meta(gt=0, le=2)] | None = None
-    presence_penalty: Penalty | None = None
-    frequency_penalty: Penalty | None = None
-    seed: int | None = None
-    stop: NonEmpty | Annotated[list[NonEmpty], Meta(max_length=MAX_STOPS)] | None = None
-    logit_bias: dict[TokenId, Annotated[float, Meta(ge=-100, le=100)]] | None = None
-    ignore_eos: bool | None = None
-    stream: bool | None = None
-
-    def sampling(self) -> SamplingParams:
-        """The fields that decide which tokens are chosen; raises InvalidRequest."""
-        given = {name: value for name in _SAMPLING if (value := getattr(self, name)) is not None}
-        given.setdefault("max_tokens", DEFAULT_MAX_TOKENS)
-        return SamplingParams(**given)
-
-
-_SAMPLING = tuple(f for f in GenerateRequest.__struct_fields__ if f not in ("prompt", "stream"))
-
-
-class EncodeRequest(Struct):
-    """Body of ``/encode``."""
-
-    text: str
-    add_special: bool | None = None
-    parse_special: bool | None = None
-
-
-class DecodeRequest(Struct):
-    """Body of ``/decode``. Whether a token is in the vocabulary is checked against the model."""
-
-    tokens: list[int]
-    special: bool | None = None
-
-
-class BenchmarkRequest(Struct):
-    """Body of ``/benchmark``; may be empty, every field has a default."""
-
-    requests: Annotated[int, Meta(ge=1, le=10_000)] = 10
-    concurrency: Annotated[int, Meta(ge=1, le=256)] = 1
-    max_tokens: Annotated[int, Meta(ge=1, le=INT32)] = 50
-    prompt: NonEmpty = SEED_PROMPT
-    temperature: Annotated[float, Meta(ge=0, le=2)] | None = None
 
 
 T = TypeVar("T", bound=Struct)
@@ -111,7 +48,7 @@ class Schema(Generic[T]):
     def decode(self, body: bytes) -> T:
         """The checked body.
 
-        The Content-Type is not looked at: curl -d sends a form type around a JSON body.
+        The Content-Type is ignored: curl -d sends JSON bodies with a form's type.
         Raises HttpError 400 that names the field, the value and what was expected.
         """
         try:
@@ -227,9 +164,3 @@ def _range(kind: inspect.IntType | inspect.FloatType) -> str:
     if kind.gt is not None and kind.le is not None:
         return f" above {kind.gt:g} and up to {kind.le:.10g}"
     return f" of {kind.ge:g} or more" if kind.ge is not None else ""
-
-
-GENERATE = Schema(GenerateRequest)
-ENCODE = Schema(EncodeRequest)
-DECODE = Schema(DecodeRequest)
-BENCHMARK = Schema(BenchmarkRequest)

@@ -1,4 +1,4 @@
-"""What the endpoints share: the engine once it is there, the server's figures, what was set."""
+"""What the endpoints share: the engine once it is loaded, the server's counters, the settings."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("cllm.api")
 
-RETRY_AFTER = 5  # seconds a client is asked to stay away from a full queue or a loading model
+RETRY_AFTER = 5  # seconds after which a client should retry: a full queue, or a loading model
 
 
 class State(enum.Enum):
-    """Whether the model can be asked; the values are ``/health``'s ``status``."""
+    """Whether the model can serve requests; the values are ``/health``'s ``status``."""
 
     LOADING = "loading"
     READY = "healthy"
@@ -32,12 +32,12 @@ class State(enum.Enum):
 
 @dataclass(frozen=True, slots=True)
 class ApiSettings:
-    """What an operator may decide about the endpoints."""
+    """The operator's settings of the endpoints."""
 
     request_timeout: float = 600.0  # seconds a generation may take, waiting included
     expose_model_path: bool = False
     chat_template: str | None = None  # in place of the model's own
-    api_keys: tuple[str, ...] = field(default=(), repr=False)  # none: whoever asks is answered
+    api_keys: tuple[str, ...] = field(default=(), repr=False)  # empty: no key is required
 
     def __post_init__(self) -> None:
         if not self.request_timeout > 0:
@@ -49,8 +49,8 @@ class ApiSettings:
 class Service:
     """One model behind one handler.
 
-    It starts as LOADING, so that the port can listen before the model is read; whoever loads the
-    model reports ``loading_progress(fraction)`` and then ``ready(engine)`` or ``failed(reason)``.
+    It starts as LOADING, so that the port can listen before the model is loaded; the loader
+    reports ``loading_progress(fraction)`` and then ``ready(engine)`` or ``failed(reason)``.
     Any thread may call these. The engine stays the caller's: the service never closes it.
     """
 
@@ -68,7 +68,7 @@ class Service:
 
     @property
     def state(self) -> State:
-        """LOADING, READY or UNHEALTHY, as of now: an engine that died is noticed here."""
+        """LOADING, READY or UNHEALTHY, as of now: an engine that has stopped is noticed here."""
         engine = self._engine
         if engine is not None and self._state is State.READY and not engine.healthy:
             self.failed("the engine has stopped")
@@ -81,14 +81,14 @@ class Service:
 
     @property
     def engine(self) -> Engine:
-        """The engine; raises HttpError 503 while there is none that works."""
+        """The engine; raises HttpError 503 while no engine is ready."""
         engine = self._engine
         if engine is None or self._state is not State.READY:
             raise self.unavailable()
         return engine
 
     def unavailable(self) -> HttpError:
-        """503 with the reason, for while there is no engine that works."""
+        """503 with the reason why no engine is ready."""
         return HttpError(503, self.reason, (("Retry-After", str(RETRY_AFTER)),))
 
     @property
@@ -98,7 +98,7 @@ class Service:
 
     @property
     def chat_template(self) -> ChatTemplate:
-        """How messages become a prompt; raises HttpError 400 where the model's own is broken."""
+        """How messages become a prompt; raises HttpError 400 if the model's own is broken."""
         if isinstance(self._chat_template, TemplateError):
             raise HttpError(400, f"messages: {self._chat_template}; give --chat-template-file")
         assert self._chat_template is not None

@@ -7,31 +7,29 @@ new deltas and frames them, so a stream costs the engine one call a step and no 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
-from cllm.api.envelopes import encode
 from cllm.api.errors import describe
 from cllm.http import BodyStream
-from cllm.http.sse import PING
 
 if TYPE_CHECKING:
     from cllm.engine import Generation
 
-# Bytes a pending token costs once framed, beside its text: the prefix with the id and the end.
+# Bytes a pending token costs once framed, in addition to its text: the prefix with the id, the end.
 _FRAME = 75
 
 
 class Frames(Protocol):
-    """What the events of one API look like; `index` counts the generations of a request.
+    """The events of one API; `index` counts the generations of a request.
 
-    ping: a whole event that says nothing, for while the stream is quiet.
+    ping: a whole event without content, for a quiet stream.
     """
 
     @property
     def ping(self) -> bytes: ...
 
     def opening(self) -> bytes:
-        """What stands before the first delta."""
+        """What comes before the first delta."""
 
     def delta(self, index: int, text: str) -> bytes:
         """A piece of text."""
@@ -40,48 +38,51 @@ class Frames(Protocol):
         """The end of one generation."""
 
     def closing(self) -> bytes:
-        """What stands after the end of all."""
+        """What comes after the end of all."""
 
     def broken_off(self, reason: str) -> bytes:
-        """The last event where the server stops the stream before the generations ended."""
+        """The last event if the server stops the stream before the generations end."""
 
 
 class GenerationStream(BodyStream):
-    """The events of a request's generations, in the order in which they are made.
-
-    ``on_update`` goes to ``Engine.submit``; ``bind`` must follow with what it gave.
-    """
+    """The events of a request's generations, in the order in which they are made."""
 
     __slots__ = ("_ended", "_finish", "_frames", "_generations", "_open", "_request_id", "_taken")
 
     content_type = "text/event-stream"
 
-    def __init__(self, request_id: str, finish: Callable[[Generation], None]) -> None:
+    def __init__(
+        self,
+        request_id: str,
+        submit: Callable[[Callable[[], None]], Sequence[Generation]],
+        frames: Callable[[Sequence[Generation]], Frames],
+        finish: Callable[[Generation], None],
+    ) -> None:
+        """submit: starts the generations, which call its argument after each step; this raises as
+        it does. frames: of these. finish: called with each generation that has ended.
+        """
         super().__init__()
         self._request_id = request_id
         self._finish = finish
-        self._frames: Frames = NativeFrames("")
-        self._generations: Sequence[Generation] = ()
         self._open: list[int] | None = None  # generations that have not ended; None: not begun
         self._taken = 0  # tokens
         self._ended = False
-
-    def bind(self, generations: Sequence[Generation], frames: Frames) -> None:
-        """Stream these generations; their updates may have begun already."""
-        self._frames = frames
+        self._generations: Sequence[Generation] = ()  # updates may come before `submit` returns
+        generations = submit(self.on_update)
+        self._frames = frames(generations)
+        self.ping = self._frames.ping
         self._generations = generations
-        self.ping = frames.ping
 
     def on_update(self) -> None:
         """On the engine thread after a step: wake the connection, or give up on a slow reader."""
         generations, wake = self._generations, self._wake
         if not generations or wake is None:
-            return  # `attach` looks for itself
+            return  # `attach` checks for itself
         waiting = self._made() - self._taken
         if sum(g.pending_chars for g in generations) + waiting * _FRAME > self.high_water:
             self.cancel(f"the reader is too slow: {waiting} tokens are unread")
         elif not self._notified:
-            # Once until the next `take`: a reader whose socket is full is not run for every token.
+            # Once until the next `take`: no run for every token while the socket is full.
             self._notified = True
             wake()
 
@@ -92,7 +93,7 @@ class GenerationStream(BodyStream):
             wake()
 
     def take(self) -> list[bytes]:
-        """The events of every delta since the last call, as one piece: they leave together."""
+        """The events of all deltas since the last call, as one piece: they are sent together."""
         if not self._generations or self._ended or self.cancel_reason is not None:
             return []
         # Before anything is read: what is published from here on wakes again.
@@ -105,7 +106,7 @@ class GenerationStream(BodyStream):
             pieces.append(frames.opening())
         for index in tuple(self._open):
             generation = self._generations[index]
-            # Before the deltas: when it is set, everything has been published.
+            # Read before the deltas: once it is set, everything has been published.
             done = generation.done
             pieces += [frames.delta(index, text) for text in generation.take()]
             if done:
@@ -138,7 +139,7 @@ class GenerationStream(BodyStream):
             self._wake()
 
     def end_event(self, reason: str) -> bytes:
-        """The last event where the server stops the stream before the generations ended."""
+        """The last event if the server stops the stream before the generations end."""
         return self._frames.broken_off(reason)
 
     def _made(self) -> int:
@@ -149,34 +150,3 @@ class GenerationStream(BodyStream):
             return describe(generation.error, self._request_id).message
         cancelled = generation.finish_reason == "cancelled"
         return "the generation was cancelled" if cancelled else None
-
-
-class NativeFrames:
-    """The events of ``/generate_stream``: one for each delta, and one for the end."""
-
-    __slots__ = ("_prefix",)
-
-    ping = PING
-
-    def __init__(self, id: str) -> None:
-        self._prefix = b'data: {"id":"%s","token":' % id.encode()
-
-    def opening(self) -> bytes:
-        return b""
-
-    def delta(self, index: int, text: str) -> bytes:
-        return b'%b%b,"done":false}\n\n' % (self._prefix, encode(text))
-
-    def end(self, index: int, generation: Generation, error: str | None) -> bytes:
-        end: dict[str, Any] = {"finish_reason": generation.finish_reason, "usage": generation.usage}
-        return self._last(end if error is None else {**end, "error": error})
-
-    def closing(self) -> bytes:
-        return b""
-
-    def broken_off(self, reason: str) -> bytes:
-        return self._last({"error": reason, "finish_reason": "cancelled"})
-
-    def _last(self, end: dict[str, Any]) -> bytes:
-        # The end's braces: its keys continue the object that the prefix opened.
-        return self._prefix + b'"","done":true,' + encode(end)[1:] + b"\n\n"

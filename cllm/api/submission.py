@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Generic, TypeVar
 
 from cllm.api.errors import describe
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 class Wanted:
     """One generation: a prompt, as text or tokens, and how its continuation is chosen.
 
-    slot: the only one of the engine's to run in. fresh: reuse nothing of earlier prompts.
+    slot: the only slot it may run in. fresh: reuse no cached prefix.
     """
 
     prompt: str | list[int]
@@ -35,7 +36,7 @@ class Wanted:
 
 
 class Submission:
-    """Gives requests to the engine."""
+    """Submits requests to the engine."""
 
     __slots__ = ("_metrics", "_service")
 
@@ -50,13 +51,28 @@ class Submission:
         respond: Callable[[Sequence[Generation]], HttpResponse],
         refuse: Callable[[HttpError], HttpResponse],
     ) -> DeferredResponse:
-        """Answer once all have ended: what `respond` makes of them, or `refuse` of an error.
+        """Respond once all have ended, with what `respond` makes of them, or `refuse` of an error.
 
         Raises HttpError 503, InvalidRequest, QueueFull; then nothing was left queued.
         """
         answer: _Whole[Generation] = _Whole(request.id, respond, refuse, self._metrics)
         answer.bind(self._submit(request, wanted, answer.on_update))
         return answer.deferred
+
+    def answer(
+        self,
+        request: HttpRequest,
+        wanted: Sequence[Wanted],
+        *,
+        stream: bool | None,
+        frames: Callable[[Sequence[Generation]], Frames],
+        respond: Callable[[Sequence[Generation]], HttpResponse],
+        refuse: Callable[[HttpError], HttpResponse],
+    ) -> HttpResponse | DeferredResponse:
+        """As `streamed` if `stream` is true, else as `whole`."""
+        if stream:
+            return self.streamed(request, wanted, frames)
+        return self.whole(request, wanted, respond, refuse)
 
     def embedded(
         self,
@@ -66,7 +82,7 @@ class Submission:
         respond: Callable[[Embedding], HttpResponse],
         refuse: Callable[[HttpError], HttpResponse],
     ) -> DeferredResponse:
-        """Answer once the inputs are computed, which the field `name` gave; raises as `whole`."""
+        """Respond once the inputs, those of the field `name`, are computed; raises as `whole`."""
         answer: _Whole[Embedding] = _Whole(
             request.id, lambda ended: respond(ended[0]), refuse, self._metrics
         )
@@ -86,10 +102,10 @@ class Submission:
         wanted: Sequence[Wanted],
         frames: Callable[[Sequence[Generation]], Frames],
     ) -> HttpResponse:
-        """Answer with events as the tokens come; raises as `whole`."""
-        stream = GenerationStream(request.id, self._metrics.finished)
-        generations = self._submit(request, wanted, stream.on_update)
-        stream.bind(generations, frames(generations))
+        """Respond with events as the tokens come; raises as `whole`."""
+        stream = GenerationStream(
+            request.id, partial(self._submit, request, wanted), frames, self._metrics.finished
+        )
         return HttpResponse.sse(stream)
 
     def _submit(
@@ -122,7 +138,7 @@ R = TypeVar("R", bound="Request")
 
 
 class _Whole(Generic[R]):
-    """Resolves a deferred response when what was submitted for it is done."""
+    """Resolves a deferred response once all that was submitted for it has ended."""
 
     __slots__ = ("_metrics", "_refuse", "_request_id", "_respond", "_submitted", "deferred")
 
@@ -143,7 +159,7 @@ class _Whole(Generic[R]):
     def bind(self, submitted: Sequence[R]) -> None:
         self._submitted = submitted
         self.deferred.on_cancel(self._cancel)
-        # They may have ended before there was anything to look at.
+        # They may have ended before they were bound.
         self.on_update()
 
     def on_update(self) -> None:
@@ -158,7 +174,7 @@ class _Whole(Generic[R]):
         try:
             response = self._response(submitted)
         except Exception as error:
-            # Whatever it is, the client must not wait for ever.
+            # On any error, the client must not wait for ever.
             fault = error if isinstance(error, HttpError) else describe(error, self._request_id)
             response = self._refuse(fault)
         if self.deferred.resolve(response):

@@ -1,4 +1,4 @@
-"""Whose request it is: what the engine shares its slots fairly between."""
+"""The tenant of a request: the engine shares its slots fairly between tenants."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from ipaddress import IPv6Address
 from cllm.http import HttpRequest
 
 TENANT = "tenant"
-"""Where in a request's context its tenant is, if a key says whose it is."""
+"""The entry of a request's context that holds its tenant, if a key identifies it."""
 
 
 def tenant_of(request: HttpRequest) -> str:
-    """The key that was sent, by its number; without keys the client's address.
+    """The number of the key that was sent; without keys the client's address.
 
-    Of an IPv6 address the first 64 bits, which is what one subscriber has at least (RFC 6177).
+    Of an IPv6 address the first 64 bits: one subscriber has at least a /64 (RFC 6177).
     """
     given = request.context.get(TENANT)
     if given is not None:

@@ -214,6 +214,17 @@ class Engine:
         with self._guard.borrowed():
             self._prompt_tokens(prompt)
 
+    def check_prompt_length(self, n_tokens: int) -> None:
+        """Refuse what submit would refuse of a prompt of so many tokens, all of tokenize's.
+
+        Raises InvalidRequest, PromptTooLong, Unsupported.
+        """
+        _ = self._scheduler
+        if not n_tokens:
+            raise InvalidRequest("prompt", [], "at least one token")
+        if n_tokens >= self._ctx_size:
+            raise PromptTooLong(n_tokens, self._ctx_size)
+
     def check_constraint(self, constraint: Constraint, *, wait: bool = True) -> None:
         """Refuse what submit would refuse, and keep what it compiles.
 
@@ -326,10 +337,7 @@ class Engine:
             tokens = self._tokenize("prompt", prompt, True, False)
         else:
             tokens = self._checked_tokens("prompt", prompt)
-        if not tokens:
-            raise InvalidRequest("prompt", prompt, "at least one token")
-        if len(tokens) >= self._ctx_size:
-            raise PromptTooLong(len(tokens), self._ctx_size)
+        self.check_prompt_length(len(tokens))
         return tokens
 
     def _tokenize(self, name: str, text: str, add_special: bool, parse_special: bool) -> list[int]:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from cllm.http.body_stream import BodyStream, IterableStream
 from cllm.http.cors import cors
+from cllm.http.deferred import DeferredResponse
 from cllm.http.errors import HttpError, HttpServerError, ProtocolError, StreamClosed
+from cllm.http.facade import HttpServer
 from cllm.http.handler import HttpHandler, Route
 from cllm.http.limits import Limits, ServerConfig
 from cllm.http.parser import ParserState, RequestParser
 from cllm.http.request import Headers, HttpRequest
-from cllm.http.response import DeferredResponse, HttpResponse
-from cllm.http.server import HttpServer, Server
+from cllm.http.response import HttpResponse
+from cllm.http.server import Server
 from cllm.http.sse import EventStream, IterableEventStream
 from cllm.http.stats import ServerStats
 

@@ -1,4 +1,4 @@
-"""The acceptor thread: takes new connections, sees deadlines pass, keeps an eye on the queue."""
+"""The acceptor thread: accepts connections, checks deadlines, watches the queue."""
 
 from __future__ import annotations
 
@@ -8,20 +8,17 @@ import socket
 import threading
 from collections.abc import Callable
 from time import monotonic, sleep
-from typing import TYPE_CHECKING
 
+from cllm.http.connection import Connection
 from cllm.http.connection_queue import LOOK_INTERVAL, ConnectionQueue
 from cllm.http.connection_room import ClientCounts, IdleConnections
 from cllm.http.limits import ServerConfig
 from cllm.http.poller import READ, Poller, WakeUp, new_poller
 from cllm.http.transport import shut_down
 
-if TYPE_CHECKING:
-    from cllm.http.connection import Connection
-
 _log = logging.getLogger("cllm.http")
 
-ACCEPT_BATCH = 64  # connections taken from one listener before anything else is looked at
+ACCEPT_BATCH = 64  # connections taken from one listener before other events are handled
 RETRY_ACCEPT = 1.0  # s until accepting is tried again although no connection closed
 AFTER_FAILURE = 0.05  # s
 LONG_REST = 3600.0  # s; epoll takes no infinity
@@ -33,8 +30,8 @@ SWEEP_LEAST, SWEEP_MOST = 0.01, 1.0  # s
 
 WARN_INTERVAL = 10.0  # s between two warnings about the same state
 
-# The peer left before it was accepted, or its network did (accept(2)). Anything else, EMFILE above
-# all, would come again at once: accepting pauses. macOS has no ENONET.
+# The peer or its network failed before accept(2) returned. Any other error, most often EMFILE,
+# would repeat at once, so accepting pauses. macOS has no ENONET.
 _PEER_FAULTS = frozenset(
     (errno.ECONNABORTED, errno.EPROTO, errno.ENOPROTOOPT, errno.ENETDOWN, errno.EHOSTDOWN,
      getattr(errno, "ENONET", errno.EHOSTDOWN), errno.EHOSTUNREACH, errno.EOPNOTSUPP,
@@ -70,7 +67,9 @@ class Acceptor:
         self._poller.register(poller.fileno(), READ)
         for fd in self._listeners:
             self._poller.register(fd, READ, once=False)
-        self.queue = ConnectionQueue(poller, connections, self._wake_up.set)
+        self.queue: ConnectionQueue[Connection] = ConnectionQueue(
+            poller, connections, self._wake_up.set
+        )
         self._sweep_interval = _sweep_interval(config)
         self._next_look = 0.0
         self._next_sweep = monotonic() + self._sweep_interval
@@ -83,7 +82,7 @@ class Acceptor:
         self.listeners_closed = threading.Event()
         self.accepted = 0
         self.reclaimed = 0  # idle connections closed for new ones
-        self.turned_away = 0  # connections of clients that had all they may
+        self.turned_away = 0  # connections of clients that were at their limit
 
     def run(self) -> None:
         """The thread: until `stop`."""
@@ -91,8 +90,8 @@ class Acceptor:
             try:
                 self._turn()
             except Exception:
-                # Whatever it was: without this thread nobody could connect any more.
-                _log.exception("the acceptor failed; it goes on")
+                # Any error: without this thread no client could connect.
+                _log.exception("the acceptor failed; it continues")
                 sleep(AFTER_FAILURE)
         self._close_listeners()
 
@@ -123,11 +122,11 @@ class Acceptor:
             self._resume()
 
     def wake(self) -> None:
-        """Have the thread look at everything again. Any thread."""
+        """Make the thread check everything again. Any thread."""
         self._wake_up.set()
 
     def connection_closed(self, host: str) -> None:
-        """There may be room for another one. Any thread."""
+        """There may be room for a new connection. Any thread."""
         self.clients.leave(host)
         if self._paused:
             self._room = True
@@ -149,7 +148,7 @@ class Acceptor:
         self._wake_up.close()
 
     def _rest(self) -> float:
-        """Seconds until something is due although nothing happens."""
+        """Seconds until something is due without an event."""
         now = monotonic()
         due = self._next_sweep if self._connections else now + LONG_REST
         if self._paused:
@@ -189,8 +188,8 @@ class Acceptor:
             if not self.clients.enter(host):
                 self._turn_away(sock, host)
                 continue
-            # Only now, so that one who may have no more cannot have others' connections closed.
-            # Where the last idle one was used this moment, the table has one more than its limit.
+            # Only now, so that a client at its limit cannot cause others' connections to be closed.
+            # If the last idle one was used at this moment, the table exceeds its limit by one.
             if full and self._idle.close_one(now):
                 self.reclaimed += 1
             self.accepted += 1
@@ -205,7 +204,7 @@ class Acceptor:
     def _turn_away(self, sock: socket.socket, host: str) -> None:
         self.turned_away += 1
         sock.close()
-        self._warn("a further connection of %s is closed: it has all that a client may have", host)
+        self._warn("closed a connection of %s: this client is at its connection limit", host)
 
     def _pause(self, reason: str, until: float | None = None) -> None:
         self._retry_at = monotonic() + RETRY_ACCEPT if until is None else until
@@ -213,7 +212,7 @@ class Acceptor:
         self._paused = True
         for fd in self._listeners:
             self._poller.forget(fd)
-        self._warn("accepting waits until a connection closes: %s", reason)
+        self._warn("not accepting connections until one closes: %s", reason)
 
     def _warn(self, text: str, value: str) -> None:
         now = monotonic()
@@ -245,7 +244,7 @@ class Acceptor:
 
 
 def _sweep_interval(config: ServerConfig) -> float:
-    # Without the lingering read, for which a second more or less makes no difference.
+    # linger_timeout is left out: a second more or less does not matter there.
     shortest = min(
         config.head_timeout,
         config.body_timeout,

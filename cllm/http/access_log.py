@@ -12,20 +12,20 @@ from cllm.http.request import HttpRequest
 
 _log = logging.getLogger("cllm.access")
 
-# Taken over from the client only where it can stand in a header field and in a log line as it is.
+# A client's id is used only if it can stand in a header field and in a log line unchanged.
 _ID = re.compile(r"[0-9A-Za-z._:/+=@~\-]{1,128}")
 _PLAIN = re.compile(r"[!#-<>-~]+")  # visible ASCII without '"' and "="
 
-# By name, so that a handler which writes objects finds the values in the record's args.
+# Named, so that a logging handler that writes objects finds the values in the record's args.
 _LINE = (
     "client=%(client)s method=%(method)s path=%(path)s status=%(status)d bytes=%(bytes)d "
     "ms=%(ms).2f id=%(id)s"
 )
 
-_prefix = secrets.token_hex(4) + "-"  # another one in each process
+_prefix = secrets.token_hex(4) + "-"  # differs in each process
 _next = itertools.count(1).__next__
 
-CLIENT_LEFT = 499  # nginx's: nothing, or not everything, could be sent
+CLIENT_LEFT = 499  # nginx's code: the response was not sent completely
 
 
 def request_id(request: HttpRequest) -> str:
@@ -37,7 +37,7 @@ def request_id(request: HttpRequest) -> str:
 
 
 def enabled() -> bool:
-    """Whether a line would be seen by anybody."""
+    """Whether a line would be written anywhere."""
     return _log.isEnabledFor(logging.INFO)
 
 
@@ -48,7 +48,7 @@ def write(
     size: int,
     seconds: float,
 ) -> None:
-    """`client=… method=… path=… status=… bytes=… ms=… id=…`; a request that was none has "-"."""
+    """`client=… method=… path=… status=… bytes=… ms=… id=…`; "-" for bytes that were no request."""
     if request is None:
         method = path = identifier = "-"
     else:

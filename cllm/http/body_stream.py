@@ -1,4 +1,4 @@
-"""Streams between one producer (any thread) and one connection: who writes, who is woken, who ends.
+"""Body streams from one producer (any thread) to one connection: writing, wake-ups, ends.
 
 The rule: a stream's callbacks run outside its lock, and a consumer that calls `take()` each time it
 is woken sees every byte and the end. `wake` is called once when the stream turns from empty to
@@ -16,7 +16,7 @@ from typing import Any, ClassVar
 from cllm.http.errors import StreamClosed
 
 # An empty line, whichever end-of-line is used (WHATWG HTML section 9.2.5). A CRLF that is cut after
-# its CR is not taken for one: its LF may follow.
+# its CR does not count: its LF may follow.
 _EVENT_ENDS = (b"\n\n", b"\r\r", b"\n\r\n")
 
 HIGH_WATER = 1024 * 1024  # bytes; the connection sets its own from ServerConfig.high_water
@@ -29,8 +29,8 @@ class BodyStream:
 
     Producer, any thread: `write`, `close`, `on_cancel`, `cancelled`.
     Consumer, the connection: `attach`, then `take` after each wake-up, and look at `cancelled`
-    before `finished`: a cancelled stream is truncated, so its connection must break off instead of
-    ending the body well.
+    before `finished`: a cancelled stream is truncated, so its connection must be aborted, and the
+    body must not be ended normally.
 
     Subclasses may pull instead: override `take`, `finished` and `cancel`.
     """
@@ -53,8 +53,8 @@ class BodyStream:
         self._between = True  # what was taken ends with a whole event; kept where there is a ping
         self.cancel_reason: str | None = None
         self.high_water = HIGH_WATER
-        # A whole event that says nothing, sent while the stream is quiet so that no proxy takes it
-        # for dead; b"" for none. HttpResponse.sse sets a comment.
+        # A whole event without content, sent while the stream is quiet so that proxies keep it
+        # open; b"": no pings. HttpResponse.sse sets a comment.
         self.ping = b""
 
     # Producer
@@ -64,7 +64,7 @@ class BodyStream:
 
         Raises StreamClosed once the stream is closed or cancelled, also when this write takes what
         is pending past `high_water`: the reader is too slow and the stream is cancelled. Raises
-        TypeError for what is no bytes.
+        TypeError for anything other than bytes.
         """
         if type(data) is not bytes:  # the common case first
             data = _octets(data)
@@ -113,7 +113,7 @@ class BodyStream:
     # Consumer
 
     def attach(self, wake: Callable[[], None]) -> None:
-        """Have `wake` called, from any thread, when there is something to take, or is already."""
+        """Have `wake` called, from any thread, once there is something to take."""
         with self._lock:
             self._wake = wake
             pending = bool(self._chunks) or self._closed or self.cancel_reason is not None
@@ -149,7 +149,7 @@ class BodyStream:
             self._chunks = []
             self._pending = 0
             callbacks, self._cancel_callbacks = self._cancel_callbacks, []
-            # Also while a wake-up is pending: a connection whose socket is full did not act on it.
+            # Even while a wake-up is pending: a connection whose socket is full did not act on it.
             self._notified = True
             wake = self._wake
         call_all(callbacks, reason)
@@ -157,7 +157,7 @@ class BodyStream:
             wake()
 
     def end_event(self, reason: str) -> bytes:
-        """A well-formed end for where the server stops the stream; b"" if the format has none."""
+        """A well-formed end for a stream that the server stops; b"" if the format has none."""
         return b""
 
     def _wake_once(self) -> Callable[[], None] | None:
@@ -220,7 +220,7 @@ class IterableStream(BodyStream):
         """The next item, and a wake-up for the one after it; [] when the iterator has ended.
 
         An exception in the iterator is logged; the body ends with `end_event`, or is cancelled
-        where it has none.
+        if it has none.
         """
         with self._lock:
             self._notified = False
@@ -296,7 +296,7 @@ _ENCODER = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), allow_nan
 
 
 def call_all(callbacks: Iterable[Callable[[str], object]], reason: str) -> None:
-    """Call each with the reason; one that fails is logged and does not keep the others from it."""
+    """Call each with the reason; one that fails is logged and does not affect the others."""
     for callback in callbacks:
         try:
             callback(reason)

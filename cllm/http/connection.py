@@ -1,7 +1,7 @@
-"""One connection: who may run it, when it is woken, how it ends. What it says is the protocol's.
+"""One connection: which thread runs it, what wakes it, how it ends. The protocol does the rest.
 
-The rule it lives by: at most one thread runs a connection, and every wake-up (socket, response,
-deadline, stop) is a call of `schedule`, so that none is lost.
+Invariant: at most one thread runs a connection, and every wake-up (socket, response, deadline,
+stop) is a call of `schedule`, so that no wake-up is lost.
 """
 
 from __future__ import annotations
@@ -10,16 +10,13 @@ import enum
 import logging
 import threading
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
-from cllm.http.incoming import Intake
+from cllm.http.intake import Intake
+from cllm.http.limits import ServerConfig
+from cllm.http.poller import Poller
 from cllm.http.transport import ConnectionLost, Peer, Transport
-
-if TYPE_CHECKING:
-    from cllm.http.handler import HttpHandler
-    from cllm.http.limits import ServerConfig
-    from cllm.http.poller import Poller
-    from cllm.http.worker import Worker
+from cllm.http.workspace import Workspace
 
 _log = logging.getLogger("cllm.http")
 
@@ -27,21 +24,21 @@ NEVER = float("inf")  # a deadline that does not pass
 
 # What `advance` gives instead of an interest of the poller.
 DONE = 0  # the connection is to be closed
-AGAIN = -1  # it could go on; others first
+AGAIN = -1  # there is more to do; other connections first
 
 
 class Schedule(enum.IntEnum):
-    """Who has the connection."""
+    """Who owns the connection."""
 
-    IDLE = 0  # nobody: parked
+    IDLE = 0  # no thread: parked
     QUEUED = 1  # the queue
-    RUNNING = 2  # a worker, or the acceptor that makes it
-    RUNNING_AGAIN = 3  # a worker, and something happened meanwhile
+    RUNNING = 2  # a worker, or the acceptor that creates it
+    RUNNING_AGAIN = 3  # a worker, and a wake-up came meanwhile
 
 
 IDLE, QUEUED, RUNNING, RUNNING_AGAIN = Schedule
 
-# The whole state machine; turning QUEUED puts the connection into the queue.
+# The whole state machine; a change to QUEUED puts the connection into the queue.
 ON_SCHEDULE = {
     IDLE: QUEUED,
     QUEUED: QUEUED,
@@ -61,52 +58,52 @@ class Context:
 
     def __init__(
         self,
-        handler: HttpHandler,
+        intake: Intake,
         config: ServerConfig,
         poller: Poller,
         connections: dict[int, Connection],
         push: Callable[[Connection], None],
         closed: Callable[[Connection], None],
     ) -> None:
-        self.handler = handler
-        self.intake = Intake(handler, config)
-        self.handle = self.intake.handle if config.cors_origins else handler.handle_request
+        self.handler = intake.handler
+        self.intake = intake
+        self.handle = intake.handle
         self.config = config
         self.poller = poller
         self.connections = connections  # by file descriptor
         self.push = push
         self.closed = closed  # called after each close
-        self.draining = False  # the server stops: answers close their connection
-        self.ending = False  # the grace period has passed: what is under way is ended
+        self.draining = False  # the server stops: responses close their connection
+        self.ending = False  # the grace period has passed: requests in flight are ended
 
 
 class ConnectionProtocol(Protocol):
-    """HTTP/1.1, and whatever else a connection may speak. Run by the owner only."""
+    """HTTP/1.1, or another protocol of a connection. Run by the owner only."""
 
-    def advance(self, connection: Connection, worker: Worker) -> int:
-        """Do what can be done without waiting; an interest to park with, DONE or AGAIN.
+    def advance(self, connection: Connection, workspace: Workspace) -> int:
+        """Do what is possible without waiting; returns an interest to park with, DONE or AGAIN.
 
         Raises ConnectionLost.
         """
 
-    def attend(self, connection: Connection, worker: Worker) -> int:
+    def attend(self, connection: Connection, workspace: Workspace) -> int:
         """The same after a deadline has passed or the server has begun to stop."""
 
-    def lost(self, connection: Connection, worker: Worker) -> None:
-        """The connection broke, or the protocol failed: cancel what is under way."""
+    def lost(self, connection: Connection, workspace: Workspace) -> None:
+        """The connection broke, or the protocol failed: cancel the request in flight."""
 
     def idle_since(self, connection: Connection) -> float | None:
-        """When it began to wait for a request (`time.monotonic()`); None while it does not.
+        """When it began to wait for a request (`time.monotonic()`); None if it does not wait.
 
-        By any thread, which then may get the answer of a moment ago.
+        For any thread; the value may be out of date at once.
         """
 
     def closed(self) -> None:
-        """The connection is closed: give back what it held."""
+        """The connection is closed: release what it held."""
 
 
 class Connection:
-    """A transport, the protocol spoken on it, and who runs it."""
+    """A transport, the protocol on it, and the schedule that says which thread runs it."""
 
     __slots__ = (
         "_context", "_lock", "_protocol", "_push", "_rearm", "_state", "armed", "attention",
@@ -131,18 +128,18 @@ class Connection:
         self.transport = transport
         self.fd = transport.fileno()
         self.client = client
-        # The interest the poller has; 0: it reported an event and is silent. Set before the poller
-        # is told, so that the event which may follow at once is not overwritten.
+        # The interest registered with the poller; 0: it reported an event and is disarmed. Set
+        # before the poller is rearmed, so that an event that follows at once is not overwritten.
         self.armed = armed
         self.attention = False  # a deadline passed or the server stops
-        self.deadline = deadline  # time.monotonic(); compared by the acceptor
+        self.deadline = deadline  # time.monotonic(); checked by the acceptor
 
     @property
     def state(self) -> Schedule:
         return self._state
 
     def schedule(self) -> None:
-        """Something happened: have a worker run the connection. Any thread."""
+        """Have a worker run the connection. Any thread."""
         with self._lock:
             state = self._state
             if state is not IDLE:
@@ -152,34 +149,34 @@ class Connection:
         self._push(self)
 
     def admitted(self) -> None:
-        """The poller knows it: workers may run it. By the acceptor."""
+        """It is registered with the poller: workers may run it. By the acceptor."""
         self._finish(again=False)
 
     def attend(self) -> None:
-        """Have the protocol look at its deadline and at whether the server stops. Any thread."""
+        """Have the protocol check its deadline and whether the server stops. Any thread."""
         self.attention = True
         self.schedule()
 
-    def run(self, worker: Worker) -> None:
+    def run(self, workspace: Workspace) -> None:
         """By the worker that took it from the queue: until it would block. Raises nothing."""
         with self._lock:
             self._state = RUNNING
         try:
             if self.attention:
                 self.attention = False
-                interest = self._protocol.attend(self, worker)
+                interest = self._protocol.attend(self, workspace)
             else:
-                interest = self._protocol.advance(self, worker)
+                interest = self._protocol.advance(self, workspace)
             if interest > 0 and self.armed != interest:
                 self.armed = interest
                 self._rearm(self.fd, interest)
             if interest == DONE:
                 self.close()
         except ConnectionLost:
-            interest = self._break_off(worker)
-        except BaseException:  # a SystemExit too: it would end this worker, and none replaces it
+            interest = self._break_off(workspace)
+        except BaseException:  # SystemExit too: it would end this worker, which is not replaced
             _log.exception("a connection failed and is closed: %s", self.client)
-            interest = self._break_off(worker)
+            interest = self._break_off(workspace)
         self._finish(again=interest == AGAIN)
 
     def _finish(self, *, again: bool) -> None:
@@ -191,11 +188,11 @@ class Connection:
 
     @property
     def idle_since(self) -> float | None:
-        """See ConnectionProtocol; a hint, unless the owner asks."""
+        """See ConnectionProtocol; only a hint unless called by the owner."""
         return self._protocol.idle_since(self) if self._state is IDLE else None
 
     def close_if_idle(self) -> bool:
-        """Close it if it waits for a request of which nothing has come. Any thread."""
+        """Close it if it waits for a request and has received nothing of one. Any thread."""
         with self._lock:
             if self._state is not IDLE:
                 return False
@@ -212,8 +209,8 @@ class Connection:
     def close(self, *, abort: bool = False) -> None:
         """By the owner; `abort`: the peer sees an error, not an end. Closing again does nothing."""
         connections = self._context.connections
-        # Out of the table first: once it is closed the descriptor may be another connection's.
-        # Both may find nothing where stop() closes what a worker left behind is closing.
+        # Removed from the table first: once closed, its descriptor number may be reused. Both
+        # look-ups may fail if stop() closes a connection that a stuck worker is closing.
         if connections.get(self.fd) is not self or connections.pop(self.fd, None) is None:
             return
         self.deadline = NEVER
@@ -228,10 +225,10 @@ class Connection:
             _log.debug("closing %s: %s", self.client, error)
         self._context.closed(self)
 
-    def _break_off(self, worker: Worker) -> int:
+    def _break_off(self, workspace: Workspace) -> int:
         """With a reset: a response that the close ends would look complete (RFC 9112 section 8)."""
         try:
-            self._protocol.lost(self, worker)
+            self._protocol.lost(self, workspace)
         except BaseException:
             _log.exception("a cancellation failed: %s", self.client)
         self.close(abort=True)
@@ -239,14 +236,14 @@ class Connection:
 
 
 class _Closed:
-    """What is left of a protocol: wake-ups that come late find nothing to do."""
+    """The protocol of a closed connection: late wake-ups do nothing."""
 
-    def advance(self, connection: Connection, worker: Worker) -> int:
+    def advance(self, connection: Connection, workspace: Workspace) -> int:
         return DONE
 
     attend = advance
 
-    def lost(self, connection: Connection, worker: Worker) -> None:
+    def lost(self, connection: Connection, workspace: Workspace) -> None:
         return None
 
     def idle_since(self, connection: Connection) -> None:

@@ -19,12 +19,9 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import Generic, Protocol, TypeVar
 
 from cllm.http.poller import READ, Poller, WakeUp
-
-if TYPE_CHECKING:
-    from cllm.http.connection import Connection
 
 LOOK_INTERVAL = 0.001  # s between two looks of the acceptor while there is work
 
@@ -40,19 +37,31 @@ UNPOLLED_LOOKS = 4
 QUIET_LOOKS = 3
 
 
-class ConnectionQueue:
+class Wakeable(Protocol):
+    """What the queue knows of a connection."""
+
+    armed: int  # the interest that the poller has; 0: it reported an event and is silent
+
+    def schedule(self) -> None:
+        """The socket is ready: push it unless it is in the queue or runs already."""
+
+
+W = TypeVar("W", bound=Wakeable)
+
+
+class ConnectionQueue(Generic[W]):
     """Deque and one condition variable; `push` from any thread, `take` by workers."""
 
     def __init__(
         self,
         poller: Poller,
-        connections: dict[int, Connection],
+        connections: dict[int, W],
         wake_acceptor: Callable[[], None],
     ) -> None:
         self._poller = poller
         self._connections = connections
         self._wake_acceptor = wake_acceptor
-        self.items: deque[Connection] = deque()  # read by workers, changed here only
+        self.items: deque[W] = deque()  # read by workers, changed here only
         self._seat = threading.Lock()  # held by the worker that polls
         self._wake_up = WakeUp()  # ends that poll
         poller.register(self._wake_up.fileno(), READ, once=False)
@@ -76,7 +85,7 @@ class ConnectionQueue:
     def __len__(self) -> int:
         return len(self.items)
 
-    def push(self, connection: Connection) -> None:
+    def push(self, connection: W) -> None:
         """Have a worker run this connection. Any thread; never blocks for long."""
         self.items.append(connection)
         if not self._awake:
@@ -91,7 +100,7 @@ class ConnectionQueue:
         with self._condition:
             self._awake += 1
 
-    def take(self) -> Connection | None:
+    def take(self) -> W | None:
         """The next connection to run; waits for one. None once the queue is closed."""
         items = self.items
         while not self._closed:

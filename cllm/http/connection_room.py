@@ -1,4 +1,4 @@
-"""Room for new connections: which idle one to close at the limit, how many one client may have."""
+"""Connection limits: which idle connection to close at the limit, how many a client may have."""
 
 from __future__ import annotations
 
@@ -6,26 +6,23 @@ import ipaddress
 import socket
 import threading
 from collections import deque
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from cllm.http.connection import Connection
+from cllm.http.connection import Connection
 
-# A connection that has waited this long for a request may be closed for a new one. The time lets
-# a client that has just come send its request, however many others come with it.
+# A connection that has waited this long for a request may be closed for a new one. Until then a
+# client that has just connected can send its request, however many others connect.
 MIN_IDLE = 1.0  # s
 
-# Between two looks at the whole table: where few are idle, a look finds few.
+# Between two scans of the whole table: if few are idle, a scan finds few.
 LOOK_INTERVAL = 0.1  # s
 
 
 class IdleConnections:
-    """Those that wait for a request, nearest deadline first. By the acceptor.
+    """Connections that wait for a request, nearest deadline first. By the acceptor.
 
-    Nothing is noted per request. A look at the whole table makes a list, and later calls take from
-    it, so that a crowd of new clients costs one look for as many of them as the list holds. The
-    order stays right: a connection that is not in the list, or whose deadline is another one by
-    now, began to wait after the look.
+    Nothing is recorded per request. A scan of the whole table makes a list, and later calls take
+    from it, so that many new clients cost one scan for each list. The order stays right: a
+    connection that is not in the list, or whose deadline has changed, began to wait after the scan.
     """
 
     def __init__(self, connections: dict[int, Connection]) -> None:
@@ -34,7 +31,7 @@ class IdleConnections:
         self.next_look = 0.0
 
     def found(self, now: float) -> bool:
-        """Whether one can be closed; where not, it is of no use to ask before `next_look`."""
+        """Whether one can be closed; if not, the answer cannot change before `next_look`."""
         listed = self._listed
         while listed and listed[0][1].deadline != listed[0][0]:
             listed.popleft()  # it was used or closed since
@@ -43,7 +40,7 @@ class IdleConnections:
         return bool(listed)
 
     def close_one(self, now: float) -> bool:
-        """Close the one whose deadline is nearest; False where there is none."""
+        """Close the one whose deadline is nearest; False if there is none."""
         while self.found(now):
             if self._listed.popleft()[1].close_if_idle():
                 return True
@@ -67,16 +64,16 @@ class IdleConnections:
 
 
 class ClientCounts:
-    """Open connections by client address; of IPv6 by network of 64 bits, which is one client's."""
+    """Open connections by client address; for IPv6 by /64 network, which belongs to one client."""
 
     def __init__(self, limit: int, *, with_loopback: bool) -> None:
-        self._limit = limit  # 0: none
+        self._limit = limit  # 0: no limit
         self._with_loopback = with_loopback
         self._open: dict[bytes, int] = {}
         self._lock = threading.Lock()
 
     def enter(self, host: str) -> bool:
-        """Count one more; False, and nothing counted, where the client has all that it may."""
+        """Count one more; False, and nothing counted, if the client is at its limit."""
         key = self._key(host)
         if key is None:
             return True
@@ -88,7 +85,7 @@ class ClientCounts:
         return True
 
     def leave(self, host: str) -> None:
-        """One that was counted closed. Any thread."""
+        """A counted connection closed. Any thread."""
         key = self._key(host)
         if key is None:
             return
@@ -100,7 +97,7 @@ class ClientCounts:
                 del self._open[key]
 
     def __len__(self) -> int:
-        """Clients that have a connection."""
+        """How many clients have a connection."""
         return len(self._open)
 
     def _key(self, host: str) -> bytes | None:

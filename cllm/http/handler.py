@@ -1,4 +1,4 @@
-"""From a request to a response: routes, middleware, and what becomes of exceptions."""
+"""From a request to a response: routes, middleware, and exceptions as responses."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ from functools import partial
 from typing import Any, NamedTuple
 
 from cllm.http.body_stream import BodyStream, compact_json
+from cllm.http.deferred import DeferredResponse
 from cllm.http.errors import HttpError
 from cllm.http.request import HttpRequest
-from cllm.http.response import JSON, DeferredResponse, HttpResponse, field_line
+from cllm.http.response import JSON, HttpResponse, field_line
 from cllm.http.sse import IterableEventStream
 
 _log = logging.getLogger("cllm.http")
@@ -20,7 +21,7 @@ _log = logging.getLogger("cllm.http")
 Answer = HttpResponse | DeferredResponse
 Next = Callable[[HttpRequest], Answer]
 Middleware = Callable[[HttpRequest, Next], Answer]
-# An endpoint may also give text, bytes, a dict or list (JSON) or None (204).
+# An endpoint may also return text, bytes, a dict or list (JSON) or None (204).
 Endpoint = Callable[[HttpRequest], Any]
 StreamingEndpoint = Callable[[HttpRequest], BodyStream | Iterable[Any] | Answer]
 ErrorBody = Callable[[int, str, HttpRequest | None], tuple[bytes, str]]
@@ -28,7 +29,7 @@ Check = Callable[[HttpRequest], None]
 
 
 class Route(NamedTuple):
-    """What is served where; the path may have parameters, as in "/slots/{id}"."""
+    """A method and a path; the path may have parameters, as in "/slots/{id}"."""
 
     method: str
     path: str
@@ -43,8 +44,8 @@ class HttpHandler:
     """Routes and middleware; register before the server starts, then call from any thread.
 
     Paths match exactly, or by segment: "/slots/{id}" fills `request.path_params["id"]` with one
-    non-empty segment. An exact path goes before one with parameters, an earlier one before a later.
-    `error_body` gives every error response its body.
+    non-empty segment. Exact paths come before those with parameters, and these in order of
+    registration. `error_body` makes the body of every error response.
     """
 
     def __init__(self) -> None:
@@ -72,7 +73,7 @@ class HttpHandler:
         self._add("DELETE", path, endpoint)
 
     def get_streaming(self, path: str, endpoint: StreamingEndpoint) -> None:
-        """Serve server-sent events: what the endpoint yields, text or dicts framed, bytes as is."""
+        """Serve what the endpoint yields as server-sent events; bytes are sent as is."""
         self._add("GET", path, partial(_stream, endpoint))
 
     def post_streaming(self, path: str, endpoint: StreamingEndpoint) -> None:
@@ -80,9 +81,9 @@ class HttpHandler:
         self._add("POST", path, partial(_stream, endpoint))
 
     def add_middleware(self, middleware: Middleware) -> None:
-        """Put `middleware(request, next)` inside those added before; it answers or calls `next`.
+        """Put `middleware(request, next)` inside those added before; it responds or calls `next`.
 
-        What `next` gives is always a response: exceptions have become one. It may be a
+        `next` always returns a response: exceptions have become one. It may be a
         DeferredResponse, which `then` changes.
         """
         self._middleware.append(middleware)
@@ -91,8 +92,8 @@ class HttpHandler:
     def add_check(self, check: Check) -> None:
         """Let `check(request)` refuse requests by their head; it does so by raising HttpError.
 
-        It is a middleware that is called before the body is read, too: what it refuses costs the
-        memory of a head. It must not look at `request.body`.
+        It is a middleware that is also called before the body is read, so that a refused request
+        costs only the memory of its head. It must not use `request.body`.
         """
         self._checks.append(check)
         self.add_middleware(partial(_checked, check))
@@ -110,11 +111,11 @@ class HttpHandler:
     # Answering
 
     def handle_request(self, request: HttpRequest) -> Answer:
-        """The response, also for what goes wrong; raises KeyboardInterrupt, GeneratorExit only."""
+        """The response, errors included; raises KeyboardInterrupt and GeneratorExit only."""
         return self._chain(request)
 
     def before_body(self, request: HttpRequest) -> HttpResponse | None:
-        """The refusal of a request whose body is still to be read; None: read it."""
+        """The refusal of a request whose body is not read yet; None: read it."""
         if not self._checks:
             return None
         answer = self._run_checks(request)
@@ -127,10 +128,10 @@ class HttpHandler:
         return _PASSED
 
     def error_response(self, error: HttpError, request: HttpRequest | None = None) -> HttpResponse:
-        """The response for an error; without a request where there is none yet."""
+        """The response for an error; request: None if there is none yet."""
         try:
             body, content_type = self.error_body(error.status, error.message, request)
-            # This response must not fail in its turn.
+            # This response itself must not fail.
             field_line("Content-Type", content_type)
             if not isinstance(body, bytes):
                 raise TypeError(f"the body is a {type(body).__name__}, not bytes")
@@ -141,7 +142,7 @@ class HttpHandler:
 
     def _add(self, method: str, path: str, endpoint: Endpoint) -> None:
         if not path.startswith("/"):
-            raise ValueError(f"a path begins with '/': {path!r} does not")
+            raise ValueError(f"the path {path!r} does not begin with '/'")
         if "{" not in path:
             methods = self._exact.setdefault(path, {})
         else:
@@ -149,7 +150,7 @@ class HttpHandler:
                 self._templates[path] = (_template(path), {})
             methods = self._templates[path][1]
         if method in methods:
-            raise ValueError(f"{method} {path} has a handler already")
+            raise ValueError(f"{method} {path} already has an endpoint")
         methods[method] = endpoint
 
     def _build_chain(self) -> Next:
@@ -159,7 +160,7 @@ class HttpHandler:
         return chain
 
     def _guarded(self, step: Endpoint) -> Next:
-        """`step` with exceptions and plain values made into responses."""
+        """`step`, with exceptions and plain values turned into responses."""
 
         def guarded(request: HttpRequest) -> Answer:
             try:
@@ -171,10 +172,10 @@ class HttpHandler:
                 return self.error_response(error, request)
             except (KeyboardInterrupt, GeneratorExit):
                 raise
-            except BaseException:  # a SystemExit or asyncio's CancelledError too
+            except BaseException:  # SystemExit and asyncio's CancelledError too
                 id = request.id or uuid.uuid4().hex
                 _log.exception("request %s: %s %s failed", id, request.method, request.path)
-                message = f"internal error; the log has it under {id}"
+                message = f"internal error; see the log for request {id}"
                 return self.error_response(HttpError(500, message), request)
 
         return guarded
@@ -192,9 +193,9 @@ class HttpHandler:
         if request.method == "OPTIONS" and allowed:
             return HttpResponse.empty(204, [("Allow", allowed)])
         if allowed:
-            message = f"{request.method} is not served for {request.path}; {allowed} are"
+            message = f"{request.method} is not supported for {request.path}; use one of {allowed}"
             raise HttpError(405, message, [("Allow", allowed)])
-        raise HttpError(404, f"there is nothing at {request.path}")
+        raise HttpError(404, f"no endpoint has the path {request.path}")
 
     def _find(self, method: str, path: str) -> tuple[Endpoint | None, dict[str, str], str]:
         """(endpoint, path parameters, the methods that the path allows)."""
@@ -209,7 +210,7 @@ class HttpHandler:
             for methods, params in found:
                 if wanted in methods:
                     return methods[wanted], params, ""
-        if path == "*":  # RFC 9110 section 9.3.7: OPTIONS * asks about the server as a whole
+        if path == "*":  # RFC 9110 section 9.3.7: OPTIONS * is about the server as a whole
             allowed = {route.method for route in self.routes()}
         else:
             allowed = {method for methods, _ in found for method in methods}
@@ -240,7 +241,9 @@ def _template(path: str) -> re.Pattern[str]:
         parameter = _PARAMETER.fullmatch(segment)
         if parameter is None:
             if "{" in segment or "}" in segment:
-                raise ValueError(f"{path!r}: a parameter is a whole segment, as in '/slots/{{id}}'")
+                raise ValueError(
+                    f"{path!r}: a parameter must be a whole segment, as in '/slots/{{id}}'"
+                )
             segments.append(re.escape(segment))
         elif parameter[1] in names:
             raise ValueError(f"{path!r} has the parameter {parameter[1]!r} twice")
@@ -259,7 +262,7 @@ def _response(value: Any) -> HttpResponse:
         return HttpResponse.bytes(bytes(value))
     if isinstance(value, (dict, list)):
         return HttpResponse.json(value)
-    raise TypeError(f"a handler gave a {type(value).__name__}, which is no response")
+    raise TypeError(f"a handler returned a {type(value).__name__}, which is not a response")
 
 
 def _stream(endpoint: StreamingEndpoint, request: HttpRequest) -> Answer:

@@ -1,24 +1,22 @@
-"""Request bodies on their way in: who may send one, the memory they take, how slow they may be."""
+"""Request bodies that are not complete: the memory they take, how slow they may be."""
 
 from __future__ import annotations
 
 import threading
 from time import monotonic
 
-from cllm.http.content_coding import check_coding, decode
-from cllm.http.cors import cors
 from cllm.http.errors import HttpError
-from cllm.http.handler import Answer, HttpHandler
 from cllm.http.limits import ServerConfig
 from cllm.http.request import HttpRequest
-from cllm.http.response import HttpResponse
 
 RETRY_AFTER = 1  # s; a body that keeps the minimum rate leaves soon
 
 
 class BodyMemory:
-    """The bytes of all bodies that are not complete. Counts what was received, not what was
-    announced, so that announcing keeps nobody out. Any thread."""
+    """The bytes of all bodies that are not complete. Any thread.
+
+    Counts received bytes, not announced ones, so that an announcement alone blocks no other client.
+    """
 
     __slots__ = ("_lock", "limit", "used")
 
@@ -28,9 +26,9 @@ class BodyMemory:
         self._lock = threading.Lock()
 
     def take(self, size: int) -> None:
-        """Count `size` more bytes (fewer where it is negative).
+        """Count `size` more bytes (fewer if it is negative).
 
-        Raises HttpError 503, and counts nothing, where they would pass the limit.
+        Raises HttpError 503, and counts nothing, if they would exceed the limit.
         """
         with self._lock:
             if size > 0 and self.used + size > self.limit:
@@ -38,15 +36,15 @@ class BodyMemory:
             self.used += size
 
     def check(self, size: int) -> None:
-        """Raise HttpError 503 where `size` more bytes would pass the limit."""
+        """Raise HttpError 503 if `size` more bytes would exceed the limit."""
         if self.used + size > self.limit:
             raise self._full()
 
     def _full(self) -> HttpError:
         return HttpError(
             503,
-            f"the request bodies under way fill the {self.limit} bytes that the server has for "
-            "them; try again soon",
+            f"the request bodies in progress use the {self.limit} bytes that the server allows "
+            "for them; try again soon",
             [("Retry-After", str(RETRY_AFTER))],
         )
 
@@ -65,10 +63,10 @@ class IncomingBody:
         self.deadline = monotonic() + config.body_timeout
 
     def grow(self, buffered: int) -> None:
-        """Note that so many bytes are buffered now. Raises HttpError 503.
+        """buffered: the bytes received so far. Raises HttpError 503.
 
-        Each byte puts the deadline off by the time that it may take at the minimum rate, up to
-        `body_timeout` from now: a body that keeps the rate may take as long as it is.
+        Each byte moves the deadline by the time that it may take at the minimum rate, up to
+        `body_timeout` from now: a body that keeps the rate has no time limit.
         """
         more = buffered - self._held
         self._memory.take(more)
@@ -79,63 +77,6 @@ class IncomingBody:
             self.deadline = min(self.deadline + more / rate, latest) if rate else latest
 
     def release(self) -> None:
-        """It is complete, or will not be."""
+        """It is complete, or will not become so: give its memory back."""
         self._memory.take(-self._held)
         self._held = 0
-
-
-class Intake:
-    """What stands between the connections of a server and its handler."""
-
-    def __init__(self, handler: HttpHandler, config: ServerConfig) -> None:
-        self.memory = BodyMemory(config.body_memory)
-        self._handler = handler
-        self._config = config
-        self._allow = cors(config.cors_origins) if config.cors_origins else None
-
-    def handle(self, request: HttpRequest) -> Answer:
-        """The handler's answer to a complete request; raises nothing."""
-        if self._allow is None:
-            return self._handler.handle_request(request)
-        return self._allow(request, self._handler.handle_request)
-
-    def handle_coded(self, request: HttpRequest) -> Answer:
-        """The same for a body with a Content-Encoding, which is decoded before."""
-        refusal = self._handler.before_body(request)  # no work for those who may not ask
-        if refusal is None:
-            try:
-                decode(request, self._config.limits.body, self.memory.take)
-            except HttpError as error:
-                return self.error(error, request)
-            return self.handle(request)
-        return self._with_cors(request, refusal)
-
-    def begin(self, request: HttpRequest) -> IncomingBody:
-        """The state of a body that is not complete."""
-        return IncomingBody(request, self.memory, self._config)
-
-    def refusal(self, request: HttpRequest, length: int) -> HttpResponse | None:
-        """The answer that a head alone calls for; None: go on reading the body.
-
-        length: of the body, where it was announced.
-        """
-        response = self._handler.before_body(request)
-        if response is not None:
-            return self._with_cors(request, response)
-        try:
-            check_coding(request)
-            self.memory.check(length)
-        except HttpError as error:
-            return self.error(error, request)
-        return None
-
-    def error(self, error: HttpError, request: HttpRequest) -> HttpResponse:
-        """The response for an error that the handler does not see."""
-        return self._with_cors(request, self._handler.error_response(error, request))
-
-    def _with_cors(self, request: HttpRequest, response: HttpResponse) -> HttpResponse:
-        if self._allow is None:
-            return response
-        answer = self._allow(request, lambda request: response)
-        assert isinstance(answer, HttpResponse)
-        return answer

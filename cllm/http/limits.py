@@ -1,4 +1,4 @@
-"""Limits and deadlines of the server: sizes in bytes, times in seconds; they check themselves."""
+"""Limits and deadlines of the server, with their checks: sizes in bytes, times in seconds."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _ORIGIN = re.compile(r"\*|null|[a-z][a-z0-9+.\-]*://[^/\s,?#@]+", re.IGNORECASE)
 def _at_least(owner: object, name: str, least: float) -> None:
     value = getattr(owner, name)
     wanted = (int,) if isinstance(least, int) else (int, float)
-    # `not >=` rather than `<`, so that a NaN is refused too.
+    # `not >=` and not `<`, so that NaN is refused too.
     if isinstance(value, bool) or not isinstance(value, wanted) or not value >= least:
         kind = "a whole number" if isinstance(least, int) else "a number"
         raise ValueError(

@@ -1,8 +1,7 @@
 """The request state machine: bytes in, requests or a typed error out (RFC 9110, RFC 9112). No I/O.
 
-The rule it lives by: what comes out depends on the bytes and not on how they were cut. Where two
-things are wrong, the one that stands first in the stream is reported; a limit is passed at the byte
-that passes it.
+Invariant: the result depends on the bytes and not on how they were split into reads. Of two errors
+the one that comes first in the stream is reported; a limit is exceeded at the byte that exceeds it.
 """
 
 from __future__ import annotations
@@ -31,17 +30,16 @@ from cllm.http.request import HttpRequest
 MAX_EMPTY_LINES = 2
 CR = 13
 
-RELEASE = 64 * 1024  # consumed bytes that are worth a copy of what stands behind them
+RELEASE = 64 * 1024  # consumed bytes that justify a copy of what follows them
 
-# RFC 9112 section 7.1.1, with the blanks that a recipient has to take
+# RFC 9112 section 7.1.1, with the blanks that a recipient has to accept
 _CHUNK_EXT = f"(?:[ \t]*;[ \t]*{TOKEN}(?:[ \t]*=[ \t]*(?:{TOKEN}|{QUOTED_STRING}))?)*"
 # RFC 9112 section 7.1: chunk-size [ chunk-ext ]. Sixteen digits hold every 64-bit size.
 CHUNK_SIZE = re.compile(f"([0-9A-Fa-f]{{1,16}}){_CHUNK_EXT}".encode("latin-1"))
-# Bytes of chunk framing forgiven before extensions must stay in proportion to the data.
+# Bytes of chunk framing allowed before extensions must stay in proportion to the data.
 CHUNK_OVERHEAD = 16 * 1024
-# A chunk costs about 2 µs whatever its size. Smaller ones than this count the difference, until the
-# sum passes SMALL_CHUNKS: 33 000 chunks of one byte (70 ms), or 300 kB in chunks of 8. Larger ones
-# count against it.
+# A chunk costs about 2 µs whatever its size. The running sum of (SMALL_CHUNK - size), at least 0,
+# may not exceed SMALL_CHUNKS: 33 000 chunks of one byte (70 ms), or 300 kB in chunks of 8.
 SMALL_CHUNK = 64  # bytes
 SMALL_CHUNKS = 2 * 1024 * 1024  # bytes
 
@@ -280,7 +278,7 @@ class RequestParser:
         # A size line costs up to 16 bytes, and extensions as much as the data they come with.
         self._overhead = max(self._overhead + (end - start) - 16 - size, 0)
         if self._overhead > CHUNK_OVERHEAD:
-            raise ProtocolError(400, "the chunk extensions outweigh the body")
+            raise ProtocolError(400, "the chunk extensions are larger than the body")
         self._small = max(self._small + SMALL_CHUNK - size, 0)
         if self._small > SMALL_CHUNKS:
             raise ProtocolError(

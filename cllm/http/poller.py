@@ -1,7 +1,7 @@
 """Which sockets are ready: epoll and kqueue behind one small interface, and a wake-up for either.
 
-Registrations fire once and are then silent until `rearm`: one system call, no lock, and a socket
-whose connection is being worked on wakes nobody.
+Registrations fire once and are then disarmed until `rearm`: one system call, no lock, and a socket
+whose connection is running causes no wake-up.
 """
 
 from __future__ import annotations
@@ -103,7 +103,7 @@ else:
             self._kqueue.control(changes, 0)
 
         def rearm(self, fd: int, interest: int) -> None:
-            # A write filter left over from before fires once for nothing, which costs one look.
+            # A write filter that is left over fires once without effect.
             self.register(fd, interest)
 
         def forget(self, fd: int) -> None:
@@ -129,7 +129,7 @@ _write_locked.restype = ctypes.c_ssize_t
 
 
 class WakeUp:
-    """Ends another thread's poll: `set` from anywhere, `clear` by the thread that polls."""
+    """Ends another thread's poll: `set` by any thread, `clear` by the thread that polls."""
 
     __slots__ = ("_read", "_write")
 
@@ -144,10 +144,10 @@ class WakeUp:
     def set(self) -> None:
         """End the poll, or the next one; harmless once closed.
 
-        It takes a microsecond and keeps the interpreter lock, which whoever wakes up would take
-        while the caller has more to do: a step of the engine's, or others to wake.
+        It takes a microsecond and keeps the interpreter lock. Otherwise the woken thread would take
+        the lock while the caller has more to do: an engine step, or other threads to wake.
         """
-        # It fails where it was set very often, or is closed: no matter.
+        # Fails harmlessly if it was set very often or is closed.
         _write_locked(self._write, b"\1\0\0\0\0\0\0\0", 8)
 
     def clear(self) -> None:

@@ -106,13 +106,13 @@ class HttpRequest:
 
     @property
     def query(self) -> dict[str, str]:
-        """The query's parameters, decoded; of a repeated one the last."""
+        """The query's parameters, decoded; the last one of a repeated name."""
         if not self.query_string:
             return {}
         return dict(parse_qsl(self.query_string, keep_blank_values=True))
 
     def text(self) -> str:
-        """The body as UTF-8; raises HttpError 400 where it is not."""
+        """The body as UTF-8; raises HttpError 400 if it is not."""
         try:
             return self.body.decode("utf-8")
         except UnicodeDecodeError as error:

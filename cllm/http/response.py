@@ -1,35 +1,34 @@
-"""Responses: status, fields and body, and the bytes of their head; responses given later."""
+"""Responses: status, fields and body, and the bytes of their head."""
 
 from __future__ import annotations
 
-import logging
 import re
-import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from email.utils import formatdate
 from functools import lru_cache
 from http import HTTPStatus
 from typing import Any
 
-from cllm.http.body_stream import BodyStream, call_all, compact_json
+from cllm.http.body_stream import BodyStream, compact_json
 from cllm.http.sse import EVENT_STREAM, PING
-
-_log = logging.getLogger("cllm.http")
 
 Octets = bytes  # the name `bytes` is a constructor inside HttpResponse
 
 JSON = "application/json"
 TEXT = "text/plain; charset=utf-8"
-_UNBUFFERED = ("X-Accel-Buffering", "no")  # nginx's word; it otherwise collects a stream's pieces
+_UNBUFFERED = (
+    "X-Accel-Buffering",
+    "no",
+)  # for nginx, which otherwise buffers the pieces of a stream
 
 
 class HttpResponse:
     """A response; its body is bytes or a BodyStream.
 
-    `headers` must leave out what the connection decides: Connection, Content-Length, Date, Server
-    and Transfer-Encoding. Those, and names or values that would break the head, make `encode_head`
-    raise ValueError.
+    `headers` must not have the fields that the connection writes: Connection, Content-Length, Date,
+    Server and Transfer-Encoding. These, and names or values that are not valid in a head, make
+    `encode_head` raise ValueError.
     """
 
     __slots__ = ("body", "headers", "status")
@@ -48,7 +47,7 @@ class HttpResponse:
     def json(
         cls, value: Any, status: int = 200, headers: Iterable[tuple[str, str]] = ()
     ) -> HttpResponse:
-        """UTF-8 JSON, compact; raises TypeError or ValueError for what JSON has no form for."""
+        """Compact UTF-8 JSON; raises TypeError or ValueError for what JSON cannot express."""
         return cls(status, [("Content-Type", JSON), *headers], compact_json(value))
 
     @classmethod
@@ -81,7 +80,7 @@ class HttpResponse:
     ) -> HttpResponse:
         """A body of unknown length: chunked in HTTP/1.1, ended by the close in HTTP/1.0.
 
-        Proxies that know X-Accel-Buffering pass each piece on as it comes.
+        Proxies that support X-Accel-Buffering pass on each piece at once.
         """
         content_type = content_type or stream.content_type
         if content_type == EVENT_STREAM:
@@ -90,9 +89,9 @@ class HttpResponse:
 
     @classmethod
     def sse(cls, stream: BodyStream, headers: Iterable[tuple[str, str]] = ()) -> HttpResponse:
-        """Server-sent events that no cache keeps and no proxy collects.
+        """Server-sent events, with the fields that prevent caching and buffering.
 
-        While the stream is quiet its `ping` is sent, a comment where it has none of its own.
+        While the stream is quiet its `ping` is sent, by default a comment.
         """
         return cls.stream(stream, EVENT_STREAM, headers=[("Cache-Control", "no-store"), *headers])
 
@@ -148,142 +147,12 @@ class HttpResponse:
         return f"<HttpResponse {self.status}, {body}>"
 
 
-class DeferredResponse:
-    """A response that another thread will give; the worker goes on meanwhile."""
-
-    __slots__ = (
-        "_cancel_callbacks",
-        "_done_callbacks",
-        "_lock",
-        "_wake",
-        "cancel_reason",
-        "response",
-    )
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._wake: Callable[[], None] | None = None
-        self._cancel_callbacks: list[Callable[[str], object]] = []
-        self._done_callbacks: list[Callable[[HttpResponse], None]] = []
-        self.response: HttpResponse | None = None
-        self.cancel_reason: str | None = None
-
-    def resolve(self, response: HttpResponse) -> bool:
-        """Give the response; True for the first one given before a cancellation. Any thread.
-
-        A stream in a response that comes too late is cancelled. For what is no HttpResponse the
-        client is answered 500, and TypeError raised here.
-        """
-        if not _is_response(response):
-            self.resolve(_failure())
-            raise TypeError(f"a {type(response).__name__} is no HttpResponse")
-        with self._lock:
-            late = self.response is not None or self.cancel_reason is not None
-            if not late:
-                self.response = response
-                self._cancel_callbacks.clear()
-                done, self._done_callbacks = self._done_callbacks, []
-                wake = self._wake
-        if late:
-            if isinstance(response.body, BodyStream):
-                response.body.cancel(self.cancel_reason or "another response was given")
-            return False
-        for callback in done:
-            callback(response)
-        if wake is not None:
-            wake()
-        return True
-
-    def cancel(self, reason: str) -> bool:
-        """There will be no response; False where it was there already. Any thread.
-
-        By the connection: nobody waits for it any more. By the producer: a client that still waits
-        is answered 503 with the reason.
-        """
-        with self._lock:
-            if self.response is not None or self.cancel_reason is not None:
-                return False
-            self.cancel_reason = reason
-            callbacks, self._cancel_callbacks = self._cancel_callbacks, []
-            self._done_callbacks.clear()
-            wake = self._wake
-        call_all(callbacks, reason)
-        if wake is not None:
-            wake()
-        return True
-
-    @property
-    def cancelled(self) -> bool:
-        return self.cancel_reason is not None
-
-    def on_cancel(self, callback: Callable[[str], object]) -> None:
-        """Call `callback(reason)` when nobody waits any more: client gone, deadline, server stop.
-
-        At once where that already happened; never once the response is given.
-        """
-        with self._lock:
-            if self.cancel_reason is None:
-                if self.response is None:
-                    self._cancel_callbacks.append(callback)
-                return
-        callback(self.cancel_reason)
-
-    def attach(self, wake: Callable[[], None]) -> None:
-        """Have `wake` called, from any thread, when the response is there or will not be.
-
-        At once where that is known.
-        """
-        with self._lock:
-            self._wake = wake
-            ready = self.response is not None or self.cancel_reason is not None
-        if ready:
-            wake()
-
-    def then(self, change: Callable[[HttpResponse], HttpResponse]) -> DeferredResponse:
-        """The response that `change` makes of this one, for middleware; cancelling goes both ways.
-
-        `change` runs on the thread that resolves, and must be quick. An exception in it is logged
-        and gives a bare 500.
-        """
-        changed = DeferredResponse()
-        changed.on_cancel(self.cancel)
-
-        def pass_on(response: HttpResponse) -> None:
-            try:
-                result = change(response)
-                if not _is_response(result):
-                    raise TypeError(f"the middleware gave a {type(result).__name__}")
-            except BaseException as error:
-                _log.exception("a middleware failed on a deferred response")
-                if isinstance(response.body, BodyStream):
-                    response.body.cancel(f"a middleware failed: {error}")
-                result = _failure()
-            changed.resolve(result)
-
-        with self._lock:
-            response = self.response
-            if response is None:
-                self._done_callbacks.append(pass_on)
-        if response is not None:
-            pass_on(response)
-        self.on_cancel(changed.cancel)
-        return changed
-
-
-def _is_response(value: object) -> bool:
-    return isinstance(value, HttpResponse)
-
-
-def _failure() -> HttpResponse:
-    return HttpResponse.json({"success": False, "error": "internal error"}, 500)
-
-
 # RFC 9110 sections 15.3.5, 15.3.6, 15.4.5
 _BODYLESS = frozenset((204, 205, 304))
 
 _FIELD_NAME = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
 _FIELD_VALUE = re.compile(r"[\t\x20-\x7e\x80-\xff]*")
-# What the connection writes itself; a second one would make two framings of one response.
+# Written by the connection; a second one would give the response two framings.
 _RESERVED = frozenset(("connection", "content-length", "date", "server", "transfer-encoding"))
 
 _END_KEEP_ALIVE = b"Connection: keep-alive\r\n\r\n"
@@ -293,7 +162,7 @@ CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 
 
 def field_line(name: str, value: str) -> bytes:
-    """`Name: value` and CRLF; raises ValueError for what would break out of the line."""
+    """`Name: value` and CRLF; raises ValueError for what is not valid in one line."""
     if not _FIELD_NAME.fullmatch(name) or name.lower() in _RESERVED:
         raise ValueError(f"a response cannot set the field {name!r}")
     if not _FIELD_VALUE.fullmatch(value):
@@ -322,7 +191,7 @@ def _status_line(status: int) -> bytes:
 _STATUS_LINES = {
     status.value: f"HTTP/1.1 {status.value} {status.phrase}\r\n".encode()
     for status in HTTPStatus
-    if status >= 200  # an informational one is no answer: the client would wait on (section 15.2)
+    if status >= 200  # after an informational one the client waits on (section 15.2)
 }
 
 
@@ -347,7 +216,7 @@ _date: tuple[int, bytes] = (0, b"")
 
 
 def _date_line() -> bytes:
-    """RFC 9110 section 6.6.1; built once a second. A race builds it twice, which does no harm."""
+    """RFC 9110 section 6.6.1; built once a second. A race builds it twice, which is harmless."""
     global _date
     now = int(time.time())
     second, line = _date

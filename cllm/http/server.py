@@ -1,4 +1,4 @@
-"""A server: its sockets, its threads, its start and its end; and the static facade HttpServer."""
+"""A server: its sockets and threads, start and stop."""
 
 from __future__ import annotations
 
@@ -10,12 +10,14 @@ import threading
 import traceback
 from time import monotonic
 from types import TracebackType
-from typing import TYPE_CHECKING, ClassVar
 
 from cllm.http.acceptor import Acceptor
 from cllm.http.connection import Connection, Context
+from cllm.http.cors import cors
 from cllm.http.errors import HttpServerError
+from cllm.http.handler import HttpHandler
 from cllm.http.http1 import Http1
+from cllm.http.intake import Intake
 from cllm.http.limits import ServerConfig
 from cllm.http.listeners import address_of, listen
 from cllm.http.poller import READ, new_poller
@@ -23,13 +25,10 @@ from cllm.http.stats import ServerStats, add_up
 from cllm.http.transport import PlainTransport, shut_down
 from cllm.http.worker import Worker
 
-if TYPE_CHECKING:
-    from cllm.http.handler import HttpHandler
-
 _log = logging.getLogger("cllm.http")
 
-# After the grace period: for the last events and 503s to leave, and for threads to end. A handler
-# that blocks longer is left behind, named in the log.
+# After the grace period: time to send the last events and 503s, and for threads to end. A handler
+# that blocks longer is left running and named in the log.
 ENDING_TIME = 2.0  # s
 JOIN_TIME = 2.0  # s
 
@@ -91,12 +90,12 @@ class Server:
     def start(self) -> None:
         """Listen and serve; returns once clients can connect.
 
-        Raises HttpServerError where the server runs already, the address cannot be had, or the
-        system gives no more descriptors or threads.
+        Raises HttpServerError if the server already runs, the address cannot be used, or the system
+        has no more descriptors or threads.
         """
         with self._lock:
             if self._state is not _State.STOPPED:
-                raise HttpServerError("the server runs already; stop() it first")
+                raise HttpServerError("the server is already running; call stop() first")
             listeners = listen(self.host, self._wanted_port, self.config.backlog)
             self._port = listeners[0].getsockname()[1]
             try:
@@ -114,7 +113,7 @@ class Server:
     def _build(self, listeners: list[socket.socket]) -> None:
         self._stopped.clear()
         self._empty.clear()
-        # New ones each time: a thread that an earlier stop() left behind keeps the old ones.
+        # New ones each time: a thread that an earlier stop() left running keeps the old ones.
         self._connections = {}
         self._workers = []
         self._poller = new_poller()
@@ -122,8 +121,10 @@ class Server:
             listeners, self.config, self._poller, self._connections, self._admit
         )
         queue = self._acceptor.queue
+        origins = self.config.cors_origins
+        intake = Intake(self._handler, self.config, cors(origins) if origins else None)
         self._context = Context(
-            self._handler, self.config, self._poller, self._connections, queue.push, self._closed
+            intake, self.config, self._poller, self._connections, queue.push, self._closed
         )
         self._acceptor_thread = threading.Thread(
             target=self._acceptor.run, name="cllm-acceptor", daemon=True
@@ -136,7 +137,7 @@ class Server:
         self._acceptor_thread.start()
 
     def _dismantle(self, listeners: list[socket.socket]) -> None:
-        """After a start that did not succeed: as before it."""
+        """After a failed start: restore the state before it."""
         for listener in listeners:
             shut_down(listener)
             listener.close()
@@ -165,7 +166,7 @@ class Server:
         )
         fd = connection.fd
         # Before the poller, which may report it at once. Until `admitted` no worker runs it: an old
-        # event for the same descriptor number may still be on its way.
+        # event for the same descriptor number may still be pending.
         self._connections[fd] = connection
         try:
             self._poller.register(fd, READ)
@@ -183,15 +184,15 @@ class Server:
     # The end
 
     def stop(self, grace: float | None = None) -> None:
-        """Stop: no new connections, then the end of what is under way, then of every thread.
+        """Stop: refuse new connections, end requests in flight, then end every thread.
 
         Requests in flight have `grace` seconds (default: the configuration's); then streams end
         with their last event and deferred responses with 503. Returns when the port is free and the
-        threads have ended, in any case ENDING_TIME + JOIN_TIME after the grace period.
+        threads have ended, at the latest ENDING_TIME + JOIN_TIME after the grace period.
 
         On a server that does not run it does nothing; while another thread stops the server it
-        waits for that. A handler may call it: it then returns at once and the server stops behind
-        it, since the handler's own response is one of those that are waited for.
+        waits for that. A handler may call it: it then returns at once and the server stops in the
+        background, since it waits for the handler's own response too.
         """
         with self._lock:
             if self._state is _State.RUNNING:
@@ -229,7 +230,7 @@ class Server:
         if self._wait_until_empty(grace):
             return
         _log.warning(
-            "%d connections are not done after the grace period of %g s; ending them",
+            "%d connections are still open after the grace period of %g s; ending them",
             len(self._connections), grace,
         )  # fmt: skip
         self._context.ending = True
@@ -253,19 +254,19 @@ class Server:
             connection.close(abort=True)
         stuck = [worker.thread for worker in self._workers if worker.thread.is_alive()]
         for thread in stuck:
-            _log.error("%s is held by a handler and left behind:\n%s", thread.name, _stack(thread))
+            _log.error("%s is held by a handler and left running:\n%s", thread.name, _stack(thread))
         if not self._acceptor_thread.is_alive():
             self._acceptor.release()
-        # A thread left behind will only look at `queue`, find it closed and end.
+        # A thread left running uses only `queue`, finds it closed and ends.
         queue.release()
         self._poller.close()
 
-    # What it is doing
+    # Statistics
 
     def stats(self) -> ServerStats:
-        """Counters since the start; cheap enough to be asked for by every scrape."""
+        """Counters since the start; cheap enough for every scrape."""
         workers = self._workers
-        total = add_up(worker.counters for worker in workers)
+        total = add_up(worker.workspace.counters for worker in workers)
         connections = len(self._connections)
         running = [worker.current for worker in workers]
         busy = len(running) - running.count(None)
@@ -286,58 +287,6 @@ class Server:
             timeouts_total=total.timeouts,
             responses_by_status=total.by_status,
         )
-
-
-class HttpServer:
-    """One server for a process, without an object to carry around: init, start, stop, isRunning."""
-
-    _lock: ClassVar[threading.Lock] = threading.Lock()
-    _server: ClassVar[Server | None] = None
-
-    @classmethod
-    def init(
-        cls, host: str, port: int, handler: HttpHandler, config: ServerConfig | None = None
-    ) -> None:
-        """Configure it. Raises HttpServerError where it was before and stop() did not follow."""
-        with cls._lock:
-            if cls._server is not None:
-                raise HttpServerError("HttpServer.init was called already; call stop() first")
-            cls._server = Server(handler, host, port, config)
-
-    @classmethod
-    def start(cls) -> None:
-        """Listen and serve; returns once clients can connect. Raises as `Server.start`."""
-        cls.instance().start()
-
-    @classmethod
-    def stop(cls, grace: float | None = None) -> None:
-        """Stop as `Server.stop`, and forget the configuration: `init` may be called again."""
-        with cls._lock:
-            server = cls._server
-        if server is None:
-            return
-        server.stop(grace)
-        with cls._lock:
-            if cls._server is server:
-                cls._server = None
-
-    @classmethod
-    def isRunning(cls) -> bool:  # noqa: N802 - the C++ interface's name
-        server = cls._server
-        return server is not None and server.is_running
-
-    @classmethod
-    def port(cls) -> int:
-        """The port in use. Raises HttpServerError before `init`."""
-        return cls.instance().port
-
-    @classmethod
-    def instance(cls) -> Server:
-        """The server itself. Raises HttpServerError before `init`."""
-        server = cls._server
-        if server is None:
-            raise HttpServerError("call HttpServer.init(host, port, handler) first")
-        return server
 
 
 def _stack(thread: threading.Thread) -> str:

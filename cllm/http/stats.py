@@ -1,4 +1,4 @@
-"""Counters without locks: each worker writes its own, whoever asks adds them up."""
+"""Counters without locks: each worker writes its own, readers add them up."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ class Counters:
     requests: int = 0
     bytes_sent: int = 0  # of response bodies
     clients_left: int = 0  # before their response was complete
-    timeouts: int = 0  # deadlines of a head, a body or a write that passed
+    timeouts: int = 0  # of heads, bodies and writes
     by_status: dict[int, int] = field(default_factory=dict)
 
     def count(self, status: int, size: int) -> None:
@@ -24,8 +24,8 @@ class Counters:
 
 @dataclass(frozen=True, slots=True)
 class ServerStats:
-    """What a server has done since it started, and is doing. Taken without a lock: each number is
-    right, their sums may be off by what happened meanwhile."""
+    """A server's counters since its start, and its state. Taken without a lock: each number is
+    right, but they may be of slightly different times."""
 
     connections_open: int
     parked: int  # open, waiting for a client, a token or a deadline
@@ -35,7 +35,7 @@ class ServerStats:
     body_bytes: int  # of bodies that are not complete
     accepted_total: int
     reclaimed_total: int  # idle connections closed at the limit, for new ones
-    turned_away_total: int  # connections past those that a client may have
+    turned_away_total: int  # connections over the limit of their client
     requests_total: int
     bytes_sent_total: int
     clients_left_total: int

@@ -1,4 +1,4 @@
-"""The bytes of one connection: a plain socket now, TLS later, behind the same few calls."""
+"""The bytes of one connection: a plain socket, behind calls that TLS can implement too."""
 
 from __future__ import annotations
 
@@ -26,15 +26,15 @@ IOV_MAX = 1024  # buffers in one sendmsg(2); Linux's and macOS's limit
 _RESET_ON_CLOSE = struct.pack("ii", 1, 0)  # struct linger: on, 0 s
 
 
-class ConnectionLost(Exception):  # noqa: N818 - an event of every day, not a failure
+class ConnectionLost(Exception):  # noqa: N818 - an ordinary event, not a failure
     """The connection broke: reset, timed out, unreachable."""
 
 
 class Peer(enum.Enum):
-    """What a look at the peer found, with nothing read."""
+    """The state of the peer, found without reading."""
 
-    QUIET = enum.auto()  # there, and has sent nothing
-    SENDING = enum.auto()  # there, and has sent something
+    QUIET = enum.auto()  # connected, has sent nothing
+    SENDING = enum.auto()  # connected, has sent something
     GONE = enum.auto()  # ended its side, or the connection broke
 
 
@@ -51,7 +51,7 @@ class Transport(Protocol):
         """Is the peer still there?"""
 
     def unsent(self) -> int:
-        """Bytes written that the peer has not acknowledged; 0 where the system does not say."""
+        """Bytes written that the peer has not acknowledged; 0 if the system does not say."""
 
     def shut_write(self) -> None:
         """End this side, so that the peer sees the end of what was written."""
@@ -97,7 +97,7 @@ class PlainTransport:
         if fd < 0:
             return Peer.GONE
         if hasattr(select, "POLLRDHUP"):
-            # Tells the end apart from unread bytes before it; a peek would only see the bytes.
+            # Distinguishes the end from unread bytes before it; a peek would see only the bytes.
             poll = select.poll()
             poll.register(fd, select.POLLIN | select.POLLRDHUP)
             ready = poll.poll(0)
@@ -149,7 +149,7 @@ def shut_down(sock: socket.socket) -> None:
     try:
         sock.shutdown(socket.SHUT_RDWR)
     except OSError:
-        return  # it is not connected any more
+        return  # it is no longer connected
 
 
 # SO_LINGER acts on the last holder's close(2) only. On Linux, connect(2) to AF_UNSPEC resets the

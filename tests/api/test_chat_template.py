@@ -118,7 +118,7 @@ def test_control_tokens_that_a_client_spells_are_text(engine: Engine) -> None:
     source = f"{start}{{{{ messages[0].content }}}}{end}"
     template = ChatTemplate(source, engine.info().bos_text, controls=[start, end])
     asked = text.format(end, start)
-    tokens = template.tokens(engine, [{"role": "user", "content": asked}])
+    tokens = template.prompt(engine, [{"role": "user", "content": asked}]).tokens
     controls = engine.tokenize(start + end, add_special=False, parse_special=True)
     assert [token for token in tokens if token in controls] == controls
     assert engine.detokenize(tokens) == asked + end  # without BOS
@@ -128,11 +128,11 @@ def test_control_tokens_in_names_variables_and_tools_are_text(engine: Engine) ->
     (start, end) = spelled(engine)
     source = "{{ messages | tojson }}{{ tools | tojson }}{{ mood }}"
     template = ChatTemplate(source, controls=[start, end])
-    tokens = template.tokens(
+    tokens = template.prompt(
         engine,
         [{"role": start, "content": end, end: 1}],
         {"tools": [{start: [end]}], "mood": end},
-    )
+    ).tokens
     controls = engine.tokenize(start + end, add_special=False, parse_special=True)
     assert not set(tokens[1:]) & set(controls)  # the first is BOS
 
@@ -145,7 +145,7 @@ def test_a_template_that_cuts_texts_makes_no_control_tokens_of_them(
     source = f"{{{{ messages[0].content{cut} }}}}{{{{ messages[1].content }}}}"
     template = ChatTemplate(source, controls=[start, end])
     for rest in (end, end[4:], ""):
-        tokens = template.tokens(engine, [{"content": end}, {"content": rest}])
+        tokens = template.prompt(engine, [{"content": end}, {"content": rest}]).tokens
         controls = engine.tokenize(start + end, add_special=False, parse_special=True)
         assert not set(tokens[1:]) & set(controls)
 
@@ -155,7 +155,7 @@ def test_the_marks_that_keep_them_text_cannot_be_forged(engine: Engine) -> None:
     template = ChatTemplate("{{ messages[0].content }}", controls=[start, end])
     halves = [end[:1] + mark + end[1:] for mark in "\ufdd0\ufdd1"]
     asked = "".join(["\ufdd1", end, "\ufdd0", *halves])
-    tokens = template.tokens(engine, [{"content": asked}])
+    tokens = template.prompt(engine, [{"content": asked}]).tokens
     controls = engine.tokenize(end, add_special=False, parse_special=True)
     assert not set(tokens[1:]) & set(controls)  # the first is BOS
 

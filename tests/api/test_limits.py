@@ -6,13 +6,15 @@ import logging
 import re
 import threading
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
 
 from cllm.api import ApiSettings
-from cllm.api.stream import GenerationStream, NativeFrames
+from cllm.api.native.frames import NativeFrames
+from cllm.api.stream import GenerationStream
 from cllm.engine import Engine, Generation, QueueFull, SamplingParams
 from cllm.http import ServerConfig
 from tests.api.api_client import (
@@ -96,14 +98,21 @@ def test_a_client_that_leaves_while_queued_leaves_the_queue(narrow: Engine) -> N
         assert narrow.stats().requests_finished.get("cancelled") == 1
 
 
+def streamed(engine: Engine, max_tokens: int) -> tuple[GenerationStream, Generation]:
+    params = SamplingParams(max_tokens=max_tokens, ignore_eos=True)
+    made: list[Generation] = []
+
+    def submit(on_update: Callable[[], None]) -> list[Generation]:
+        made.append(engine.submit("Hello", params, on_update=on_update))
+        return made
+
+    return GenerationStream("r", submit, NativeFrames, lambda generation: None), made[0]
+
+
 def test_a_reader_that_falls_behind_is_cut_off_and_its_generation_cancelled(narrow: Engine) -> None:
-    stream = GenerationStream("r", lambda generation: None)
     woken = threading.Event()
+    stream, generation = streamed(narrow, max_tokens=2000)
     stream.high_water = 64
-    generation = narrow.submit(
-        "Hello", SamplingParams(max_tokens=2000, ignore_eos=True), on_update=stream.on_update
-    )
-    stream.bind([generation], NativeFrames(generation.id))
     stream.attach(woken.set)
     # Nobody takes: the pending text passes the mark long before 2000 tokens are made.
     eventually(lambda: stream.cancelled, "the stream is cancelled")
@@ -115,12 +124,9 @@ def test_a_reader_that_falls_behind_is_cut_off_and_its_generation_cancelled(narr
 
 
 def test_a_reader_that_is_behind_is_woken_once_until_it_takes(narrow: Engine) -> None:
-    stream = GenerationStream("r", lambda generation: None)
     woken: list[None] = []
-    params = SamplingParams(max_tokens=50, ignore_eos=True)
     with frozen(narrow):
-        generation = narrow.submit("Hello", params, on_update=stream.on_update)
-        stream.bind([generation], NativeFrames(generation.id))
+        stream, generation = streamed(narrow, max_tokens=50)
         stream.attach(lambda: woken.append(None))
     eventually(lambda: generation.done, "the generation ends")
     assert len(woken) == 1

@@ -14,6 +14,7 @@ from cllm.http import (
     HttpRequest,
     HttpResponse,
 )
+from cllm.http.connection import IDLE
 from cllm.http.sse import PING
 from tests.http.http_wire import Connect, Gate, RawClient, Serve, basic_handler, encode, wait_until
 
@@ -239,6 +240,22 @@ def test_the_last_event_of_a_stop_follows_a_ping(serve: Serve, connect: Connect)
     assert client.chunk() == PING
     server.stop(grace=0)
     pieces = [piece for piece in iter(client.chunk, b"") if piece != PING]
+    assert pieces == [stream.end_event("the server is stopping")]
+
+
+def test_the_last_event_comes_although_a_ping_is_due_at_the_same_time(
+    serve: Serve, connect: Connect
+) -> None:
+    stream = EventStream()
+    server = serve(answering(stream), sse_ping=LONG)
+    client = connect(server)
+    begin(client)
+    (connection,) = server._connections.values()
+    wait_until(lambda: connection.state is IDLE, "the stream is quiet")
+    server._context.ending = True
+    connection.deadline = 0.0
+    connection.attend()
+    pieces = list(iter(client.chunk, b""))
     assert pieces == [stream.end_event("the server is stopping")]
 
 

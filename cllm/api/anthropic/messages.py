@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from cllm.api.anthropic.blocks import MessageFrames, Reply, content_of
 from cllm.api.anthropic.conversation import conversation
@@ -14,6 +14,7 @@ from cllm.api.chat.events import CallBegin
 from cllm.api.chat.fields import named
 from cllm.api.chat.prepare import Prepared, prepare
 from cllm.api.envelopes import JSON, encode
+from cllm.api.sampling import given_sampling
 from cllm.api.service import Service
 from cllm.api.submission import Submission, Wanted
 from cllm.engine import PromptTooLong, SamplingParams
@@ -53,12 +54,13 @@ class Messages:
         def reply(generations: Sequence[Generation]) -> Reply:
             return Reply(self._service.model_id, asked.max_tokens, generations[0])
 
-        if asked.stream:
-            return self._submission.streamed(
-                request, wanted, lambda generations: MessageFrames(reply(generations), prepared)
-            )
-        return self._submission.whole(
-            request, wanted, lambda generations: _whole(reply(generations), prepared), refused
+        return self._submission.answer(
+            request,
+            wanted,
+            stream=asked.stream,
+            frames=lambda generations: MessageFrames(reply(generations), prepared),
+            respond=lambda generations: _whole(reply(generations), prepared),
+            refuse=refused,
         )
 
     def count_tokens(self, request: HttpRequest) -> HttpResponse:
@@ -73,10 +75,8 @@ class Messages:
 
 
 def _params(asked: MessagesRequest, prepared: Prepared) -> SamplingParams:
-    names = ("temperature", "top_k", "top_p", "seed")
-    given: dict[str, Any] = {n: v for n in names if (v := getattr(asked, n)) is not None}
     return SamplingParams(
-        **given,
+        **given_sampling(asked),
         max_tokens=asked.max_tokens,
         stop=tuple(asked.stop_sequences or ()),
         constraint=prepared.constraint,

@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 
 from msgspec import Meta, Struct
 
+from cllm.api.sampling import Temperature, TopK
 from cllm.api.schemas import INT32, Fraction, NonEmpty, Schema
 from cllm.engine.sampling.params import MAX_STOPS
 
@@ -126,8 +127,8 @@ class MessagesRequest(CountRequest, kw_only=True):
     max_tokens: Annotated[int, Meta(ge=1, le=INT32)]
     stop_sequences: Annotated[list[NonEmpty], Meta(max_length=MAX_STOPS)] | None = None
     stream: bool | None = None
-    temperature: Annotated[float, Meta(ge=0, le=2)] | None = None
-    top_k: Annotated[int, Meta(ge=-1, le=INT32)] | None = None
+    temperature: Temperature | None = None
+    top_k: TopK | None = None
     top_p: Fraction | None = None
     # Not Anthropic's: a name of the native API.
     seed: int | None = None

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
@@ -29,7 +30,7 @@ CHATML = (
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
 
-# Marks where the last message ends; the space tells whether the template trims its messages.
+# Marks where the last message ends; the space shows whether the template trims its messages.
 _CUT = "\ufdd2"
 _CUT_AND_SPACE = _CUT + " "
 
@@ -39,6 +40,14 @@ _NOTHING: Mapping[str, Any] = {}
 
 class TemplateError(ValueError):
     """The template refuses these messages, or cannot be read; one line."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rendered:
+    """A prompt. text: without the special tokens that the model's own rules add."""
+
+    text: str
+    tokens: list[int]
 
 
 class ChatTemplate:
@@ -77,22 +86,22 @@ class ChatTemplate:
         """The prompt as text. Raises TemplateError."""
         return unframed(self._render(messages, variables, continued))
 
-    def tokens(
+    def prompt(
         self,
         engine: Engine,
         messages: Sequence[Message],
         variables: Mapping[str, Any] = _NOTHING,
         *,
         continued: bool = False,
-    ) -> list[int]:
-        """The prompt as tokens.
+    ) -> Rendered:
+        """The prompt as text and as tokens.
 
         The template's special tokens are control tokens; what a message says stays text, also
         where it spells such a token out. Raises TemplateError, InvalidRequest, EngineClosed.
         """
         text = self._render(messages, variables, continued)
         add_special = not (self._bos and text.startswith(self._bos))
-        return self._controls.tokenize(engine, text, add_special)
+        return Rendered(unframed(text), self._controls.tokenize(engine, text, add_special))
 
     def _render(
         self, messages: Sequence[Message], variables: Mapping[str, Any], continued: bool
@@ -109,7 +118,9 @@ class ChatTemplate:
         given |= {**frame(variables), "messages": shown}
         try:
             text = self._template.render(given)
-        except Exception as error:  # whatever a template does with messages it did not expect
+        except (
+            Exception
+        ) as error:  # a template can fail in any way on messages that it does not expect
             raise TemplateError(f"the chat template refuses the messages: {error}") from None
         return _cut(text) if continued else text
 
@@ -168,7 +179,7 @@ def _cut(text: str) -> str:
 
 
 class _Generation(Extension):
-    """`{% generation %}…{% endgeneration %}` marks what is trained on; here it is but text."""
+    """`{% generation %}…{% endgeneration %}` marks what is trained on; here it is plain text."""
 
     tags = {"generation"}  # noqa: RUF012 - jinja2 declares it so
 

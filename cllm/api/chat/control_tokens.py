@@ -1,4 +1,4 @@
-"""Control tokens that a client's text spells out stay text, wherever a template puts them.
+"""Control tokens that a client's text spells out stay text, wherever a template puts it.
 
 Every such spelling is framed by two noncharacters before the template sees it. So whatever the
 template does with the text around it works as usual, and what arrives framed is tokenized as text.
@@ -14,9 +14,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from cllm.engine import Engine
 
-# Noncharacters, which no text has a reason to hold.
+# Noncharacters, which ordinary text does not contain.
 _BEGIN, _END = "\ufdd0", "\ufdd1"
-_NO_FRAMES = str.maketrans("", "", _BEGIN + _END)
 
 
 class ControlTokens:
@@ -25,13 +24,13 @@ class ControlTokens:
     def __init__(self, spellings: Collection[str]) -> None:
         spelled = _longest(sorted(filter(None, spellings))) or "(?!)"
         self._spelled = re.compile(spelled)
-        # A template that cuts texts may have torn a frame apart; each half still protects.
+        # A template that cuts texts may split a frame; each half still protects.
         self._framed = re.compile(f"{_BEGIN}({spelled})?{_END}?|({spelled})?{_END}")
 
     def frame(self, value: Any) -> Any:
         """The value with each control token framed that a text anywhere in it spells."""
         if isinstance(value, str):
-            return self._spelled.sub(_framed, value.translate(_NO_FRAMES))
+            return self._spelled.sub(_framed, unframed(value))
         if isinstance(value, Mapping):
             return {self.frame(key): self.frame(entry) for key, entry in value.items()}
         if isinstance(value, (list, tuple)):
@@ -58,8 +57,8 @@ class ControlTokens:
 
 
 def unframed(text: str) -> str:
-    """The text as whoever reads it wants it."""
-    return text.translate(_NO_FRAMES)
+    """The text without the marks."""
+    return text.replace(_BEGIN, "").replace(_END, "")
 
 
 def _framed(match: re.Match[str]) -> str:

@@ -1,4 +1,4 @@
-"""A conversation and what is wanted of its next turn, as every API's requests come down to."""
+"""A conversation and what is asked of its next turn, in the form that all APIs share."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Tool:
 
 @dataclass(frozen=True, slots=True)
 class Conversation:
-    """What was said, and how to go on.
+    """The messages, and how to continue.
 
     messages: in the shape of OpenAI's chat completions: `role`, `content` as one text,
         `reasoning_content`, `tool_calls` (whose `arguments` are JSON text), `tool_call_id`, `name`.

@@ -1,4 +1,4 @@
-"""Fields in complaints: what chat completions call one thing, another API may call another."""
+"""Field names in errors: those of chat completions are replaced by an API's own."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from cllm.engine import InvalidRequest, PromptTooLong
 from cllm.http import HttpError
 
 Names = Sequence[tuple[re.Pattern[str], str]]
-"""What a field's name begins with in chat completions, and what stands there instead."""
+"""Patterns of the field names of chat completions, and their replacements."""
 
 
 @contextmanager
 def named(names: Names) -> Iterator[None]:
-    """Complaints raised inside, in an API's own names."""
+    """Errors raised inside get an API's own field names."""
     try:
         yield
     except PromptTooLong as error:

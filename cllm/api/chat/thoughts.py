@@ -28,5 +28,5 @@ class Thoughts:
             self._silent = 0
 
     def tokens(self, generated: int) -> int:
-        """Of so many generated tokens, the share that thoughts have of the pieces."""
+        """How many of the generated tokens were thoughts, by the share of their pieces."""
         return round(generated * self._thought / self._pieces) if self._pieces else 0

@@ -1,4 +1,4 @@
-"""The tools of a conversation: what is wrong with them, and how far a model is held to them."""
+"""The tools of a conversation: their checks, and which schemas a model can be held to."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 _NAME = re.compile(r"[a-zA-Z0-9_.-]{1,64}")
 _TYPES = ("array", "boolean", "integer", "null", "number", "object", "string")
-_AT_ONCE = 8  # schemas of one request that are compiled side by side
+_AT_ONCE = 8  # schemas of one request that are compiled at the same time
 _ANY_OBJECT: Mapping[str, Any] = {"type": "object"}
 
 
@@ -88,7 +88,7 @@ def _held(engine: Engine, tool: Tool, where: str, forced: bool) -> Tool:
 
 
 def _check(schema: Any, where: str) -> None:
-    """Refuse what is no JSON schema; which keywords can be held is another matter."""
+    """Refuse what is not a JSON schema; which keywords can be enforced is checked elsewhere."""
     if schema.get("type", "object") != "object":
         raise InvalidRequest(f"{where}.type", schema["type"], '"object"')
     waiting: list[tuple[Any, str]] = [(schema, where)]

@@ -66,8 +66,11 @@ class Completion:
             answers = [whole(job, index, each) for index, each in enumerate(generations)]
             return HttpResponse.bytes(encode(answers if len(answers) > 1 else answers[0]), JSON)
 
-        if not asked.stream:
-            return self._submission.whole(request, wanted, respond, refused)
-        return self._submission.streamed(
-            request, wanted, lambda generations: CompletionFrames(job, generations)
+        return self._submission.answer(
+            request,
+            wanted,
+            stream=asked.stream,
+            frames=lambda generations: CompletionFrames(job, generations),
+            respond=respond,
+            refuse=refused,
         )

@@ -1,4 +1,4 @@
-"""llama-server's names in ``/metrics``, beside ours.
+"""llama-server's names in ``/metrics``, in addition to ours.
 
 Source: llama.cpp, tools/server/server-task.cpp, to_metrics. Averages are over all requests, not
 since the last scrape.

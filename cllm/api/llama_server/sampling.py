@@ -77,7 +77,7 @@ def sampling(engine: Engine, asked: CompletionRequest, choice: int = 0) -> Sampl
     stop = [asked.stop] if isinstance(asked.stop, str) else asked.stop or []
     probabilities = asked.n_probs or asked.logprobs
     limit = asked.t_max_predict_ms or 0
-    # Of none the prompt is read all the same; the engine then makes one, which nobody is shown.
+    # n_predict 0 still evaluates the prompt: one token is generated and dropped.
     most = most_tokens(asked)
     return SamplingParams(
         **given,
@@ -188,7 +188,7 @@ def settings(params: SamplingParams, asked: CompletionRequest | None = None) -> 
     }
 
 
-# What `settings` leaves out where llama-server tells of a slot.
+# What llama-server leaves out of a slot's settings.
 _LONG = (
     *("dry_sequence_breakers", "stop", "logit_bias", "grammar", "grammar_lazy"),
     *("grammar_triggers", "preserved_tokens"),

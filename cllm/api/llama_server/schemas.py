@@ -83,7 +83,7 @@ class CompletionRequest(Struct, kw_only=True):
     timings_per_token: bool | None = None
     response_fields: list[str] | None = None
 
-    # Known there and not served here: asking for them is refused by name, never overlooked.
+    # Fields of llama-server that are not supported here: refused by name, never ignored.
     post_sampling_probs: bool | None = None
     backend_sampling: bool | None = None
     adaptive_target: float | None = None
@@ -93,15 +93,15 @@ class CompletionRequest(Struct, kw_only=True):
     lora: list[Any] | None = None
 
     def __post_init__(self) -> None:
-        """Refuse what is not served: ValueErrors become the 400's text."""
+        """Refuse what is not supported: ValueErrors become the 400's text."""
         for name, nothing in NOTHING.items():
             if getattr(self, name) not in (None, nothing):
-                raise ValueError(f"{name}: is not served; leave it out, or give {nothing}")
+                raise ValueError(f"{name}: is not supported; leave it out, or give {nothing}")
         if self.adaptive_target is not None and self.adaptive_target >= 0:
-            raise ValueError("adaptive_target: is not served; leave it out, or give -1")
+            raise ValueError("adaptive_target: is not supported; leave it out, or give -1")
 
 
-# What is asked for by this value is not asked for.
+# A field with this value asks for nothing.
 NOTHING: dict[str, Any] = {
     "post_sampling_probs": False,
     "backend_sampling": False,

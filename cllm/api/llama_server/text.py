@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from cllm.api.chat.prepare import prompt_text
+from cllm.api.chat.prompt import prompt_text
 from cllm.api.envelopes import JSON, encode
 from cllm.api.llama_server.prompts import mixed_tokens, spelled
 from cllm.api.llama_server.schemas import APPLY_TEMPLATE, DETOKENIZE, TOKENIZE

@@ -16,7 +16,7 @@ from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Any
 
 from cllm.api.envelopes import failure, success, too_many_requests
-from cllm.api.schemas import BENCHMARK, BenchmarkRequest
+from cllm.api.native.schemas import BENCHMARK, BenchmarkRequest
 from cllm.api.service import Service
 from cllm.api.tenants import tenant_of
 from cllm.engine import EngineError, QueueFull, SamplingParams
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("cllm.api")
 
-AT_ONCE = 4  # benchmarks that may run beside each other; more are answered 429
+AT_ONCE = 4  # benchmarks that may run at the same time; more get a 429
 _RETRY = 0.05  # seconds between two tries at a full queue
 
 
@@ -84,7 +84,7 @@ class _Results:
 
 
 class _Request:
-    """One request in flight; tells the run when it has ended."""
+    """One request in flight; reports its end to the run."""
 
     __slots__ = ("_ended", "_lock", "_told", "generation")
 
@@ -96,7 +96,7 @@ class _Request:
 
     @property
     def gave_way(self) -> bool:
-        """Whether it has left a full queue for a request of another client."""
+        """Whether it gave up its place in a full queue for another client's request."""
         return self.generation is not None and isinstance(self.generation.error, QueueFull)
 
     def on_update(self) -> None:
@@ -132,7 +132,7 @@ class _Run:
         self._total_time = 0.0
 
     def cancel(self) -> None:
-        """Nobody waits for the answer any more. Any thread."""
+        """Stop: no client waits for the response. Any thread."""
         self._ended.put(None)
 
     def run(self) -> None:

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from cllm.api.envelopes import refused, success
-from cllm.api.schemas import GENERATE, GenerateRequest
-from cllm.api.stream import NativeFrames
+from cllm.api.native.frames import NativeFrames
+from cllm.api.native.schemas import GENERATE, GenerateRequest
 from cllm.api.submission import Submission, Wanted
 from cllm.http import DeferredResponse, HttpRequest, HttpResponse
 
@@ -29,18 +29,19 @@ class Generating:
         Raises HttpError 400 and 503, InvalidRequest, QueueFull.
         """
         asked = GENERATE.decode(request.body)
-        if asked.stream:
-            return self._streamed(request, asked)
-        return self._submission.whole(request, _wanted(asked), _respond, refused)
+        return self._submission.answer(
+            request,
+            _wanted(asked),
+            stream=asked.stream,
+            frames=NativeFrames,
+            respond=_respond,
+            refuse=refused,
+        )
 
     def generate_stream(self, request: HttpRequest) -> HttpResponse:
         """Events, whatever ``stream`` says; raises as `generate`."""
-        return self._streamed(request, GENERATE.decode(request.body))
-
-    def _streamed(self, request: HttpRequest, asked: GenerateRequest) -> HttpResponse:
-        return self._submission.streamed(
-            request, _wanted(asked), lambda generations: NativeFrames(generations[0].id)
-        )
+        asked = GENERATE.decode(request.body)
+        return self._submission.streamed(request, _wanted(asked), NativeFrames)
 
 
 def _wanted(asked: GenerateRequest) -> list[Wanted]:

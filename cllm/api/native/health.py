@@ -1,4 +1,4 @@
-"""GET ``/health``: one fixed answer while all is well, and more for whoever asks for it."""
+"""GET ``/health``: one fixed response while the server is healthy, and two levels of detail."""
 
 from __future__ import annotations
 

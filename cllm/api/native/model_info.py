@@ -1,4 +1,4 @@
-"""GET ``/model/info``: what is loaded, as the GGUF and the live context say it."""
+"""GET ``/model/info``: the loaded model, from its GGUF and its live context."""
 
 from __future__ import annotations
 

@@ -11,9 +11,9 @@ from cllm.api.native.benchmark import Benchmarks
 from cllm.api.native.generate import Generating
 from cllm.api.native.health import LEVELS, health
 from cllm.api.native.model_info import model_info
+from cllm.api.native.schemas import BENCHMARK, DECODE, ENCODE, GENERATE
 from cllm.api.openapi import answers
 from cllm.api.route import Family, Route
-from cllm.api.schemas import BENCHMARK, DECODE, ENCODE, GENERATE
 from cllm.api.service import Service
 from cllm.api.submission import Submission
 
@@ -21,7 +21,7 @@ NATIVE = Family("native", ("/",), error_body, answers.Failure)
 
 
 def routes(service: Service, submission: Submission, metrics: Metrics) -> tuple[Route, ...]:
-    """What is served natively, but for the lists of everything."""
+    """The native endpoints, except the lists of all endpoints."""
     generating = Generating(submission)
     level = {"level": LEVELS}
     return (

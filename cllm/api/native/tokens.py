@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from cllm.api.envelopes import success
-from cllm.api.schemas import DECODE, ENCODE
+from cllm.api.native.schemas import DECODE, ENCODE
 from cllm.api.service import Service
 from cllm.engine import InvalidRequest
 from cllm.http import HttpRequest, HttpResponse

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
@@ -21,7 +21,7 @@ from cllm.engine.constraints.constraint import Constraint
 from cllm.http import DeferredResponse, HttpRequest, HttpResponse
 
 if TYPE_CHECKING:
-    from cllm.engine import Generation
+    pass
 
 _NAMES = ((re.compile(r"^prompt\b"), "messages"),)
 
@@ -46,22 +46,15 @@ class ChatCompletions:
         count = asked.n or 1
         wanted = _wanted(asked, prepared, count)
         engine = self._service.engine if asked.logprobs else None
-
-        def reply(generations: Sequence[Generation]) -> Reply:
-            return Reply.of(self._service, "chatcmpl", count, generations)
-
-        if asked.stream:
-            usage = asked.streams_usage
-            return self._submission.streamed(
-                request,
-                wanted,
-                lambda generations: ChatFrames(reply(generations), prepared, engine, usage),
-            )
-        return self._submission.whole(
+        usage = asked.streams_usage
+        reply = partial(Reply.of, self._service, "chatcmpl", count)
+        return self._submission.answer(
             request,
             wanted,
-            lambda generations: whole(reply(generations), prepared, engine),
-            refused,
+            stream=asked.stream,
+            frames=lambda generations: ChatFrames(reply(generations), prepared, engine, usage),
+            respond=lambda generations: whole(reply(generations), prepared, engine),
+            refuse=refused,
         )
 
 

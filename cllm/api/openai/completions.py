@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from cllm.api.envelopes import encode
@@ -56,22 +57,15 @@ class Completions:
         ]
         shown = [echo for echo in echoes for _ in range(count)]
         recorder = None if asked.logprobs is None else engine
-
-        def reply(generations: Sequence[Generation]) -> Reply:
-            return Reply.of(self._service, "cmpl", count, generations)
-
-        if asked.stream:
-            usage = asked.streams_usage
-            return self._submission.streamed(
-                request,
-                wanted,
-                lambda generations: _Frames(reply(generations), shown, recorder, usage),
-            )
-        return self._submission.whole(
+        usage = asked.streams_usage
+        reply = partial(Reply.of, self._service, "cmpl", count)
+        return self._submission.answer(
             request,
             wanted,
-            lambda generations: _whole(reply(generations), shown, recorder),
-            refused,
+            stream=asked.stream,
+            frames=lambda generations: _Frames(reply(generations), shown, recorder, usage),
+            respond=lambda generations: _whole(reply(generations), shown, recorder),
+            refuse=refused,
         )
 
     def _filling(self, tokens: list[int], suffix: str) -> list[int]:

@@ -58,7 +58,7 @@ class Reply:
 
 
 class Chunks:
-    """The chunks of a streamed reply; kind: their `object`. With usage, the last one tells it."""
+    """The chunks of a streamed reply; kind: their `object`; usage: the last one counts."""
 
     __slots__ = ("_usage", "head", "tail")
 

@@ -1,7 +1,7 @@
 """Bodies of the two kinds of completion. Unknown fields are ignored, null means left out.
 
-Source: the OpenAI API reference, "Completions" and "Chat". Fields that are known there and not
-served here are declared, so that asking for them is refused by name and never overlooked.
+Source: the OpenAI API reference, "Completions" and "Chat". Fields that exist there and are not
+supported here are declared, so that they are refused by name and never ignored.
 """
 
 from __future__ import annotations
@@ -10,18 +10,17 @@ from typing import Annotated, Any, Literal
 
 from msgspec import UNSET, Meta, Struct, UnsetType
 
-from cllm.api.schemas import INT32, Fraction, NonEmpty, Penalty, Schema, TokenId
+from cllm.api.sampling import SamplingFields, given_sampling
+from cllm.api.schemas import INT32, Schema, TokenId
 from cllm.engine import SamplingParams
-from cllm.engine.sampling.params import MAX_STOPS
 
 MOST_CHOICES = 128  # generations of one request
 
 Count = Annotated[int, Meta(ge=1, le=INT32)]
-Stops = NonEmpty | Annotated[list[NonEmpty], Meta(max_length=MAX_STOPS)]
 Choices = Annotated[int, Meta(ge=1, le=MOST_CHOICES)]
 Alternatives = Annotated[int, Meta(ge=0, le=20)]
 
-# What is asked for by one of these values is not asked for.
+# A field with one of these values asks for nothing.
 NOTHING: dict[str, tuple[Any, ...]] = {
     "best_of": (None, 1),
     "audio": (None,),
@@ -30,42 +29,30 @@ NOTHING: dict[str, tuple[Any, ...]] = {
     "functions": (None, []),
     "function_call": (None, "none", "auto"),
 }
-# What to use in place of a field that is not served.
+# What to use in place of a field that is not supported.
 _INSTEAD = {"functions": "use tools", "function_call": "use tool_choice", "best_of": "use n"}
 
 
 class StreamOptions(Struct):
-    """What a stream tells beside the text."""
+    """What a stream sends in addition to the text."""
 
     include_usage: bool | None = None
 
 
-class Sampled(Struct, kw_only=True):
+class Sampled(SamplingFields, kw_only=True):
     """The fields that both kinds of completion share."""
 
     model: str | None = None
     max_tokens: Count | None = None
     n: Choices | None = None
-    temperature: Annotated[float, Meta(ge=0, le=2)] | None = None
-    top_p: Fraction | None = None
-    presence_penalty: Penalty | None = None
-    frequency_penalty: Penalty | None = None
-    seed: int | None = None
-    stop: Stops | None = None
-    logit_bias: dict[TokenId, Annotated[float, Meta(ge=-100, le=100)]] | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
-    # Not OpenAI's; the names of the native API.
-    top_k: Annotated[int, Meta(ge=-1, le=INT32)] | None = None
-    min_p: Fraction | None = None
-    repetition_penalty: Annotated[float, Meta(gt=0, le=2)] | None = None
-    ignore_eos: bool | None = None
 
     def __post_init__(self) -> None:
-        """Refuse what is not served: ValueErrors become the 400's text."""
+        """Refuse what is not supported: ValueErrors become the 400's text."""
         for name, nothing in NOTHING.items():
             if getattr(self, name, None) not in nothing:
-                raise ValueError(f"{name}: is not served; {_INSTEAD.get(name, 'leave it out')}")
+                raise ValueError(f"{name}: is not supported; {_INSTEAD.get(name, 'leave it out')}")
 
     @property
     def streams_usage(self) -> bool:
@@ -77,16 +64,10 @@ class Sampled(Struct, kw_only=True):
 
         more: further fields of SamplingParams.
         """
-        given = {name: value for name in _SAMPLING if (value := getattr(self, name)) is not None}
+        given = given_sampling(self)
         if self.seed is not None:
             given["seed"] = self.seed + choice
         return SamplingParams(**given, **more, max_tokens=most)
-
-
-_SAMPLING = (
-    *("temperature", "top_p", "presence_penalty", "frequency_penalty", "seed", "stop"),
-    *("logit_bias", "top_k", "min_p", "repetition_penalty", "ignore_eos"),
-)
 
 
 class CompletionRequest(Sampled, kw_only=True):
@@ -99,10 +80,10 @@ class CompletionRequest(Sampled, kw_only=True):
     best_of: Any = None
 
     def __post_init__(self) -> None:
-        """Refuse what is not served, and the log-probabilities of a prompt."""
+        """Refuse what is not supported, and the log-probabilities of a prompt."""
         super().__post_init__()
         if self.echo and self.logprobs is not None:
-            raise ValueError("echo: a prompt's tokens have no logprobs here; leave one of them out")
+            raise ValueError("echo: a prompt's tokens have no logprobs; leave out echo or logprobs")
 
 
 class Part(Struct):
@@ -115,7 +96,7 @@ class Part(Struct):
     def __post_init__(self) -> None:
         """Refuse a part without what its type says."""
         if getattr(self, self.type) is UNSET:
-            raise ValueError(f"{self.type}: missing; a part of this type has one")
+            raise ValueError(f"{self.type}: missing; a part of this type requires it")
 
     @property
     def said(self) -> str:
@@ -159,7 +140,7 @@ class Function(Struct):
 
 
 class FunctionTool(Struct):
-    """A tool; functions are the only kind served here."""
+    """A tool; functions are the only kind supported here."""
 
     type: Literal["function"]
     function: Function
@@ -195,7 +176,7 @@ class ToolChoice(Struct):
     def __post_init__(self) -> None:
         """Refuse a choice without what its type says."""
         if getattr(self, self.type) is None:
-            raise ValueError(f"{self.type}: missing; expected what the type names")
+            raise ValueError(f"{self.type}: missing; a tool_choice of this type requires it")
 
 
 class JsonSchema(Struct):
@@ -241,7 +222,7 @@ class ChatRequest(Sampled, kw_only=True):
     web_search_options: Any = None
 
     def __post_init__(self) -> None:
-        """Refuse what is not served, and what says nothing without another field."""
+        """Refuse what is not supported, and what says nothing without another field."""
         super().__post_init__()
         if self.top_logprobs is not None and not self.logprobs:
             raise ValueError("top_logprobs: needs logprobs to be true")

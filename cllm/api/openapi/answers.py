@@ -1,6 +1,6 @@
 """What endpoints answer, as types: only to be described, nothing is made of them.
 
-Main fields; others may stand beside them. The tests hold real answers to them.
+Main fields; a response may have others. Tests check real responses against them.
 """
 
 from __future__ import annotations

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from cllm.api import schemas
 from cllm.api.anthropic import schemas as anthropic
 from cllm.api.llama_server import schemas as llama_server
 from cllm.api.llama_server.slot_actions import File
+from cllm.api.native import schemas as native
 from cllm.api.openai import schemas as openai
 from cllm.api.openai.responses.schemas import ResponsesRequest
 from cllm.api.vectors import embeddings, rerank
@@ -18,10 +18,10 @@ _BEGUN = "Once upon a time"
 _CHAT = {"messages": _TALK, "max_completion_tokens": 40, "temperature": 0}
 
 EXAMPLES: dict[type, dict[str, Any]] = {
-    schemas.GenerateRequest: {"prompt": _BEGUN, "max_tokens": 40, "seed": 3},
-    schemas.EncodeRequest: {"text": "Hello world"},
-    schemas.DecodeRequest: {"tokens": [3, 260, 800]},
-    schemas.BenchmarkRequest: {"requests": 8, "concurrency": 4, "max_tokens": 10},
+    native.GenerateRequest: {"prompt": _BEGUN, "max_tokens": 40, "seed": 3},
+    native.EncodeRequest: {"text": "Hello world"},
+    native.DecodeRequest: {"tokens": [3, 260, 800]},
+    native.BenchmarkRequest: {"requests": 8, "concurrency": 4, "max_tokens": 10},
     openai.CompletionRequest: {"prompt": [_BEGUN, "从前，"], "max_tokens": 20, "logprobs": 2},
     openai.ChatRequest: _CHAT,
     ResponsesRequest: {"input": _STORY, "max_output_tokens": 40},

@@ -75,20 +75,30 @@ def test_no_room_at_any_step_changes_no_text(
     assert engine.stats().guessed_right > 0
 
 
-@pytest.mark.parametrize("outcome", [-3, ZeroDivisionError("surprise")])
-def test_a_step_with_guesses_that_fails_costs_nobody_else(
-    load: Loader, memoryless_path: Path, outcome: int | Exception
+def test_a_step_with_guesses_that_raises_fails_its_requests_alone(
+    load: Loader, memoryless_path: Path
 ) -> None:
     texts = expected(load, memoryless_path)
     engine = load(memoryless_path, parallel=2, ctx_size=512)
     hit = [Watched(engine, prompt, greedy(None)) for prompt in PROMPTS[:2]]
     hit[0].wait_until(lambda: engine.stats().guesses > 0)
-    break_decode(engine, [outcome])
+    break_decode(engine, [ZeroDivisionError("surprise")])
     for watched in hit:
         with pytest.raises(EngineError):
             finished(watched.generation)
     after = [engine.submit(prompt, sampled(i)) for i, prompt in enumerate(PROMPTS)]
     assert [finished(generation).text for generation in after] == texts
+
+
+def test_a_step_with_guesses_that_llama_cpp_refuses_is_tried_one_by_one(
+    load: Loader, memoryless_path: Path
+) -> None:
+    engine = load(memoryless_path, parallel=2, ctx_size=512)
+    alone = [finished(engine.submit(prompt, greedy(200))).text for prompt in PROMPTS[:2]]
+    hit = [Watched(engine, prompt, greedy(200)) for prompt in PROMPTS[:2]]
+    hit[0].wait_until(lambda: engine.stats().guesses > 0)
+    break_decode(engine, [-3])
+    assert [finished(watched.generation).text for watched in hit] == alone
 
 
 def test_what_follows_a_stop_string_in_a_right_guess_is_in_no_saved_prefix(

@@ -15,6 +15,7 @@ from cllm.api.openai.errors import refused
 from cllm.api.openai.responses.conversation import conversation
 from cllm.api.openai.responses.output import Named, Output
 from cllm.api.openai.responses.schemas import RESPONSES, ResponsesRequest
+from cllm.api.sampling import given_sampling
 from cllm.api.service import Service
 from cllm.api.submission import Submission, Wanted
 from cllm.engine import SamplingParams
@@ -50,20 +51,19 @@ class Responses:
         def reply(generations: Sequence[Generation]) -> _Reply:
             return _Reply(self._service.model_id, asked, prepared, generations[0])
 
-        if asked.stream:
-            return self._submission.streamed(
-                request, wanted, lambda generations: _Frames(reply(generations))
-            )
-        return self._submission.whole(
-            request, wanted, lambda generations: reply(generations).whole(), refused
+        return self._submission.answer(
+            request,
+            wanted,
+            stream=asked.stream,
+            frames=lambda generations: _Frames(reply(generations)),
+            respond=lambda generations: reply(generations).whole(),
+            refuse=refused,
         )
 
 
 def _params(asked: ResponsesRequest, prepared: Prepared) -> SamplingParams:
-    names = ("temperature", "top_p", "seed")
-    given: dict[str, Any] = {n: v for n in names if (v := getattr(asked, n)) is not None}
     return SamplingParams(
-        **given,
+        **given_sampling(asked),
         max_tokens=asked.max_output_tokens,
         constraint=prepared.constraint,
         spell_special=prepared.spell_special,

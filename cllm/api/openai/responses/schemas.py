@@ -11,9 +11,10 @@ from typing import Annotated, Any, Literal
 from msgspec import Meta, Struct
 
 from cllm.api.openai.schemas import Count
+from cllm.api.sampling import Temperature
 from cllm.api.schemas import Fraction, NonEmpty, Schema
 
-# What is asked for by one of these values is not asked for.
+# A field with one of these values asks for nothing.
 _NOTHING: dict[str, tuple[Any, ...]] = {
     "background": (None, False),
     "conversation": (None,),
@@ -59,7 +60,7 @@ class Item(Struct):
         """Refuse an item that lacks what its type needs: ValueErrors become the 400's text."""
         for name in _NEEDED[self.type]:
             if getattr(self, name) is None:
-                raise ValueError(f"{name}: missing; a {self.type} has one")
+                raise ValueError(f"{name}: missing; a {self.type} requires it")
 
 
 class FunctionTool(Struct):
@@ -97,7 +98,7 @@ class Format(Struct):
     def __post_init__(self) -> None:
         """Refuse a schema's format without a schema."""
         if self.type == "json_schema" and self.schema is None:
-            raise ValueError("schema: missing; a json_schema has one")
+            raise ValueError("schema: missing; a json_schema requires it")
 
 
 class TextConfig(Struct):
@@ -119,7 +120,7 @@ class ResponsesRequest(Struct, kw_only=True):
     model: str | None = None
     instructions: str | None = None
     max_output_tokens: Count | None = None
-    temperature: Annotated[float, Meta(ge=0, le=2)] | None = None
+    temperature: Temperature | None = None
     top_p: Fraction | None = None
     tools: list[FunctionTool] | None = None
     tool_choice: Literal["none", "auto", "required"] | NamedTool | AllowedTools | None = None
@@ -131,7 +132,7 @@ class ResponsesRequest(Struct, kw_only=True):
     # Not OpenAI's: names of the native API and of chat completions.
     seed: int | None = None
     chat_template_kwargs: dict[str, Any] | None = None
-    # Not served.
+    # Not supported.
     background: Any = None
     conversation: Any = None
     previous_response_id: Any = None
@@ -140,10 +141,10 @@ class ResponsesRequest(Struct, kw_only=True):
     truncation: Any = None
 
     def __post_init__(self) -> None:
-        """Refuse what is not served: ValueErrors become the 400's text."""
+        """Refuse what is not supported: ValueErrors become the 400's text."""
         for name, nothing in _NOTHING.items():
             if getattr(self, name) not in nothing:
-                raise ValueError(f"{name}: is not served; leave it out")
+                raise ValueError(f"{name}: is not supported; leave it out")
 
 
 RESPONSES = Schema(ResponsesRequest)

@@ -374,7 +374,7 @@ def assert_sleeps(server: Server) -> None:
     assert_quiet(queue)
 
 
-def assert_quiet(queue: ConnectionQueue) -> None:
+def assert_quiet(queue: ConnectionQueue[Connection]) -> None:
     polls, taken = queue._polls, queue._taken
     threading.Event().wait(0.05)
     assert queue._polls - polls < 5

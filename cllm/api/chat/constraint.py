@@ -1,0 +1,134 @@
+"""What a model's text must be: thoughts if it may think, then calls of tools or the answer."""
+
+from __future__ import annotations
+
+import enum
+import json
+from collections.abc import Sequence
+from functools import partial
+from typing import TYPE_CHECKING
+
+from cllm.api.chat.conversation import Conversation, Tool
+from cllm.api.chat.tools import held_tools
+from cllm.api.formats import Format
+from cllm.api.formats.grammar import Grammar, thoughts
+from cllm.engine import InvalidRequest
+from cllm.engine.constraints.constraint import Constraint
+
+if TYPE_CHECKING:
+    from cllm.engine import Engine
+
+
+class Thinking(enum.Enum):
+    """Whether thoughts come before what the text says.
+
+                 the parser looks for them   a constraint lets them pass   the prompt opened them
+    NONE         no                          no                            no
+    UNASKED      yes                         no                            no
+    ALLOWED      yes                         yes                           no
+    OPENED       yes                         yes                           yes
+    """
+
+    NONE = enum.auto()
+    UNASKED = enum.auto()
+    ALLOWED = enum.auto()
+    OPENED = enum.auto()
+
+
+def thinking_of(conversation: Conversation, format: Format, template: str, prompt: str) -> Thinking:
+    """What applies to the answer. template: its source. prompt: the rendered text."""
+    if format.think is None or is_plain(conversation.response):
+        return Thinking.NONE
+    begin, end = format.think
+    if conversation.continued:
+        said = str(conversation.messages[-1].get("content") or "")
+        return Thinking.OPENED if begin in said and end not in said else Thinking.NONE
+    if prompt.rstrip().endswith(begin):
+        return Thinking.OPENED
+    silent = conversation.reasoning in (False, "none")
+    return Thinking.UNASKED if silent or begin not in template else Thinking.ALLOWED
+
+
+def is_plain(response: Constraint | None) -> bool:
+    """Whether the answer is text of a grammar, which has neither thoughts nor calls."""
+    return response is not None and response.kind not in ("json_schema", "json_object")
+
+
+def check_response(engine: Engine, response: Constraint | None) -> None:
+    """Refuse an answer's form that cannot be held. Raises InvalidRequest, ConstraintPending."""
+    if response is not None:
+        try:
+            engine.check_constraint(response, wait=False)
+        except InvalidRequest as error:
+            if response.kind != "json_schema":
+                raise
+            name = "response_format.json_schema.schema"
+            raise InvalidRequest(name, error.value, error.expected) from None
+
+
+def constraint_of(
+    engine: Engine,
+    conversation: Conversation,
+    format: Format,
+    tools: Sequence[Tool],
+    thinking: Thinking,
+) -> Constraint | None:
+    """The constraint: of all that is wanted, as much as can be held. Raises InvalidRequest.
+
+    Tools are checked one by one only if all of them together cannot be held: that is slower.
+    """
+    if is_plain(conversation.response):
+        return conversation.response
+    try:
+        return _compiled(engine, conversation, format, tools, thinking)
+    except InvalidRequest:
+        tools = held_tools(engine, conversation)
+    try:
+        return _compiled(engine, conversation, format, tools, thinking)
+    except InvalidRequest as error:
+        forced = conversation.choice == "required" or conversation.response is not None
+        if forced or any(tool.strict for tool in tools):
+            raise InvalidRequest("tools", f"{len(tools)} tools", error.expected) from None
+        return None
+
+
+def _compiled(
+    engine: Engine,
+    conversation: Conversation,
+    format: Format,
+    tools: Sequence[Tool],
+    thinking: Thinking,
+) -> Constraint | None:
+    """All of it as one constraint; raises InvalidRequest where it cannot be held."""
+    response = conversation.response
+    thinks = thinking in (Thinking.ALLOWED, Thinking.OPENED)
+    if not tools and (response is None or (not thinks and format.answer is None)):
+        return response
+    grammar = Grammar(partial(_marker_token, engine))
+    called = conversation.choice == "required"
+    expressions = []
+    if tools:
+        forced = called or response is not None
+        expressions.append(format.rules(grammar, tools, forced, conversation.parallel))
+    if response is not None and not called:
+        schema = (
+            json.loads(response.source) if response.kind == "json_schema" else {"type": "object"}
+        )
+        answer = grammar.json(schema)
+        expressions.append(answer if format.answer is None else format.answer(grammar, answer))
+    start = grammar.one_of(*expressions)
+    if thinks:
+        assert format.think is not None
+        start = f"{thoughts(grammar, format.think, thinking is Thinking.OPENED)} {start}"
+    constraint = Constraint("lark", grammar.source(start))
+    engine.check_constraint(constraint, wait=False)
+    return constraint
+
+
+def _marker_token(engine: Engine, marker: str) -> int | None:
+    """The token that a marker is, if it is a control token or looks like one."""
+    special = engine.tokenize(marker, add_special=False, parse_special=True)
+    if len(special) != 1:
+        return None
+    text = engine.tokenize(marker, add_special=False)
+    return special[0] if text != special or marker[0] + marker[-1] == "<>" else None

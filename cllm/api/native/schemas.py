@@ -1,0 +1,62 @@
+"""Bodies of the native endpoints. Unknown fields are ignored, null means left out."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from msgspec import Meta, Struct
+
+from cllm.api.sampling import SamplingFields, Temperature, given_sampling
+from cllm.api.schemas import INT32, NonEmpty, Schema
+from cllm.engine import SamplingParams
+
+DEFAULT_MAX_TOKENS = 256
+SEED_PROMPT = "人工智能是计算机科学的一个分支"
+
+
+class GenerateRequest(SamplingFields, kw_only=True):
+    """Body of ``/generate`` and ``/generate_stream``.
+
+    The defaults of the sampling fields are those of :class:`cllm.engine.SamplingParams`;
+    ``max_tokens`` is 256 unless given.
+    """
+
+    prompt: NonEmpty
+    max_tokens: Annotated[int, Meta(ge=1, le=INT32)] | None = None
+    stream: bool | None = None
+
+    def sampling(self) -> SamplingParams:
+        """How the tokens are chosen; raises InvalidRequest."""
+        most = DEFAULT_MAX_TOKENS if self.max_tokens is None else self.max_tokens
+        return SamplingParams(**given_sampling(self), max_tokens=most)
+
+
+class EncodeRequest(Struct):
+    """Body of ``/encode``."""
+
+    text: str
+    add_special: bool | None = None
+    parse_special: bool | None = None
+
+
+class DecodeRequest(Struct):
+    """Body of ``/decode``. Whether a token is in the vocabulary is checked against the model."""
+
+    tokens: list[int]
+    special: bool | None = None
+
+
+class BenchmarkRequest(Struct):
+    """Body of ``/benchmark``; may be empty, every field has a default."""
+
+    requests: Annotated[int, Meta(ge=1, le=10_000)] = 10
+    concurrency: Annotated[int, Meta(ge=1, le=256)] = 1
+    max_tokens: Annotated[int, Meta(ge=1, le=INT32)] = 50
+    prompt: NonEmpty = SEED_PROMPT
+    temperature: Temperature | None = None
+
+
+GENERATE = Schema(GenerateRequest)
+ENCODE = Schema(EncodeRequest)
+DECODE = Schema(DecodeRequest)
+BENCHMARK = Schema(BenchmarkRequest)

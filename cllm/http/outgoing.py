@@ -1,0 +1,101 @@
+"""Bytes on their way to one client: what the socket did not take yet, and how slowly it may."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from time import monotonic
+
+from cllm.http.connection import AGAIN, NEVER, Connection
+from cllm.http.limits import ServerConfig
+from cllm.http.poller import READ, WRITE
+from cllm.http.transport import IOV_MAX, WANT_READ, Buffer
+
+TURN_WRITES = 16  # sendmsg calls before other connections get their turn
+
+
+class Outgoing:
+    """One connection's; by its owner.
+
+    pending: the bytes, in order. chunked: a stream is framed as chunks (RFC 9112 section 7.1).
+    """
+
+    __slots__ = ("_config", "_unsent", "chunked", "pending")
+
+    def __init__(self, config: ServerConfig) -> None:
+        self._config = config
+        self.pending: list[Buffer] = []
+        self.chunked = False
+        # Since the write deadline was set: what the kernel held then and took since; -1: not set
+        self._unsent = -1
+
+    def frame(self, pieces: list[bytes], *, last: bool) -> int:
+        """Append a stream's pieces, as one chunk however many they are; their size.
+
+        last: the body ends with them.
+        """
+        size = sum(map(len, pieces))
+        pending = self.pending
+        if not self.chunked:
+            pending += pieces
+        elif size:  # a chunk of no bytes would be the last one (RFC 9112 section 7.1)
+            pending.append(b"%x\r\n" % size)
+            pending += pieces
+            pending.append(b"\r\n0\r\n\r\n" if last else b"\r\n")
+        elif last:
+            pending.append(b"0\r\n\r\n")
+        return size
+
+    def flush(self, connection: Connection) -> int:
+        """Write: 0 when everything has left, else the interest to park with, or AGAIN.
+
+        Sets the connection's deadline while something is left. Raises ConnectionLost.
+        """
+        pending = self.pending
+        write = connection.transport.write
+        interest = AGAIN
+        for _ in range(TURN_WRITES):
+            sent = write(pending if len(pending) <= IOV_MAX else pending[:IOV_MAX])
+            if sent < 0:
+                interest = READ if sent == WANT_READ else WRITE
+                break
+            pending = rest(pending, sent)
+            if self._unsent >= 0:
+                self._unsent += sent
+            if not pending:
+                connection.deadline = NEVER
+                self._unsent = -1
+                interest = 0
+                break
+        self.pending = pending
+        if interest and self._unsent < 0:
+            self._unsent = connection.transport.unsent()
+            connection.deadline = monotonic() + self._config.write_timeout
+        return interest
+
+    def progressed(self, connection: Connection) -> bool:
+        """Whether enough has left since the deadline was set; the connection then gets a new one.
+
+        The poller says that there is room to write only after a large part of the kernel's buffer
+        has left, which takes a slow reader longer than any deadline.
+        """
+        config = self._config
+        unsent = connection.transport.unsent()
+        left = self._unsent - unsent
+        if left < max(config.min_rate * config.write_timeout, 1):
+            return False
+        self._unsent = unsent
+        connection.deadline = monotonic() + config.write_timeout
+        return True
+
+
+def rest(buffers: Sequence[Buffer], sent: int) -> list[Buffer]:
+    """What is left after `sent` bytes; nothing is copied. A negative count is none."""
+    for index, buffer in enumerate(buffers):
+        size = len(buffer)
+        if sent < size:
+            left = list(buffers[index:])
+            if sent > 0:
+                left[0] = memoryview(buffer)[sent:]
+            return left
+        sent -= size
+    return []
