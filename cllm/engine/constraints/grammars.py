@@ -88,8 +88,15 @@ class Grammars:
         matcher = found.result() if isinstance(found, Future) else found
         return Guide(matcher.deep_copy(), self._vocab.n_tokens)
 
-    def check(self, constraint: Constraint) -> None:
-        """Return if it is compiled and kept. Raises as guide, or ConstraintPending at once."""
+    def check(self, constraint: Constraint, keep: bool = True) -> None:
+        """Return if it is compiled and kept. Raises as guide, or ConstraintPending at once.
+
+        keep: whether it has to be; else it is enough that it was compiled once.
+        """
+        if not keep:
+            with self._changed:
+                if isinstance(self._verdicts.get(_key(constraint)), int):
+                    return
         found = self._find(constraint)
         if isinstance(found, Future):
             if not found.done():
