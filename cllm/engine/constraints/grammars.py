@@ -132,12 +132,19 @@ class Grammars:
                 raise EngineClosed
             if len(self._fresh) >= MAX_WAITING:
                 raise QueueFull(len(self._fresh), _RETRY_AFTER)
+            if len(self._lanes) < 1 + self._patient_busy:
+                self._add_lane()
             job = self._jobs[constraint] = Future()
             self._fresh.append(constraint)
-            if len(self._lanes) < 1 + self._patient_busy:
-                self._lanes.append(_Lane(self, self._prepared, quick=bool(self._lanes)))
             self._changed.notify_all()
         return job
+
+    def _add_lane(self) -> None:
+        try:
+            self._lanes.append(_Lane(self, self._prepared, quick=bool(self._lanes)))
+        except RuntimeError as error:  # a limit on threads; one lane does the work of both
+            if not self._lanes:
+                raise CompilerUnavailable(f"no constraint can be compiled: {error}") from None
 
     # The lanes' threads.
 

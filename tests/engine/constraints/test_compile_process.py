@@ -271,3 +271,19 @@ def test_what_passes_in_the_child_passes_here(engine: Engine) -> None:
         engine.check_constraint(Constraint("lark", "start: <|no_such|>"))
     for kind, source in KINDS:
         engine.check_constraint(Constraint(kind, source))
+
+
+def test_where_no_thread_can_start_a_constraint_is_refused_until_one_can(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def failing(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    constraint = Constraint("regex", "no thread")
+    with Engine.load(random_path(), parallel=1, ctx_size=512) as engine:
+        with monkeypatch.context() as patch:
+            patch.setattr(threading.Thread, "start", failing)
+            with pytest.raises(CompilerUnavailable, match="thread"):
+                engine.check_constraint(constraint)
+        with ThreadPoolExecutor(1) as pool:
+            pool.submit(engine.check_constraint, constraint).result(WAIT)
