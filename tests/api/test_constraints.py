@@ -96,7 +96,10 @@ ENDPOINTS = {
 }
 
 
-@pytest.mark.parametrize("mark", ["planted-crash", "planted-growth", "planted-spin"])
+MARKS = ["planted-crash", "planted-growth", "planted-spin", "planted-kill", "planted-stall"]
+
+
+@pytest.mark.parametrize("mark", MARKS)
 @pytest.mark.parametrize(("path", "body", "field"), ENDPOINTS.values(), ids=ENDPOINTS)
 def test_a_child_that_dies_costs_one_request(
     doomed: Live, path: str, body: Any, field: str, mark: str
@@ -110,6 +113,20 @@ def test_a_child_that_dies_costs_one_request(
     assert doomed.get("/health").status_code == 200
     assert len(stream.result(PATIENCE)) > 1
     assert doomed.post(path, body("good")).status_code == 200
+
+
+def test_where_no_child_can_run_a_constraint_is_answered_503(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(grammars, "COMMAND", ("/nonexistent",))
+    with (
+        Engine.load(random_path(), parallel=1, ctx_size=512) as engine,
+        serving(engine, config=ServerConfig(grace=5.0)) as live,
+    ):
+        answer = live.post("/v1/chat/completions", chat("good"))
+        assert answer.status_code == 503
+        assert "/nonexistent" in answer.json()["error"]["message"]
+        assert live.post("/v1/chat/completions", {"messages": ASKED, "max_tokens": 2}).ok
 
 
 def test_a_tool_that_need_not_be_held_is_only_read(doomed: Live) -> None:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import threading
+import time
 from collections import OrderedDict, deque
 from concurrent.futures import Future
 from typing import TYPE_CHECKING
@@ -27,8 +28,10 @@ from cllm.engine.errors import (
     CompilerUnavailable,
     ConstraintPending,
     EngineClosed,
+    EngineError,
     InvalidRequest,
     QueueFull,
+    described,
     shortened,
 )
 
@@ -50,6 +53,7 @@ QUICK_S = 1.0
 
 _MAX_VERDICTS = 4096
 _RETRY_AFTER = 5  # seconds
+_TRY_AGAIN_S = 30.0  # until a constraint that failed without a verdict is compiled anew
 
 _log = logging.getLogger("cllm.engine")
 
@@ -62,6 +66,8 @@ class Grammars:
         self._kept: OrderedDict[Constraint, tuple[LLMatcher, int]] = OrderedDict()
         # What a child said of constraints, by _key(): their size in bytes, or why not.
         self._verdicts: OrderedDict[bytes, int | InvalidRequest] = OrderedDict()
+        # What was no verdict, for those who ask again after they have waited for it.
+        self._failed: OrderedDict[bytes, tuple[BaseException, float]] = OrderedDict()
         self._jobs: dict[Constraint, Future[LLMatcher]] = {}
         self._fresh: deque[Constraint] = deque()
         self._slow: deque[Constraint] = deque()
@@ -93,10 +99,12 @@ class Grammars:
 
         keep: whether it has to be; else it is enough that it was compiled once.
         """
-        if not keep:
-            with self._changed:
-                if isinstance(self._verdicts.get(_key(constraint)), int):
-                    return
+        with self._changed:
+            if not keep and isinstance(self._verdicts.get(_key(constraint)), int):
+                return
+            failed, until = self._failed.get(_key(constraint), (None, 0.0))
+            if failed is not None and time.monotonic() < until:
+                raise _again(failed)
         found = self._find(constraint)
         if isinstance(found, Future):
             if not found.done():
@@ -230,6 +238,12 @@ class Grammars:
         with self._changed:
             job = self._jobs.pop(constraint, None)
             self.refused += isinstance(outcome, InvalidRequest)
+            self._failed.pop(_key(constraint), None)
+            if isinstance(outcome, BaseException) and not isinstance(outcome, EngineClosed):
+                until = time.monotonic() + _TRY_AGAIN_S
+                self._failed[_key(constraint)] = _again(outcome), until
+                if len(self._failed) > _MAX_VERDICTS:
+                    self._failed.popitem(last=False)
         if job is None:
             return
         if isinstance(outcome, BaseException):
@@ -284,6 +298,17 @@ class _Lane:
                 grammars.work(constraint, self.process, quick)
         finally:
             self.process.close()
+
+
+def _again(error: BaseException) -> EngineError:
+    """A new one that says the same: one that was raised keeps alive what it came through."""
+    if isinstance(error, InvalidRequest):  # without the source, which may be long
+        return InvalidRequest(error.field, shortened(error.value), error.expected)
+    if isinstance(error, CompilerUnavailable):
+        return CompilerUnavailable(str(error))
+    if isinstance(error, EngineError):
+        return EngineError(str(error))
+    return EngineError(f"compiling a constraint failed: {described(error)}")
 
 
 def _key(constraint: Constraint) -> bytes:
