@@ -15,6 +15,10 @@ from cllm.http.response import HttpResponse
 
 RETRY_AFTER = 1  # s; a body that keeps the minimum rate leaves soon
 
+# A body up to here is counted and never refused: else a few clients that fill the memory, and send
+# on at the minimum rate, would keep out every ordinary request. A head may be larger.
+SMALL = 16 * 1024  # bytes
+
 
 class BodyMemory:
     """The bytes of all bodies that are not complete. Counts what was received, not what was
@@ -27,19 +31,19 @@ class BodyMemory:
         self.used = 0
         self._lock = threading.Lock()
 
-    def take(self, size: int) -> None:
+    def take(self, size: int, *, small: bool = False) -> None:
         """Count `size` more bytes (fewer where it is negative).
 
-        Raises HttpError 503, and counts nothing, where they would pass the limit.
+        Raises HttpError 503, and counts nothing, where they would pass the limit; not if `small`.
         """
         with self._lock:
-            if size > 0 and self.used + size > self.limit:
+            if size > 0 and not small and self.used + size > self.limit:
                 raise self._full()
             self.used += size
 
     def check(self, size: int) -> None:
-        """Raise HttpError 503 where `size` more bytes would pass the limit."""
-        if self.used + size > self.limit:
+        """Raise HttpError 503 where a body of `size` more bytes would pass the limit."""
+        if size > SMALL and self.used + size > self.limit:
             raise self._full()
 
     def _full(self) -> HttpError:
@@ -71,7 +75,7 @@ class IncomingBody:
         `body_timeout` from now: a body that keeps the rate may take as long as it is.
         """
         more = buffered - self._held
-        self._memory.take(more)
+        self._memory.take(more, small=buffered <= SMALL)
         self._held = buffered
         if more > 0:
             latest = monotonic() + self._timeout
