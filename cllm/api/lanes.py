@@ -26,6 +26,9 @@ LARGE = 256 * 1024  # bytes of a body; about 50 ms of tokenizing
 WAITING_SINCE = "waiting since"
 """Where in a request's context it says when it first came to a lane (`time.monotonic()`)."""
 
+AWAITED = "constraints awaited"
+"""Where it has the constraints that it waited for, which the engine keeps for so long."""
+
 Answer = HttpResponse | DeferredResponse
 Endpoint = Callable[[HttpRequest], Answer]
 
@@ -72,6 +75,7 @@ class Lane:
     ) -> DeferredResponse:
         """The same, once the constraint is compiled or refused."""
         waiting = self._enter(endpoint, request)
+        request.context.setdefault(AWAITED, []).append(pending.settled)
         pending.settled.add_done_callback(lambda _: self._put(waiting))
         return waiting.answer
 
@@ -138,6 +142,7 @@ class Lane:
                 log.exception("%s failed; it goes on", self._name)
 
     def _answer(self, endpoint: Endpoint, request: HttpRequest, answer: DeferredResponse) -> None:
+        awaited = len(request.context.get(AWAITED, ()))
         try:
             given = endpoint(request)
         except HttpError as error:
@@ -146,6 +151,8 @@ class Lane:
             log.exception("request %s: %s %s failed", request.id, request.method, request.path)
             message = f"internal error; the log has it under {request.id}"
             given = self._handler.error_response(HttpError(500, message), request)
+        if awaited and len(request.context[AWAITED]) == awaited:  # it does not wait for another
+            del request.context[AWAITED]
         if isinstance(given, DeferredResponse):
             deferred = given
             answer.on_cancel(deferred.cancel)

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from cllm.api.lanes import Lane
+from cllm.api.lanes import AWAITED, Lane
 from cllm.engine import ConstraintPending
 from cllm.http import DeferredResponse, HttpError, HttpHandler, HttpRequest, HttpResponse
 from cllm.http.incoming import BodyMemory
@@ -116,6 +116,30 @@ def test_a_request_that_waits_again_for_a_constraint_is_not_counted_twice() -> N
     settled.set_result(None)
     assert result(answer).status == 200
     assert memory.used == 0
+
+
+def test_a_constraint_that_was_awaited_is_held_until_the_request_has_run() -> None:
+    lane = Lane(HttpHandler(), "lane", BodyMemory(BODY))
+    settled: list[Future[Any]] = [Future(), Future()]
+    waits = threading.Event()
+    held = []
+
+    def endpoint(request: HttpRequest) -> Any:
+        held.append(list(request.context.get(AWAITED, ())))
+        if len(held) <= 2:
+            again = lane.run_after(ConstraintPending(settled[len(held) - 1]), endpoint, request)
+            waits.set()
+            return again
+        return HttpResponse.text("done")
+
+    asked = request("one")
+    answer = lane.run(endpoint, asked)
+    assert waits.wait(PATIENCE)
+    for each in settled:
+        each.set_result(None)
+    assert result(answer).status == 200
+    assert held == [[], settled[:1], settled]
+    assert AWAITED not in asked.context
 
 
 def test_where_no_thread_can_start_requests_are_refused_until_one_can(

@@ -16,6 +16,7 @@ import time
 from collections import OrderedDict, deque
 from concurrent.futures import Future
 from typing import TYPE_CHECKING
+from weakref import WeakValueDictionary
 
 from llguidance import LLMatcher, LLTokenizer
 
@@ -69,6 +70,9 @@ class Grammars:
         # What was no verdict, for those who ask again after they have waited for it.
         self._failed: OrderedDict[bytes, tuple[BaseException, float]] = OrderedDict()
         self._jobs: dict[Constraint, Future[LLMatcher]] = {}
+        # Compiled ones for as long as who waited for them holds the future: of more constraints at
+        # once than are kept, each would drop another before its request looks again.
+        self._awaited: WeakValueDictionary[Constraint, Future[LLMatcher]] = WeakValueDictionary()
         self._fresh: deque[Constraint] = deque()
         self._slow: deque[Constraint] = deque()
         self._changed = threading.Condition()
@@ -133,7 +137,7 @@ class Grammars:
             if isinstance(verdict, InvalidRequest):
                 self.refused += 1
                 raise InvalidRequest(verdict.field, verdict.value, verdict.expected)
-            job = self._jobs.get(constraint)
+            job = self._jobs.get(constraint) or self._awaited.get(constraint)
             if job is not None:
                 return job
             if self._closed:
@@ -244,6 +248,8 @@ class Grammars:
                 self._failed[_key(constraint)] = _again(outcome), until
                 if len(self._failed) > _MAX_VERDICTS:
                     self._failed.popitem(last=False)
+            if job is not None and not isinstance(outcome, BaseException):
+                self._awaited[constraint] = job
         if job is None:
             return
         if isinstance(outcome, BaseException):
