@@ -23,6 +23,7 @@ from cllm.api.service import Service, State
 from cllm.api.submission import Submission
 from cllm.engine import ConstraintPending, EngineError, PromptTooLong, QueueFull
 from cllm.http import HttpError, HttpHandler, HttpRequest, HttpResponse
+from cllm.http.incoming import BodyMemory
 from cllm.version import __version__
 
 # The first with a prefix that fits.
@@ -62,10 +63,11 @@ def create_handler(service: Service) -> HttpHandler:
     handler.error_body = _error_body
     if service.settings.api_keys:
         handler.add_check(require_key(service.settings.api_keys))
+    memory = BodyMemory(service.settings.body_memory)
     lanes = _Lanes(
-        large=Lane(handler, "cllm-large-bodies"),
-        submissions=Lane(handler, "cllm-submissions"),
-        constrained=Lane(handler, "cllm-constrained"),
+        large=Lane(handler, "cllm-large-bodies", memory),
+        submissions=Lane(handler, "cllm-submissions", memory),
+        constrained=Lane(handler, "cllm-constrained", memory),
     )
     for route in routes:
         family, endpoint = _family(route.path), route.endpoint

@@ -35,6 +35,7 @@ class ApiSettings:
     """The operator's settings of the endpoints."""
 
     request_timeout: float = 600.0  # seconds a generation may take, waiting included
+    body_memory: int = 256 * 2**20  # bytes of the bodies of requests that wait on lanes
     expose_model_path: bool = False
     chat_template: str | None = None  # in place of the model's own
     api_keys: tuple[str, ...] = field(default=(), repr=False)  # empty: no key is required

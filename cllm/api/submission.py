@@ -9,13 +9,16 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from time import monotonic
 from typing import TYPE_CHECKING, Generic, TypeVar
 
 from cllm.api.errors import describe
+from cllm.api.lanes import WAITING_SINCE
 from cllm.api.metrics import Metrics
 from cllm.api.service import Service
 from cllm.api.stream import Frames, GenerationStream
 from cllm.api.tenants import tenant_of
+from cllm.engine import DeadlineExceeded
 from cllm.http import DeferredResponse, HttpError, HttpRequest, HttpResponse
 
 if TYPE_CHECKING:
@@ -89,7 +92,7 @@ class Submission:
         embedding = self._service.engine.embedder.submit(
             inputs,
             name=name,
-            deadline=self._service.settings.request_timeout,
+            deadline=self._deadline(request),
             on_update=answer.on_update,
             tenant=tenant_of(request),
         )
@@ -111,7 +114,7 @@ class Submission:
     def _submit(
         self, request: HttpRequest, wanted: Sequence[Wanted], on_update: Callable[[], None]
     ) -> Sequence[Generation]:
-        engine, deadline = self._service.engine, self._service.settings.request_timeout
+        engine, deadline = self._service.engine, self._deadline(request)
         tenant = tenant_of(request)
         generations: list[Generation] = []
         try:
@@ -132,6 +135,15 @@ class Submission:
                 generation.cancel()
             raise
         return generations
+
+    def _deadline(self, request: HttpRequest) -> float:
+        """Seconds that are left of the request's time. Raises DeadlineExceeded."""
+        timeout = self._service.settings.request_timeout
+        since = request.context.get(WAITING_SINCE)
+        left = timeout if since is None else timeout - (monotonic() - since)
+        if left <= 0:
+            raise DeadlineExceeded(timeout)
+        return left
 
 
 R = TypeVar("R", bound="Request")

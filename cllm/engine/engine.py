@@ -225,17 +225,20 @@ class Engine:
         if n_tokens >= self._ctx_size:
             raise PromptTooLong(n_tokens, self._ctx_size)
 
-    def check_constraint(self, constraint: Constraint, *, wait: bool = True) -> None:
+    def check_constraint(
+        self, constraint: Constraint, *, wait: bool = True, keep: bool = True
+    ) -> None:
         """Refuse what submit would refuse, and keep what it compiles.
 
-        wait: until it is compiled; else ConstraintPending is raised if it is not.
-        Raises InvalidRequest, QueueFull, CompilerUnavailable, EngineClosed.
+        wait: until it is compiled; else ConstraintPending is raised if it is not. keep: with
+        wait=False, return only if what was compiled is still kept; else that it can be compiled
+        is enough. Raises InvalidRequest, QueueFull, CompilerUnavailable, EngineClosed.
         """
         with self._guard.borrowed():
             if wait:
                 self._grammars.guide(constraint)
             else:
-                self._grammars.check(constraint)
+                self._grammars.check(constraint, keep)
 
     def cancel(self, generation: Generation) -> None:
         """End a generation before the next decode; what it has is kept. Same as its cancel()."""

@@ -208,6 +208,8 @@ class Http1:
         except HttpError as error:
             response = intake.error(error, incoming.request)
             return self._turn_away(connection, workspace, incoming, response)
+        # Also where it does not park: a body that always has more to read has this deadline too.
+        connection.deadline = incoming.deadline
         return None
 
     def _turn_away(

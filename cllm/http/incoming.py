@@ -11,6 +11,10 @@ from cllm.http.request import HttpRequest
 
 RETRY_AFTER = 1  # s; a body that keeps the minimum rate leaves soon
 
+# A body up to here is counted and never refused: else a few clients that fill the memory, and send
+# on at the minimum rate, would keep out every ordinary request. A head may be larger.
+SMALL = 16 * 1024  # bytes
+
 
 class BodyMemory:
     """The bytes of all bodies that are not complete. Any thread.
@@ -25,19 +29,19 @@ class BodyMemory:
         self.used = 0
         self._lock = threading.Lock()
 
-    def take(self, size: int) -> None:
+    def take(self, size: int, *, small: bool = False) -> None:
         """Count `size` more bytes (fewer if it is negative).
 
-        Raises HttpError 503, and counts nothing, if they would exceed the limit.
+        Raises HttpError 503, and counts nothing, if they would exceed the limit; not if `small`.
         """
         with self._lock:
-            if size > 0 and self.used + size > self.limit:
+            if size > 0 and not small and self.used + size > self.limit:
                 raise self._full()
             self.used += size
 
     def check(self, size: int) -> None:
-        """Raise HttpError 503 if `size` more bytes would exceed the limit."""
-        if self.used + size > self.limit:
+        """Raise HttpError 503 if a body of `size` more bytes would exceed the limit."""
+        if size > SMALL and self.used + size > self.limit:
             raise self._full()
 
     def _full(self) -> HttpError:
@@ -69,7 +73,7 @@ class IncomingBody:
         `body_timeout` from now: a body that keeps the rate has no time limit.
         """
         more = buffered - self._held
-        self._memory.take(more)
+        self._memory.take(more, small=buffered <= SMALL)
         self._held = buffered
         if more > 0:
             latest = monotonic() + self._timeout

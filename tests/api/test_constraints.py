@@ -96,7 +96,10 @@ ENDPOINTS = {
 }
 
 
-@pytest.mark.parametrize("mark", ["planted-crash", "planted-growth", "planted-spin"])
+MARKS = ["planted-crash", "planted-growth", "planted-spin", "planted-kill", "planted-stall"]
+
+
+@pytest.mark.parametrize("mark", MARKS)
 @pytest.mark.parametrize(("path", "body", "field"), ENDPOINTS.values(), ids=ENDPOINTS)
 def test_a_child_that_dies_costs_one_request(
     doomed: Live, path: str, body: Any, field: str, mark: str
@@ -112,9 +115,51 @@ def test_a_child_that_dies_costs_one_request(
     assert doomed.post(path, body("good")).status_code == 200
 
 
+def test_where_no_child_can_run_a_constraint_is_answered_503(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(grammars, "COMMAND", ("/nonexistent",))
+    with (
+        Engine.load(random_path(), parallel=1, ctx_size=512) as engine,
+        serving(engine, config=ServerConfig(grace=5.0)) as live,
+    ):
+        answer = live.post("/v1/chat/completions", chat("good"))
+        assert answer.status_code == 503
+        assert "/nonexistent" in answer.json()["error"]["message"]
+        assert live.post("/v1/chat/completions", {"messages": ASKED, "max_tokens": 2}).ok
+
+
 def test_a_tool_that_need_not_be_held_is_only_read(doomed: Live) -> None:
     answer = doomed.post("/v1/chat/completions", chat_tool("planted-crash loose", strict=False))
     assert answer.status_code == 200, answer.text
+
+
+def tools(count: int, name: str) -> dict[str, Any]:
+    """Tools of which the first cannot be held, so that each is looked at."""
+    schemas = [schema(f"{name} {number}") for number in range(count)]
+    schemas[0]["properties"]["a"] = {"type": "string", "pattern": "(?=x)y"}
+    functions = [{"name": f"f{n}", "parameters": each} for n, each in enumerate(schemas)]
+    listed = [{"type": "function", "function": function} for function in functions]
+    return {"messages": ASKED, "max_tokens": 1, "tools": listed}
+
+
+def test_more_tools_than_constraints_are_kept_are_each_compiled_once(
+    doomed: Live, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(grammars, "MAX_KEPT", 2)
+    before = doomed.engine.stats().constraints_compiled
+    answer = doomed.post("/v1/chat/completions", tools(6, "more than kept"))
+    assert answer.status_code == 200, answer.text
+    assert doomed.engine.stats().constraints_compiled == before + 6  # five, and all together
+
+
+def test_more_tools_than_can_be_looked_at_are_refused(
+    doomed: Live, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cllm.api.chat.tools._MOST", 5)
+    answer = doomed.post("/v1/chat/completions", tools(6, "too many"))
+    assert answer.status_code == 400
+    assert "at most 5 tools" in answer.json()["error"]["message"]
 
 
 def test_more_slow_schemas_than_workers_hold_none(doomed: Live, tmp_path: Path) -> None:

@@ -1,14 +1,16 @@
-"""Large bodies and generations that must wait get the usual answers and hold no worker."""
+"""Large bodies and generations that must wait are answered like others and hold no worker."""
 
 from __future__ import annotations
 
 import logging
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from time import monotonic
 from typing import Any
 
 import pytest
 
+from cllm.api import ApiSettings, lanes
 from cllm.api.lanes import LARGE
 from cllm.engine import Engine, Generation, SamplingParams
 from cllm.http import ServerConfig
@@ -117,3 +119,20 @@ def test_a_fault_in_a_large_request_is_500_with_an_id_that_the_log_has(
         error = live.refused("/encode", {"text": "x", **PADDING}, 500)
     assert "secret" not in error
     assert error.split()[-1] in caplog.text and "secret detail" in caplog.text
+
+
+def test_a_body_for_which_there_is_no_memory_while_it_waits_is_refused(engine: Engine) -> None:
+    with serving(engine, ApiSettings(body_memory=LARGE)) as live:
+        refused = live.post("/encode", {"text": "Hi", **PADDING})
+        assert refused.status_code == 503
+        assert int(refused.headers["Retry-After"]) > 0
+        assert str(LARGE) in refused.json()["error"]
+        assert live.ask("/encode", text="Hi")["length"] > 0
+
+
+def test_the_time_that_a_request_waits_on_a_lane_is_part_of_its_time(
+    live: Live, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lanes, "monotonic", lambda: monotonic() - 1e6)
+    error = live.refused("/generate", {"prompt": "Hi", "max_tokens": 4, **PADDING}, 408)
+    assert "deadline of 600 s" in error

@@ -8,12 +8,26 @@ import logging
 import os
 import random
 import threading
+from time import monotonic
 from typing import Any
 
 import pytest
 
-from cllm.http import HttpError, HttpHandler, HttpRequest, HttpResponse, Limits, Server
+from cllm.http import (
+    HttpError,
+    HttpHandler,
+    HttpRequest,
+    HttpResponse,
+    Limits,
+    Server,
+    ServerConfig,
+)
+from cllm.http.connection import AGAIN, Connection, Context
+from cllm.http.http1 import Http1
 from cllm.http.incoming import BodyMemory
+from cllm.http.intake import Intake
+from cllm.http.poller import new_poller
+from cllm.http.workspace import Workspace
 from tests.http.http_wire import (
     PATIENCE,
     Connect,
@@ -212,6 +226,47 @@ def test_a_body_that_cannot_fit_is_refused_before_it_is_sent(
     assert client.reply().status == 503
 
 
+@pytest.mark.parametrize("coding", ["length", "chunked"])
+def test_full_memory_keeps_no_small_body_out(serve: Serve, connect: Connect, coding: str) -> None:
+    server = serve(limits=Limits(body=300 * KIB), body_memory=300 * KIB)
+    fill(connect(server), 300 * KIB, 290 * KIB)
+    fill(connect(server), 12 * KIB, 10 * KIB)
+    wait_until(lambda: held(server) == 300 * KIB, "it is full")
+    client = connect(server)
+    fill(client, 16 * KIB, 8 * KIB, coding)
+    wait_until(lambda: held(server) == 308 * KIB, "it is taken in")
+    client.send(b"x" * 8 * KIB + (b"\r\n0\r\n\r\n" if coding == "chunked" else b""))
+    assert client.reply().body == b"x" * 16 * KIB
+    assert held(server) == 300 * KIB
+
+
+def test_a_body_that_always_has_more_to_read_has_its_own_deadline() -> None:
+    class Fast:
+        """A transport of which every read fills the buffer."""
+
+        def read(self, buffer: memoryview) -> int:
+            buffer[:] = (b"" if self.begun else LENGTH % 2**40 + b"\r\n").ljust(len(buffer), b"x")
+            self.begun = True
+            return len(buffer)
+
+        begun = False
+        fileno = int
+
+    config = ServerConfig(limits=Limits(body=2**40), body_memory=2**40, body_timeout=1000.0)
+    poller = new_poller()
+    context = Context(
+        Intake(basic_handler(), config), config, poller, {}, lambda _: None, lambda _: None
+    )
+    protocol = Http1(context)
+    client = ("127.0.0.1", 1)
+    connection = Connection(context, Fast(), protocol, client, 0, monotonic())  # type: ignore[arg-type]
+    try:
+        assert protocol.advance(connection, Workspace(())) == AGAIN
+        assert connection.deadline > monotonic() + 900
+    finally:
+        poller.close()
+
+
 def test_who_only_announces_keeps_nobody_out(serve: Serve, connect: Connect) -> None:
     server = serve(limits=Limits(body=300 * KIB), body_memory=300 * KIB)
     announcing = [connect(server) for _ in range(20)]
@@ -223,11 +278,11 @@ def test_who_only_announces_keeps_nobody_out(serve: Serve, connect: Connect) -> 
 
 
 def test_a_503_has_the_cors_fields(serve: Serve, connect: Connect) -> None:
-    server = serve(limits=Limits(body=9 * KIB), body_memory=9 * KIB, cors_origins=("*",))
-    fill(connect(server), 9 * KIB, 8 * KIB)
-    wait_until(lambda: held(server) == 8 * KIB, "it is there")
+    server = serve(limits=Limits(body=90 * KIB), body_memory=90 * KIB, cors_origins=("*",))
+    fill(connect(server), 90 * KIB, 80 * KIB)
+    wait_until(lambda: held(server) == 80 * KIB, "it is there")
     client = connect(server)
-    client.send(LENGTH % (2 * KIB) + b"Origin: https://a.example\r\n\r\n")
+    client.send(LENGTH % (20 * KIB) + b"Origin: https://a.example\r\n\r\n")
     assert client.reply().headers["access-control-allow-origin"] == "*"
 
 

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 _NAME = re.compile(r"[a-zA-Z0-9_.-]{1,64}")
 _TYPES = ("array", "boolean", "integer", "null", "number", "object", "string")
 _AT_ONCE = 8  # schemas of one request that are compiled at the same time
+_MOST = 1000  # tools that are looked at one by one; the verdicts of far more are kept
 _ANY_OBJECT: Mapping[str, Any] = {"type": "object"}
 
 
@@ -48,8 +49,11 @@ def held_tools(engine: Engine, conversation: Conversation) -> list[Tool]:
     """
     names = [tool.name for tool in conversation.tools]
     forced = conversation.choice == "required"
-    held, pending = [], []
-    for tool in callable_tools(conversation):
+    held, pending, tools = [], [], callable_tools(conversation)
+    if len(tools) > _MOST:
+        expected = f"at most {_MOST} tools where one of them cannot be held"
+        raise InvalidRequest("tools", f"{len(tools)} tools", expected)
+    for tool in tools:
         where = f"tools[{names.index(tool.name)}].function.parameters"
         try:
             held.append(_held(engine, tool, where, forced))
@@ -78,8 +82,10 @@ def described(tools: Sequence[Tool]) -> list[dict[str, Any]]:
 
 
 def _held(engine: Engine, tool: Tool, where: str, forced: bool) -> Tool:
+    schema = Constraint("json_schema", dict(tool.schema))
     try:
-        engine.check_constraint(Constraint("json_schema", dict(tool.schema)), wait=False)
+        # Not to be kept: of more tools than are kept, each round would drop others.
+        engine.check_constraint(schema, wait=False, keep=False)
     except InvalidRequest as error:
         if forced or tool.strict:
             raise InvalidRequest(where, error.value, error.expected) from None

@@ -12,9 +12,11 @@ from __future__ import annotations
 import hashlib
 import logging
 import threading
+import time
 from collections import OrderedDict, deque
 from concurrent.futures import Future
 from typing import TYPE_CHECKING
+from weakref import WeakValueDictionary
 
 from llguidance import LLMatcher, LLTokenizer
 
@@ -27,8 +29,10 @@ from cllm.engine.errors import (
     CompilerUnavailable,
     ConstraintPending,
     EngineClosed,
+    EngineError,
     InvalidRequest,
     QueueFull,
+    described,
     shortened,
 )
 
@@ -50,6 +54,7 @@ QUICK_S = 1.0
 
 _MAX_VERDICTS = 4096
 _RETRY_AFTER = 5  # seconds
+_TRY_AGAIN_S = 30.0  # until a constraint that failed without a verdict is compiled anew
 
 _log = logging.getLogger("cllm.engine")
 
@@ -62,7 +67,12 @@ class Grammars:
         self._kept: OrderedDict[Constraint, tuple[LLMatcher, int]] = OrderedDict()
         # What a child said of constraints, by _key(): their size in bytes, or why not.
         self._verdicts: OrderedDict[bytes, int | InvalidRequest] = OrderedDict()
+        # What was no verdict, for those who ask again after they have waited for it.
+        self._failed: OrderedDict[bytes, tuple[BaseException, float]] = OrderedDict()
         self._jobs: dict[Constraint, Future[LLMatcher]] = {}
+        # Compiled ones for as long as who waited for them holds the future: of more constraints at
+        # once than are kept, each would drop another before its request looks again.
+        self._awaited: WeakValueDictionary[Constraint, Future[LLMatcher]] = WeakValueDictionary()
         self._fresh: deque[Constraint] = deque()
         self._slow: deque[Constraint] = deque()
         self._changed = threading.Condition()
@@ -88,8 +98,17 @@ class Grammars:
         matcher = found.result() if isinstance(found, Future) else found
         return Guide(matcher.deep_copy(), self._vocab.n_tokens)
 
-    def check(self, constraint: Constraint) -> None:
-        """Return if it is compiled and kept. Raises as guide, or ConstraintPending at once."""
+    def check(self, constraint: Constraint, keep: bool = True) -> None:
+        """Return if it is compiled and kept. Raises as guide, or ConstraintPending at once.
+
+        keep: whether it has to be; else it is enough that it was compiled once.
+        """
+        with self._changed:
+            if not keep and isinstance(self._verdicts.get(_key(constraint)), int):
+                return
+            failed, until = self._failed.get(_key(constraint), (None, 0.0))
+            if failed is not None and time.monotonic() < until:
+                raise _again(failed)
         found = self._find(constraint)
         if isinstance(found, Future):
             if not found.done():
@@ -118,19 +137,26 @@ class Grammars:
             if isinstance(verdict, InvalidRequest):
                 self.refused += 1
                 raise InvalidRequest(verdict.field, verdict.value, verdict.expected)
-            job = self._jobs.get(constraint)
+            job = self._jobs.get(constraint) or self._awaited.get(constraint)
             if job is not None:
                 return job
             if self._closed:
                 raise EngineClosed
             if len(self._fresh) >= MAX_WAITING:
                 raise QueueFull(len(self._fresh), _RETRY_AFTER)
+            if len(self._lanes) < 1 + self._patient_busy:
+                self._add_lane()
             job = self._jobs[constraint] = Future()
             self._fresh.append(constraint)
-            if len(self._lanes) < 1 + self._patient_busy:
-                self._lanes.append(_Lane(self, self._prepared, quick=bool(self._lanes)))
             self._changed.notify_all()
         return job
+
+    def _add_lane(self) -> None:
+        try:
+            self._lanes.append(_Lane(self, self._prepared, quick=bool(self._lanes)))
+        except RuntimeError as error:  # a limit on threads; one lane does the work of both
+            if not self._lanes:
+                raise CompilerUnavailable(f"no constraint can be compiled: {error}") from None
 
     # The lanes' threads.
 
@@ -216,6 +242,14 @@ class Grammars:
         with self._changed:
             job = self._jobs.pop(constraint, None)
             self.refused += isinstance(outcome, InvalidRequest)
+            self._failed.pop(_key(constraint), None)
+            if isinstance(outcome, BaseException) and not isinstance(outcome, EngineClosed):
+                until = time.monotonic() + _TRY_AGAIN_S
+                self._failed[_key(constraint)] = _again(outcome), until
+                if len(self._failed) > _MAX_VERDICTS:
+                    self._failed.popitem(last=False)
+            if job is not None and not isinstance(outcome, BaseException):
+                self._awaited[constraint] = job
         if job is None:
             return
         if isinstance(outcome, BaseException):
@@ -270,6 +304,17 @@ class _Lane:
                 grammars.work(constraint, self.process, quick)
         finally:
             self.process.close()
+
+
+def _again(error: BaseException) -> EngineError:
+    """A new one that says the same: one that was raised keeps alive what it came through."""
+    if isinstance(error, InvalidRequest):  # without the source, which may be long
+        return InvalidRequest(error.field, shortened(error.value), error.expected)
+    if isinstance(error, CompilerUnavailable):
+        return CompilerUnavailable(str(error))
+    if isinstance(error, EngineError):
+        return EngineError(str(error))
+    return EngineError(f"compiling a constraint failed: {described(error)}")
 
 
 def _key(constraint: Constraint) -> bytes:

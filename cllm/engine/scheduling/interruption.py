@@ -21,7 +21,9 @@ class Interruption:
     """The engine thread says which prompts a step reads; any thread may end that step.
 
     A step is bounded to about a second, which is a long time for a prompt nobody wants. A step
-    without a cancelled or expired prompt is not interrupted, except when the engine is closed.
+    without a cancelled or expired prompt is not interrupted, except when the engine is closed. Nor
+    are two in a row in which others compute too: their work of an interrupted step is lost, so that
+    a client that sends and cancels prompts could keep them from ever going on.
     """
 
     def __init__(self, context: Context, can_undo: bool) -> None:
@@ -32,6 +34,8 @@ class Interruption:
         self._reading: frozenset[Request] = frozenset()
         self._step = 0
         self._interrupted = False
+        self._alone = True  # the step computes for one request only
+        self._others_lost = False  # the last step that computed for several was interrupted
         self._stopped = False
         self._timer: threading.Timer | None = None
 
@@ -60,9 +64,11 @@ class Interruption:
 
     # The engine thread.
 
-    def begin(self, sequences: Iterable[Sequence]) -> None:
-        """A step begins that reads these prompts."""
-        reading = list(sequences) if self._can_undo else []
+    def begin(self, sequences: Iterable[Sequence], alone: bool) -> None:
+        """A step begins that reads these prompts. alone: it computes for one request only."""
+        self._alone = alone
+        may = self._can_undo and (alone or not self._others_lost)
+        reading = list(sequences) if may else []
         with self._lock:
             self._step += 1
             self._reading = frozenset(s.generation for s in reading)
@@ -95,4 +101,6 @@ class Interruption:
             timer.cancel()
         with self._lock:
             self._reading = frozenset()
+            if not self._alone:
+                self._others_lost = self._interrupted
             return self._interrupted

@@ -183,7 +183,7 @@ class Scheduler:
         self._threads.prepare(shape)
         decode_began = time.perf_counter()
         self._masks.start([s.guide for s, _ in plan if s.guide is not None])
-        self._interruption.begin(s for s, count in plan if count > 1 and not s.decoding)
+        self._interruption.begin((s for s, n in plan if n > 1 and not s.decoding), len(plan) == 1)
         try:
             done, code = self._decode(plan)
         finally:

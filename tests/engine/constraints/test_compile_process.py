@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import select
@@ -272,3 +273,41 @@ def test_what_passes_in_the_child_passes_here(engine: Engine) -> None:
         engine.check_constraint(Constraint("lark", "start: <|no_such|>"))
     for kind, source in KINDS:
         engine.check_constraint(Constraint(kind, source))
+
+
+def test_a_constraint_is_kept_for_those_who_waited_for_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(grammars, "MAX_KEPT", 1)
+    with Engine.load(random_path(), parallel=1, ctx_size=512) as engine:
+        awaited = []
+        for number in range(3):
+            constraint = Constraint("regex", f"a{number}")
+            with pytest.raises(ConstraintPending) as pending:
+                engine.check_constraint(constraint, wait=False)
+            pending.value.settled.result(WAIT)
+            awaited.append((constraint, pending.value.settled))
+            del pending
+        for constraint, _ in awaited:
+            engine.check_constraint(constraint, wait=False)
+        constraint = awaited[0][0]
+        del awaited[0], _
+        gc.collect()
+        with pytest.raises(ConstraintPending):
+            engine.check_constraint(constraint, wait=False)
+
+
+def test_where_no_thread_can_start_a_constraint_is_refused_until_one_can(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def failing(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    constraint = Constraint("regex", "no thread")
+    with Engine.load(random_path(), parallel=1, ctx_size=512) as engine:
+        with monkeypatch.context() as patch:
+            patch.setattr(threading.Thread, "start", failing)
+            with pytest.raises(CompilerUnavailable, match="thread"):
+                engine.check_constraint(constraint)
+        with ThreadPoolExecutor(1) as pool:
+            pool.submit(engine.check_constraint, constraint).result(WAIT)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 import threading
 from collections.abc import Callable
@@ -177,6 +178,25 @@ def test_cancelling_a_stream_does_not_interrupt_the_prompts_of_others(load: Load
     finished(engine.submit(LONG, greedy(4)))
     assert {code for _, code in steps} == {llama.DONE}
     assert stream.generation.finish_reason == "cancelled"
+
+
+def test_a_client_that_cancels_one_prompt_after_the_other_stops_nobody(load: Loader) -> None:
+    engine = load(parallel=2, ctx_size=2048, kv_unified=True)
+    stream = Watched(engine, "Hello", greedy(60))
+    stream.wait_for_tokens(1)
+    prompts: list[Generation] = []
+
+    def act(n: int) -> None:
+        for prompt in prompts[-1:]:
+            prompt.cancel()
+        if n < 40:
+            prompts.append(engine.submit([n, *LONG], greedy(2)))
+
+    steps = within_steps(engine, act)
+    finished(stream.generation)
+    codes = [code for _, code in steps]
+    assert llama.INTERRUPTED in codes
+    assert (llama.INTERRUPTED, llama.INTERRUPTED) not in itertools.pairwise(codes)
 
 
 @pytest.mark.parametrize("rate", [20, 50, 200])
