@@ -6,37 +6,28 @@ import math
 import threading
 import weakref
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from cllm.engine.cache.placement import Placer
-from cllm.engine.cache.prefix_cache import copy_gain
+from cllm.engine.assembly import assemble, release
 from cllm.engine.cache.sessions import Sessions
 from cllm.engine.cache.slot_info import SlotInfo, slot_info
 from cllm.engine.config import EngineConfig
 from cllm.engine.constraints.constraint import Constraint
 from cllm.engine.constraints.grammars import Grammars
 from cllm.engine.embedding.embedder import Embedder
-from cllm.engine.embedding.embedding_scheduler import EmbeddingScheduler
 from cllm.engine.embedding.ranking import PairEncoder
-from cllm.engine.errors import EngineClosed, EngineError, InvalidRequest, PromptTooLong, Unsupported
+from cllm.engine.errors import EngineError, InvalidRequest, PromptTooLong, Unsupported
 from cllm.engine.generation import Completion, Generation
-from cllm.engine.layout.sizing import default_cache_ram
 from cllm.engine.loading.info import ModelInfo
 from cllm.engine.loading.loading import Loaded, load
-from cllm.engine.machine.own_process import OwnProcess
 from cllm.engine.sampling.params import SamplingParams
-from cllm.engine.scheduling.admission import Admission
-from cllm.engine.scheduling.pacing import Pacer
-from cllm.engine.scheduling.planning import Planner
 from cllm.engine.scheduling.scheduler import Scheduler
-from cllm.engine.scheduling.threads import Threads
 from cllm.engine.sequence import Sequence as EngineSequence
-from cllm.engine.speculation.drafting import Drafting, DraftPolicy
-from cllm.engine.speculation.speculation import Guesser, Speculation
+from cllm.engine.speculation.speculation import Guesser
 from cllm.engine.stats import EngineStats
+from cllm.engine.text.tokenizer import Guard
 
 _DEFAULTS = SamplingParams()
 
@@ -48,26 +39,19 @@ class Engine:
     """
 
     def __init__(self, loaded: Loaded) -> None:
-        config = loaded.config
         self._info = loaded.info
         self._vocab = loaded.model.vocab
         self._ctx_size = loaded.info.context.ctx_size
         self._grammars = Grammars(self._vocab)
         self._shape = loaded.shape
-        self._runner: Scheduler | EmbeddingScheduler
-        self._sessions: Sessions | None = None
-        if loaded.shape is None:
-            self._runner, self._sessions = _generator(loaded)
-        else:
-            width = loaded.info.embedding_size or loaded.model.n_cls_out
-            self._runner = EmbeddingScheduler(loaded, loaded.shape, width, config.max_queue)
+        self._runner, self._sessions = assemble(loaded)
         thread = threading.Thread(target=self._runner.run, name="cllm-engine", daemon=True)
-        self._guard = _Guard()
+        self._guard = Guard()
         # Also runs at interpreter exit and when the engine is forgotten: freeing the model while
         # the thread decodes, or leaving the thread to a finished interpreter, would crash.
         self._finalizer = weakref.finalize(
             self,
-            _release,
+            release,
             self._runner,
             thread,
             self._guard,
@@ -356,93 +340,6 @@ class Engine:
                 raise InvalidRequest("logit_bias", token, f"tokens from 0 to {n_vocab - 1}")
         if params.ignore_eos:
             self._vocab.eog_tokens()  # found once, here and not on the engine thread
-
-
-@dataclass(slots=True)
-class _Guard:
-    """Keeps the vocabulary from being freed while a thread tokenizes with it."""
-
-    _changed: threading.Condition = field(default_factory=threading.Condition)
-    _borrowers: int = 0
-    _closed: bool = False
-    process: OwnProcess = field(default_factory=OwnProcess)
-
-    @contextmanager
-    def borrowed(self) -> Iterator[None]:
-        self.process.check()
-        with self._changed:
-            if self._closed:
-                raise EngineClosed
-            self._borrowers += 1
-        try:
-            yield
-        finally:
-            with self._changed:
-                self._borrowers -= 1
-                self._changed.notify_all()
-
-    def close(self) -> None:
-        with self._changed:
-            self._closed = True
-            self._changed.wait_for(lambda: self._borrowers == 0)
-
-
-def _generator(loaded: Loaded) -> tuple[Scheduler, Sessions]:
-    config, live = loaded.config, loaded.info.context
-    ctx_size, draft_max = live.ctx_size, live.draft_max
-    split = not config.kv_unified
-    stats = EngineStats(
-        queue_limit=config.max_queue,
-        slots_total=config.parallel,
-        kv_cells=loaded.context.n_ctx,
-    )
-    placer = Placer(
-        loaded.context,
-        stats,
-        n_slots=config.parallel,
-        copy_gain=copy_gain(not split, ctx_size),
-        adjacent=split,
-        max_saved_bytes=default_cache_ram() if config.cache_ram is None else config.cache_ram,
-        window=loaded.model.window,
-        goes_back=loaded.model.goes_back,
-    )
-    drafting = None
-    if loaded.draft is not None:
-        policy = DraftPolicy(loaded.draft.size_bytes / loaded.info.size_bytes)
-        drafting = Drafting(loaded.draft, policy, stats, same=split)
-    planner = Planner(
-        Pacer(None if config.max_itl_ms is None else config.max_itl_ms / 1000),
-        Speculation(draft_max, same=split, drafting=drafting) if draft_max else None,
-        loaded.batch.capacity,
-        split,
-    )
-    shared_cells = loaded.context.n_ctx if config.kv_cells is not None else None
-    admission = Admission(placer, loaded.model.vocab, stats, shared_cells)
-    threads = Threads(loaded.contexts, live, stats)
-    scheduler = Scheduler(loaded.context, loaded.batch, placer, admission, planner, threads, stats)
-    return scheduler, Sessions(scheduler, placer, config, loaded.info.path, ctx_size)
-
-
-def _release(
-    runner: Scheduler | EmbeddingScheduler,
-    thread: threading.Thread,
-    guard: _Guard,
-    sessions: Sessions | None,
-    grammars: Grammars,
-    loaded: Loaded,
-) -> None:
-    if not guard.process.is_current:
-        return  # What the engine has is the other process's; this one's end frees its copy.
-    runner.stop()
-    if threading.current_thread() is thread:
-        return  # The last reference died in a callback; the process's end frees the rest.
-    if thread.ident is not None:
-        thread.join()
-    if sessions is not None:
-        sessions.close()
-    grammars.close()
-    guard.close()
-    loaded.close()
 
 
 def _follow(generation: Generation, ready: threading.Event) -> Iterator[str]:
