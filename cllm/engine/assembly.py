@@ -11,6 +11,7 @@ from cllm.engine.constraints.grammars import Grammars
 from cllm.engine.embedding.embedding_scheduler import EmbeddingScheduler
 from cllm.engine.layout.sizing import default_cache_ram
 from cllm.engine.loading.loading import Loaded
+from cllm.engine.machine.own_process import OwnProcess
 from cllm.engine.scheduling.admission import Admission
 from cllm.engine.scheduling.pacing import Pacer
 from cllm.engine.scheduling.planning import Planner
@@ -19,7 +20,7 @@ from cllm.engine.scheduling.threads import Threads
 from cllm.engine.speculation.drafting import Drafting, DraftPolicy
 from cllm.engine.speculation.speculation import Speculation
 from cllm.engine.stats import EngineStats
-from cllm.engine.text.tokenizer import Guard
+from cllm.engine.text.tokenizer import Tokenizer
 
 
 def assemble(loaded: Loaded) -> tuple[Scheduler | EmbeddingScheduler, Sessions | None]:
@@ -27,7 +28,15 @@ def assemble(loaded: Loaded) -> tuple[Scheduler | EmbeddingScheduler, Sessions |
     if loaded.shape is None:
         return _generator(loaded)
     width = loaded.info.embedding_size or loaded.model.n_cls_out
-    return EmbeddingScheduler(loaded, loaded.shape, width, loaded.config.max_queue), None
+    scheduler = EmbeddingScheduler(
+        loaded.context,
+        loaded.batch,
+        loaded.info.context,
+        loaded.shape,
+        width,
+        loaded.config.max_queue,
+    )
+    return scheduler, None
 
 
 def _generator(loaded: Loaded) -> tuple[Scheduler, Sessions]:
@@ -69,7 +78,8 @@ def _generator(loaded: Loaded) -> tuple[Scheduler, Sessions]:
 def release(
     runner: Scheduler | EmbeddingScheduler,
     thread: threading.Thread,
-    guard: Guard,
+    process: OwnProcess,
+    tokenizer: Tokenizer,
     sessions: Sessions | None,
     grammars: Grammars,
     loaded: Loaded,
@@ -78,7 +88,7 @@ def release(
 
     Runs when the engine is closed or collected, and at the interpreter's exit.
     """
-    if not guard.process.is_current:
+    if not process.is_current:
         return  # A fork: the process that loaded the engine frees it; this copy ends with the fork.
     runner.stop()
     if threading.current_thread() is thread:
@@ -88,5 +98,5 @@ def release(
     if sessions is not None:
         sessions.close()
     grammars.close()
-    guard.close()
+    tokenizer.close()
     loaded.close()
