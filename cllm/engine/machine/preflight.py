@@ -23,6 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from cllm.engine.machine.child import child_environment, signal_name
 from cllm.engine.machine.user_cache import replacing, user_cache
 from cllm.models import demo_path
 
@@ -156,29 +157,6 @@ def _run_child(time_limit: float) -> tuple[Verdict, bool]:
     lines = child.stderr.decode(errors="replace").strip().splitlines() or [f"exit status {status}"]
     detail = f"llama.cpp's extra CPU kernels could not be tried: {lines[-1]}"
     return Verdict(False, False, detail), False
-
-
-def signal_name(number: int) -> str:
-    """SIGSEGV for 11, and so on."""
-    try:
-        return signal.Signals(number).name
-    except ValueError:  # a real-time signal
-        return f"signal {number}"
-
-
-def child_environment() -> dict[str, str]:
-    """The environment in which a child process finds this very cllm, however the parent did."""
-    root = str(Path(__file__).resolve().parents[2])
-    paths = [root, os.environ.get("PYTHONPATH", "")]
-    return {
-        **os.environ,
-        "PYTHONPATH": os.pathsep.join(filter(None, paths)),
-        "GGML_NO_BACKTRACE": "1",  # a failing assertion would start gdb
-        # OpenMP threads that spin while they wait make this ten times slower on a busy machine.
-        "OMP_WAIT_POLICY": "passive",
-        "GOMP_SPINCOUNT": "0",
-        "KMP_BLOCKTIME": "0",
-    }
 
 
 def _cpu() -> str:
