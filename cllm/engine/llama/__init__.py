@@ -5,7 +5,14 @@ package and the preflight's child process import llama_cpp.
 """
 
 from cllm.engine.llama.arrays import Bytes, FloatArray, IntArray
-from cllm.engine.llama.backend import LoadError, init_backend, system_info, uses_openmp, version
+from cllm.engine.llama.backend import (
+    LoadError,
+    init_backend,
+    library,
+    system_info,
+    uses_openmp,
+    version,
+)
 from cllm.engine.llama.context import DONE, INTERRUPTED, NO_ROOM, Batch, Context
 from cllm.engine.llama.model import Model
 from cllm.engine.llama.samplers import CANDIDATE, Link, SamplerChain, dry_link
@@ -28,6 +35,7 @@ __all__ = [
     "Vocab",
     "dry_link",
     "init_backend",
+    "library",
     "system_info",
     "uses_openmp",
     "version",

@@ -5,12 +5,17 @@ from __future__ import annotations
 import atexit
 import ctypes
 import logging
+import os
 import threading
 from collections import deque
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
+import llama_cpp
 import llama_cpp.llama_cpp as C  # noqa: N812 - the C interface
+
+from cllm.engine.machine.preflight import Library
 
 _log = logging.getLogger("cllm.llama")
 
@@ -110,6 +115,14 @@ def version() -> str:
 def system_info() -> str:
     """The CPU features and kernels that llama.cpp was built with."""
     return str(C.llama_print_system_info().decode("utf-8", "replace")).strip()
+
+
+def library() -> Library:
+    """The build that llama_cpp loads here, LLAMA_CPP_LIB_PATH included."""
+    chosen = os.environ.get("LLAMA_CPP_LIB_PATH")
+    directory = Path(chosen) if chosen else Path(llama_cpp.__file__).parent / "lib"
+    features = C.llama_print_system_info().decode(errors="replace")
+    return Library(directory.resolve(), llama_cpp.__version__, features)
 
 
 def uses_openmp() -> bool:
