@@ -72,7 +72,7 @@ def _generator(loaded: Loaded) -> tuple[Scheduler, Sessions]:
     admission = Admission(placer, loaded.model.vocab, stats, shared_cells)
     threads = Threads(loaded.contexts, live, stats)
     scheduler = Scheduler(loaded.context, loaded.batch, placer, admission, planner, threads, stats)
-    return scheduler, Sessions(scheduler, placer, config, loaded.info.path, ctx_size)
+    return scheduler, Sessions(scheduler.command, placer, config, loaded.info.path, ctx_size)
 
 
 def release(

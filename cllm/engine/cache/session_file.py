@@ -1,7 +1,7 @@
-"""Files that keep a slot's prefix: tokens and what llama.cpp saved of them, checked when read.
+"""Files that keep a slot's prefix: its tokens and llama.cpp's state, checked when read.
 
 The layout: a line that names the format, a line of JSON (`_Head`), the tokens as 32-bit integers,
-the state. A file is written beside its place and moved there, so that none is ever half there.
+the state. A file is written under another name and then renamed, so it is never half there.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ import re
 import zlib
 from array import array
 from dataclasses import asdict, dataclass
-from hashlib import sha256
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -24,12 +23,11 @@ from cllm.engine.llama import Bytes
 
 _FORMAT = b"cLLM prefix 1\n"
 _NAME = re.compile(r"[^\W_][\w.+=@,-]{0,199}")
-_SAMPLES, _SAMPLE = 256, 4096  # of a model's file, in its fingerprint
 
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """Under what a state was saved, and alone can be restored."""
+    """The model and cache layout that a state was saved with and can be restored with."""
 
     model: str
     layout: str
@@ -53,39 +51,28 @@ def checked_name(name: object) -> str:
     return name
 
 
-def fingerprint(path: Path) -> str:
-    """Tell one model's file from another by its size and samples from all of it."""
-    size = path.stat().st_size
-    digest = sha256(str(size).encode())
-    with path.open("rb") as file:
-        for i in range(_SAMPLES):
-            file.seek(size * i // _SAMPLES)
-            digest.update(file.read(_SAMPLE))
-    return digest.hexdigest()
-
-
 def write(path: Path, identity: Identity, tokens: array[int], state: Bytes) -> int:
-    """Write a file and return its bytes. Raises EngineError with the system's reason."""
+    """Write a file and return its size in bytes. Raises EngineError with the system's reason."""
     head = _Head(identity, len(tokens), state.size, _checksum(tokens, state))
-    beside = path.with_name(f".{path.name}.{uuid4().hex}")
+    part = path.with_name(f".{path.name}.{uuid4().hex}")
     try:
-        with beside.open("wb") as file:
+        with part.open("wb") as file:
             file.write(_FORMAT)
             file.write(json.dumps(asdict(head)).encode() + b"\n")
             file.write(tokens.tobytes())
             file.write(state.data)
             written = file.tell()
-        os.replace(beside, path)
+        os.replace(part, path)
         return written
     except OSError as error:
-        beside.unlink(missing_ok=True)
+        part.unlink(missing_ok=True)
         raise EngineError(f"cannot write {path.name}: {error.strerror}") from None
 
 
 def read(path: Path, identity: Identity) -> tuple[array[int], Bytes, int]:
-    """Read tokens, state and the file's bytes.
+    """Read tokens, state and the file's size in bytes.
 
-    Raises InvalidRequest if it is not there, is damaged or was saved under another identity.
+    Raises InvalidRequest if it is missing, damaged, or saved under another identity.
     """
     try:
         with path.open("rb") as file:

@@ -1,15 +1,14 @@
-"""How large a context fits into memory: measured, not configured."""
+"""The size of the context: tokens per sequence and cells of the cache, as memory allows."""
 
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from cllm.engine.config import EngineConfig
+from cllm.engine.machine.memory import available_memory
 
 _log = logging.getLogger("cllm.engine")
 
@@ -40,9 +39,9 @@ class ContextSize:
 
 
 def kv_bytes_per_token(metadata: Mapping[str, Any], config: EngineConfig) -> int:
-    """Bytes that one token takes in the key/value cache, by the model's own metadata.
+    """Bytes of one token in the key/value cache, by the model's metadata.
 
-    An upper bound for models whose attention is windowed, latent or in some layers missing.
+    An upper bound if attention is windowed, latent, or missing in some layers.
     """
     arch = metadata.get("general.architecture", "")
 
@@ -64,8 +63,8 @@ def context_size(
 ) -> ContextSize:
     """Decide tokens per sequence and cells of the cache.
 
-    beside: bytes that a token takes elsewhere, in a draft model's cache.
-    Raises ValueError if a cache of kv_cells could not hold even one full sequence.
+    beside: bytes of a token in other caches, such as a draft model's.
+    Raises ValueError if kv_cells cannot hold one full sequence.
     """
     per_token = kv_bytes_per_token(metadata, config) + beside
     ctx_size = config.ctx_size
@@ -78,7 +77,7 @@ def context_size(
     elif ctx_size > n_ctx_train:
         _log.warning(
             "ctx_size %d is more than the %d tokens that the model was trained for; "
-            "text beyond those may be poor",
+            "text beyond those may be of poor quality",
             ctx_size,
             n_ctx_train,
         )
@@ -96,36 +95,15 @@ def context_size(
 
 
 def default_budget() -> int:
-    """2 GiB, or half of the memory that is available now if that is less."""
+    """2 GiB, or half of the memory that is available now, whichever is less."""
     available = available_memory()
     return DEFAULT_BUDGET if available is None else min(DEFAULT_BUDGET, available // 2)
 
 
 def default_cache_ram() -> int:
-    """1 GiB for saved prefixes, or a quarter of the memory that is available if that is less."""
+    """For saved prefixes: 1 GiB, or a quarter of the available memory, whichever is less."""
     available = available_memory()
     return DEFAULT_CACHE_RAM if available is None else min(DEFAULT_CACHE_RAM, available // 4)
-
-
-def available_memory() -> int | None:
-    """Bytes that this process could still get: of the machine and of its control group."""
-    found = []
-    try:
-        for line in Path("/proc/meminfo").read_text().splitlines():
-            if line.startswith("MemAvailable:"):
-                found.append(int(line.split()[1]) * 1024)
-        group = Path("/sys/fs/cgroup")
-        limit = (group / "memory.max").read_text().strip()
-        if limit.isdigit():
-            found.append(int(limit) - int((group / "memory.current").read_text()))
-    except (OSError, ValueError):
-        pass
-    if not found:
-        try:
-            return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
-        except (OSError, ValueError):
-            return None
-    return max(0, min(found))
 
 
 def _by_layer(value: Any, layers: int) -> list[int]:
@@ -133,5 +111,5 @@ def _by_layer(value: Any, layers: int) -> list[int]:
 
 
 def rounded_up(cells: int) -> int:
-    """As many cells as llama.cpp makes of them."""
+    """The number of cells that llama.cpp allocates for this many."""
     return -(-cells // CELLS_STEP) * CELLS_STEP

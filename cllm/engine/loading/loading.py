@@ -16,7 +16,6 @@ from cllm.engine.info import ModelInfo
 from cllm.engine.layout.layout import Layout
 from cllm.engine.layout.sizing import (
     ContextSize,
-    available_memory,
     context_size,
     kv_bytes_per_token,
 )
@@ -31,6 +30,7 @@ from cllm.engine.loading.opening import (
     wants_extra_bufts,
     warm_up,
 )
+from cllm.engine.machine.memory import available_memory
 from cllm.engine.machine.openmp import tell_if_too_late
 from cllm.engine.speculation.draft_model import DraftModel
 
