@@ -2,7 +2,7 @@
 
 llguidance reads every number as a double, multiplying the digits by a power of ten without care for
 the last bit, and turns bounds of integers into 64-bit ones. So it holds integers exactly up to
-2^53 and most other numbers; the rest are written out by json_exact.py, moved, or refused.
+2^53 and most other numbers; the rest are moved, written out by json_writer.py, or refused.
 """
 
 from __future__ import annotations
