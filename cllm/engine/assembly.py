@@ -1,4 +1,4 @@
-"""Builds what runs a loaded model from its parts, and takes it down again."""
+"""Builds the scheduler of a loaded model from its parts, and shuts all of it down."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from cllm.engine.text.tokenizer import Tokenizer
 
 
 def assemble(loaded: Loaded) -> tuple[Scheduler | EmbeddingScheduler, Sessions | None]:
-    """What the engine thread runs, and the saved sessions of a model that generates."""
+    """The scheduler for the engine thread, and the saved sessions of a model that generates."""
     if loaded.shape is None:
         return _generator(loaded)
     width = loaded.info.embedding_size or loaded.model.n_cls_out

@@ -146,7 +146,7 @@ class Engine:
         if params.ignore_eos:
             self._tokenizer.find_end_tokens()
         guide = self._guide(params.constraint) if params.constraint else None
-        # A constraint forces tokens by itself; logprobs need each token's own logits.
+        # A constraint forces tokens by itself; of each logged token the own logits are wanted.
         guesses = guide is None and params.logprobs is None
         generation = Generation(len(tokens), on_update, self._scheduler.cancel)
         self._scheduler.submit(

@@ -7,6 +7,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from cllm.engine import llama
+from cllm.engine.config import EngineConfig
+from cllm.engine.layout.layout import Layout
+from cllm.engine.layout.sizing import ContextSize
 from cllm.engine.layout.tuning import Tuning
 
 
@@ -102,3 +106,97 @@ class ModelInfo:
         if self.pooling is None:
             return "completion"
         return "rerank" if self.pooling == "rank" else "embedding"
+
+
+def describe(
+    path: Path,
+    model: llama.Model,
+    metadata: Mapping[str, Any],
+    context: ContextInfo,
+    quantized: bool,
+    pooling: str | None,
+) -> ModelInfo:
+    """Put together what the GGUF's metadata and llama.cpp say."""
+    arch = str(metadata.get("general.architecture", "unknown"))
+
+    def of(name: str) -> Any:
+        value = metadata.get(f"{arch}.{name}")
+        return max(value, default=None) if isinstance(value, list) else value
+
+    name = str(metadata.get("general.name") or path.stem)
+    return ModelInfo(
+        path=path,
+        name=name,
+        family=str(metadata.get("general.basename") or arch),
+        architecture=arch,
+        vocab_size=model.vocab.n_tokens,
+        hidden_size=model.n_embd,
+        num_layers=model.n_layer,
+        num_attention_heads=int(of("attention.head_count") or model.n_head),
+        num_key_value_heads=int(of("attention.head_count_kv") or model.n_head_kv),
+        max_sequence_length=model.n_ctx_train,
+        intermediate_size=of("feed_forward_length"),
+        rope_theta=of("rope.freq_base"),
+        rms_norm_eps=of("attention.layer_norm_rms_epsilon"),
+        quantized=quantized,
+        quantization_type=model.ftype,
+        parameters=model.n_params,
+        size_bytes=model.size_bytes,
+        chat_template=metadata.get("tokenizer.chat_template"),
+        bos_token=_token(model.vocab.bos),
+        eos_token=_token(model.vocab.eos),
+        bos_text=_spelled(model.vocab, model.vocab.bos),
+        eos_text=_spelled(model.vocab, model.vocab.eos),
+        eot_token=_token(model.vocab.eot),
+        eot_text=_spelled(model.vocab, model.vocab.eot),
+        pooling=pooling,
+        embedding_size=None if pooling in (None, "rank") else model.n_embd_out,
+        fim=FimTokens(*map(_token, model.vocab.fim_tokens())),
+        context=context,
+        metadata=metadata,
+    )
+
+
+def context_info(
+    context: llama.Context,
+    size: ContextSize,
+    config: EngineConfig,
+    layout: Layout,
+    extra: bool,
+    adapt: bool,
+    tuning: Tuning | None,
+) -> ContextInfo:
+    """Describe the live context."""
+    draft = Path(config.model_draft) if config.model_draft and config.draft_max else None
+    return ContextInfo(
+        version=llama.version(),
+        system_info=llama.system_info(),
+        ctx_size=size.ctx_size,
+        parallel=config.parallel,
+        kv_cells=context.n_ctx,
+        kv_unified=layout.kv_unified,
+        kv_bytes=size.kv_bytes,
+        batch_size=context.n_batch,
+        ubatch_size=context.n_ubatch,
+        threads=layout.threads,
+        threads_batch=layout.threads_batch,
+        threads_adapt=adapt,
+        n_gpu_layers=config.n_gpu_layers,
+        flash_attn=layout.flash_attn,
+        cache_type_k=config.cache_type_k,
+        cache_type_v=config.cache_type_v,
+        mmap=config.mmap,
+        mlock=config.mlock,
+        extra_bufts=extra,
+        draft_max=config.draft_max,
+        model_draft=draft.name if draft else None,
+        tuning=tuning,
+    )
+
+
+def _token(token: int) -> int | None:
+    return token if token >= 0 else None
+
+
+def _spelled(vocab: llama.Vocab, token: int) -> str:
+    return "" if token < 0 else vocab.token_to_piece(token, special=True).decode(errors="replace")

@@ -1,7 +1,7 @@
-"""Files that keep a slot's prefix: its tokens and llama.cpp's state, checked when read.
+"""Files that keep a slot's prefix: tokens and what llama.cpp saved of them, checked when read.
 
 The layout: a line that names the format, a line of JSON (`_Head`), the tokens as 32-bit integers,
-the state. A file is written under another name and then renamed, so it is never half there.
+the state. A file is written beside its place and moved there, so that none is ever half there.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _NAME = re.compile(r"[^\W_][\w.+=@,-]{0,199}")
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """The model and cache layout that a state was saved with and can be restored with."""
+    """Under what a state was saved, and alone can be restored."""
 
     model: str
     layout: str
@@ -52,27 +52,27 @@ def checked_name(name: object) -> str:
 
 
 def write(path: Path, identity: Identity, tokens: array[int], state: Bytes) -> int:
-    """Write a file and return its size in bytes. Raises EngineError with the system's reason."""
+    """Write a file and return its bytes. Raises EngineError with the system's reason."""
     head = _Head(identity, len(tokens), state.size, _checksum(tokens, state))
-    part = path.with_name(f".{path.name}.{uuid4().hex}")
+    beside = path.with_name(f".{path.name}.{uuid4().hex}")
     try:
-        with part.open("wb") as file:
+        with beside.open("wb") as file:
             file.write(_FORMAT)
             file.write(json.dumps(asdict(head)).encode() + b"\n")
             file.write(tokens.tobytes())
             file.write(state.data)
             written = file.tell()
-        os.replace(part, path)
+        os.replace(beside, path)
         return written
     except OSError as error:
-        part.unlink(missing_ok=True)
+        beside.unlink(missing_ok=True)
         raise EngineError(f"cannot write {path.name}: {error.strerror}") from None
 
 
 def read(path: Path, identity: Identity) -> tuple[array[int], Bytes, int]:
-    """Read tokens, state and the file's size in bytes.
+    """Read tokens, state and the file's bytes.
 
-    Raises InvalidRequest if it is missing, damaged, or saved under another identity.
+    Raises InvalidRequest if it is not there, is damaged or was saved under another identity.
     """
     try:
         with path.open("rb") as file:

@@ -23,9 +23,9 @@ Schema = Mapping[str, Any]
 
 
 def with_exact_bounds(schema: Any) -> Any:
-    """The schema, with fractional bounds moved inward to the nearest that llguidance reads exactly.
+    """The schema with fractional bounds moved inward to the nearest that llguidance reads exactly.
 
-    Raises InvalidRequest for a bound that is not an integer and has no such number near it.
+    Raises InvalidRequest for a bound that has no such number and is not an integer.
     """
     if not isinstance(schema, dict):
         return schema
@@ -67,7 +67,7 @@ def _bound(keyword: str, value: float) -> float:
 
 
 def parts(schema: Any) -> Iterator[Schema]:
-    """The schema and all schemas inside it, with definitions; references are not followed."""
+    """The schema and all its subschemas, definitions included; references are not followed."""
     waiting = [schema]
     while waiting:
         part = waiting.pop()

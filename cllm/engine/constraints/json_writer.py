@@ -31,7 +31,7 @@ MAX_SIZE = 2**20
 """Maximum characters written: each part that stays JSON repeats the definitions it needs."""
 
 _NUMERIC = {"type", "multipleOf", *BOUNDS}
-_KEY = r'/"([^"\\\x00-\x1f\x7f]|\\["\\bfnrt])*"/'  # a property that the schema does not name
+_KEY = r'/"([^"\\\x00-\x1f\x7f]|\\["\\bfnrt])*"/'  # of a property without a schema
 _TYPES: Mapping[str, tuple[type, ...]] = {
     "string": (str,),
     "boolean": (bool,),
@@ -42,7 +42,7 @@ _TYPES: Mapping[str, tuple[type, ...]] = {
 
 
 class Writer:
-    """Writes one schema that passed check_schema() and with_exact_bounds()."""
+    """Writes one schema that has passed check_schema() and with_exact_bounds()."""
 
     def __init__(self, root: Schema, remarks: tuple[str, ...], layout: Schema) -> None:
         self._root = {k: v for k, v in root.items() if k not in DEFINED}
@@ -65,7 +65,7 @@ class Writer:
         return "%lark {\n" + "\n".join([f"start: {start}", *self._rules]) + "\n}"
 
     def _to_write(self) -> set[str]:
-        """The references to parts with such a number, directly or through another reference."""
+        """The references to schemas with such a number, directly or through another reference."""
         schemas = {**self._defined, "#": self._root}
         found = {name for name, schema in schemas.items() if needs_writing(schema)}
         uses = {name: targets(schema) for name, schema in schemas.items()}
@@ -122,7 +122,7 @@ class Writer:
         return self._references[name]
 
     def _merged(self, schema: Schema, used: set[str]) -> Schema:
-        """The schema without allOf: its only part, or the numeric bounds of all parts together."""
+        """The schema without allOf: a single part, or numeric bounds merged."""
         parts = schema["allOf"]
         if used == {"allOf"} and len(parts) == 1:
             return parts[0] if isinstance(parts[0], dict) else {}
@@ -227,7 +227,7 @@ class Writer:
             key = _literal(json.dumps(name, ensure_ascii=False) + ": ")
             items.append((f"{key} {self._node(inner)}", name in required))
         more = self._more(extra, list(dict.fromkeys(names)))
-        # `late`: what may follow a first property; `early`: what may come before one.
+        # `late`: what may follow after a first property; `early`: before it.
         late = self._rule(f'(", " {more})*' if more else '""')
         early = self._rule(f"({more} {late})?" if more else '""')
         for item, needed in reversed(items):
@@ -237,7 +237,7 @@ class Writer:
         return self._rule(f'"{{" {early} "}}"')
 
     def _more(self, schema: Any, taken: list[str]) -> str:
-        """A property that is not named; empty if none is allowed."""
+        """A property without a schema of its own; empty if none is allowed."""
         if schema is False:
             return ""
         key = f"KEY{len(self._rules)}"

@@ -1,4 +1,4 @@
-"""The size of the context: tokens per sequence and cells of the cache, as memory allows."""
+"""How large a context fits into memory: measured, not configured."""
 
 from __future__ import annotations
 
@@ -39,9 +39,9 @@ class ContextSize:
 
 
 def kv_bytes_per_token(metadata: Mapping[str, Any], config: EngineConfig) -> int:
-    """Bytes of one token in the key/value cache, by the model's metadata.
+    """Bytes that one token takes in the key/value cache, by the model's own metadata.
 
-    An upper bound if attention is windowed, latent, or missing in some layers.
+    An upper bound for models whose attention is windowed, latent or in some layers missing.
     """
     arch = metadata.get("general.architecture", "")
 
@@ -63,8 +63,8 @@ def context_size(
 ) -> ContextSize:
     """Decide tokens per sequence and cells of the cache.
 
-    beside: bytes of a token in other caches, such as a draft model's.
-    Raises ValueError if kv_cells cannot hold one full sequence.
+    beside: bytes that a token takes elsewhere, in a draft model's cache.
+    Raises ValueError if a cache of kv_cells could not hold even one full sequence.
     """
     per_token = kv_bytes_per_token(metadata, config) + beside
     ctx_size = config.ctx_size
@@ -77,7 +77,7 @@ def context_size(
     elif ctx_size > n_ctx_train:
         _log.warning(
             "ctx_size %d is more than the %d tokens that the model was trained for; "
-            "text beyond those may be of poor quality",
+            "text beyond those may be poor",
             ctx_size,
             n_ctx_train,
         )
@@ -95,13 +95,13 @@ def context_size(
 
 
 def default_budget() -> int:
-    """2 GiB, or half of the memory that is available now, whichever is less."""
+    """2 GiB, or half of the memory that is available now if that is less."""
     available = available_memory()
     return DEFAULT_BUDGET if available is None else min(DEFAULT_BUDGET, available // 2)
 
 
 def default_cache_ram() -> int:
-    """For saved prefixes: 1 GiB, or a quarter of the available memory, whichever is less."""
+    """1 GiB for saved prefixes, or a quarter of the memory that is available if that is less."""
     available = available_memory()
     return DEFAULT_CACHE_RAM if available is None else min(DEFAULT_CACHE_RAM, available // 4)
 
@@ -111,5 +111,5 @@ def _by_layer(value: Any, layers: int) -> list[int]:
 
 
 def rounded_up(cells: int) -> int:
-    """The number of cells that llama.cpp allocates for this many."""
+    """As many cells as llama.cpp makes of them."""
     return -(-cells // CELLS_STEP) * CELLS_STEP

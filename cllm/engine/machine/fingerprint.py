@@ -9,7 +9,7 @@ _SAMPLES, _SAMPLE = 256, 4096  # parts of the file that are read, and their byte
 
 
 def fingerprint(path: Path) -> str:
-    """64 hex digits from the file's size and from samples spread over it."""
+    """64 hex digits that identify a file, from its size and samples from all of it."""
     size = path.stat().st_size
     digest = sha256(str(size).encode())
     with path.open("rb") as file:

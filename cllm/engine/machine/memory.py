@@ -7,7 +7,7 @@ from pathlib import Path
 
 
 def available_memory() -> int | None:
-    """Bytes that this process can still allocate, on the machine and in its control group."""
+    """Bytes still available to this process: of the machine and of its control group."""
     found = []
     try:
         for line in Path("/proc/meminfo").read_text().splitlines():

@@ -81,10 +81,7 @@ class Tokenizer:
                 tokens = self._tokenize("prompt", prompt, True, False)
             else:
                 tokens = self.checked("prompt", prompt)
-        if not tokens:
-            raise InvalidRequest("prompt", prompt, "at least one token")
-        if len(tokens) >= ctx_size:
-            raise PromptTooLong(len(tokens), ctx_size)
+        check_prompt_length(len(tokens), ctx_size)
         return tokens
 
     def find_end_tokens(self) -> None:
@@ -109,3 +106,11 @@ class Tokenizer:
             raise InvalidRequest(name, found, "text that UTF-8 can express") from None
         except OverflowError:
             raise InvalidRequest(name, f"{len(text)} characters", "a shorter text") from None
+
+
+def check_prompt_length(n_tokens: int, ctx_size: int) -> None:
+    """Raise InvalidRequest for an empty prompt, PromptTooLong if no space is left for a token."""
+    if not n_tokens:
+        raise InvalidRequest("prompt", [], "at least one token")
+    if n_tokens >= ctx_size:
+        raise PromptTooLong(n_tokens, ctx_size)
