@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING
 from cllm.version import __version__
 
 if TYPE_CHECKING:
+    from cllm.engine.info import ModelInfo
     from cllm.engine.layout.tuning import Tuning
-    from cllm.engine.loading.info import ModelInfo
     from cllm.settings import Settings
 
 log = logging.getLogger("cllm.main")

@@ -20,22 +20,48 @@ ALLOWED = {
     "api": {"cllm.http", "cllm.engine", "cllm.version", "msgspec", "prometheus_client", "jinja2"},
 }
 
+# Sub-packages of the engine, and what each may import of the others. Base types are in the root.
+ENGINE_PACKAGES: dict[str, set[str]] = {
+    "machine": set(),
+    "llama": {"machine"},
+    "text": {"llama", "machine"},
+    "constraints": {"llama", "machine"},
+    "sampling": {"constraints", "llama"},
+    "cache": {"llama", "machine", "sampling"},
+    "speculation": {"cache", "llama"},
+    "scheduling": {"cache", "constraints", "llama", "machine", "sampling", "speculation"},
+    "layout": {"llama", "machine"},
+    "embedding": {"layout", "llama", "scheduling", "text"},
+    "loading": {"cache", "embedding", "layout", "llama", "machine", "speculation"},
+}
+# What may import the C interface; the preflight's child runs without the rest of the engine.
+USES_LLAMA_CPP = {"cllm.engine.llama", "cllm.engine.machine.preflight_child"}
+
 ROOM_FILES = [
     pytest.param(room, path, id=str(path.relative_to(PACKAGE)))
     for room in ALLOWED
     for path in sorted((PACKAGE / room).rglob("*.py"))
 ]
+MODULES = {
+    ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path
+    for path in sorted(PACKAGE.rglob("*.py"))
+}
+
+
+def module_of(path: Path, node: ast.ImportFrom) -> str:
+    """The absolute name of what a module at `path` imports from."""
+    package = path.relative_to(ROOT).parts[:-1]
+    base = package[: len(package) - node.level + 1] if node.level else ()
+    return ".".join([*base, *([node.module] if node.module else [])])
 
 
 def imported(path: Path, source: str) -> Iterator[str]:
     """Absolute names of all that a module at `path` imports, at its top or anywhere inside."""
-    package = path.relative_to(ROOT).parts[:-1]
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
-            base = package[: len(package) - node.level + 1] if node.level else ()
-            module = ".".join([*base, *([node.module] if node.module else [])])
+            module = module_of(path, node)
             if module == "cllm":  # `from cllm import http` imports cllm.http
                 yield from (f"cllm.{alias.name}" for alias in node.names)
             else:
@@ -106,3 +132,79 @@ def test_the_engine_alone_needs_no_server() -> None:
 def test_importing_the_package_imports_no_room() -> None:
     modules = loaded_after("import cllm; cllm.__version__")
     assert not [name for name in modules if name.startswith(("cllm.http", "cllm.engine"))]
+
+
+def files_imported(path: Path, source: str) -> set[str]:
+    """Modules of cllm that a file imports, also inside functions and for types only."""
+    found = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            module = module_of(path, node)
+            inner = {f"{module}.{alias.name}" for alias in node.names}
+            found |= {name if name in MODULES else module for name in inner}
+    return found & MODULES.keys()
+
+
+def circle_in(arrows: dict[str, set[str]]) -> list[str]:
+    """A path that returns to its start; empty if there is none."""
+    done: set[str] = set()
+
+    def visit(name: str, path: list[str]) -> list[str]:
+        if name in path:
+            return [*path[path.index(name) :], name]
+        if name in done:
+            return []
+        for inner in sorted(arrows.get(name, ())):
+            if found := visit(inner, [*path, name]):
+                return found
+        done.add(name)
+        return []
+
+    return next((found for name in sorted(arrows) if (found := visit(name, []))), [])
+
+
+def test_no_files_import_each_other_in_a_circle() -> None:
+    arrows = {name: files_imported(path, path.read_text("utf-8")) for name, path in MODULES.items()}
+    assert circle_in(arrows) == []
+
+
+def test_a_circle_is_found() -> None:
+    assert circle_in({"a": {"b"}, "b": {"c"}, "c": {"b"}}) == ["b", "c", "b"]
+    source = """
+if TYPE_CHECKING:
+    from . import head
+    from .sse import SseWriter
+def f():
+    from cllm.http.parser import RequestParser
+"""
+    found = files_imported(PACKAGE / "http" / "imaginary.py", source)
+    assert found == {"cllm.http.head", "cllm.http.sse", "cllm.http.parser"}
+
+
+def test_every_folder_of_the_engine_has_its_directions() -> None:
+    folders = {path.parent.name for path in (PACKAGE / "engine").glob("*/*.py")}
+    assert folders == set(ENGINE_PACKAGES)
+    assert circle_in(ENGINE_PACKAGES) == []
+
+
+@pytest.mark.parametrize("package", ENGINE_PACKAGES)
+def test_a_sub_package_imports_only_what_it_may(package: str) -> None:
+    inside = f"cllm.engine.{package}"
+    may = {f"cllm.engine.{other}" for other in (package, *ENGINE_PACKAGES[package])}
+    others = {f"cllm.engine.{other}" for other in ENGINE_PACKAGES}
+    for name, path in MODULES.items():
+        if within(name, {inside}):
+            found = files_imported(path, path.read_text("utf-8"))
+            assert [each for each in found if within(each, others) and not within(each, may)] == []
+
+
+def test_llama_cpp_is_imported_in_its_package_only() -> None:
+    users = [
+        name
+        for name, path in MODULES.items()
+        if any(within(each, {"llama_cpp"}) for each in imported(path, path.read_text("utf-8")))
+    ]
+    assert users
+    assert [name for name in users if not within(name, USES_LLAMA_CPP)] == []

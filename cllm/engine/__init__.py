@@ -32,7 +32,7 @@ if TYPE_CHECKING:
         Unsupported,
     )
     from cllm.engine.generation import Completion, Generation, TokenRecord
-    from cllm.engine.loading.info import ModelInfo
+    from cllm.engine.info import ModelInfo
     from cllm.engine.request import Request, Timings, Usage
     from cllm.engine.sampling.params import SamplingParams
     from cllm.engine.stats import EngineStats
@@ -76,7 +76,7 @@ _MODULE = {
     "EngineConfig": "config",
     "EngineStats": "stats",
     "Generation": "generation",
-    "ModelInfo": "loading.info",
+    "ModelInfo": "info",
     "Request": "request",
     "SamplingParams": "sampling.params",
     "Timings": "request",

@@ -170,7 +170,7 @@ def sampled(vocab: Vocab) -> Callable[[dict[str, Any]], Step]:
 
     def start(schema: dict[str, Any]) -> Step:
         grammar = json_schema_to_gbnf(json.dumps(schema)).encode()
-        sampler = llama_c.llama_sampler_init_grammar(vocab._handle, grammar, b"root")
+        sampler = llama_c.llama_sampler_init_grammar(vocab.handle, grammar, b"root")
         if not sampler:
             raise bench.BenchError("llama.cpp cannot read its own grammar")
 

@@ -14,7 +14,7 @@ from cllm.http import DeferredResponse, HttpError, HttpRequest, HttpResponse
 
 if TYPE_CHECKING:
     from cllm.engine import Engine
-    from cllm.engine.loading.info import FimTokens
+    from cllm.engine.info import FimTokens
 
 _SNIPPET = "\n\n--- snippet ---\n\n"  # before a further file, for models without a token for it
 

@@ -15,7 +15,7 @@ from cllm.version import __version__
 
 if TYPE_CHECKING:
     from cllm.engine.cache.slot_info import SlotInfo
-    from cllm.engine.loading.info import ContextInfo
+    from cllm.engine.info import ContextInfo
 
 
 class Server:

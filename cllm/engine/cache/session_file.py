@@ -12,7 +12,6 @@ import re
 import zlib
 from array import array
 from dataclasses import asdict, dataclass
-from hashlib import sha256
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -24,7 +23,6 @@ from cllm.engine.llama import Bytes
 
 _FORMAT = b"cLLM prefix 1\n"
 _NAME = re.compile(r"[^\W_][\w.+=@,-]{0,199}")
-_SAMPLES, _SAMPLE = 256, 4096  # of a model's file, in its fingerprint
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,17 +49,6 @@ def checked_name(name: object) -> str:
         expected = "a file name of letters, digits and ._+=@,- that begins with a letter or digit"
         raise InvalidRequest("filename", name, expected)
     return name
-
-
-def fingerprint(path: Path) -> str:
-    """Tell one model's file from another by its size and samples from all of it."""
-    size = path.stat().st_size
-    digest = sha256(str(size).encode())
-    with path.open("rb") as file:
-        for i in range(_SAMPLES):
-            file.seek(size * i // _SAMPLES)
-            digest.update(file.read(_SAMPLE))
-    return digest.hexdigest()
 
 
 def write(path: Path, identity: Identity, tokens: array[int], state: Bytes) -> int:

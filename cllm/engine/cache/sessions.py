@@ -1,6 +1,6 @@
 """Saving a slot's prefix to a file, restoring it, and erasing it, while requests run.
 
-The memory is touched on the engine thread, between two steps and when no request is in the slot;
+The cache is accessed on the engine thread, between two steps and while no request is in the slot;
 files are read and written on a thread of their own.
 """
 
@@ -13,7 +13,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from cllm.engine.cache import session_file
 from cllm.engine.cache.placement import Placer
@@ -22,15 +22,18 @@ from cllm.engine.cache.session_file import Identity, checked_name
 from cllm.engine.config import EngineConfig
 from cllm.engine.errors import EngineClosed, InvalidRequest, NotEnabled
 from cllm.engine.llama import Bytes
-from cllm.engine.scheduling.scheduler import Scheduler
+from cllm.engine.machine.fingerprint import fingerprint
 
 _T = TypeVar("_T")
 _U = TypeVar("_U")
 
+Command = Callable[[int, Callable[[Slot], Any]], "Future[Any]"]
+"""Runs a function on a slot once no request is in it; see Commands.put."""
+
 
 @dataclass(frozen=True, slots=True)
 class Session:
-    """What was saved or restored: the file's bytes, and how long it took in all."""
+    """What was saved or restored; n_bytes: the file's size; seconds: the whole duration."""
 
     slot: int
     filename: str
@@ -43,9 +46,9 @@ class Sessions:
     """An engine's slots and the directory `slot_save_path`. Any thread."""
 
     def __init__(
-        self, scheduler: Scheduler, placer: Placer, config: EngineConfig, model: Path, ctx_size: int
+        self, command: Command, placer: Placer, config: EngineConfig, model: Path, ctx_size: int
     ) -> None:
-        self._scheduler = scheduler
+        self._command = command
         self._placer = placer
         self._config = config
         self._model = model
@@ -53,9 +56,9 @@ class Sessions:
         self._files = ThreadPoolExecutor(1, thread_name_prefix="cllm-session-files")
 
     def save(self, slot: int, filename: str) -> Future[Session]:
-        """Write a slot's prefix to a file, in place of one of that name.
+        """Write a slot's prefix to a file; a file of that name is replaced.
 
-        Raises NotEnabled and InvalidRequest (also the future, where the slot holds nothing).
+        Raises NotEnabled and InvalidRequest; the future raises it if the slot is empty.
         """
         began, path = time.perf_counter(), self._path(filename)
 
@@ -63,14 +66,14 @@ class Sessions:
             size = session_file.write(path, self._identity, *snapshot)
             return Session(slot, filename, len(snapshot[0]), size, time.perf_counter() - began)
 
-        found = self._scheduler.command(self._checked(slot), self._placer.snapshot)
+        found = self._command(self._checked(slot), self._placer.snapshot)
         return _then(found, lambda snapshot: self._file_thread(write, snapshot))
 
     def restore(self, slot: int, filename: str) -> Future[Session]:
-        """Put a file's prefix into a slot, from which prompts that begin with it then start.
+        """Put a file's prefix into a slot; prompts that begin with it reuse it.
 
-        Raises as save does; the future InvalidRequest where the file is not there, damaged, or
-        saved with another model or another layout of the cache.
+        Raises as save does; the future raises InvalidRequest if the file is missing, damaged, or
+        saved with another model or another cache layout.
         """
         began, path = time.perf_counter(), self._path(filename)
         self._checked(slot)
@@ -87,28 +90,28 @@ class Sessions:
 
             def load(target: Slot) -> Session:
                 if not self._placer.load(target, tokens, state):
-                    expected = "a file that suits the cache as it is set up (flash_attn, kv_cells)"
+                    expected = "a file saved with the same cache settings (flash_attn, kv_cells)"
                     raise InvalidRequest("filename", filename, expected)
                 seconds = time.perf_counter() - began
                 return Session(slot, filename, len(tokens), size, seconds)
 
-            return self._scheduler.command(slot, load)
+            return self._command(slot, load)
 
         return _then(self._file_thread(read), put)
 
     def erase(self, slot: int) -> Future[int]:
-        """Forget a slot's prefix; the future tells how many tokens that were."""
-        return self._scheduler.command(self._checked(slot), self._placer.erase)
+        """Forget a slot's prefix; the future returns its number of tokens."""
+        return self._command(self._checked(slot), self._placer.erase)
 
     def close(self) -> None:
-        """Finish the file that is being written; the rest ends with EngineClosed."""
+        """Finish the file in progress; the rest ends with EngineClosed."""
         self._files.shutdown(cancel_futures=True)
 
     @cached_property
     def _identity(self) -> Identity:
         config = self._config
         layout = "unified" if config.kv_unified else f"split in {config.parallel}"
-        model = session_file.fingerprint(self._model)
+        model = fingerprint(self._model)
         return Identity(model, layout, config.cache_type_k, config.cache_type_v)
 
     def _path(self, filename: str) -> Path:
@@ -132,7 +135,7 @@ class Sessions:
 
 
 def _then(first: Future[_T], next_: Callable[[_T], Future[_U]]) -> Future[_U]:
-    """The end of what `next_` starts with the result of `first`, or the first error."""
+    """The result of what `next_` starts with the result of `first`, or the first error."""
     outcome: Future[_U] = Future()
 
     def passed_on(second: Future[_U]) -> None:

@@ -22,7 +22,7 @@ from cllm.engine.constraints.compile_child import MEMORY, constraint_frame
 from cllm.engine.constraints.compiling import refused
 from cllm.engine.constraints.constraint import Constraint
 from cllm.engine.errors import CompilerUnavailable, EngineClosed, EngineError, InvalidRequest
-from cllm.engine.machine.preflight import child_environment, signal_name
+from cllm.engine.machine.child import child_environment, signal_name
 
 COMMAND = (sys.executable, "-m", "cllm.engine.constraints.compile_child")
 

@@ -15,10 +15,10 @@ from cllm.engine.constraints.json_exact import (
     MANY,
     NAMED,
     ONE,
-    Writer,
     needs_writing,
     with_exact_bounds,
 )
+from cllm.engine.constraints.json_writer import Writer
 from cllm.engine.errors import InvalidRequest
 
 MAX_DEPTH = 64

@@ -1,23 +1,21 @@
-"""What a model that embeds, or ranks, can be asked for."""
+"""The operations of a model that embeds or ranks."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
 
 from cllm.engine.embedding.embedding_scheduler import EmbeddingScheduler, Job
 from cllm.engine.embedding.handle import Embedding
 from cllm.engine.embedding.pooling import EmbeddingShape
 from cllm.engine.embedding.ranking import PairEncoder
 from cllm.engine.errors import InputTooLong, InvalidRequest, Unsupported
+from cllm.engine.info import ModelInfo
 from cllm.engine.llama import FloatArray
-
-if TYPE_CHECKING:
-    from cllm.engine.engine import Engine
+from cllm.engine.text.tokenizer import Tokenizer
 
 MAX_INPUTS = 2048
-"""Inputs of one request."""
+"""Maximum inputs of one request."""
 
 
 class Embedder:
@@ -25,12 +23,14 @@ class Embedder:
 
     def __init__(
         self,
-        engine: Engine,
+        info: ModelInfo,
+        tokenizer: Tokenizer,
         scheduler: EmbeddingScheduler,
         shape: EmbeddingShape,
         pairs: PairEncoder,
     ) -> None:
-        self._engine = engine
+        self._info = info
+        self._tokenizer = tokenizer
         self._scheduler = scheduler
         self._shape = shape
         self._pairs = pairs
@@ -38,17 +38,17 @@ class Embedder:
     def embed(self, texts: Sequence[str]) -> list[FloatArray]:
         """The vectors of each text, [rows, width], of Euclidean length 1; waits for them.
 
-        rows: 1, or as many as tokens where nothing is pooled; those are left as they are.
-        Raises as `tokens`, `submit` and Embedding.result.
+        rows: 1; without pooling one per token, and those are not normalized.
+        Raises what `tokens`, `submit` and Embedding.result raise.
         """
         self.check_embeds()
         embedding = self.submit(self.tokens("texts", texts), name="texts")
         return list(embedding.vectors()) if self.pools else embedding.result()
 
     def rank(self, query: str, documents: Sequence[str]) -> list[float]:
-        """How well each document answers the query, as the model's head says it; waits for it.
+        """The model's score of each document for the query; waits for them.
 
-        Raises as `pairs`, `submit` and Embedding.result.
+        Raises what `pairs`, `submit` and Embedding.result raise.
         """
         embedding = self.submit(self.pairs(query, documents), name="documents")
         return [float(scores[0, 0]) for scores in embedding.result()]
@@ -57,7 +57,7 @@ class Embedder:
         """Raise Unsupported if the model ranks."""
         if self._shape.pooling == "rank":
             raise Unsupported(
-                "this model ranks documents and gives no embeddings; ask /v1/rerank, or serve an "
+                "this model ranks documents and does not embed; use /v1/rerank, or load an "
                 "embedding model"
             )
 
@@ -65,7 +65,7 @@ class Embedder:
         """Raise Unsupported unless the model ranks."""
         if self._shape.pooling != "rank":
             raise Unsupported(
-                "this model embeds and does not rank; serve a reranker, with --pooling rank if "
+                "this model embeds and does not rank; load a reranker, with --pooling rank if "
                 "its file does not say that it is one"
             )
 
@@ -75,7 +75,7 @@ class Embedder:
         return self._shape.pooling != "none"
 
     def tokens(self, name: str, texts: Sequence[str]) -> list[list[int]]:
-        """The tokens of each text with the special ones that the model's own rules add.
+        """The tokens of each text, with the special tokens that the model's rules add.
 
         name: of the field, for errors. Raises InvalidRequest, EngineClosed.
         """
@@ -83,10 +83,10 @@ class Embedder:
             if not text:
                 field = _field(name, number, len(texts))
                 raise InvalidRequest(field, text, "a text that is not empty")
-        return [self._engine.tokenize(text) for text in texts]
+        return [self._tokenizer.tokenize(text, True, False) for text in texts]
 
     def pairs(self, query: str, documents: Sequence[str]) -> list[list[int]]:
-        """The tokens of each document with the query, by the model's own convention.
+        """The tokens of each document with the query, in the model's own form.
 
         Raises Unsupported unless the model ranks, InvalidRequest, EngineClosed.
         """
@@ -106,15 +106,15 @@ class Embedder:
     ) -> Embedding:
         """Queue inputs, as tokens, and return at once.
 
-        name: of the field that they come from, for errors. deadline: seconds from now to the end;
-        it is looked at before each batch. on_update: see Request. tenant: see Engine.submit.
-        Raises InvalidRequest, InputTooLong, QueueFull, EngineClosed; then nothing was queued.
+        name: of the field they come from, for errors. deadline: seconds from now to the end;
+        checked before each batch. on_update: see Request. tenant: see Engine.submit.
+        Raises InvalidRequest, InputTooLong, QueueFull, EngineClosed, and then queues nothing.
         """
         if deadline is not None and not 0 < deadline < math.inf:
             raise InvalidRequest("deadline", deadline, "a positive number of seconds")
         if not 0 < len(inputs) <= MAX_INPUTS:
             raise InvalidRequest(name, f"{len(inputs)} inputs", f"1 to {MAX_INPUTS} inputs")
-        info = self._engine.info()
+        info = self._info
         for number, tokens in enumerate(inputs):
             field = _field(name, number, len(inputs))
             if not tokens:

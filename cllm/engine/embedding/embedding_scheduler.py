@@ -12,8 +12,8 @@ from dataclasses import dataclass, replace
 from cllm.engine.embedding.handle import Embedding, all_finite
 from cllm.engine.embedding.pooling import EmbeddingShape
 from cllm.engine.errors import DeadlineExceeded, EngineClosed, EngineError, described
-from cllm.engine.llama import INTERRUPTED
-from cllm.engine.loading.loading import Loaded
+from cllm.engine.info import ContextInfo
+from cllm.engine.llama import INTERRUPTED, Batch, Context
 from cllm.engine.request import FinishReason
 from cllm.engine.scheduling.fairness import FairQueue
 from cllm.engine.scheduling.inbox import Inbox
@@ -70,11 +70,18 @@ class _Part:
 class EmbeddingScheduler:
     """Computes jobs on a context. submit, cancel and stop are for any thread, run is the loop."""
 
-    def __init__(self, loaded: Loaded, shape: EmbeddingShape, width: int, max_queue: int) -> None:
-        """width: components of a vector, or scores."""
-        context = loaded.context
+    def __init__(
+        self,
+        context: Context,
+        batch: Batch,
+        live: ContextInfo,
+        shape: EmbeddingShape,
+        width: int,
+        max_queue: int,
+    ) -> None:
+        """live: what the context was made with. width: components of a vector, or scores."""
         self._context = context
-        self._batch = loaded.batch
+        self._batch = batch
         self._shape = shape
         self._width = width
         self._inbox: Inbox[Job] = Inbox(shape.most_inputs, max_queue)
@@ -85,7 +92,7 @@ class EmbeddingScheduler:
         self._stats = EngineStats(
             queue_limit=max_queue, slots_total=shape.most_inputs, kv_cells=context.n_ctx
         )
-        self._threads = Threads(loaded.contexts, loaded.info.context, self._stats)
+        self._threads = Threads([context], live, self._stats)
         self._jobs: FairQueue[Job] = FairQueue()  # those whose last input was begun have left
         self._reading: Job | None = None  # a part of its next input is in memory
         self._parts: list[_Part] = []  # what this step computes

@@ -1,4 +1,4 @@
-"""How a reranker reads a query together with a document.
+"""The tokens in which a reranker reads a query together with a document.
 
 Source: format_prompt_rerank of llama.cpp's server, whose scores these tokens reproduce.
 """
@@ -6,22 +6,20 @@ Source: format_prompt_rerank of llama.cpp's server, whose scores these tokens re
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
-from cllm.engine.llama import Vocab
+from cllm.engine.text.tokenizer import Tokenizer
 
 _PLACE = re.compile(r"\{(query|document)\}")
-
-Tokenize = Callable[[str, str, bool], list[int]]
-"""Name of the field, text, whether special tokens spelled out in it are such -> tokens."""
 
 
 class PairEncoder:
     """Puts query and document into the model's own template, or between its special tokens."""
 
-    def __init__(self, vocab: Vocab, template: str | None, tokenize: Tokenize) -> None:
+    def __init__(self, tokenizer: Tokenizer, template: str | None) -> None:
         self._template = None if template is None else _PLACE.split(template)
-        self._tokenize = tokenize
+        self._tokenizer = tokenizer
+        vocab = tokenizer.vocab
         end = vocab.eos if vocab.eos >= 0 else vocab.sep
         self._begin = [vocab.bos] if vocab.adds_bos else []
         self._end = [end] if vocab.adds_eos else []
@@ -43,12 +41,12 @@ class PairEncoder:
         ]
 
     def _framed(self, name: str, text: str) -> str | list[int]:
-        """The text; as tokens where it spells out special tokens, which stay text."""
+        """The text, or its tokens if it spells out special tokens: those must stay text."""
         tokens = self._tokenize(name, text, False)
         return text if tokens == self._tokenize(name, text, True) else tokens
 
     def _filled(self, query: str | list[int], document: str | list[int]) -> list[int]:
-        """The template's tokens with both in their places."""
+        """The template's tokens, with both filled in."""
         assert self._template is not None
         tokens: list[int] = []
         text = ""
@@ -62,3 +60,6 @@ class PairEncoder:
             tokens += self._tokenize("query", text, True) + value
             text = ""
         return tokens + self._tokenize("query", text, True)
+
+    def _tokenize(self, name: str, text: str, parse_special: bool) -> list[int]:
+        return self._tokenizer.tokenize(text, False, parse_special, name)

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from cllm.engine.config import EngineConfig
+from cllm.engine.machine.memory import available_memory
 
 _log = logging.getLogger("cllm.engine")
 
@@ -105,27 +104,6 @@ def default_cache_ram() -> int:
     """1 GiB for saved prefixes, or a quarter of the memory that is available if that is less."""
     available = available_memory()
     return DEFAULT_CACHE_RAM if available is None else min(DEFAULT_CACHE_RAM, available // 4)
-
-
-def available_memory() -> int | None:
-    """Bytes that this process could still get: of the machine and of its control group."""
-    found = []
-    try:
-        for line in Path("/proc/meminfo").read_text().splitlines():
-            if line.startswith("MemAvailable:"):
-                found.append(int(line.split()[1]) * 1024)
-        group = Path("/sys/fs/cgroup")
-        limit = (group / "memory.max").read_text().strip()
-        if limit.isdigit():
-            found.append(int(limit) - int((group / "memory.current").read_text()))
-    except (OSError, ValueError):
-        pass
-    if not found:
-        try:
-            return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
-        except (OSError, ValueError):
-            return None
-    return max(0, min(found))
 
 
 def _by_layer(value: Any, layers: int) -> list[int]:

@@ -14,14 +14,13 @@ from time import monotonic
 from typing import Any
 
 from cllm.engine import llama
-from cllm.engine.cache.session_file import fingerprint
 from cllm.engine.config import EngineConfig
 from cllm.engine.layout.layout import Layout
 from cllm.engine.layout.search import CannotMeasure, Search, knobs, parts_of
 from cllm.engine.layout.sizing import ContextSize
 from cllm.engine.layout.trial import LayoutTrial, longest_prompt
 from cllm.engine.machine.aside import compute_aside
-from cllm.engine.machine.preflight import Library
+from cllm.engine.machine.fingerprint import fingerprint
 from cllm.engine.machine.processors import hardware_threads, physical_cores
 from cllm.engine.machine.user_cache import replacing, user_cache
 
@@ -68,7 +67,7 @@ class Subject:
     def key(self) -> str:
         """32 hex digits that change with model, library, machine, and settings that matter."""
         machine = {
-            "library and CPU": Library.loaded().key(),
+            "library and CPU": llama.library().key(),
             "cores": [physical_cores(), hardware_threads()],
             "environment": {k: v for k, v in os.environ.items() if k.startswith(_THREADING)},
         }

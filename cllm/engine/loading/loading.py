@@ -12,17 +12,12 @@ from cllm.engine import llama
 from cllm.engine.config import POOLINGS, SPARE_ROWS, EngineConfig
 from cllm.engine.embedding.pooling import EmbeddingShape, check_classifier, pooling_of, shape_of
 from cllm.engine.errors import ModelLoadError
+from cllm.engine.info import ModelInfo, context_info, describe
 from cllm.engine.layout.layout import Layout
-from cllm.engine.layout.sizing import (
-    ContextSize,
-    available_memory,
-    context_size,
-    kv_bytes_per_token,
-)
+from cllm.engine.layout.sizing import ContextSize, context_size, kv_bytes_per_token
 from cllm.engine.layout.tuning import Subject, tune
 from cllm.engine.loading.draft import DraftFile
 from cllm.engine.loading.gguf_header import GgufHeader
-from cllm.engine.loading.info import ModelInfo, context_info, describe
 from cllm.engine.loading.opening import (
     checked_header,
     open_context,
@@ -30,6 +25,7 @@ from cllm.engine.loading.opening import (
     wants_extra_bufts,
     warm_up,
 )
+from cllm.engine.machine.memory import available_memory
 from cllm.engine.machine.openmp import tell_if_too_late
 from cllm.engine.speculation.draft_model import DraftModel
 

@@ -12,6 +12,7 @@ from cllm.engine.config import EngineConfig
 from cllm.engine.errors import ModelLoadError
 from cllm.engine.layout.layout import Layout
 from cllm.engine.loading.gguf_header import GgufHeader, NotGgufError, TruncatedError, read_header
+from cllm.engine.machine import preflight
 from cllm.engine.machine.aside import compute_aside
 
 _log = logging.getLogger("cllm.engine")
@@ -120,9 +121,7 @@ def wants_extra_bufts(config: EngineConfig, header: GgufHeader) -> bool:
     """Whether the repacked/AMX kernels are to be used; tries them out first if "auto"."""
     if config.extra_bufts != "auto" or not header.quantized:
         return config.extra_bufts != "off"
-    from cllm.engine.machine import preflight
-
-    verdict = preflight.check()
+    verdict = preflight.check(llama.library())
     if not verdict.ok:
         _log.warning("%s", verdict.detail)
     return verdict.ok

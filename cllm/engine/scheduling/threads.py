@@ -7,8 +7,8 @@ import math
 import time
 from collections.abc import Callable, Sequence
 
+from cllm.engine.info import ContextInfo
 from cllm.engine.llama import Context
-from cllm.engine.loading.info import ContextInfo
 from cllm.engine.machine.processors import ProcessorWatch
 from cllm.engine.scheduling.thread_policy import Shape, ThreadPolicy
 from cllm.engine.stats import EngineStats

@@ -13,10 +13,10 @@ from typing import Any
 import pytest
 
 from cllm.engine import Engine, EngineConfig
+from cllm.engine.info import ContextInfo
 from cllm.engine.layout import trial as layout_trial
 from cllm.engine.layout import tuning
 from cllm.engine.layout.tuning import Tuning
-from cllm.engine.loading.info import ContextInfo
 from cllm.engine.machine.preflight import Library
 from tests.embedding_models import bert
 from tests.engine.engine_helpers import Loader, finished, greedy

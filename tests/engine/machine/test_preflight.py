@@ -20,8 +20,9 @@ import llama_cpp
 import numpy as np
 import pytest
 
-from cllm.engine.machine import preflight
-from cllm.engine.machine.preflight import Library, check
+from cllm.engine import llama
+from cllm.engine.machine import preflight, preflight_child
+from cllm.engine.machine.preflight import Library, Verdict
 from cllm.models import demo_path
 from tests.random_model import random_path
 
@@ -33,6 +34,13 @@ NEEDS_COMPILER = pytest.mark.skipif(
 )
 
 Shim = Callable[[str], str]
+
+
+def check(
+    library: Library | None = None, *, force: bool = False, time_limit: float = preflight.TIME_LIMIT
+) -> Verdict:
+    """The verdict on a library, by default on the one that is loaded."""
+    return preflight.check(library or llama.library(), force=force, time_limit=time_limit)
 
 
 @pytest.fixture(autouse=True)
@@ -141,12 +149,12 @@ def test_another_library_or_cpu_is_checked_anew(
 def test_a_library_chosen_by_the_environment_is_the_one_asked_about(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    own = Library.loaded()
+    own = llama.library()
     assert own.directory == LIBRARIES.resolve()
     shutil.copytree(LIBRARIES, tmp_path / "lib")
     monkeypatch.setenv("LLAMA_CPP_LIB_PATH", str(tmp_path / "lib"))
-    assert Library.loaded().directory == tmp_path / "lib"
-    assert Library.loaded().key() != own.key()
+    assert llama.library().directory == tmp_path / "lib"
+    assert llama.library().key() != own.key()
     assert check().ok
 
 
@@ -174,7 +182,7 @@ def test_kernels_that_never_return_are_given_up_and_tried_again_next_time(
 def test_a_child_that_cannot_work_is_no_verdict_on_the_kernels(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    library = Library.loaded()
+    library = llama.library()
     monkeypatch.setenv("LLAMA_CPP_LIB_PATH", str(tmp_path / "nowhere"))
     verdict = check(library)
     assert not verdict.ok
@@ -197,11 +205,11 @@ def test_kernels_that_compute_wrong_numbers_are_done_without(
 
 
 def test_the_numbers_of_the_built_in_model_tell_rounding_from_error() -> None:
-    plain = preflight._logits(demo_path(), extra_bufts=False)
-    assert preflight._agree(preflight._logits(demo_path(), extra_bufts=True), plain)
-    assert preflight._agree(plain + np.float32(0.01), plain)
-    assert not preflight._agree(plain[::-1], plain)
-    assert not preflight._agree(plain * np.float32("nan"), plain)
+    plain = preflight_child.logits(demo_path(), extra_bufts=False)
+    assert preflight_child.agree(preflight_child.logits(demo_path(), extra_bufts=True), plain)
+    assert preflight_child.agree(plain + np.float32(0.01), plain)
+    assert not preflight_child.agree(plain[::-1], plain)
+    assert not preflight_child.agree(plain * np.float32("nan"), plain)
 
 
 @NEEDS_COMPILER

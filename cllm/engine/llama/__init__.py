@@ -1,0 +1,42 @@
+"""llama.cpp's C interface as small objects that own its handles.
+
+Every owner has close(), which may be called twice. Nothing here decides anything. Only this
+package and the preflight's child process import llama_cpp.
+"""
+
+from cllm.engine.llama.arrays import Bytes, FloatArray, IntArray
+from cllm.engine.llama.backend import (
+    LoadError,
+    init_backend,
+    library,
+    system_info,
+    uses_openmp,
+    version,
+)
+from cllm.engine.llama.context import DONE, INTERRUPTED, NO_ROOM, Batch, Context
+from cllm.engine.llama.model import Model
+from cllm.engine.llama.samplers import CANDIDATE, Link, SamplerChain, dry_link
+from cllm.engine.llama.vocab import Vocab
+
+__all__ = [
+    "CANDIDATE",
+    "DONE",
+    "INTERRUPTED",
+    "NO_ROOM",
+    "Batch",
+    "Bytes",
+    "Context",
+    "FloatArray",
+    "IntArray",
+    "Link",
+    "LoadError",
+    "Model",
+    "SamplerChain",
+    "Vocab",
+    "dry_link",
+    "init_backend",
+    "library",
+    "system_info",
+    "uses_openmp",
+    "version",
+]

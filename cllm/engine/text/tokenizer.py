@@ -1,0 +1,116 @@
+"""Text to tokens and back for any thread: input is checked, and the vocabulary stays open."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+
+from cllm.engine.errors import EngineClosed, InvalidRequest, PromptTooLong
+from cllm.engine.llama import Vocab
+from cllm.engine.machine.own_process import OwnProcess
+
+
+class Tokenizer:
+    """A model's vocabulary; a method that uses it raises EngineClosed after close().
+
+    close() waits for the threads that use the vocabulary, so that it can be freed.
+    """
+
+    def __init__(self, vocab: Vocab, process: OwnProcess) -> None:
+        """process: the one that loaded the model; in a fork of it, EngineClosed is raised."""
+        self.vocab = vocab
+        self._process = process
+        self._changed = threading.Condition()
+        self._borrowers = 0
+        self._closed = False
+
+    @contextmanager
+    def borrowed(self) -> Iterator[None]:
+        """Keep the vocabulary open while a block uses it."""
+        self._process.check()
+        with self._changed:
+            if self._closed:
+                raise EngineClosed
+            self._borrowers += 1
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._borrowers -= 1
+                self._changed.notify_all()
+
+    def close(self) -> None:
+        """Refuse new users and wait for the present ones."""
+        with self._changed:
+            self._closed = True
+            self._changed.wait_for(lambda: self._borrowers == 0)
+
+    def tokenize(
+        self, text: str, add_special: bool, parse_special: bool, name: str = "text"
+    ) -> list[int]:
+        """Text -> tokens. name: of the field, for errors. Raises InvalidRequest."""
+        with self.borrowed():
+            return self._tokenize(name, text, add_special, parse_special)
+
+    def detokenize(self, tokens: Sequence[int], special: bool) -> str:
+        """Tokens -> text; bytes that are not UTF-8 become U+FFFD. Raises InvalidRequest."""
+        with self.borrowed():
+            checked = self.checked("tokens", tokens)
+            return self.vocab.detokenize(checked, special).decode("utf-8", "replace")
+
+    def pieces(self, tokens: Sequence[int], name: str = "tokens") -> list[bytes]:
+        """The bytes of each token; control tokens are spelled out. Raises InvalidRequest."""
+        with self.borrowed():
+            return [self.vocab.spelled(token) for token in self.checked(name, tokens)]
+
+    def control_texts(self) -> list[str]:
+        """The texts of the vocabulary's control tokens."""
+        with self.borrowed():
+            return self.vocab.control_texts()
+
+    def prompt(self, prompt: str | Sequence[int], ctx_size: int) -> list[int]:
+        """The tokens of a prompt that leaves space for one more token in a sequence's context.
+
+        Raises InvalidRequest, PromptTooLong.
+        """
+        with self.borrowed():
+            if isinstance(prompt, str):
+                if not prompt:
+                    raise InvalidRequest("prompt", prompt, "a text that is not empty")
+                tokens = self._tokenize("prompt", prompt, True, False)
+            else:
+                tokens = self.checked("prompt", prompt)
+        check_prompt_length(len(tokens), ctx_size)
+        return tokens
+
+    def find_end_tokens(self) -> None:
+        """Find the tokens that end a generation, here and not on the engine thread."""
+        with self.borrowed():
+            self.vocab.eog_tokens()
+
+    def checked(self, name: str, tokens: Iterable[int]) -> list[int]:
+        """The tokens as a list. Raises InvalidRequest unless all are in the vocabulary."""
+        n_vocab = self.vocab.n_tokens
+        checked = list(tokens)
+        for token in checked:
+            if type(token) is not int or not 0 <= token < n_vocab:
+                raise InvalidRequest(name, token, f"tokens from 0 to {n_vocab - 1}")
+        return checked
+
+    def _tokenize(self, name: str, text: str, add_special: bool, parse_special: bool) -> list[int]:
+        try:
+            return self.vocab.tokenize(text, add_special, parse_special)
+        except UnicodeEncodeError as error:
+            found = f"a lone surrogate at character {error.start}"
+            raise InvalidRequest(name, found, "text that UTF-8 can express") from None
+        except OverflowError:
+            raise InvalidRequest(name, f"{len(text)} characters", "a shorter text") from None
+
+
+def check_prompt_length(n_tokens: int, ctx_size: int) -> None:
+    """Raise InvalidRequest for an empty prompt, PromptTooLong if no space is left for a token."""
+    if not n_tokens:
+        raise InvalidRequest("prompt", [], "at least one token")
+    if n_tokens >= ctx_size:
+        raise PromptTooLong(n_tokens, ctx_size)
