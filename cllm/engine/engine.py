@@ -34,8 +34,9 @@ from cllm.engine.scheduling.planning import Planner
 from cllm.engine.scheduling.scheduler import Scheduler
 from cllm.engine.scheduling.threads import Threads
 from cllm.engine.sequence import Sequence as EngineSequence
+from cllm.engine.speculation.drafter import Guesser
 from cllm.engine.speculation.drafting import Drafting, DraftPolicy
-from cllm.engine.speculation.speculation import Guesser, Speculation
+from cllm.engine.speculation.speculation import Speculation
 from cllm.engine.stats import EngineStats
 
 _DEFAULTS = SamplingParams()

@@ -14,7 +14,7 @@ from cllm.engine.llama import FloatArray, Vocab
 from cllm.engine.sampling.logprobs import logprobs
 from cllm.engine.sampling.params import SamplingParams
 from cllm.engine.sampling.sampler import TokenSampler
-from cllm.engine.speculation.speculation import Guesser
+from cllm.engine.speculation.drafter import Guesser
 from cllm.engine.text.detokenizer import Detokenizer
 from cllm.engine.text.stops import StopMatcher
 
@@ -208,7 +208,7 @@ class Sequence:
         return stopped
 
     def close(self) -> None:
-        """Free what llama.cpp allocated for it, and what its slot need not remember."""
+        """Free what llama.cpp allocated for it, its lookup table and its matcher."""
         self.guesser = self.guide = None
         if self.sampler is not None:
             self.sampler.close()

@@ -5,10 +5,12 @@ from __future__ import annotations
 from array import array
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import NamedTuple
 
 from cllm.engine.cache.radix import RadixTree
 from cllm.engine.cache.saved_prefixes import Saved, SavedPrefixes
+from cllm.engine.generation import Generation
+from cllm.engine.sampling.params import SamplingParams
 
 # Tokens that a copy must save to be worth it. From host memory or where cells are shared it takes
 # some 20 us a token (0.6B model) and 2 ms to begin, against 2 ms to evaluate a token.
@@ -21,13 +23,17 @@ _COPY_COST = 64
 WORTH_SAVING = 64
 _LOST_SHARE = 8
 
-if TYPE_CHECKING:
-    from cllm.engine.sequence import Sequence
-
 
 def copy_gain(unified: bool, ctx_size: int) -> int:
     """Tokens that a copy between slots of a cache must save to be worth it."""
     return 1 if unified else max(2, ctx_size // _COPY_COST)
+
+
+class Served(NamedTuple):
+    """A request that was given a slot. A slot keeps this of it, not what it computed with."""
+
+    generation: Generation
+    params: SamplingParams
 
 
 @dataclass(slots=True, eq=False)
@@ -36,7 +42,7 @@ class Slot:
 
     leader: another slot, whose prompt is being evaluated and whose first `promised` tokens this
     one waits for instead of evaluating them too.
-    user: the request that it serves, or served last.
+    served: the request that it serves, or served last; any thread may read it.
     """
 
     id: int
@@ -46,7 +52,7 @@ class Slot:
     last_used: int = 0
     leader: Slot | None = None
     promised: int = 0
-    user: Sequence | None = None
+    served: Served | None = None
 
 
 Holder = Slot | Saved

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable
 
 from cllm.engine.cache.placement import Placer
+from cllm.engine.cache.prefix_cache import Served
 from cllm.engine.llama import Vocab
 from cllm.engine.sampling.sampler import TokenSampler
 from cllm.engine.scheduling.fairness import FairQueue
@@ -70,7 +71,7 @@ class Admission:
         running.append(sequence)
         sequence.slot = slot
         sequence.generation.slot = slot.id
-        slot.user = sequence
+        slot.served = Served(sequence.generation, sequence.params)
         if sequence.sampler is None:
             sequence.sampler = TokenSampler(sequence.params, self._vocab)
             sequence.generation._note_admitted(0)

@@ -11,7 +11,7 @@ import time
 
 from cllm.engine.sequence import Sequence
 from cllm.engine.speculation.draft_model import DraftModel
-from cllm.engine.speculation.speculation import Trust, worth
+from cllm.engine.speculation.drafter import Trust, worth
 from cllm.engine.stats import EngineStats
 
 _MEMORY = 0.8  # weight of the past at each measurement

@@ -5,6 +5,7 @@ No such failure can be had on purpose: each is made up where it would appear, an
 
 from __future__ import annotations
 
+import gc
 import logging
 import threading
 from asyncio import CancelledError
@@ -15,8 +16,10 @@ from typing import Any
 import pytest
 
 from cllm.engine import Constraint, Engine, EngineError, llama
-from cllm.engine.constraints.guide import MaskThread
-from cllm.engine.speculation.speculation import Guesser
+from cllm.engine.constraints.guide import Guide, MaskThread
+from cllm.engine.scheduling.scheduler import Scheduler
+from cllm.engine.sequence import Sequence
+from cllm.engine.speculation.drafter import Guesser
 from tests.engine.engine_helpers import (
     PRECISE,
     WAIT,
@@ -335,16 +338,18 @@ def test_prompts_without_room_are_not_tried_again_in_each_step(
 # What is left behind.
 
 
-def test_a_slot_keeps_no_guesses_and_no_matcher_of_the_request_it_served_last(
+def test_a_slot_keeps_no_drafter_and_no_matcher_of_the_request_it_served_last(
     load: Loader,
 ) -> None:
     engine = load(parallel=1, ctx_size=512)
-    slot = engine._scheduler.slots[0]
-    had: list[bool] = []
+    scheduler = engine._scheduler
+    assert isinstance(scheduler, Scheduler)
+    (slot,) = scheduler.slots
     for constraint in (None, PATTERN):
-        watched = Watched(engine, "Hello", greedy(8, constraint=constraint))
+        watched = Watched(engine, "Hello", greedy(200, constraint=constraint))
         watched.wait_for_tokens(1)
         finished(watched.generation)
-        assert slot.user is not None and slot.user.generation is watched.generation
-        had.append(slot.user.guesser is None and slot.user.guide is None)
-    assert had == [True, True]
+        assert slot.served is not None and slot.served.generation is watched.generation
+        held = gc.get_referents(slot, slot.served)
+        assert watched.generation in held
+        assert not [each for each in held if isinstance(each, (Sequence, Guesser, Guide))]

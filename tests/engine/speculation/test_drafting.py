@@ -12,8 +12,8 @@ import pytest
 
 from cllm.engine import Engine, SamplingParams
 from cllm.engine.speculation.draft_model import DraftModel
+from cllm.engine.speculation.drafter import Trust
 from cllm.engine.speculation.drafting import DraftPolicy
-from cllm.engine.speculation.speculation import Trust
 from tests.engine.engine_helpers import Loader, Watched, break_decode, finished, greedy
 from tests.engine.engine_models import write_deeper, write_shuffled
 

@@ -10,7 +10,8 @@ import pytest
 
 from cllm.engine import EngineError, Generation, SamplingParams
 from cllm.engine.sequence import Sequence
-from cllm.engine.speculation.speculation import Guesser, Speculation
+from cllm.engine.speculation.drafter import Guesser
+from cllm.engine.speculation.speculation import Speculation
 from tests.engine.engine_helpers import WAIT, Loader, Watched, break_decode, finished, greedy
 
 RHYME = "The wheels on the bus go round and round, round and round, round and round. " * 2
