@@ -448,7 +448,7 @@ class Context:
         C.llama_set_abort_callback(handle, _is_filled, self._interrupt)
         self._memory = C.llama_get_memory(handle)
         self.copies_pending = False
-        self._copies_data = not kv_unified
+        self._split_cache = not kv_unified
         self.n_ctx = int(C.llama_n_ctx(handle))
         self.n_ctx_seq = int(C.llama_n_ctx_seq(handle))
         self.n_seq = n_seq
@@ -532,7 +532,7 @@ class Context:
         restored into the source, nor the target be saved.
         """
         C.llama_memory_seq_cp(self._memory, source, target, -1, -1)
-        self.copies_pending = self._copies_data
+        self.copies_pending = self._split_cache
 
     def first_position(self, seq: int) -> int:
         """The least position still in memory (more than 0: windowed or recurrent); -1: empty."""

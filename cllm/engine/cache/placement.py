@@ -29,7 +29,7 @@ class Placer:
         *,
         n_slots: int,
         copy_gain: int,
-        adjacent: bool,
+        split_cache: bool,
         max_saved_bytes: int,
         window: int,
         goes_back: bool,
@@ -40,7 +40,7 @@ class Placer:
         self._whole = window > 0 or not goes_back
         self.goes_back = goes_back
         self._save_failed = False
-        self.cache = PrefixCache(n_slots, copy_gain, adjacent, max_saved_bytes, self._usable)
+        self.cache = PrefixCache(n_slots, copy_gain, split_cache, max_saved_bytes, self._usable)
         stats.cache_ram_limit = max_saved_bytes
 
     def place(

@@ -12,21 +12,21 @@ from cllm.engine.cache.saved_prefixes import Saved, SavedPrefixes
 from cllm.engine.generation import Generation
 from cllm.engine.sampling.params import SamplingParams
 
-# Tokens that a copy must save to be worth it. From host memory or where cells are shared it takes
-# some 20 us a token (0.6B model) and 2 ms to begin, against 2 ms to evaluate a token.
+# Tokens that a copy must save to be worth it. A copy from host memory, or in a unified cache, takes
+# about 20 us a token (0.6B model) and 2 ms to begin; evaluating a token takes 2 ms.
 WORTH = 16
-# A copy in a split cache moves a slot's whole buffer at memory speed: so many tokens of it in the
-# time in which one is evaluated (112 KiB a token, 0.6B model).
+# A copy in a split cache moves a slot's whole buffer at memory speed: this many tokens of it in the
+# time that evaluating one token takes (112 KiB a token, 0.6B model).
 _COPY_COST = 64
-# And to be kept in host memory, which is paid for whether it is wanted again or not: at least so
-# many tokens, and at least an eighth of all, that nobody else holds.
+# A slot is saved to host memory only if at least this many of its tokens, and an eighth of them,
+# are held nowhere else: saving costs time even if the prefix is never used again.
 WORTH_SAVING = 64
 _LOST_SHARE = 8
 
 
-def copy_gain(unified: bool, ctx_size: int) -> int:
-    """Tokens that a copy between slots of a cache must save to be worth it."""
-    return 1 if unified else max(2, ctx_size // _COPY_COST)
+def copy_gain(split_cache: bool, ctx_size: int) -> int:
+    """Tokens that a copy between slots must save to be worth it."""
+    return max(2, ctx_size // _COPY_COST) if split_cache else 1
 
 
 class Served(NamedTuple):
@@ -76,9 +76,9 @@ class PrefixCache:
     """The slots, the saved prefixes and the policy by which they are reused.
 
     copy_gain: tokens that a copy between slots must save to be worth it.
-    adjacent: whether llama_decode evaluates only neighbouring slots together, as it does in a
-    cache that is split by sequence: 4 of 8 sequences take 41 ms as slots 0 to 3 and 57 ms as
-    slots 0, 2, 4, 6 (0.6B model, two cores; the more cores, the greater the difference).
+    split_cache: each slot has an equal part of the cache. llama_decode then evaluates only
+    neighbouring slots together: 4 of 8 sequences take 41 ms as slots 0 to 3 and 57 ms as slots
+    0, 2, 4, 6 (0.6B model, two cores; more cores make the difference greater).
     usable: whether the memory lets a holder's tokens be cut to the first n.
     """
 
@@ -86,7 +86,7 @@ class PrefixCache:
         self,
         n_slots: int,
         copy_gain: int,
-        adjacent: bool,
+        split_cache: bool,
         max_saved_bytes: int = 0,
         usable: Usable = lambda holder, n: True,
     ) -> None:
@@ -94,7 +94,7 @@ class PrefixCache:
         self.saved = SavedPrefixes(max_saved_bytes)
         self._tree: RadixTree[Holder] = RadixTree()
         self._copy_gain = copy_gain
-        self._adjacent = adjacent
+        self._split_cache = split_cache
         self._usable = usable
         self._clock = 0
 
@@ -159,7 +159,7 @@ class PrefixCache:
     def _reluctance(self, slot: Slot) -> tuple[int, bool, int, int]:
         """The less, the sooner a slot is given to a prompt that it has nothing for."""
         busy_neighbours = 0
-        if self._adjacent:
+        if self._split_cache:
             busy_neighbours = sum(s.busy for s in self.slots if abs(s.id - slot.id) == 1)
         return (-busy_neighbours, slot.length > 0, slot.last_used, slot.id)
 

@@ -77,7 +77,7 @@ class DraftFile:
                 batch = llama.Batch(min(config.batch_size, context.n_batch))
                 warm_up(self.path.name, model, context, batch)
                 undo.pop_all()
-        gain = max(WORTH, copy_gain(layout.kv_unified, context.n_ctx_seq))
+        gain = max(WORTH, copy_gain(not layout.kv_unified, context.n_ctx_seq))
         return DraftModel(model, context, batch, main, gain)
 
     def _check(self, model: llama.Model, main: llama.Vocab, name: str) -> None:

@@ -32,15 +32,15 @@ class Planner:
         pacer: Pacer,
         speculation: Speculation | None,
         capacity: int,
-        split: bool,
+        split_cache: bool,
     ) -> None:
-        """capacity: tokens of a batch. split: whether tokens that are evaluated together must be
-        equally many of each sequence, as in a cache that is split by sequence.
+        """capacity: tokens of a batch. split_cache: each sequence has an equal part of the cache;
+        sequences are then evaluated together only with equal numbers of tokens.
         """
         self._pacer = pacer
         self._speculation = speculation
         self._capacity = capacity
-        self._split = split
+        self._split_cache = split_cache
         self._prompts_were_read = False
 
     def plan(self, running: list[Sequence]) -> Plan:
@@ -54,14 +54,14 @@ class Planner:
         following = [s for s in running if slot_of(s).leader is None]
         generating = [s for s in following if s.decoding or s.pending == 1]
         prompts = [s for s in following if not s.decoding and s.pending > 1]
-        if self._split and generating and self._prompts_were_read:
+        if self._split_cache and generating and self._prompts_were_read:
             prompts = []
         self._prompts_were_read = bool(prompts)
         plain = bool(prompts) or not all(s.decoding for s in generating)
-        counts = {} if prompts and self._split else self._newest(generating, not plain)
+        counts = {} if prompts and self._split_cache else self._newest(generating, not plain)
         if prompts:
             self._add_prompts(counts, prompts, len(generating))
-        # A cache split by sequence is decoded together only for consecutive slots in order.
+        # llama_decode evaluates slots of a split cache together only if they follow each other.
         return sorted(
             ((s, n) for s, n in counts.items() if n), key=lambda item: slot_of(item[0]).id
         )

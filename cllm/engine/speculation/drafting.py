@@ -79,16 +79,16 @@ class DraftPolicy:
 class Drafting:
     """Has the draft model guess where the text itself says less. Engine thread only."""
 
-    __slots__ = ("_model", "_policy", "_same", "_stats")
+    __slots__ = ("_model", "_policy", "_split_cache", "_stats")
 
     def __init__(
-        self, model: DraftModel, policy: DraftPolicy, stats: EngineStats, same: bool
+        self, model: DraftModel, policy: DraftPolicy, stats: EngineStats, split_cache: bool
     ) -> None:
-        """same: as in Speculation."""
+        """split_cache: sequences are evaluated together only with equal numbers of tokens."""
         self._model = model
         self._policy = policy
         self._stats = stats
-        self._same = same
+        self._split_cache = split_cache
 
     def improve(
         self,
@@ -147,7 +147,7 @@ class Drafting:
         everyone = list(range(len(sequences)))
         depths: dict[Sequence, int] = {}
         probed = 0
-        for group in [everyone] if self._same else [[i] for i in everyone]:
+        for group in [everyone] if self._split_cache else [[i] for i in everyone]:
             trusts = [t for i in group if (t := self._trust(sequences[i], mosts[i])) is not None]
             if len(trusts) < len(group):
                 continue

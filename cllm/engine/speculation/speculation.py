@@ -23,15 +23,15 @@ _MEMORY = 0.8  # weight of the past at each observation
 class Speculation:
     """Decides how far each sequence guesses ahead in the next step. Engine thread only."""
 
-    __slots__ = ("_drafting", "_extra_s", "_guessing", "_most", "_same")
+    __slots__ = ("_drafting", "_extra_s", "_guessing", "_most", "_split_cache")
 
-    def __init__(self, most: int, same: bool, drafting: Drafting | None = None) -> None:
-        """most: tokens that one sequence guesses. same: whether sequences are evaluated together
-        only with equally many tokens, as in a cache that is split by sequence. drafting: who
-        guesses where the text itself says nothing; None: nobody.
+    def __init__(self, most: int, split_cache: bool, drafting: Drafting | None = None) -> None:
+        """most: tokens that one sequence guesses. split_cache: sequences are evaluated together
+        only with equal numbers of tokens. drafting: a draft model for sequences whose text gives
+        no draft, or a shorter one; None: there is no draft model.
         """
         self._most = most
-        self._same = same
+        self._split_cache = split_cache
         self._drafting = drafting
         self._extra_s: float | None = None  # what a guessed token adds to a step
         self._guessing = 0  # steps since one was left as it is
@@ -52,7 +52,7 @@ class Speculation:
         price = self._extra_s * count / step_s
         room = min(room, SPARE_ROWS) // count
         mosts = [min(self._most, room, s.max_length - len(s.tokens) - 1) for s in sequences]
-        all_or_none = self._same and count > 1
+        all_or_none = self._split_cache and count > 1
         guesses = []
         for sequence, most in zip(sequences, mosts, strict=True):
             guesser = sequence.guesser
@@ -64,7 +64,7 @@ class Speculation:
             if all_or_none and not all(guesses):
                 return
         self._guessing = self._guessing + 1 if any(guesses) else 0
-        shortest = min(map(len, guesses)) if self._same else self._most
+        shortest = min(map(len, guesses)) if self._split_cache else self._most
         for sequence, guessed in zip(sequences, guesses, strict=True):
             sequence.suppose(guessed[:shortest])
 

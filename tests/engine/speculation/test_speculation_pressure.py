@@ -76,15 +76,19 @@ def test_no_room_at_any_step_changes_no_text(
     assert engine.stats().guessed_right > 0
 
 
-@pytest.mark.parametrize("outcome", [-3, ZeroDivisionError("surprise")])
-def test_a_step_with_guesses_that_fails_costs_nobody_else(
-    load: Loader, memoryless_path: Path, outcome: int | Exception
+@pytest.mark.parametrize(
+    "outcomes", [[-3, -3, -3], [ZeroDivisionError("surprise")]], ids=["code", "exception"]
+)
+def test_a_step_with_drafts_that_fails_ends_only_the_requests_in_it(
+    load: Loader, memoryless_path: Path, outcomes: list[int | Exception]
 ) -> None:
+    """After a code, each sequence is tried alone; then these fail too."""
     texts = expected(load, memoryless_path)
     engine = load(memoryless_path, parallel=2, ctx_size=512)
     hit = [Watched(engine, prompt, greedy(None)) for prompt in PROMPTS[:2]]
+    hit[1].wait_for_tokens(1)
     hit[0].wait_until(lambda: engine.stats().guesses > 0)
-    break_decode(engine, [outcome])
+    break_decode(engine, outcomes)
     for watched in hit:
         with pytest.raises(EngineError):
             finished(watched.generation)
@@ -114,7 +118,7 @@ def test_what_follows_a_stop_string_in_a_right_guess_is_in_no_saved_prefix(
 
 def test_a_plain_step_is_measured_now_and_then(load: Loader, memoryless_path: Path) -> None:
     vocab = load(memoryless_path, parallel=1, ctx_size=512)._vocab
-    speculation = Speculation(16, same=False)
+    speculation = Speculation(16, split_cache=False)
     prompt, params = [1, 2, 3, 4] * 20, SamplingParams()
     sequence = Sequence(
         prompt, params, Generation(len(prompt)), vocab, 512, None, guesser=Guesser()
