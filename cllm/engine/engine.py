@@ -34,7 +34,7 @@ from cllm.engine.scheduling.planning import Planner
 from cllm.engine.scheduling.scheduler import Scheduler
 from cllm.engine.scheduling.threads import Threads
 from cllm.engine.sequence import Sequence as EngineSequence
-from cllm.engine.speculation.drafter import Guesser
+from cllm.engine.speculation.drafter import Drafter
 from cllm.engine.speculation.drafting import Drafting, DraftPolicy
 from cllm.engine.speculation.speculation import Speculation
 from cllm.engine.stats import EngineStats
@@ -164,7 +164,7 @@ class Engine:
             self._check_against_vocabulary(params)
             guide = self._grammars.guide(params.constraint) if params.constraint else None
         # A constraint forces tokens by itself; of each logged token the own logits are wanted.
-        guesses = guide is None and params.logprobs is None
+        drafts = guide is None and params.logprobs is None
         generation = Generation(len(tokens), on_update, self._scheduler.cancel)
         self._scheduler.submit(
             EngineSequence(
@@ -177,7 +177,7 @@ class Engine:
                 guide,
                 wanted_slot=slot,
                 fresh=fresh,
-                guesser=Guesser() if guesses and self._info.context.draft_max else None,
+                drafter=Drafter() if drafts and self._info.context.draft_max else None,
                 tenant=tenant,
             )
         )
@@ -405,7 +405,7 @@ def _generator(loaded: Loaded) -> tuple[Scheduler, Sessions]:
         split_cache=split_cache,
         max_saved_bytes=default_cache_ram() if config.cache_ram is None else config.cache_ram,
         window=loaded.model.window,
-        goes_back=loaded.model.goes_back,
+        supports_rollback=loaded.model.supports_rollback,
     )
     drafting = None
     if loaded.draft is not None:

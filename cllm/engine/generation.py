@@ -48,7 +48,7 @@ class Generation(Request):
     stop_text: the stop string that ended it, or "". has_newline: whether its text has one.
     slot: where it was computed; None before. evaluated: tokens of the prompt that have been read,
     the reused ones included; kept for those who ask for progress.
-    guessed, guessed_right: tokens evaluated ahead of their choice, and those then chosen.
+    guessed, guessed_right: drafted tokens that were evaluated, and those that were accepted.
     """
 
     __slots__ = (

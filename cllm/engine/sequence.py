@@ -14,7 +14,7 @@ from cllm.engine.llama import FloatArray, Vocab
 from cllm.engine.sampling.logprobs import logprobs
 from cllm.engine.sampling.params import SamplingParams
 from cllm.engine.sampling.sampler import TokenSampler
-from cllm.engine.speculation.drafter import Guesser
+from cllm.engine.speculation.drafter import Drafter
 from cllm.engine.text.detokenizer import Detokenizer
 from cllm.engine.text.stops import StopMatcher
 
@@ -34,9 +34,10 @@ class Sequence:
         "_vocab",
         "deadline",
         "deadline_s",
+        "drafted",
+        "drafter",
         "fresh",
         "generation",
-        "guesser",
         "guide",
         "max_length",
         "n_prompt",
@@ -44,7 +45,6 @@ class Sequence:
         "preempted",
         "sampler",
         "slot",
-        "supposed",
         "tenant",
         "tokens",
         "wanted_slot",
@@ -61,7 +61,7 @@ class Sequence:
         guide: Guide | None = None,
         wanted_slot: int | None = None,
         fresh: bool = False,
-        guesser: Guesser | None = None,
+        drafter: Drafter | None = None,
         tenant: str = "",
     ) -> None:
         """wanted_slot: the only one it may run in. fresh: it reuses no tokens of others."""
@@ -70,8 +70,8 @@ class Sequence:
         self.params = params
         self.generation = generation
         self.guide = guide
-        self.guesser = guesser
-        self.supposed = 0  # of the newest tokens: guessed ones, from planning a step to sampling
+        self.drafter = drafter
+        self.drafted = 0  # of the newest tokens, from planning a step to sampling
         self.deadline_s = deadline
         self.deadline = math.inf if deadline is None else time.monotonic() + deadline
         self.max_length = ctx_size
@@ -100,41 +100,42 @@ class Sequence:
         """Whether it needs just its newest tokens evaluated to go on with its text."""
         return self.pending <= self._newest
 
-    def suppose(self, guessed: list[int]) -> None:
-        """Take guessed tokens for the newest ones, so that they are evaluated too."""
-        self.tokens.extend(guessed)
-        self._newest += len(guessed)
-        self.supposed = len(guessed)
+    def add_draft(self, draft: list[int]) -> None:
+        """Append drafted tokens, which are evaluated with the newest one."""
+        self.tokens.extend(draft)
+        self._newest += len(draft)
+        self.drafted = len(draft)
 
-    def take_back(self) -> list[int]:
-        """Remove the guessed tokens and return them."""
-        guessed: list[int] = []
-        if self.supposed:
-            end = len(self.tokens) - self.supposed
-            guessed = self.tokens[end:].tolist()
+    def rollback(self) -> list[int]:
+        """Remove the drafted tokens and return them."""
+        draft: list[int] = []
+        if self.drafted:
+            end = len(self.tokens) - self.drafted
+            draft = self.tokens[end:].tolist()
             del self.tokens[end:]
-            self._newest -= self.supposed
-            self.supposed = 0
-        return guessed
+            self._newest -= self.drafted
+            self.drafted = 0
+        return draft
 
     def choose(self, rows: FloatArray) -> list[int]:
-        """Choose what follows from the logits of the newest token and of each guessed one.
+        """Choose what follows from the logits of the newest token and of each drafted one.
 
-        rows: [1 + supposed, n_vocab]; overwritten. The guessed tokens are removed; as long as
-        they are what is chosen, the next row counts too. Raises EngineError if there is no choice.
+        rows: [1 + drafted, n_vocab]; overwritten. Removes the draft. A drafted token is accepted
+        if it is the one chosen; then the next row counts too. Raises EngineError if no token can
+        be chosen.
         """
-        guessed = self.take_back()
+        draft = self.rollback()
         chosen = self._choose(rows[0])
         length = len(self.tokens)
-        for guess, row in zip(guessed, rows[1:], strict=True):
-            if chosen[-1] != guess or self._vocab.is_eog(guess):
+        for drafted, row in zip(draft, rows[1:], strict=True):
+            if chosen[-1] != drafted or self._vocab.is_eog(drafted):
                 break
-            self.tokens.append(guess)
+            self.tokens.append(drafted)
             chosen += self._choose(row)
         del self.tokens[length:]
-        if guessed and self.guesser is not None:
-            self.guesser.observe(len(guessed), len(chosen) - 1)
-            self.generation._note_guessed(len(guessed), len(chosen) - 1)
+        if draft and self.drafter is not None:
+            self.drafter.observe(len(draft), len(chosen) - 1)
+            self.generation._note_guessed(len(draft), len(chosen) - 1)
         return chosen
 
     def _choose(self, row: FloatArray) -> list[int]:
@@ -209,7 +210,7 @@ class Sequence:
 
     def close(self) -> None:
         """Free what llama.cpp allocated for it, its lookup table and its matcher."""
-        self.guesser = self.guide = None
+        self.drafter = self.guide = None
         if self.sampler is not None:
             self.sampler.close()
             self.sampler = None

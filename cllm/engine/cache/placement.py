@@ -19,7 +19,7 @@ class Placer:
     """Gives sequences their slots with as much of their tokens as can be had. Engine thread.
 
     window: tokens that windowed attention looks back; 0: there is none.
-    goes_back: False for recurrent memories, of which only the end is kept.
+    supports_rollback: False for recurrent memories, which keep only the state at the end.
     """
 
     def __init__(
@@ -32,13 +32,13 @@ class Placer:
         split_cache: bool,
         max_saved_bytes: int,
         window: int,
-        goes_back: bool,
+        supports_rollback: bool,
     ) -> None:
         self._context = context
         self._stats = stats
         self._window = window
-        self._whole = window > 0 or not goes_back
-        self.goes_back = goes_back
+        self._whole = window > 0 or not supports_rollback
+        self.supports_rollback = supports_rollback
         self._save_failed = False
         self.cache = PrefixCache(n_slots, copy_gain, split_cache, max_saved_bytes, self._usable)
         stats.cache_ram_limit = max_saved_bytes
@@ -108,7 +108,7 @@ class Placer:
             reuse = min(reuse, slot.length)
             self._stats.restored_tokens += reuse
         self._cut(slot, reuse)
-        if self.goes_back:
+        if self.supports_rollback:
             slot.leader, slot.promised = start.leader, start.promised
 
     def _usable(self, holder: Holder, n: int) -> bool:
@@ -118,7 +118,9 @@ class Placer:
         if isinstance(holder, Saved):
             return not holder.whole
         first = self._context.first_position(holder.id)
-        return self.goes_back and (first == 0 or (self._window > 0 and first <= n - self._window))
+        return self.supports_rollback and (
+            first == 0 or (self._window > 0 and first <= n - self._window)
+        )
 
     def _cut(self, slot: Slot, n: int) -> None:
         """Keep a slot's first n tokens; nothing if the memory cannot keep a part."""
@@ -206,8 +208,8 @@ class Placer:
         Of a recurrent memory such a decode may have moved other slots' states too: nothing of it
         is used any more, and what runs is computed again.
         """
-        for slot in slots if self.goes_back else self.cache.slots:
-            if not (self.goes_back and self._context.remove(slot.id, slot.length)):
+        for slot in slots if self.supports_rollback else self.cache.slots:
+            if not (self.supports_rollback and self._context.remove(slot.id, slot.length)):
                 self.forget(slot)
 
     def forget(self, slot: Slot) -> None:

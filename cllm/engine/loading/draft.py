@@ -1,4 +1,4 @@
-"""From a draft model's path to a model that guesses, or one line that says why not."""
+"""Loads a draft model, or says in one line why it cannot be used."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class DraftFile:
 
     @classmethod
     def of(cls, config: EngineConfig) -> DraftFile | None:
-        """The one that is configured; None where nothing is guessed. Raises ModelLoadError."""
+        """The one that is configured; None where nothing is drafted. Raises ModelLoadError."""
         if config.model_draft is None or not config.draft_max:
             return None
         path = Path(config.model_draft)
@@ -81,9 +81,9 @@ class DraftFile:
         return DraftModel(model, context, batch, main, gain)
 
     def _check(self, model: llama.Model, main: llama.Vocab, name: str) -> None:
-        if model.window or not model.goes_back or model.has_encoder or model.diffuses:
+        if model.window or not model.supports_rollback or model.has_encoder or model.diffuses:
             raise ModelLoadError(
-                f"{self.path.name} cannot take back a guess; give a decoder whose attention looks "
+                f"{self.path.name} cannot roll back a draft; give a decoder whose attention looks "
                 "back to the beginning"
             )
         how = difference(main, model.vocab)

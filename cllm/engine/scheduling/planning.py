@@ -66,19 +66,19 @@ class Planner:
             ((s, n) for s, n in counts.items() if n), key=lambda item: slot_of(item[0]).id
         )
 
-    def _newest(self, generating: list[Sequence], guess: bool) -> dict[Sequence, int]:
+    def _newest(self, generating: list[Sequence], draft: bool) -> dict[Sequence, int]:
         room = self._capacity - sum(s.pending for s in generating)
         if room < 0:
             return dict.fromkeys(generating, 1)
-        if guess and generating and self._speculation is not None:
+        if draft and generating and self._speculation is not None:
             step_s = self._pacer.step_s(len(generating))
             try:
-                self._speculation.guess(generating, room, step_s)
+                self._speculation.draft(generating, room, step_s)
             except Exception:  # it only saves time
-                _log.exception("guessing ahead failed; no tokens are guessed any more")
+                _log.exception("speculation failed and is switched off")
                 self._speculation = None
                 for sequence in generating:
-                    sequence.take_back()
+                    sequence.rollback()
         return {s: s.pending for s in generating}
 
     def _add_prompts(
@@ -101,17 +101,17 @@ class Planner:
     def learn(self, plan: Plan, seconds: float) -> None:
         """Tell the policies what a step took, unless it is like none that is planned by them."""
         for sequence, count in plan:
-            begun = len(sequence.tokens) - sequence.supposed > sequence.n_prompt
-            if begun and count > 1 + sequence.supposed:
+            begun = len(sequence.tokens) - sequence.drafted > sequence.n_prompt
+            if begun and count > 1 + sequence.drafted:
                 return  # tokens that a constraint has forced
-        generating = sum(count == 1 + sequence.supposed for sequence, count in plan)
-        supposed = sum(sequence.supposed for sequence, _ in plan)
+        generating = sum(count == 1 + sequence.drafted for sequence, count in plan)
+        drafted = sum(sequence.drafted for sequence, _ in plan)
         step_s = self._pacer.step_s(generating)
-        if not supposed:
+        if not drafted:
             tokens = sum(count for _, count in plan) - generating
             self._pacer.observe(generating, tokens, seconds)
         elif self._speculation is not None and step_s is not None:
-            self._speculation.observe(supposed, seconds, step_s)
+            self._speculation.observe(drafted, seconds, step_s)
 
 
 def _part(pending: int, room: int, behind: int, over: int = _TILE // 2) -> int:
@@ -132,7 +132,7 @@ def _part(pending: int, room: int, behind: int, over: int = _TILE // 2) -> int:
 
 def shape_of(plan: Plan) -> Shape:
     """What the time of a step is compared by."""
-    generating = sum(count == 1 + sequence.supposed for sequence, count in plan)
+    generating = sum(count == 1 + sequence.drafted for sequence, count in plan)
     return Shape(len(plan), generating, sum(count for _, count in plan))
 
 
@@ -152,6 +152,6 @@ def fill(batch: Batch, plan: Plan) -> int:
             batch.seq[at : at + count] = slot.id
             batch.output[at : at + count] = 0
         at += count
-        rows = 1 + sequence.supposed
+        rows = 1 + sequence.drafted
         batch.output[at - rows : at] = end == len(sequence.tokens)
     return at

@@ -52,7 +52,7 @@ class Scheduler:
         self._inbox: Inbox[Sequence] = Inbox(stats.slots_total, stats.queue_limit)
         self._commands = Commands(self._inbox.wake)
         self._masks = MaskThread()
-        self._interruption = Interruption(context, placer.goes_back)
+        self._interruption = Interruption(context, placer.supports_rollback)
         self.submit = self._inbox.put
         self.check_open = self._inbox.check_open
         self.command = self._commands.put
@@ -233,7 +233,7 @@ class Scheduler:
     def _undo(self, plan: Plan) -> None:
         """Forget what a decode that did not end has left in the memory."""
         for sequence, _ in plan:
-            sequence.take_back()
+            sequence.rollback()
         self._placer.undo([slot_of(sequence) for sequence, _ in plan])
 
     def _blame(self, plan: Plan, code: int) -> None:
@@ -295,8 +295,8 @@ class Scheduler:
         if idle is not None:
             self._placer.give_up(idle)
             return plan
-        if any(s.supposed for s, _ in plan):
-            return [(s, n - len(s.take_back())) for s, n in plan]
+        if any(s.drafted for s, _ in plan):
+            return [(s, n - len(s.rollback())) for s, n in plan]
         generating = [(s, n) for s, n in plan if s.decoding]
         if generating and len(generating) < len(plan):
             self._crowd = list(self._running)
@@ -328,22 +328,22 @@ class Scheduler:
         chosen: list[tuple[Sequence, list[int]]] = []
         if not outputs:
             return chosen
-        rows, at = self._context.logits(sum(1 + s.supposed for s in outputs)), 0
+        rows, at = self._context.logits(sum(1 + s.drafted for s in outputs)), 0
         for sequence in outputs:
-            supposed = sequence.supposed
+            drafted = sequence.drafted
             try:
-                tokens = sequence.choose(rows[at : at + 1 + supposed])
+                tokens = sequence.choose(rows[at : at + 1 + drafted])
                 chosen.append((sequence, tokens))
-                if supposed:
+                if drafted:
                     self._stats.guesses += 1
-                    self._stats.guessed_tokens += supposed
+                    self._stats.guessed_tokens += drafted
                     self._stats.guessed_right += len(tokens) - 1
             except EngineError as error:
                 self._fail(sequence, error)
             except Exception as error:
                 _log.exception("no token could be chosen; the request is given up")
                 self._fail(sequence, EngineError(f"internal error: {described(error)}"))
-            at += 1 + supposed
+            at += 1 + drafted
         return chosen
 
     def _publish(self, chosen: list[tuple[Sequence, list[int]]]) -> None:
@@ -354,14 +354,14 @@ class Scheduler:
             generated = len(sequence.tokens) - length
             self._stats.completion_tokens += generated
             self._waiting.charge(sequence.tenant, GENERATED * generated)
-            self._forget_wrong(sequence)
+            self._forget_rejected(sequence)
             if reason is not None:
                 self._finish(sequence, reason)
             else:
                 self._changed.append(sequence.generation)
 
-    def _forget_wrong(self, sequence: Sequence) -> None:
-        """Remove what was evaluated of guesses that were wrong, or behind the end of the text."""
+    def _forget_rejected(self, sequence: Sequence) -> None:
+        """Remove what was evaluated of rejected drafts, or after the end of the text."""
         slot, before_newest = slot_of(sequence), len(sequence.tokens) - 1
         if slot.length > before_newest:
             slot.length = before_newest

@@ -1,7 +1,7 @@
 """One sequence's drafts from its own text: what they are, and how far ahead they pay.
 
-Pure policy: prompt lookup (Saxena 2023) proposes the tokens that followed the same last tokens
-before, and the rate at which drafts were accepted bounds their length.
+Pure policy. Prompt lookup (Saxena 2023) drafts the tokens that followed the same last tokens
+earlier in the prompt or the answer. The measured acceptance rate bounds the length of a draft.
 """
 
 from __future__ import annotations
@@ -9,25 +9,25 @@ from __future__ import annotations
 import math
 from array import array
 
-_GRAM = 3  # tokens that must be the same; two are too often followed by something else
-_TOKEN_BITS = 21  # a token's number in a key
-_PROBE = 32  # steps without a guess after which one is tried again
+_GRAM = 3  # tokens that must match; after two the text too often continues differently
+_TOKEN_BITS = 21  # of a token in a key
+_PROBE = 32  # steps without a draft after which one is tried again
 _PROBE_TOKENS = 2
 _MEMORY = 0.8  # weight of the past at each observation
-_PRIOR_LIKELY, _PRIOR_TRIES = 2 / 3, 3.0  # a sequence begins by trusting its text
+_PRIOR_RATE, _PRIOR_TRIES = 2 / 3, 3.0  # what a sequence begins with
 
 
-class Lookup:
-    """Every run of three tokens in a sequence, and where what last followed it stands."""
+class PromptLookup:
+    """Every run of three tokens in a sequence, and the position of what last followed it."""
 
     __slots__ = ("_follower", "_read")
 
     def __init__(self) -> None:
         self._follower: dict[int, int] = {}
-        self._read = _GRAM  # tokens before this one have been looked at as followers
+        self._read = _GRAM  # tokens before this one are in the table as followers
 
-    def guess(self, tokens: array[int], most: int) -> list[int]:
-        """What followed the last tokens before, at most so much of it; often nothing."""
+    def draft(self, tokens: array[int], limit: int) -> list[int]:
+        """Return up to `limit` tokens that followed the last ones before; often none."""
         follower, length = self._follower, len(tokens)
         if length < _GRAM:
             return []
@@ -37,10 +37,10 @@ class Lookup:
         start = follower.get(_key(tokens, length))
         if start is None:
             return []
-        guessed = tokens[start : start + most].tolist()
-        while len(guessed) < most:  # a text that repeats itself goes on doing so
-            guessed.append(guessed[len(guessed) - (length - start)])
-        return guessed
+        draft = tokens[start : start + limit].tolist()
+        while len(draft) < limit:  # a text that repeats itself is expected to go on repeating
+            draft.append(draft[len(draft) - (length - start)])
+        return draft
 
 
 def _key(tokens: array[int], end: int) -> int:
@@ -48,73 +48,73 @@ def _key(tokens: array[int], end: int) -> int:
     return (first << 2 * _TOKEN_BITS) | (second << _TOKEN_BITS) | third
 
 
-class Trust:
-    """How likely guesses of one kind are to come true, the latest ones weighing most."""
+class AcceptanceRate:
+    """The share of drafted tokens of one kind that are accepted; the latest count most."""
 
-    __slots__ = ("_hits", "_memory", "_of", "_tries")
+    __slots__ = ("_accepted", "_memory", "_shared", "_tries")
 
-    def __init__(self, memory: float = _MEMORY, of: Trust | None = None) -> None:
-        """of: everybody's trust in that kind, from which this one begins and which learns too."""
-        self._hits = _PRIOR_TRIES * (_PRIOR_LIKELY if of is None else of.likely)
+    def __init__(self, memory: float = _MEMORY, shared: AcceptanceRate | None = None) -> None:
+        """shared: the rate of all sequences, which is the prior of this one and learns too."""
+        self._accepted = _PRIOR_TRIES * (_PRIOR_RATE if shared is None else shared.value)
         self._tries = _PRIOR_TRIES
         self._memory = memory
-        self._of = of
+        self._shared = shared
 
     @property
-    def likely(self) -> float:
-        """How likely the next guessed token comes true."""
-        return min(self._hits / self._tries, 0.99)
+    def value(self) -> float:
+        """The probability that the next drafted token is accepted."""
+        return min(self._accepted / self._tries, 0.99)
 
-    def observe(self, guessed: int, right: int) -> None:
-        """Learn that the first `right` of so many guessed tokens came true."""
-        tried = right + (right < guessed)  # those behind a wrong one say nothing
-        self._hits = self._hits * self._memory + right
+    def observe(self, drafted: int, accepted: int) -> None:
+        """Learn that the first `accepted` of `drafted` tokens were accepted."""
+        tried = accepted + (accepted < drafted)  # those after a rejected one say nothing
+        self._accepted = self._accepted * self._memory + accepted
         self._tries = self._tries * self._memory + tried
-        if self._of is not None:
-            self._of.observe(guessed, right)
+        if self._shared is not None:
+            self._shared.observe(drafted, accepted)
 
 
-def worth(likely: float, price: float) -> int:
-    """How many guessed tokens are each likelier to come true than they cost.
+def draft_length(rate: float, cost: float) -> int:
+    """How many tokens to draft: as long as the probability of acceptance exceeds the cost.
 
-    price: what a guessed token costs, in tokens that could be generated instead.
+    rate: the acceptance rate of one token. cost: of a drafted token, relative to a generated one.
     """
-    if price >= 1.0 or likely <= 0:
+    if cost >= 1.0 or rate <= 0:
         return 0
-    return int(math.log(max(price, 0.01)) / math.log(likely))
+    return int(math.log(max(cost, 0.01)) / math.log(rate))
 
 
-class Guesser:
-    """One sequence's guesses: how often they come true, and so how far ahead to guess.
+class Drafter:
+    """One sequence's drafts from its text, and the acceptance rates that bound their length.
 
-    model: trust in the draft model, once it was thought of. drafted: whether the last guess was
-    the draft model's.
+    model_rate: the acceptance rate of the draft model, once that was considered. from_model:
+    whether the last draft is the draft model's.
     """
 
-    __slots__ = ("_lookup", "_own", "_since_probe", "drafted", "model")
+    __slots__ = ("_lookup", "_rate", "_since_probe", "from_model", "model_rate")
 
     def __init__(self) -> None:
-        self._lookup = Lookup()
-        self._own = Trust()
+        self._lookup = PromptLookup()
+        self._rate = AcceptanceRate()
         self._since_probe = 0
-        self.model: Trust | None = None
-        self.drafted = False
+        self.model_rate: AcceptanceRate | None = None
+        self.from_model = False
 
-    def guess(self, tokens: array[int], most: int, price: float) -> list[int]:
-        """At most `most` tokens from the text itself, as many as are worth their price."""
-        self.drafted = False
-        farthest = worth(self._own.likely, price)
-        if not farthest:
+    def draft(self, tokens: array[int], limit: int, cost: float) -> list[int]:
+        """Return up to `limit` tokens from the text, at most as many as pay their cost."""
+        self.from_model = False
+        length = draft_length(self._rate.value, cost)
+        if not length:
             self._since_probe += 1
             if self._since_probe < _PROBE:
                 return []
-            farthest = _PROBE_TOKENS
-        guessed = self._lookup.guess(tokens, min(most, farthest))
-        if guessed:
+            length = _PROBE_TOKENS
+        draft = self._lookup.draft(tokens, min(limit, length))
+        if draft:
             self._since_probe = 0
-        return guessed
+        return draft
 
-    def observe(self, guessed: int, right: int) -> None:
-        """Learn that the first `right` of so many guessed tokens came true."""
-        trust = self.model if self.drafted and self.model is not None else self._own
-        trust.observe(guessed, right)
+    def observe(self, drafted: int, accepted: int) -> None:
+        """Learn that the first `accepted` of `drafted` tokens were accepted."""
+        rate = self.model_rate if self.from_model and self.model_rate is not None else self._rate
+        rate.observe(drafted, accepted)

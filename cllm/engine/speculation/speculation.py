@@ -1,9 +1,8 @@
-"""Speculative decoding: tokens guessed ahead are evaluated in one step with the newest one.
+"""Speculative decoding: drafted tokens are evaluated in one step with the newest token.
 
-The guess is prompt lookup (Saxena 2023): what followed the same last tokens before, in prompt or
-answer, may follow again; or a draft model's (drafting.py). At each guessed place the sampler
-chooses as if nothing had been guessed; a guess only decides whether that choice needed a step of
-its own. So what is generated, and its distribution under sampling, are what they would be without.
+Drafts come from prompt lookup (drafter.py) or from a draft model (drafting.py). At each drafted
+position the sampler chooses as if there were no draft; a draft only decides whether that choice
+needs a step of its own. So speculation changes neither the text nor its distribution.
 """
 
 from __future__ import annotations
@@ -16,78 +15,79 @@ from cllm.engine.speculation.drafting import Drafting
 
 _log = logging.getLogger("cllm.engine")
 
-_PLAIN = 32  # steps with guesses after which one is left plain: what it takes is known anew
+_PLAIN = 32  # steps with drafts after which one goes without, so that its time is measured anew
 _MEMORY = 0.8  # weight of the past at each observation
 
 
 class Speculation:
-    """Decides how far each sequence guesses ahead in the next step. Engine thread only."""
+    """Decides how many tokens each sequence drafts for the next step. Engine thread only."""
 
-    __slots__ = ("_drafting", "_extra_s", "_guessing", "_most", "_split_cache")
+    __slots__ = ("_drafting", "_extra_s", "_max_draft", "_split_cache", "_steps")
 
-    def __init__(self, most: int, split_cache: bool, drafting: Drafting | None = None) -> None:
-        """most: tokens that one sequence guesses. split_cache: sequences are evaluated together
+    def __init__(self, max_draft: int, split_cache: bool, drafting: Drafting | None = None) -> None:
+        """max_draft: tokens that one sequence drafts. split_cache: sequences are evaluated together
         only with equal numbers of tokens. drafting: a draft model for sequences whose text gives
         no draft, or a shorter one; None: there is no draft model.
         """
-        self._most = most
+        self._max_draft = max_draft
         self._split_cache = split_cache
         self._drafting = drafting
-        self._extra_s: float | None = None  # what a guessed token adds to a step
-        self._guessing = 0  # steps since one was left as it is
+        self._extra_s: float | None = None  # that a drafted token adds to a step
+        self._steps = 0  # with drafts, since the last one without
 
-    def guess(self, sequences: list[Sequence], room: int, step_s: float | None) -> None:
-        """Give sequences that generate their guesses.
+    def draft(self, sequences: list[Sequence], room: int, step_s: float | None) -> None:
+        """Add drafts to sequences that are generating.
 
-        room: tokens for guesses in the batch. step_s: what a step without guesses takes.
+        room: tokens of drafts in the batch. step_s: seconds of a step without drafts; None: not
+        measured yet, and nothing is drafted.
         """
         if step_s is None:
-            return  # nothing to compare with yet
-        if self._guessing >= _PLAIN:
-            self._guessing = 0
+            return
+        if self._steps >= _PLAIN:
+            self._steps = 0
             return
         count = len(sequences)
         if self._extra_s is None:
             self._extra_s = step_s / (count + 1) / 4
-        price = self._extra_s * count / step_s
+        cost = self._extra_s * count / step_s
         room = min(room, SPARE_ROWS) // count
-        mosts = [min(self._most, room, s.max_length - len(s.tokens) - 1) for s in sequences]
+        limits = [min(self._max_draft, room, s.max_length - len(s.tokens) - 1) for s in sequences]
         all_or_none = self._split_cache and count > 1
-        guesses = []
-        for sequence, most in zip(sequences, mosts, strict=True):
-            guesser = sequence.guesser
-            guesses.append(guesser.guess(sequence.tokens, most, price) if guesser else [])
-            if all_or_none and not guesses[-1] and self._drafting is None:
+        drafts = []
+        for sequence, limit in zip(sequences, limits, strict=True):
+            drafter = sequence.drafter
+            drafts.append(drafter.draft(sequence.tokens, limit, cost) if drafter else [])
+            if all_or_none and not drafts[-1] and self._drafting is None:
                 return
         if self._drafting is not None:
-            self._improve(self._drafting, sequences, guesses, mosts, price, step_s)
-            if all_or_none and not all(guesses):
+            self._improve(self._drafting, sequences, drafts, limits, cost, step_s)
+            if all_or_none and not all(drafts):
                 return
-        self._guessing = self._guessing + 1 if any(guesses) else 0
-        shortest = min(map(len, guesses)) if self._split_cache else self._most
-        for sequence, guessed in zip(sequences, guesses, strict=True):
-            sequence.suppose(guessed[:shortest])
+        self._steps = self._steps + 1 if any(drafts) else 0
+        shortest = min(map(len, drafts)) if self._split_cache else self._max_draft
+        for sequence, draft in zip(sequences, drafts, strict=True):
+            sequence.add_draft(draft[:shortest])
 
     def _improve(
         self,
         drafting: Drafting,
         sequences: list[Sequence],
-        guesses: list[list[int]],
-        mosts: list[int],
-        price: float,
+        drafts: list[list[int]],
+        limits: list[int],
+        cost: float,
         step_s: float,
     ) -> None:
-        """Have the draft model guess; it is used no more if it fails, and no request notices."""
+        """Let the draft model draft. If it fails it is dropped, and no request is affected."""
         try:
-            drafting.improve(sequences, guesses, mosts, price, step_s)
+            drafting.improve(sequences, drafts, limits, cost, step_s)
         except Exception:
-            _log.exception("the draft model is used no more: it failed")
-            drafting.give_up()
+            _log.exception("the draft model failed and is no longer used")
+            drafting.stop()
             self._drafting = None
 
-    def observe(self, guessed: int, seconds: float, step_s: float) -> None:
-        """Learn from a step with guesses what they cost; one delay changes little."""
+    def observe(self, drafted: int, seconds: float, step_s: float) -> None:
+        """Learn from a step with drafts what a drafted token costs; one delay changes little."""
         before = 0.0 if self._extra_s is None else self._extra_s
         most = max(2 * before, step_s / 16)
-        extra_s = min(max(0.0, seconds - step_s) / guessed, most)
+        extra_s = min(max(0.0, seconds - step_s) / drafted, most)
         self._extra_s = before * _MEMORY + extra_s * (1 - _MEMORY)

@@ -1,4 +1,4 @@
-"""Guessing ahead: what is generated stays what it was, guesses pay or stop, nothing is left."""
+"""Speculation changes no text, its counts are exact, and rejected drafts leave nothing behind."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ RHYME = "The wheels on the bus go round and round, round and round, round and ro
 
 
 def generate(path: Path, draft_max: int, **params: Any) -> tuple[str, int, int]:
-    """The text, tokens guessed and tokens guessed right."""
+    """The text, drafted tokens and accepted ones."""
     with Engine.load(path, parallel=1, ctx_size=1024, draft_max=draft_max) as engine:
-        for _ in range(3):  # a plain step must have been measured before anything is guessed
+        for _ in range(3):  # a plain step must have been measured before anything is drafted
             engine.generate("x", max_tokens=4)
         generation = engine.submit(RHYME, SamplingParams(**params))
         text = generation.result().text
@@ -37,9 +37,11 @@ def test_the_text_is_the_same_with_and_without(
     memoryless_path: Path, params: dict[str, Any]
 ) -> None:
     plain, none, _ = generate(memoryless_path, 0, max_tokens=200, ignore_eos=True, **params)
-    ahead, guessed, right = generate(memoryless_path, 16, max_tokens=200, ignore_eos=True, **params)
+    ahead, drafted, accepted = generate(
+        memoryless_path, 16, max_tokens=200, ignore_eos=True, **params
+    )
     assert none == 0
-    assert guessed > 0 and right <= guessed
+    assert drafted > 0 and accepted <= drafted
     assert ahead == plain
 
 
@@ -56,7 +58,7 @@ def test_counts_and_ends_are_exact(load: Loader, memoryless_path: Path) -> None:
     assert full.usage.prompt_tokens + full.usage.completion_tokens == 512
 
 
-def test_what_was_guessed_wrong_is_not_reused_by_the_next(load: Loader) -> None:
+def test_a_rejected_draft_is_not_reused_by_the_next(load: Loader) -> None:
     engine = load(demo_path(), parallel=1, ctx_size=1024)
     engine.generate("Once", max_tokens=8)
     first = engine.generate(RHYME, max_tokens=60, temperature=0.9, seed=3, ignore_eos=True)
@@ -66,7 +68,7 @@ def test_what_was_guessed_wrong_is_not_reused_by_the_next(load: Loader) -> None:
     assert again.text == fresh.generate(prompt, max_tokens=20, temperature=0).text
 
 
-def test_several_sequences_guess_side_by_side(load: Loader, memoryless_path: Path) -> None:
+def test_several_sequences_draft_side_by_side(load: Loader, memoryless_path: Path) -> None:
     alone = load(memoryless_path, parallel=1, ctx_size=512, draft_max=0)
     params = SamplingParams(max_tokens=120, temperature=0, ignore_eos=True)
     prompts = [RHYME, RHYME[10:], "la la la la la la la la " * 5]
@@ -77,7 +79,7 @@ def test_several_sequences_guess_side_by_side(load: Loader, memoryless_path: Pat
         assert [g.result().text for g in generations] == expected
 
 
-def test_a_cancelled_guess_frees_its_slot(load: Loader, memoryless_path: Path) -> None:
+def test_a_cancelled_draft_frees_its_slot(load: Loader, memoryless_path: Path) -> None:
     engine = load(memoryless_path, parallel=1, ctx_size=1024)
     engine.generate("x", max_tokens=8)
     generation = engine.submit(RHYME, SamplingParams(ignore_eos=True, temperature=0))
