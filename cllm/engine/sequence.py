@@ -9,7 +9,7 @@ from collections.abc import Sequence as Seq
 
 from cllm.engine.cache.prefix_cache import Slot
 from cllm.engine.constraints.guide import Guide
-from cllm.engine.generation import FinishReason, Generation, TokenRecord
+from cllm.engine.generation import FinishReason, Generation, GenerationWriter, TokenRecord
 from cllm.engine.llama import FloatArray, Vocab
 from cllm.engine.sampling.logprobs import logprobs
 from cllm.engine.sampling.params import SamplingParams
@@ -48,6 +48,7 @@ class Sequence:
         "tenant",
         "tokens",
         "wanted_slot",
+        "writer",
     )
 
     def __init__(
@@ -69,6 +70,7 @@ class Sequence:
         self.n_prompt = len(prompt)
         self.params = params
         self.generation = generation
+        self.writer = GenerationWriter(generation)
         self.guide = guide
         self.drafter = drafter
         self.drafted = 0  # of the newest tokens, from planning a step to sampling
@@ -135,7 +137,7 @@ class Sequence:
         del self.tokens[length:]
         if draft and self.drafter is not None:
             self.drafter.observe(len(draft), len(chosen) - 1)
-            self.generation._note_guessed(len(draft), len(chosen) - 1)
+            self.writer.count_draft(len(draft), len(chosen) - 1)
         return chosen
 
     def _choose(self, row: FloatArray) -> list[int]:
@@ -160,7 +162,7 @@ class Sequence:
 
     def _record(self, token: int, logprob: float, top: tuple[tuple[int, float], ...]) -> None:
         piece = b"" if self._vocab.is_eog(token) else self._piece(token)
-        self.generation._record(TokenRecord(token, piece, logprob, top))
+        self.writer.record(TokenRecord(token, piece, logprob, top))
 
     def accept(self, tokens: Seq[int], now: float) -> FinishReason | None:
         """Take the next tokens: publish the text they complete and say whether it was the last."""
@@ -173,8 +175,8 @@ class Sequence:
         return None
 
     def _take(self, token: int, now: float, ends: bool) -> FinishReason | None:
-        generation, params = self.generation, self.params
-        generation._note_token(now)
+        generation, writer, params = self.generation, self.writer, self.params
+        since_first = writer.count_token(now)
         self.tokens.append(token)
         if params.record_tokens and params.logprobs is None:
             self._record(token, math.nan, ())
@@ -185,15 +187,15 @@ class Sequence:
         if text:
             text, stopped = self._stops.push(text)
             if text:
-                generation._append(text)
+                writer.append(text)
             if stopped:
                 generation.stop_text = self._stops.found
                 return FinishReason.STOP
         if ends:
             self._publish_rest()
             return FinishReason.STOP
-        limit, spent = params.line_limit, now - generation._first_token
-        late = limit is not None and generation.has_newline and spent > limit
+        limit = params.line_limit
+        late = limit is not None and generation.has_newline and since_first > limit
         if late or len(self.tokens) >= self.max_length:
             self._detokenizer.drop()
             return FinishReason.STOP if self._publish_rest() else FinishReason.LENGTH
@@ -204,7 +206,7 @@ class Sequence:
         text, stopped = self._stops.push(self._detokenizer.flush())
         text += "" if stopped else self._stops.flush()
         if text:
-            self.generation._append(text)
+            self.writer.append(text)
         self.generation.stop_text = self._stops.found
         return stopped
 

@@ -9,7 +9,7 @@ from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from cllm.engine.embedding.handle import Embedding, all_finite
+from cllm.engine.embedding.handle import Embedding, EmbeddingWriter
 from cllm.engine.embedding.pooling import EmbeddingShape
 from cllm.engine.errors import DeadlineExceeded, EngineClosed, EngineError, described
 from cllm.engine.llama import INTERRUPTED
@@ -29,7 +29,16 @@ _FAILURES_TO_GIVE_UP = 3  # steps in a row that ended in an unexpected exception
 class Job:
     """One request. next: the input whose turn it is. read: tokens of it that are in memory."""
 
-    __slots__ = ("deadline", "deadline_s", "embedding", "inputs", "next", "read", "tenant")
+    __slots__ = (
+        "deadline",
+        "deadline_s",
+        "embedding",
+        "inputs",
+        "next",
+        "read",
+        "tenant",
+        "writer",
+    )
 
     def __init__(
         self,
@@ -40,6 +49,7 @@ class Job:
     ) -> None:
         self.inputs = [array("i", tokens) for tokens in inputs]
         self.embedding = embedding
+        self.writer = EmbeddingWriter(embedding)
         self.deadline_s = deadline
         self.deadline = math.inf if deadline is None else time.monotonic() + deadline
         self.next = 0
@@ -89,7 +99,7 @@ class EmbeddingScheduler:
         self._jobs: FairQueue[Job] = FairQueue()  # those whose last input was begun have left
         self._reading: Job | None = None  # a part of its next input is in memory
         self._parts: list[_Part] = []  # what this step computes
-        self._changed: list[Embedding] = []
+        self._changed: list[EmbeddingWriter] = []
         self._failures = 0
 
     # Any thread.
@@ -223,7 +233,7 @@ class EmbeddingScheduler:
         """A part is on its way: the next request has its turn, unless more of the input is left."""
         job = part.job
         if not (job.next or job.read):
-            job.embedding._note_admitted(0)
+            job.writer.admit()
             self._inbox.begun(job)
         self._jobs.charge(job.tenant, part.end - part.start)
         if not part.complete:
@@ -259,13 +269,11 @@ class EmbeddingScheduler:
                 vectors = self._context.pooled(seq, self._width)
             else:
                 continue
-            embedding, inputs = part.job.embedding, part.job.inputs
-            embedding._outputs.append(vectors)
-            if len(embedding._outputs) == len(inputs):
+            if part.job.writer.append(vectors) == len(part.job.inputs):
                 self._complete(part.job)
 
     def _complete(self, job: Job) -> None:
-        if all_finite(job.embedding._outputs):
+        if job.writer.all_finite():
             self._finish(job, FinishReason.STOP)
         else:
             error = EngineError("the model computed what is not a number; the file may be damaged")
@@ -289,10 +297,10 @@ class EmbeddingScheduler:
         finished[reason.value] = finished.get(reason.value, 0) + 1
         timings = embedding.timings
         self._inbox.ended(job, timings.total_s - timings.queued_s)
-        embedding._finish(reason, error)
-        self._changed.append(embedding)
+        job.writer.finish(reason, error)
+        self._changed.append(job.writer)
 
     def _notify(self) -> None:
         changed, self._changed = self._changed, []
-        for embedding in changed:
-            embedding._notify()
+        for writer in changed:
+            writer.notify()

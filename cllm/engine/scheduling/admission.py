@@ -74,7 +74,7 @@ class Admission:
         slot.served = Served(sequence.generation, sequence.params)
         if sequence.sampler is None:
             sequence.sampler = TokenSampler(sequence.params, self._vocab)
-            sequence.generation._note_admitted(0)
+            sequence.writer.admit()
             self._stats.prompt_tokens += sequence.n_prompt
         if slot.leader is None:
             self._note_start(sequence)

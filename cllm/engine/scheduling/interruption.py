@@ -70,7 +70,7 @@ class Interruption:
                 self._interrupted = False
                 self._context.resume()
         # Cancelled before it was known what the step reads.
-        if any(s.generation._cancel_requested for s in reading):
+        if any(s.generation.cancel_requested for s in reading):
             with self._lock:
                 self._interrupt()
         deadline = min((s.deadline for s in reading), default=math.inf)

@@ -87,7 +87,7 @@ class Planner:
         pacer, capacity = self._pacer, self._capacity - sum(counts.values())
         budget = room = min(capacity, pacer.budget(generating, len(prompts), _TILE))
         over = _TILE // 2 if generating else _OVER
-        prompts.sort(key=lambda s: pacer.due(s.generation._submitted, s.pending))
+        prompts.sort(key=lambda s: pacer.due(s.generation.submitted, s.pending))
         for sequence in prompts:
             if sequence is not prompts[0] and room < min(sequence.pending, _TILE // 2):
                 break

@@ -11,9 +11,9 @@ from cllm.engine.cache.placement import Placer
 from cllm.engine.cache.prefix_cache import Slot
 from cllm.engine.constraints.guide import MaskThread
 from cllm.engine.errors import DeadlineExceeded, EngineError, described
-from cllm.engine.generation import FinishReason, Generation
+from cllm.engine.generation import FinishReason
 from cllm.engine.llama import DONE, INTERRUPTED, NO_ROOM, Batch, Context
-from cllm.engine.request import Request
+from cllm.engine.request import Request, RequestWriter
 from cllm.engine.scheduling.admission import Admission
 from cllm.engine.scheduling.commands import Commands
 from cllm.engine.scheduling.fairness import GENERATED
@@ -61,7 +61,7 @@ class Scheduler:
         self._admission = admission
         self._waiting = admission.waiting
         self._running: list[Sequence] = []
-        self._changed: list[Generation] = []
+        self._changed: list[RequestWriter] = []
         self._next_deadline = math.inf
         self._suspects: list[Sequence] = []  # of a failed step; each is decoded alone
         self._crowd: list[Sequence] = []  # who ran when there was no room for their prompts
@@ -128,8 +128,8 @@ class Scheduler:
                     self._finish(sequence, FinishReason.ERROR, ending)
                 except Exception:  # what was left half done must not keep others waiting
                     _log.exception("request %s could not be ended", sequence.generation.id)
-                    sequence.generation._finish(FinishReason.ERROR, ending)
-                    self._changed.append(sequence.generation)
+                    sequence.writer.finish(FinishReason.ERROR, ending)
+                    self._changed.append(sequence.writer)
             self._notify()
             self._masks.close()
 
@@ -286,8 +286,8 @@ class Scheduler:
         slot.length += count
         self._stats.longest = max(self._stats.longest, slot.length)
         if sequence.params.report_progress and len(sequence.tokens) == sequence.n_prompt:
-            sequence.generation._note_evaluated(slot.length)
-            self._changed.append(sequence.generation)
+            sequence.writer.report_progress(slot.length)
+            self._changed.append(sequence.writer)
 
     def _make_room(self, plan: Plan) -> Plan | None:
         """After "no room": give up the cheapest thing. None: there is nothing left to give up."""
@@ -304,7 +304,7 @@ class Scheduler:
         # Who waits for a leader may take no room yet.
         taking = [s for s in self._running if slot_of(s).leader is None or slot_of(s).length]
         if len(taking) > 1:
-            youngest = max(taking, key=lambda s: s.generation._submitted)
+            youngest = max(taking, key=lambda s: s.generation.submitted)
             self._preempt(youngest)
             remaining = [(s, n) for s, n in plan if s is not youngest]
             return remaining or self._planner.plan(self._running)
@@ -358,7 +358,7 @@ class Scheduler:
             if reason is not None:
                 self._finish(sequence, reason)
             else:
-                self._changed.append(sequence.generation)
+                self._changed.append(sequence.writer)
 
     def _forget_rejected(self, sequence: Sequence) -> None:
         """Remove what was evaluated of rejected drafts, or after the end of the text."""
@@ -389,12 +389,12 @@ class Scheduler:
         finished[reason.value] = finished.get(reason.value, 0) + 1
         timings = generation.timings
         self._inbox.ended(sequence, timings.total_s - timings.queued_s)
-        generation._finish(reason, error)
-        self._changed.append(generation)
+        sequence.writer.finish(reason, error)
+        self._changed.append(sequence.writer)
 
     def _notify(self) -> None:
         began = time.perf_counter()
         changed, self._changed = self._changed, []
-        for generation in changed:
-            generation._notify()
+        for writer in changed:
+            writer.notify()
         self._stats.other_s += time.perf_counter() - began
