@@ -61,8 +61,8 @@ class Timings:
 class Request:
     """One request's progress, as its client sees it.
 
-    submitted: when, by time.monotonic(). cancel_requested: whether cancel() was called before the end.
-    on_update is called on the engine thread after each step that changed this request; it must
+    submitted: when, by time.monotonic(). cancel_requested: whether cancel() was called before the
+    end. on_update is called on the engine thread after each step that changed this request; it must
     return at once and must not call back into the engine other than to cancel.
     """
 

@@ -92,6 +92,11 @@ class Sequence:
         self._stops = StopMatcher(params.stop)
 
     @property
+    def request(self) -> Generation:
+        """What the engine loop ends."""
+        return self.generation
+
+    @property
     def pending(self) -> int:
         """Tokens that are not in the cache yet; just the newest ones while it is generating."""
         assert self.slot is not None
