@@ -1,4 +1,4 @@
-"""A step of a model that generates: what is decoded, what gives way, and what a failure ends."""
+"""A step of a model that generates: decode, sample, publish, and what a failed decode ends."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ from cllm.engine.scheduling.fairness import GENERATED
 from cllm.engine.scheduling.interruption import Interruption
 from cllm.engine.scheduling.loop import EngineLoop
 from cllm.engine.scheduling.planning import Plan, Planner, fill, shape_of
+from cllm.engine.scheduling.room import RoomMaker
 from cllm.engine.scheduling.threads import Threads
 from cllm.engine.sequence import Sequence, slot_of
 from cllm.engine.stats import EngineStats
@@ -53,11 +54,11 @@ class Scheduler(EngineLoop[Sequence]):
         self._planner = planner
         self._threads = threads
         self._admission = admission
+        self._room = RoomMaker(placer, planner, self._running, admission.waiting, stats)
         self._commands = Commands(self._inbox.wake)
         self._masks = MaskThread()
         self._interruption = Interruption(context, placer.supports_rollback)
         self._suspects: list[Sequence] = []  # of a failed step; each is decoded alone
-        self._crowd: list[Sequence] = []  # that ran when there was no room for their prompts
 
     # Any thread.
 
@@ -157,18 +158,12 @@ class Scheduler(EngineLoop[Sequence]):
         self._count_failure(error)
 
     def _plan(self) -> Plan:
-        """What to decode: the planner's choice, except after a failed step or where room is short."""
+        """What to decode: what the planner says, but one suspect at a time after a failed step."""
         while self._suspects:
             suspect = self._suspects.pop()
             if suspect in self._running and (plan := self._planner.plan([suspect])):
                 return plan
-        if self._crowd:
-            if self._crowd == self._running:
-                streams = [s for s in self._running if s.decoding]
-                if streams:
-                    return self._planner.plan(streams)
-            self._crowd = []
-        return self._planner.plan(self._running)
+        return self._planner.plan(self._room.plannable())
 
     def _undo(self, plan: Plan) -> None:
         """Remove what an incomplete decode left in the memory."""
@@ -201,7 +196,7 @@ class Scheduler(EngineLoop[Sequence]):
                 return plan, code
             if code != NO_ROOM:
                 return plan, code
-            smaller = self._make_room(plan)
+            smaller = self._room.make(plan)
             if smaller is None:
                 return plan, code
             plan = smaller
@@ -214,39 +209,6 @@ class Scheduler(EngineLoop[Sequence]):
         if sequence.params.report_progress and len(sequence.tokens) == sequence.n_prompt:
             sequence.writer.report_progress(slot.length)
             self._changed.append(sequence.writer)
-
-    def _make_room(self, plan: Plan) -> Plan | None:
-        """After "no room": give up what costs least. None: there is nothing left to give up."""
-        idle = self._cache.oldest_idle()
-        if idle is not None:
-            self._placer.give_up(idle)
-            return plan
-        if any(s.drafted for s, _ in plan):
-            return [(s, n - len(s.rollback())) for s, n in plan]
-        generating = [(s, n) for s, n in plan if s.decoding]
-        if generating and len(generating) < len(plan):
-            self._crowd = list(self._running)
-            return generating
-        # A sequence that waits for a leader may hold no cells yet.
-        taking = [s for s in self._running if slot_of(s).leader is None or slot_of(s).length]
-        if len(taking) > 1:
-            youngest = max(taking, key=lambda s: s.generation.submitted)
-            self._preempt(youngest)
-            remaining = [(s, n) for s, n in plan if s is not youngest]
-            return remaining or self._planner.plan(self._running)
-        (only, count) = plan[0]
-        return [(only, count // 2)] if count > 1 else None
-
-    def _preempt(self, sequence: Sequence) -> None:
-        """Take a sequence's slot away; it waits at the front and is computed again."""
-        slot = slot_of(sequence)
-        self._stats.preemptions += 1
-        self._running.remove(sequence)
-        sequence.slot = None
-        sequence.preempted = True
-        self._placer.forget(slot)
-        self._cache.release(slot)
-        self._waiting.put_back(sequence)
 
     def _sample(self, plan: Plan) -> list[tuple[Sequence, list[int]]]:
         """Choose what follows in each sequence whose last token was decoded."""
