@@ -1,4 +1,4 @@
-"""One request's state between submission and end: its tokens, its text, its place in the cache."""
+"""One request's state between submission and end: its tokens, its text, its slot."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ from cllm.engine.text.stops import StopMatcher
 class Sequence:
     """Prompt and generated tokens in one array; those before slot.length are in the cache.
 
-    A preempted sequence simply has no slot: everything is evaluated again when it gets one, and
-    sampler, detokenizer and stop matcher go on where they were.
+    A preempted sequence has no slot: all tokens are evaluated again when it gets one, and sampler,
+    detokenizer and stop matcher continue where they were.
     """
 
     __slots__ = (
@@ -65,7 +65,7 @@ class Sequence:
         drafter: Drafter | None = None,
         tenant: str = "",
     ) -> None:
-        """wanted_slot: the only one it may run in. fresh: it reuses no tokens of others."""
+        """wanted_slot: the only slot it may run in. fresh: it reuses no cached tokens."""
         self.tokens = array("i", prompt)
         self.n_prompt = len(prompt)
         self.params = params
@@ -98,13 +98,13 @@ class Sequence:
 
     @property
     def pending(self) -> int:
-        """Tokens that are not in the cache yet; just the newest ones while it is generating."""
+        """Tokens that are not in the cache yet; only the newest ones while it is generating."""
         assert self.slot is not None
         return len(self.tokens) - self.slot.length
 
     @property
     def decoding(self) -> bool:
-        """Whether it needs just its newest tokens evaluated to go on with its text."""
+        """Whether only its newest tokens must be evaluated before the next can be chosen."""
         return self.pending <= self._newest
 
     def add_draft(self, draft: list[int]) -> None:
@@ -148,8 +148,8 @@ class Sequence:
     def _choose(self, row: FloatArray) -> list[int]:
         """Choose the next token from its logits, which are overwritten, and record it if asked.
 
-        Tokens that must follow it by the constraint come with it, except where log-probabilities
-        are wanted of each.
+        Tokens that the constraint forces after it come with it, unless the request wants the
+        log-probabilities of each.
         """
         assert self.sampler is not None
         params, guide = self.params, self.guide
@@ -170,7 +170,7 @@ class Sequence:
         self.writer.record(TokenRecord(token, piece, logprob, top))
 
     def accept(self, tokens: Seq[int], now: float) -> FinishReason | None:
-        """Take the next tokens: publish the text they complete and say whether it was the last."""
+        """Append the next tokens and publish the text they complete; return how it ended, if so."""
         self._newest = len(tokens)
         ended = self.guide is not None and self.guide.ended
         for left, token in enumerate(tokens, start=1 - len(tokens)):
@@ -207,7 +207,7 @@ class Sequence:
         return None
 
     def _publish_rest(self) -> bool:
-        """No token will follow: publish what was held back; True if a stop string ended it."""
+        """After the last token, publish what was held back; True if a stop string ended it."""
         text, stopped = self._stops.push(self._detokenizer.flush())
         text += "" if stopped else self._stops.flush()
         if text:

@@ -1,4 +1,4 @@
-"""Which tokens lie where, in slots and in host memory, and from where a new prompt should start."""
+"""Which tokens each slot and the host memory hold, and from which of them a prompt starts."""
 
 from __future__ import annotations
 
@@ -111,8 +111,8 @@ class PrefixCache:
         wanted: the idle slot to take instead. fresh: use nothing of what is there.
 
         A slot whose tokens are mostly a beginning of the prompt is continued. Otherwise the least
-        recently used one (of those beside busy ones, if that matters) is given up, so that a
-        common first sentence does not cost somebody's long conversation; the shared beginning is
+        recently used one (next to busy ones in a split cache) is given up, so that a common first
+        sentence does not evict another client's long conversation; the shared beginning is
         copied where that pays. The prompt's last token is never reused: its evaluation gives the
         logits for the first new token.
         """
@@ -134,7 +134,7 @@ class PrefixCache:
         return self._tree.shared(tokens[:-1])
 
     def _held(self, holder: Holder, shared: dict[Holder, int]) -> int:
-        """How many of the new tokens a holder could give now."""
+        """The number of the new tokens that a holder can give now."""
         n = min(shared.get(holder, 0), holder.length)
         return n if n and self._usable(holder, n) else 0
 
@@ -157,14 +157,14 @@ class PrefixCache:
         return leader
 
     def _reluctance(self, slot: Slot) -> tuple[int, bool, int, int]:
-        """The less, the sooner a slot is given to a prompt that it has nothing for."""
+        """The slot with the least is given to a prompt that no slot has a prefix of."""
         busy_neighbours = 0
         if self._split_cache:
             busy_neighbours = sum(s.busy for s in self.slots if abs(s.id - slot.id) == 1)
         return (-busy_neighbours, slot.length > 0, slot.last_used, slot.id)
 
     def worth_saving(self, slot: Slot, kept: int = 0) -> bool:
-        """Whether more than its first `kept` tokens, if given up, would be missed."""
+        """Whether enough of its tokens after the first `kept` are held nowhere else."""
         if slot.length - kept < WORTH_SAVING or not self.saved.max_bytes:
             return False
         shared = self._tree.shared(slot.tokens[: slot.length])
@@ -173,7 +173,7 @@ class PrefixCache:
         return lost >= max(WORTH_SAVING, slot.length // _LOST_SHARE)
 
     def save(self, saved: Saved) -> None:
-        """Keep a prefix; what it contains of others need not be kept beside it."""
+        """Keep a prefix, and drop those that it contains."""
         for holder, shared in self._tree.shared(saved.tokens).items():
             if isinstance(holder, Saved) and shared == holder.length and not holder.whole:
                 self.drop(holder)
@@ -181,7 +181,7 @@ class PrefixCache:
         self._tree.insert(saved, saved.tokens)
 
     def make_room(self, size: int) -> bool:
-        """Drop the least recently used saved prefixes for one of so many bytes."""
+        """Drop the least recently used saved prefixes until `size` bytes fit; False: never."""
         dropped = self.saved.make_room(size)
         for saved in dropped or ():
             self._tree.remove(saved)
@@ -204,12 +204,12 @@ class PrefixCache:
         self._tree.insert(slot, slot.tokens[: slot.length])
 
     def fill(self, slot: Slot, tokens: array[int]) -> None:
-        """Note what an idle slot holds now, for nobody yet; nothing if `tokens` is empty."""
+        """Note what an idle slot holds now; nothing if `tokens` is empty."""
         slot.tokens, slot.length = tokens, len(tokens)
         self.release(slot)
 
     def oldest_idle(self) -> Slot | None:
-        """Return the least recently used slot that holds tokens for nobody; None if none does."""
+        """Return the least recently used idle slot that holds tokens; None if there is none."""
         idle = [slot for slot in self.slots if not slot.busy and slot.length]
         return min(idle, key=lambda slot: slot.last_used, default=None)
 
@@ -220,5 +220,5 @@ class PrefixCache:
 
     @property
     def held(self) -> int:
-        """Tokens in all slots, those for nobody included; shared cells are counted in each."""
+        """Tokens in all slots, idle ones included; shared cells count in each."""
         return sum(slot.length for slot in self.slots)

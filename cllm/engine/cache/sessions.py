@@ -28,7 +28,7 @@ _U = TypeVar("_U")
 
 
 class Commanded(Protocol):
-    """What can have something done to a slot between two steps: the scheduler."""
+    """What runs commands on slots between two steps: the scheduler."""
 
     def command(self, slot: int, run: Callable[[Slot], _T]) -> Future[_T]:
         """Run it on the engine thread as soon as no request is in the slot."""

@@ -27,7 +27,7 @@ from cllm.engine.speculation.draft_model import DraftModel, difference
 
 @dataclass(frozen=True, slots=True)
 class DraftFile:
-    """A draft model's file, looked at before the main model takes its time to load."""
+    """A draft model's file, checked before the main model is loaded."""
 
     path: Path
     header: GgufHeader
@@ -62,7 +62,7 @@ class DraftFile:
         layout: Layout,
         progress: Callable[[float], None] | None,
     ) -> DraftModel:
-        """Load it beside the main model. Raises ModelLoadError.
+        """Load it next to the main model. Raises ModelLoadError.
 
         name, main: the main model's file and vocabulary. cells: tokens that either cache holds.
         """

@@ -1,4 +1,4 @@
-"""Ends a step early when what it reads is no longer wanted: cancelled, too late, or closed."""
+"""Interrupts a step whose prompts are no longer wanted: cancelled, expired, or engine closed."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from cllm.engine.sequence import Sequence
 
 _log = logging.getLogger("cllm.engine")
 
-_LONGEST_STEP_S = 10.0  # a deadline that is farther away is looked at between two steps
+_LONGEST_STEP_S = 10.0  # later deadlines are checked between two steps
 
 
 class Interruption:
     """The engine thread says which prompts a step reads; any thread may end that step.
 
-    A step is bounded to about a second, which is a long time for a prompt nobody wants. A step
+    A step is bounded to about a second, which is long for a prompt that is no longer wanted. A step
     without a cancelled or expired prompt is not interrupted, except when the engine is closed.
     """
 
     def __init__(self, context: Context, can_undo: bool) -> None:
-        """can_undo: whether the memory can go back to before a step; if not, only stop() counts."""
+        """can_undo: whether the memory can roll back a step; if not, only stop() interrupts."""
         self._context = context
         self._can_undo = can_undo
         self._lock = threading.Lock()
@@ -44,7 +44,7 @@ class Interruption:
                 self._interrupt()
 
     def stop(self) -> None:
-        """End the step in progress and those that would follow."""
+        """End the step in progress and all later ones."""
         with self._lock:
             self._stopped = True
             self._interrupt()
@@ -61,7 +61,7 @@ class Interruption:
     # The engine thread.
 
     def begin(self, sequences: Iterable[Sequence]) -> None:
-        """A step begins that reads these prompts."""
+        """Note that a step begins that reads these prompts."""
         reading = list(sequences) if self._can_undo else []
         with self._lock:
             self._step += 1
@@ -83,13 +83,13 @@ class Interruption:
         timer.name, timer.daemon = "cllm-deadline", True
         try:
             timer.start()
-        except RuntimeError:  # no thread is to be had: the deadline is seen after the step
+        except RuntimeError:  # no thread can be started: the deadline is checked after the step
             _log.debug("no thread for a deadline", exc_info=True)
         else:
             self._timer = timer
 
     def end(self) -> bool:
-        """The step has ended; return whether it was asked to."""
+        """Note that the step has ended; return whether it was interrupted."""
         timer, self._timer = self._timer, None
         if timer is not None:
             timer.cancel()

@@ -66,7 +66,7 @@ class EngineLoop(ABC, Generic[W]):
         self._inbox.check_open(tenant)
 
     def cancel(self, request: Request) -> None:
-        """Ask for the end of a request before the next step."""
+        """End a request before the next step."""
         self._inbox.cancel(request)
 
     def stop(self) -> None:

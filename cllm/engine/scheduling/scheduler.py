@@ -63,11 +63,11 @@ class Scheduler(EngineLoop[Sequence]):
     # Any thread.
 
     def command(self, slot: int, run: Callable[[Slot], _T]) -> Future[_T]:
-        """Have something done to a slot as soon as no request is in it; see Commands.put."""
+        """Run something on a slot as soon as no request is in it; see Commands.put."""
         return self._commands.put(slot, run)
 
     def cancel(self, request: Request) -> None:
-        """Ask for the end of a request: before the next step, or of the step that reads it."""
+        """End a request before the next step; a step that reads its prompt is interrupted."""
         super().cancel(request)
         self._interruption.cancel(request)
 

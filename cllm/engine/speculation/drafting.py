@@ -144,10 +144,10 @@ class Drafting:
     ) -> tuple[dict[Sequence, int], int]:
         """Tokens to draft for each sequence, and for how many of these drafting does not pay."""
         probe = self._policy.save_up(step_s)
-        everyone = list(range(len(sequences)))
+        indices = list(range(len(sequences)))
         wanted: dict[Sequence, int] = {}
         probes = 0
-        for group in [everyone] if self._split_cache else [[i] for i in everyone]:
+        for group in [indices] if self._split_cache else [[i] for i in indices]:
             rates = [r for i in group if (r := self._rate(sequences[i], limits[i])) is not None]
             if len(rates) < len(group):
                 continue
