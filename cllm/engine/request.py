@@ -173,9 +173,10 @@ class RequestWriter:
         """Count a generated token; return the seconds since the first one."""
         request = self._request
         request.usage.completion_tokens += 1
-        if not request._first_token:
-            request._first_token = now
-        return now - request._first_token
+        first = request._first_token
+        if not first:
+            request._first_token = first = now
+        return now - first
 
     def finish(self, reason: FinishReason, error: EngineError | None = None) -> None:
         """End it, unless it has ended; threads in wait() return."""
