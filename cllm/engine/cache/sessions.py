@@ -13,7 +13,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import TypeVar
 
 from cllm.engine.cache import session_file
 from cllm.engine.cache.placement import Placer
@@ -22,21 +22,15 @@ from cllm.engine.cache.session_file import Identity, checked_name
 from cllm.engine.config import EngineConfig
 from cllm.engine.errors import EngineClosed, InvalidRequest, NotEnabled
 from cllm.engine.llama import Bytes
+from cllm.engine.scheduling.scheduler import Scheduler
 
 _T = TypeVar("_T")
 _U = TypeVar("_U")
 
 
-class Commanded(Protocol):
-    """What runs commands on slots between two steps: the scheduler."""
-
-    def command(self, slot: int, run: Callable[[Slot], _T]) -> Future[_T]:
-        """Run it on the engine thread as soon as no request is in the slot."""
-
-
 @dataclass(frozen=True, slots=True)
 class Session:
-    """What was saved or restored, the bytes of the file, and the seconds that it took in all."""
+    """What was saved or restored: the file's bytes, and how long it took in all."""
 
     slot: int
     filename: str
@@ -49,7 +43,7 @@ class Sessions:
     """An engine's slots and the directory `slot_save_path`. Any thread."""
 
     def __init__(
-        self, scheduler: Commanded, placer: Placer, config: EngineConfig, model: Path, ctx_size: int
+        self, scheduler: Scheduler, placer: Placer, config: EngineConfig, model: Path, ctx_size: int
     ) -> None:
         self._scheduler = scheduler
         self._placer = placer
@@ -103,11 +97,11 @@ class Sessions:
         return _then(self._file_thread(read), put)
 
     def erase(self, slot: int) -> Future[int]:
-        """Forget a slot's prefix; the future gives its number of tokens."""
+        """Forget a slot's prefix; the future tells how many tokens that were."""
         return self._scheduler.command(self._checked(slot), self._placer.erase)
 
     def close(self) -> None:
-        """Finish the file that is being written; all else ends with EngineClosed."""
+        """Finish the file that is being written; the rest ends with EngineClosed."""
         self._files.shutdown(cancel_futures=True)
 
     @cached_property
@@ -138,7 +132,7 @@ class Sessions:
 
 
 def _then(first: Future[_T], next_: Callable[[_T], Future[_U]]) -> Future[_U]:
-    """The outcome of what `next_` starts with the result of `first`, or the first error."""
+    """The end of what `next_` starts with the result of `first`, or the first error."""
     outcome: Future[_U] = Future()
 
     def passed_on(second: Future[_U]) -> None:

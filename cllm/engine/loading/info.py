@@ -1,4 +1,4 @@
-"""What is loaded, as the file and the live context say it, never derived from the file's name."""
+"""What is loaded, as the file and the live context say it, never guessed from the file's name."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from cllm.engine.layout.tuning import Tuning
 class ContextInfo:
     """The context in force. kv_bytes is an estimate from the model's metadata.
 
-    model_draft: the draft model's file name.
+    model_draft: the file's name of the model that guesses ahead.
     threads_adapt: whether fewer than `threads` compute while other programs need the cores.
     tuning: what some of it was chosen by; None: it was not asked for, or not possible.
     """
