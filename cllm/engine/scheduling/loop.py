@@ -37,7 +37,7 @@ W = TypeVar("W", bound=Work)
 
 
 class EngineLoop(ABC, Generic[W]):
-    """Serves requests until it is stopped; its children say what a step does.
+    """Serves requests until it is stopped; a subclass says what a step does.
 
     submit, cancel, check_open, stop, snapshot and the properties are for any thread; all else is
     the engine thread's.
@@ -49,7 +49,7 @@ class EngineLoop(ABC, Generic[W]):
         # The engine thread's own:
         self._stats = stats
         self._waiting = waiting
-        self._running: list[W] = []  # out of the queue, and not ended between two steps
+        self._running: list[W] = []  # admitted and kept over several steps
         self._changed: list[RequestWriter] = []
         self._gather_s = gather_s
         self._next_deadline = math.inf
