@@ -42,7 +42,7 @@ def assemble(loaded: Loaded) -> tuple[Scheduler | EmbeddingScheduler, Sessions |
 def _generator(loaded: Loaded) -> tuple[Scheduler, Sessions]:
     config, live = loaded.config, loaded.info.context
     ctx_size, draft_max = live.ctx_size, live.draft_max
-    split = not config.kv_unified
+    split_cache = not config.kv_unified
     stats = EngineStats(
         queue_limit=config.max_queue,
         slots_total=config.parallel,
@@ -52,21 +52,21 @@ def _generator(loaded: Loaded) -> tuple[Scheduler, Sessions]:
         loaded.context,
         stats,
         n_slots=config.parallel,
-        copy_gain=copy_gain(not split, ctx_size),
-        adjacent=split,
+        copy_gain=copy_gain(split_cache, ctx_size),
+        split_cache=split_cache,
         max_saved_bytes=default_cache_ram() if config.cache_ram is None else config.cache_ram,
         window=loaded.model.window,
-        goes_back=loaded.model.goes_back,
+        supports_rollback=loaded.model.supports_rollback,
     )
     drafting = None
     if loaded.draft is not None:
         policy = DraftPolicy(loaded.draft.size_bytes / loaded.info.size_bytes)
-        drafting = Drafting(loaded.draft, policy, stats, same=split)
+        drafting = Drafting(loaded.draft, policy, stats, split_cache)
     planner = Planner(
         Pacer(None if config.max_itl_ms is None else config.max_itl_ms / 1000),
-        Speculation(draft_max, same=split, drafting=drafting) if draft_max else None,
+        Speculation(draft_max, split_cache, drafting) if draft_max else None,
         loaded.batch.capacity,
-        split,
+        split_cache,
     )
     shared_cells = loaded.context.n_ctx if config.kv_cells is not None else None
     admission = Admission(placer, loaded.model.vocab, stats, shared_cells)

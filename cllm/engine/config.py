@@ -15,7 +15,7 @@ MAX_PARALLEL = 256
 """llama.cpp's LLAMA_MAX_SEQ."""
 
 SPARE_ROWS = 32
-"""Rows of logits for guessed tokens, of all sequences together."""
+"""Rows of logits for drafted tokens, of all sequences together."""
 
 _SWITCH = ("auto", "on", "off")
 
@@ -37,10 +37,10 @@ class EngineConfig:
         than streams run. Of a long prompt 64 tokens are read at once even if they take longer.
     cache_ram: bytes of host memory for prefixes whose slots were given to others; 0: none.
         None: 1 GiB, or a quarter of the memory now available if that is less.
-    draft_max: tokens that a sequence may guess ahead, at most as many as there are rows for;
+    draft_max: tokens that a sequence may draft, at most as many as there are rows for;
         0: none.
-    model_draft: GGUF file of a smaller model with the same vocabulary that guesses where the
-        sequence's own text says nothing. None: the text alone guesses.
+    model_draft: GGUF file of a smaller model with the same vocabulary, for drafts that go beyond
+        those from the sequence's own text. None: drafts come from the text alone.
     slot_save_path: directory for the files of saved slots. None: slots cannot be saved.
     threads, threads_batch: for single tokens and for prompts. None: the physical cores that this
         process may run on; threads_batch: as threads.

@@ -27,7 +27,7 @@ from cllm.engine.machine.own_process import OwnProcess
 from cllm.engine.sampling.params import SamplingParams
 from cllm.engine.scheduling.scheduler import Scheduler
 from cllm.engine.sequence import Sequence as EngineSequence
-from cllm.engine.speculation.speculation import Guesser
+from cllm.engine.speculation.drafter import Drafter
 from cllm.engine.stats import EngineStats
 from cllm.engine.text.tokenizer import Tokenizer, check_prompt_length
 
@@ -147,7 +147,7 @@ class Engine:
             self._tokenizer.find_end_tokens()
         guide = self._guide(params.constraint) if params.constraint else None
         # A constraint forces tokens by itself; of each logged token the own logits are wanted.
-        guesses = guide is None and params.logprobs is None
+        drafts = guide is None and params.logprobs is None
         generation = Generation(len(tokens), on_update, self._scheduler.cancel)
         self._scheduler.submit(
             EngineSequence(
@@ -160,7 +160,7 @@ class Engine:
                 guide,
                 wanted_slot=slot,
                 fresh=fresh,
-                guesser=Guesser() if guesses and self._info.context.draft_max else None,
+                drafter=Drafter() if drafts and self._info.context.draft_max else None,
                 tenant=tenant,
             )
         )

@@ -1,7 +1,7 @@
 """The handle given back for a prompt: its text so far, how it ended, and what it took.
 
-The engine thread is the only writer (the underscored methods); any thread may read, cancel and
-wait, and one thread at a time may take the text.
+Any thread may read, cancel and wait, and one thread at a time may take the text. The engine thread
+writes, through a GenerationWriter.
 """
 
 from __future__ import annotations
@@ -11,18 +11,18 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from cllm.engine.request import FinishReason, Request, Timings, Usage
+from cllm.engine.request import FinishReason, Request, RequestWriter, Timings, Usage
 
-__all__ = ["Completion", "FinishReason", "Generation", "TokenRecord"]
+__all__ = ["Completion", "FinishReason", "Generation", "GenerationWriter", "TokenRecord"]
 
 
 @dataclass(frozen=True, slots=True)
 class TokenRecord:
     """A generated token. piece: the bytes it adds to the text; none if it ends the generation.
 
-    logprob, top: natural logarithms of the model's own probabilities, before anything a request
-    may ask for changes them; of the token, and of the most probable tokens in falling order.
-    NaN and nothing where the request did not ask for them.
+    logprob, top: natural logarithms of the model's own probabilities, before any sampling
+    parameter changes them; of the token, and of the most probable tokens in falling order. NaN and
+    empty if the request did not ask for them.
     """
 
     token: int
@@ -33,7 +33,7 @@ class TokenRecord:
 
 @dataclass(frozen=True, slots=True)
 class Completion:
-    """A finished generation: the text nobody had taken before, and the counts."""
+    """A finished generation: the text that was not taken before, and the counts."""
 
     id: str
     text: str
@@ -47,8 +47,8 @@ class Generation(Request):
 
     stop_text: the stop string that ended it, or "". has_newline: whether its text has one.
     slot: where it was computed; None before. evaluated: tokens of the prompt that have been read,
-    the reused ones included; kept for those who ask for progress.
-    guessed, guessed_right: tokens evaluated ahead of their choice, and those then chosen.
+    the reused ones included; kept only for requests that ask for progress.
+    guessed, guessed_right: drafted tokens that were evaluated, and those that were accepted.
     """
 
     __slots__ = (
@@ -118,27 +118,34 @@ class Generation(Request):
         assert self._finish_reason is not None
         return Completion(self.id, text, self._finish_reason.value, self.usage, self.timings)
 
-    # Engine thread only.
 
-    def _note_token(self, now: float) -> None:
-        self.usage.completion_tokens += 1
-        if not self._first_token:
-            self._first_token = now
+class GenerationWriter(RequestWriter):
+    """The engine's side of a generation. Engine thread only."""
 
-    def _record(self, record: TokenRecord) -> None:
-        self._records.append(record)
+    __slots__ = ("_generation",)
 
-    def _note_guessed(self, tokens: int, right: int) -> None:
-        self.guessed += tokens
-        self.guessed_right += right
+    def __init__(self, generation: Generation) -> None:
+        super().__init__(generation)
+        self._generation = generation
 
-    def _append(self, text: str) -> None:
-        self._deltas.append(text)
-        self._text_chars += len(text)
+    def append(self, text: str) -> None:
+        """Publish text."""
+        generation = self._generation
+        generation._deltas.append(text)
+        generation._text_chars += len(text)
         if "\n" in text:
-            self.has_newline = True
+            generation.has_newline = True
 
-    def _note_evaluated(self, tokens: int) -> None:
-        """Tell of a part of the prompt by a text of no characters."""
-        self.evaluated = tokens
-        self._deltas.append("")
+    def record(self, record: TokenRecord) -> None:
+        """Publish the record of a token, before its text."""
+        self._generation._records.append(record)
+
+    def count_draft(self, drafted: int, accepted: int) -> None:
+        """Count drafted tokens that were evaluated, and those that were accepted."""
+        self._generation.guessed += drafted
+        self._generation.guessed_right += accepted
+
+    def report_progress(self, evaluated: int) -> None:
+        """Publish how much of the prompt has been read, by a text of no characters."""
+        self._generation.evaluated = evaluated
+        self._generation._deltas.append("")

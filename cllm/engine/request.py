@@ -1,7 +1,6 @@
 """What every request to the engine has: an end, a way to cancel, counts, and where its time went.
 
-The engine thread is the only writer (the underscored methods); any thread may read, cancel and
-wait.
+Any thread may read, cancel and wait. The engine thread writes, through a RequestWriter.
 """
 
 from __future__ import annotations
@@ -60,24 +59,25 @@ class Timings:
 
 
 class Request:
-    """One request's progress.
+    """One request's progress, as its client sees it.
 
-    on_update is called on the engine thread after each step that changed this request; it must
+    submitted: when, by time.monotonic(). cancel_requested: whether cancel() was called before the
+    end. on_update is called on the engine thread after each step that changed this request; it must
     return at once and must not call back into the engine other than to cancel.
     """
 
     __slots__ = (
         "_admitted",
         "_cancel",
-        "_cancel_requested",
         "_finish_reason",
         "_finished",
         "_first_token",
         "_latch",
         "_on_update",
-        "_submitted",
+        "cancel_requested",
         "error",
         "id",
+        "submitted",
         "usage",
     )
 
@@ -92,9 +92,9 @@ class Request:
         self.error: EngineError | None = None
         self._on_update = on_update
         self._cancel = cancel
-        self._cancel_requested = False
+        self.cancel_requested = False
         self._finish_reason: FinishReason | None = None
-        self._submitted = time.monotonic()
+        self.submitted = time.monotonic()
         self._admitted = 0.0
         self._first_token = 0.0
         self._finished = 0.0
@@ -122,18 +122,18 @@ class Request:
         began = self._first_token > 0
         working = end - admitted
         return Timings(
-            queued_s=admitted - self._submitted,
+            queued_s=admitted - self.submitted,
             prefill_s=first - admitted,
             decode_s=end - first,
-            ttft_s=first - self._submitted if began else 0.0,
-            total_s=end - self._submitted,
+            ttft_s=first - self.submitted if began else 0.0,
+            total_s=end - self.submitted,
             tokens_per_second=self.usage.completion_tokens / working if working > 0 else 0.0,
         )
 
     def cancel(self) -> None:
         """End it before the next decode, wherever it stands; harmless when it has ended."""
-        if not self._cancel_requested and not self.done:
-            self._cancel_requested = True
+        if not self.cancel_requested and not self.done:
+            self.cancel_requested = True
             cancel = self._cancel
             if cancel is not None:
                 cancel(self)
@@ -150,25 +150,50 @@ class Request:
         if self.error is not None:
             raise self.error
 
-    # Engine thread only.
 
-    def _note_admitted(self, cached_tokens: int) -> None:
-        if not self._admitted:
-            self._admitted = time.monotonic()
-            self.usage.cached_tokens = cached_tokens
+class RequestWriter:
+    """The engine's side of a request. Engine thread only."""
 
-    def _finish(self, reason: FinishReason, error: EngineError | None = None) -> None:
-        if self._finish_reason is not None:
+    __slots__ = ("_request",)
+
+    def __init__(self, request: Request) -> None:
+        self._request = request
+
+    @property
+    def admitted(self) -> bool:
+        """Whether work on it has begun."""
+        return self._request._admitted > 0
+
+    def admit(self) -> None:
+        """Note when work on it begins; the first time counts."""
+        if not self._request._admitted:
+            self._request._admitted = time.monotonic()
+
+    def count_token(self, now: float) -> float:
+        """Count a generated token; return the seconds since the first one."""
+        request = self._request
+        request.usage.completion_tokens += 1
+        first = request._first_token
+        if not first:
+            request._first_token = first = now
+        return now - first
+
+    def finish(self, reason: FinishReason, error: EngineError | None = None) -> None:
+        """End it, unless it has ended; threads in wait() return."""
+        request = self._request
+        if request._finish_reason is not None:
             return
-        self._finished = time.monotonic()
-        self.error = error
-        self._finish_reason = reason
-        self._cancel = None
-        self._latch.release()
+        request._finished = time.monotonic()
+        request.error = error
+        request._finish_reason = reason
+        request._cancel = None
+        request._latch.release()
 
-    def _notify(self) -> None:
-        if self._on_update is not None:
+    def notify(self) -> None:
+        """Call its on_update callback; what that raises is logged."""
+        request = self._request
+        if request._on_update is not None:
             try:
-                self._on_update()
-            except BaseException:  # also SystemExit: the engine thread serves others
-                _log.exception("the on_update callback of request %s failed", self.id)
+                request._on_update()
+            except BaseException:  # also SystemExit: the engine thread serves other requests
+                _log.exception("the on_update callback of request %s failed", request.id)

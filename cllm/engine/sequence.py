@@ -1,4 +1,4 @@
-"""One request's state between submission and end: its tokens, its text, its place in the cache."""
+"""One request's state between submission and end: its tokens, its text, its slot."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from collections.abc import Sequence as Seq
 
 from cllm.engine.cache.prefix_cache import Slot
 from cllm.engine.constraints.guide import Guide
-from cllm.engine.generation import FinishReason, Generation, TokenRecord
+from cllm.engine.generation import FinishReason, Generation, GenerationWriter, TokenRecord
 from cllm.engine.llama import FloatArray, Vocab
 from cllm.engine.sampling.logprobs import logprobs
 from cllm.engine.sampling.params import SamplingParams
 from cllm.engine.sampling.sampler import TokenSampler
-from cllm.engine.speculation.speculation import Guesser
+from cllm.engine.speculation.drafter import Drafter
 from cllm.engine.text.detokenizer import Detokenizer
 from cllm.engine.text.stops import StopMatcher
 
@@ -22,8 +22,8 @@ from cllm.engine.text.stops import StopMatcher
 class Sequence:
     """Prompt and generated tokens in one array; those before slot.length are in the cache.
 
-    A preempted sequence simply has no slot: everything is evaluated again when it gets one, and
-    sampler, detokenizer and stop matcher go on where they were.
+    A preempted sequence has no slot: all tokens are evaluated again when it gets one, and sampler,
+    detokenizer and stop matcher continue where they were.
     """
 
     __slots__ = (
@@ -34,9 +34,10 @@ class Sequence:
         "_vocab",
         "deadline",
         "deadline_s",
+        "drafted",
+        "drafter",
         "fresh",
         "generation",
-        "guesser",
         "guide",
         "max_length",
         "n_prompt",
@@ -44,10 +45,10 @@ class Sequence:
         "preempted",
         "sampler",
         "slot",
-        "supposed",
         "tenant",
         "tokens",
         "wanted_slot",
+        "writer",
     )
 
     def __init__(
@@ -61,17 +62,18 @@ class Sequence:
         guide: Guide | None = None,
         wanted_slot: int | None = None,
         fresh: bool = False,
-        guesser: Guesser | None = None,
+        drafter: Drafter | None = None,
         tenant: str = "",
     ) -> None:
-        """wanted_slot: the only one it may run in. fresh: it reuses no tokens of others."""
+        """wanted_slot: the only slot it may run in. fresh: it reuses no cached tokens."""
         self.tokens = array("i", prompt)
         self.n_prompt = len(prompt)
         self.params = params
         self.generation = generation
+        self.writer = GenerationWriter(generation)
         self.guide = guide
-        self.guesser = guesser
-        self.supposed = 0  # of the newest tokens: guessed ones, from planning a step to sampling
+        self.drafter = drafter
+        self.drafted = 0  # of the newest tokens, from planning a step to sampling
         self.deadline_s = deadline
         self.deadline = math.inf if deadline is None else time.monotonic() + deadline
         self.max_length = ctx_size
@@ -90,58 +92,64 @@ class Sequence:
         self._stops = StopMatcher(params.stop)
 
     @property
+    def request(self) -> Generation:
+        """What the engine loop ends."""
+        return self.generation
+
+    @property
     def pending(self) -> int:
-        """Tokens that are not in the cache yet; just the newest ones while it is generating."""
+        """Tokens that are not in the cache yet; only the newest ones while it is generating."""
         assert self.slot is not None
         return len(self.tokens) - self.slot.length
 
     @property
     def decoding(self) -> bool:
-        """Whether it needs just its newest tokens evaluated to go on with its text."""
+        """Whether only its newest tokens must be evaluated before the next can be chosen."""
         return self.pending <= self._newest
 
-    def suppose(self, guessed: list[int]) -> None:
-        """Take guessed tokens for the newest ones, so that they are evaluated too."""
-        self.tokens.extend(guessed)
-        self._newest += len(guessed)
-        self.supposed = len(guessed)
+    def add_draft(self, draft: list[int]) -> None:
+        """Append drafted tokens, which are evaluated with the newest one."""
+        self.tokens.extend(draft)
+        self._newest += len(draft)
+        self.drafted = len(draft)
 
-    def take_back(self) -> list[int]:
-        """Remove the guessed tokens and return them."""
-        guessed: list[int] = []
-        if self.supposed:
-            end = len(self.tokens) - self.supposed
-            guessed = self.tokens[end:].tolist()
+    def rollback(self) -> list[int]:
+        """Remove the drafted tokens and return them."""
+        draft: list[int] = []
+        if self.drafted:
+            end = len(self.tokens) - self.drafted
+            draft = self.tokens[end:].tolist()
             del self.tokens[end:]
-            self._newest -= self.supposed
-            self.supposed = 0
-        return guessed
+            self._newest -= self.drafted
+            self.drafted = 0
+        return draft
 
     def choose(self, rows: FloatArray) -> list[int]:
-        """Choose what follows from the logits of the newest token and of each guessed one.
+        """Choose what follows from the logits of the newest token and of each drafted one.
 
-        rows: [1 + supposed, n_vocab]; overwritten. The guessed tokens are removed; as long as
-        they are what is chosen, the next row counts too. Raises EngineError if there is no choice.
+        rows: [1 + drafted, n_vocab]; overwritten. Removes the draft. A drafted token is accepted
+        if it is the one chosen; then the next row counts too. Raises EngineError if no token can
+        be chosen.
         """
-        guessed = self.take_back()
+        draft = self.rollback()
         chosen = self._choose(rows[0])
         length = len(self.tokens)
-        for guess, row in zip(guessed, rows[1:], strict=True):
-            if chosen[-1] != guess or self._vocab.is_eog(guess):
+        for drafted, row in zip(draft, rows[1:], strict=True):
+            if chosen[-1] != drafted or self._vocab.is_eog(drafted):
                 break
-            self.tokens.append(guess)
+            self.tokens.append(drafted)
             chosen += self._choose(row)
         del self.tokens[length:]
-        if guessed and self.guesser is not None:
-            self.guesser.observe(len(guessed), len(chosen) - 1)
-            self.generation._note_guessed(len(guessed), len(chosen) - 1)
+        if draft and self.drafter is not None:
+            self.drafter.observe(len(draft), len(chosen) - 1)
+            self.writer.count_draft(len(draft), len(chosen) - 1)
         return chosen
 
     def _choose(self, row: FloatArray) -> list[int]:
         """Choose the next token from its logits, which are overwritten, and record it if asked.
 
-        Tokens that must follow it by the constraint come with it, except where log-probabilities
-        are wanted of each.
+        Tokens that the constraint forces after it come with it, unless the request wants the
+        log-probabilities of each.
         """
         assert self.sampler is not None
         params, guide = self.params, self.guide
@@ -159,10 +167,10 @@ class Sequence:
 
     def _record(self, token: int, logprob: float, top: tuple[tuple[int, float], ...]) -> None:
         piece = b"" if self._vocab.is_eog(token) else self._piece(token)
-        self.generation._record(TokenRecord(token, piece, logprob, top))
+        self.writer.record(TokenRecord(token, piece, logprob, top))
 
     def accept(self, tokens: Seq[int], now: float) -> FinishReason | None:
-        """Take the next tokens: publish the text they complete and say whether it was the last."""
+        """Append the next tokens and publish the text they complete; return how it ended, if so."""
         self._newest = len(tokens)
         ended = self.guide is not None and self.guide.ended
         for left, token in enumerate(tokens, start=1 - len(tokens)):
@@ -172,8 +180,8 @@ class Sequence:
         return None
 
     def _take(self, token: int, now: float, ends: bool) -> FinishReason | None:
-        generation, params = self.generation, self.params
-        generation._note_token(now)
+        generation, writer, params = self.generation, self.writer, self.params
+        since_first = writer.count_token(now)
         self.tokens.append(token)
         if params.record_tokens and params.logprobs is None:
             self._record(token, math.nan, ())
@@ -184,32 +192,32 @@ class Sequence:
         if text:
             text, stopped = self._stops.push(text)
             if text:
-                generation._append(text)
+                writer.append(text)
             if stopped:
                 generation.stop_text = self._stops.found
                 return FinishReason.STOP
         if ends:
             self._publish_rest()
             return FinishReason.STOP
-        limit, spent = params.line_limit, now - generation._first_token
-        late = limit is not None and generation.has_newline and spent > limit
+        limit = params.line_limit
+        late = limit is not None and generation.has_newline and since_first > limit
         if late or len(self.tokens) >= self.max_length:
             self._detokenizer.drop()
             return FinishReason.STOP if self._publish_rest() else FinishReason.LENGTH
         return None
 
     def _publish_rest(self) -> bool:
-        """No token will follow: publish what was held back; True if a stop string ended it."""
+        """After the last token, publish what was held back; True if a stop string ended it."""
         text, stopped = self._stops.push(self._detokenizer.flush())
         text += "" if stopped else self._stops.flush()
         if text:
-            self.generation._append(text)
+            self.writer.append(text)
         self.generation.stop_text = self._stops.found
         return stopped
 
     def close(self) -> None:
-        """Free what llama.cpp allocated for it, and what its slot need not remember."""
-        self.guesser = self.guide = None
+        """Free what llama.cpp allocated for it, its lookup table and its matcher."""
+        self.drafter = self.guide = None
         if self.sampler is not None:
             self.sampler.close()
             self.sampler = None

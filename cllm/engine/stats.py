@@ -18,8 +18,8 @@ class EngineStats:
     into host memory, restored_prefixes taken from there with restored_tokens of prompts,
     evicted_prefixes dropped for want of room; cache_ram_bytes of cache_ram_limit are taken for
     them, memory that is kept for the next one included.
-    guesses were made of guessed_tokens in all, which were evaluated ahead of their choice;
-    guessed_right of them were then chosen.
+    guesses: drafts that were evaluated, with guessed_tokens in all, of which guessed_right were
+    accepted.
     decoded_sequences: sequences in all llama_decode calls together. longest: tokens of the longest
     sequence so far.
     constraints_compiled, constraints_refused: by the compiler; constraint_deaths: children that one

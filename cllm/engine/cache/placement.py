@@ -1,4 +1,4 @@
-"""Carries out what the prefix cache decides: cuts, copies, saves and restores in the memory."""
+"""Performs what the prefix cache decides: cuts, copies, saves and restores in the memory."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ _log = logging.getLogger("cllm.engine")
 
 
 class Placer:
-    """Gives sequences their slots with as much of their tokens as can be had. Engine thread.
+    """Gives sequences slots with as many of their tokens as are held anywhere. Engine thread.
 
-    window: tokens that windowed attention looks back; 0: there is none.
-    goes_back: False for recurrent memories, of which only the end is kept.
+    window: tokens that windowed attention looks back; 0: attention is not windowed.
+    supports_rollback: False for recurrent memories, which keep only the state at the end.
     """
 
     def __init__(
@@ -29,24 +29,24 @@ class Placer:
         *,
         n_slots: int,
         copy_gain: int,
-        adjacent: bool,
+        split_cache: bool,
         max_saved_bytes: int,
         window: int,
-        goes_back: bool,
+        supports_rollback: bool,
     ) -> None:
         self._context = context
         self._stats = stats
         self._window = window
-        self._whole = window > 0 or not goes_back
-        self.goes_back = goes_back
+        self._whole = window > 0 or not supports_rollback
+        self.supports_rollback = supports_rollback
         self._save_failed = False
-        self.cache = PrefixCache(n_slots, copy_gain, adjacent, max_saved_bytes, self._usable)
+        self.cache = PrefixCache(n_slots, copy_gain, split_cache, max_saved_bytes, self._usable)
         stats.cache_ram_limit = max_saved_bytes
 
     def place(
         self, tokens: array[int], wanted: int | None = None, fresh: bool = False
     ) -> Slot | None:
-        """Give tokens the slot where they begin farthest; None: not before the next decode.
+        """Give tokens the slot where the most are cached; None: not before the next decode.
 
         wanted: the idle slot to take instead. fresh: begin with nothing.
         """
@@ -69,14 +69,14 @@ class Placer:
         return slot
 
     def catch_up(self, slot: Slot) -> bool:
-        """Whether a slot need not wait for its leader any more; then it has what there is."""
+        """Whether a slot waits for its leader no longer; then it holds the shared prefix."""
         leader = slot.leader
         if leader is not None:
             if leader.busy and leader.length < slot.promised:
                 return False
             start = self.cache.start(slot)
             if self._must_wait(start):
-                slot.promised = 0  # whatever becomes of the leader: choose again
+                slot.promised = 0  # choose again, whatever the leader does
                 return False
             slot.leader = None
             self._take(start)
@@ -88,7 +88,7 @@ class Placer:
         return isinstance(start.source, Saved) and self._context.copies_pending
 
     def _take(self, start: Start) -> None:
-        """Move a saved prefix into the slot, but keep one of which much is not used."""
+        """Remove a saved prefix that moves into a slot; keep one of which much is not used."""
         saved = start.source
         if isinstance(saved, Saved):
             if saved.length - start.reuse < WORTH_SAVING and not saved.whole:
@@ -108,7 +108,7 @@ class Placer:
             reuse = min(reuse, slot.length)
             self._stats.restored_tokens += reuse
         self._cut(slot, reuse)
-        if self.goes_back:
+        if self.supports_rollback:
             slot.leader, slot.promised = start.leader, start.promised
 
     def _usable(self, holder: Holder, n: int) -> bool:
@@ -118,7 +118,9 @@ class Placer:
         if isinstance(holder, Saved):
             return not holder.whole
         first = self._context.first_position(holder.id)
-        return self.goes_back and (first == 0 or (self._window > 0 and first <= n - self._window))
+        return self.supports_rollback and (
+            first == 0 or (self._window > 0 and first <= n - self._window)
+        )
 
     def _cut(self, slot: Slot, n: int) -> None:
         """Keep a slot's first n tokens; nothing if the memory cannot keep a part."""
@@ -153,8 +155,8 @@ class Placer:
             if not self._save_failed:
                 self._save_failed = True
                 _log.warning(
-                    "there is no memory to keep a prefix of %.1f MiB, which will be computed again;"
-                    " lower cache_ram (logged once)",
+                    "no memory to keep a prefix of %.1f MiB, which will be computed again; "
+                    "lower cache_ram (logged once)",
                     size / 2**20,
                 )
             return
@@ -166,7 +168,7 @@ class Placer:
         self._stats.evicted_prefixes = saved.evictions
 
     def snapshot(self, slot: Slot) -> tuple[array[int], Bytes]:
-        """What an idle slot holds, for a file; raises InvalidRequest if that is nothing."""
+        """What an idle slot holds, for a file; raises InvalidRequest if it is empty."""
         if not slot.length:
             raise InvalidRequest("id_slot", slot.id, "a slot that holds tokens")
         try:
@@ -179,7 +181,7 @@ class Placer:
         return slot.tokens[: slot.length], data
 
     def load(self, slot: Slot, tokens: array[int], data: Bytes) -> bool:
-        """Let an idle slot hold what a file had; False if llama.cpp does not take it."""
+        """Put the content of a file into an idle slot; False if llama.cpp rejects it."""
         self.give_up(slot)
         taken = self._context.restore(slot.id, data)
         if not taken:
@@ -188,7 +190,7 @@ class Placer:
         return taken
 
     def erase(self, slot: Slot) -> int:
-        """Forget what an idle slot holds; return how many tokens that were."""
+        """Forget what an idle slot holds; return its number of tokens."""
         erased = slot.length
         self.forget(slot)
         self.cache.fill(slot, array("i"))
@@ -201,13 +203,13 @@ class Placer:
         self.forget(slot)
 
     def undo(self, slots: Iterable[Slot]) -> None:
-        """Cut slots to what they held before a decode that did not end.
+        """Cut slots to what they held before an incomplete decode.
 
-        Of a recurrent memory such a decode may have moved other slots' states too: nothing of it
-        is used any more, and what runs is computed again.
+        Such a decode may have changed the states of all slots of a recurrent memory: all of it is
+        forgotten, and running sequences are computed again.
         """
-        for slot in slots if self.goes_back else self.cache.slots:
-            if not (self.goes_back and self._context.remove(slot.id, slot.length)):
+        for slot in slots if self.supports_rollback else self.cache.slots:
+            if not (self.supports_rollback and self._context.remove(slot.id, slot.length)):
                 self.forget(slot)
 
     def forget(self, slot: Slot) -> None:

@@ -1,33 +1,39 @@
-"""Which tokens lie where, in slots and in host memory, and from where a new prompt should start."""
+"""Which tokens each slot and the host memory hold, and from which of them a prompt starts."""
 
 from __future__ import annotations
 
 from array import array
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import NamedTuple
 
 from cllm.engine.cache.radix import RadixTree
 from cllm.engine.cache.saved_prefixes import Saved, SavedPrefixes
+from cllm.engine.generation import Generation
+from cllm.engine.sampling.params import SamplingParams
 
-# Tokens that a copy must save to be worth it. From host memory or where cells are shared it takes
-# some 20 us a token (0.6B model) and 2 ms to begin, against 2 ms to evaluate a token.
+# Tokens that a copy must save to be worth it. A copy from host memory, or in a unified cache, takes
+# about 20 us a token (0.6B model) and 2 ms to begin; evaluating a token takes 2 ms.
 WORTH = 16
-# A copy in a split cache moves a slot's whole buffer at memory speed: so many tokens of it in the
-# time in which one is evaluated (112 KiB a token, 0.6B model).
+# A copy in a split cache moves a slot's whole buffer at memory speed: this many tokens of it in the
+# time that evaluating one token takes (112 KiB a token, 0.6B model).
 _COPY_COST = 64
-# And to be kept in host memory, which is paid for whether it is wanted again or not: at least so
-# many tokens, and at least an eighth of all, that nobody else holds.
+# A slot is saved to host memory only if at least this many of its tokens, and an eighth of them,
+# are held nowhere else: saving costs time even if the prefix is never used again.
 WORTH_SAVING = 64
 _LOST_SHARE = 8
 
-if TYPE_CHECKING:
-    from cllm.engine.sequence import Sequence
+
+def copy_gain(split_cache: bool, ctx_size: int) -> int:
+    """Tokens that a copy between slots must save to be worth it."""
+    return max(2, ctx_size // _COPY_COST) if split_cache else 1
 
 
-def copy_gain(unified: bool, ctx_size: int) -> int:
-    """Tokens that a copy between slots of a cache must save to be worth it."""
-    return 1 if unified else max(2, ctx_size // _COPY_COST)
+class Served(NamedTuple):
+    """A request that was given a slot. A slot keeps this of it, not what it computed with."""
+
+    generation: Generation
+    params: SamplingParams
 
 
 @dataclass(slots=True, eq=False)
@@ -36,7 +42,7 @@ class Slot:
 
     leader: another slot, whose prompt is being evaluated and whose first `promised` tokens this
     one waits for instead of evaluating them too.
-    user: the request that it serves, or served last.
+    served: the request that it serves, or served last; any thread may read it.
     """
 
     id: int
@@ -46,7 +52,7 @@ class Slot:
     last_used: int = 0
     leader: Slot | None = None
     promised: int = 0
-    user: Sequence | None = None
+    served: Served | None = None
 
 
 Holder = Slot | Saved
@@ -70,9 +76,9 @@ class PrefixCache:
     """The slots, the saved prefixes and the policy by which they are reused.
 
     copy_gain: tokens that a copy between slots must save to be worth it.
-    adjacent: whether llama_decode evaluates only neighbouring slots together, as it does in a
-    cache that is split by sequence: 4 of 8 sequences take 41 ms as slots 0 to 3 and 57 ms as
-    slots 0, 2, 4, 6 (0.6B model, two cores; the more cores, the greater the difference).
+    split_cache: each slot has an equal part of the cache. llama_decode then evaluates only
+    neighbouring slots together: 4 of 8 sequences take 41 ms as slots 0 to 3 and 57 ms as slots
+    0, 2, 4, 6 (0.6B model, two cores; more cores make the difference greater).
     usable: whether the memory lets a holder's tokens be cut to the first n.
     """
 
@@ -80,7 +86,7 @@ class PrefixCache:
         self,
         n_slots: int,
         copy_gain: int,
-        adjacent: bool,
+        split_cache: bool,
         max_saved_bytes: int = 0,
         usable: Usable = lambda holder, n: True,
     ) -> None:
@@ -88,7 +94,7 @@ class PrefixCache:
         self.saved = SavedPrefixes(max_saved_bytes)
         self._tree: RadixTree[Holder] = RadixTree()
         self._copy_gain = copy_gain
-        self._adjacent = adjacent
+        self._split_cache = split_cache
         self._usable = usable
         self._clock = 0
 
@@ -105,8 +111,8 @@ class PrefixCache:
         wanted: the idle slot to take instead. fresh: use nothing of what is there.
 
         A slot whose tokens are mostly a beginning of the prompt is continued. Otherwise the least
-        recently used one (of those beside busy ones, if that matters) is given up, so that a
-        common first sentence does not cost somebody's long conversation; the shared beginning is
+        recently used one (next to busy ones in a split cache) is given up, so that a common first
+        sentence does not evict another client's long conversation; the shared beginning is
         copied where that pays. The prompt's last token is never reused: its evaluation gives the
         logits for the first new token.
         """
@@ -128,7 +134,7 @@ class PrefixCache:
         return self._tree.shared(tokens[:-1])
 
     def _held(self, holder: Holder, shared: dict[Holder, int]) -> int:
-        """How many of the new tokens a holder could give now."""
+        """The number of the new tokens that a holder can give now."""
         n = min(shared.get(holder, 0), holder.length)
         return n if n and self._usable(holder, n) else 0
 
@@ -151,14 +157,14 @@ class PrefixCache:
         return leader
 
     def _reluctance(self, slot: Slot) -> tuple[int, bool, int, int]:
-        """The less, the sooner a slot is given to a prompt that it has nothing for."""
+        """The slot with the least is given to a prompt that no slot has a prefix of."""
         busy_neighbours = 0
-        if self._adjacent:
+        if self._split_cache:
             busy_neighbours = sum(s.busy for s in self.slots if abs(s.id - slot.id) == 1)
         return (-busy_neighbours, slot.length > 0, slot.last_used, slot.id)
 
     def worth_saving(self, slot: Slot, kept: int = 0) -> bool:
-        """Whether more than its first `kept` tokens, if given up, would be missed."""
+        """Whether enough of its tokens after the first `kept` are held nowhere else."""
         if slot.length - kept < WORTH_SAVING or not self.saved.max_bytes:
             return False
         shared = self._tree.shared(slot.tokens[: slot.length])
@@ -167,7 +173,7 @@ class PrefixCache:
         return lost >= max(WORTH_SAVING, slot.length // _LOST_SHARE)
 
     def save(self, saved: Saved) -> None:
-        """Keep a prefix; what it contains of others need not be kept beside it."""
+        """Keep a prefix, and drop those that it contains."""
         for holder, shared in self._tree.shared(saved.tokens).items():
             if isinstance(holder, Saved) and shared == holder.length and not holder.whole:
                 self.drop(holder)
@@ -175,7 +181,7 @@ class PrefixCache:
         self._tree.insert(saved, saved.tokens)
 
     def make_room(self, size: int) -> bool:
-        """Drop the least recently used saved prefixes for one of so many bytes."""
+        """Drop the least recently used saved prefixes until `size` bytes fit; False: never."""
         dropped = self.saved.make_room(size)
         for saved in dropped or ():
             self._tree.remove(saved)
@@ -198,12 +204,12 @@ class PrefixCache:
         self._tree.insert(slot, slot.tokens[: slot.length])
 
     def fill(self, slot: Slot, tokens: array[int]) -> None:
-        """Note what an idle slot holds now, for nobody yet; nothing if `tokens` is empty."""
+        """Note what an idle slot holds now; nothing if `tokens` is empty."""
         slot.tokens, slot.length = tokens, len(tokens)
         self.release(slot)
 
     def oldest_idle(self) -> Slot | None:
-        """Return the least recently used slot that holds tokens for nobody; None if none does."""
+        """Return the least recently used idle slot that holds tokens; None if there is none."""
         idle = [slot for slot in self.slots if not slot.busy and slot.length]
         return min(idle, key=lambda slot: slot.last_used, default=None)
 
@@ -214,5 +220,5 @@ class PrefixCache:
 
     @property
     def held(self) -> int:
-        """Tokens in all slots, those for nobody included; shared cells are counted in each."""
+        """Tokens in all slots, idle ones included; shared cells count in each."""
         return sum(slot.length for slot in self.slots)

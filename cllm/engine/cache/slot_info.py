@@ -1,4 +1,4 @@
-"""What may be known from outside of a place for a sequence."""
+"""A description of a slot for other threads."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from cllm.engine.sampling.params import SamplingParams
 
 @dataclass(frozen=True, slots=True)
 class SlotInfo:
-    """A place for a sequence, which holds so many tokens.
+    """A slot of the cache and the number of tokens that it holds.
 
-    generation, params: of the request that it serves, or served last; None: of none so far.
+    generation, params: of the request that it serves or served last; None if it served none yet.
     """
 
     id: int
@@ -25,7 +25,5 @@ class SlotInfo:
 
 def slot_info(slot: Slot) -> SlotInfo:
     """Describe a slot as of now. Any thread."""
-    user = slot.user
-    if user is None:
-        return SlotInfo(slot.id, slot.busy, slot.length, None, None)
-    return SlotInfo(slot.id, slot.busy, slot.length, user.generation, user.params)
+    generation, params = slot.served or (None, None)
+    return SlotInfo(slot.id, slot.busy, slot.length, generation, params)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 
 from cllm.engine.llama import FloatArray
-from cllm.engine.request import Request
+from cllm.engine.request import Request, RequestWriter
 
 EUCLIDEAN = 2
 MAX_ABSOLUTE = 32_760.0  # what the greatest component becomes under norm 0; as llama.cpp's
@@ -48,6 +48,25 @@ class Embedding(Request):
             yield normalized(rows if width is None else rows[:, :width], norm)
 
 
+class EmbeddingWriter(RequestWriter):
+    """The engine's side of an embedding. Engine thread only."""
+
+    __slots__ = ("_embedding",)
+
+    def __init__(self, embedding: Embedding) -> None:
+        super().__init__(embedding)
+        self._embedding = embedding
+
+    def append(self, vectors: FloatArray) -> int:
+        """Add the vectors of the next input; return the number of inputs that have theirs."""
+        self._embedding._outputs.append(vectors)
+        return len(self._embedding._outputs)
+
+    def all_finite(self) -> bool:
+        """Whether every component of the vectors is a number."""
+        return all(bool(np.isfinite(rows).all()) for rows in self._embedding._outputs)
+
+
 def normalized(vectors: FloatArray, norm: int = EUCLIDEAN) -> FloatArray:
     """Each row [rows, width] divided by its norm; a row of zeros stays one.
 
@@ -63,8 +82,3 @@ def normalized(vectors: FloatArray, norm: int = EUCLIDEAN) -> FloatArray:
         sizes = np.power(np.power(wide, norm).sum(axis=1), 1.0 / norm)
     factors = np.divide(1.0, sizes, out=np.zeros_like(sizes), where=sizes > 0)
     return np.asarray(vectors * factors[:, None], dtype=np.float32)
-
-
-def all_finite(vectors: Sequence[FloatArray]) -> bool:
-    """Whether every component is a number."""
-    return all(bool(np.isfinite(rows).all()) for rows in vectors)

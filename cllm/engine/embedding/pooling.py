@@ -55,7 +55,7 @@ def shape_of(
     metadata: Mapping[str, Any],
     n_ctx_train: int,
     n_vocab: int,
-    goes_back: bool,
+    supports_rollback: bool,
     ubatch_size: int,
     config: EngineConfig,
 ) -> EmbeddingShape:
@@ -83,7 +83,7 @@ def shape_of(
         batch=batch,
         packed=packed,
         cells=rounded_up(max(longest, batch)),
-        most_inputs=min(MAX_PARALLEL if goes_back else config.parallel, packed),
+        most_inputs=min(MAX_PARALLEL if supports_rollback else config.parallel, packed),
         chunked=chunked,
     )
 

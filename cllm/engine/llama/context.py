@@ -128,7 +128,7 @@ class Context:
         C.llama_set_abort_callback(handle, _is_filled, self._interrupt)
         self._memory = C.llama_get_memory(handle)
         self.copies_pending = False
-        self._copies_data = not kv_unified
+        self._split_cache = not kv_unified
         self.n_ctx = int(C.llama_n_ctx(handle))
         self.n_ctx_seq = int(C.llama_n_ctx_seq(handle))
         self.n_seq = n_seq
@@ -212,7 +212,7 @@ class Context:
         restore into the source and do not save the target.
         """
         C.llama_memory_seq_cp(self._memory, source, target, -1, -1)
-        self.copies_pending = self._copies_data
+        self.copies_pending = self._split_cache
 
     def first_position(self, seq: int) -> int:
         """The lowest position still in memory (above 0: windowed or recurrent); -1: empty."""

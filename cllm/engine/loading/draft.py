@@ -1,4 +1,4 @@
-"""From a draft model's path to a model that guesses, or one line that says why not."""
+"""Loads a draft model, or says in one line why it cannot be used."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ from cllm.engine.speculation.draft_model import DraftModel, difference
 
 @dataclass(frozen=True, slots=True)
 class DraftFile:
-    """A draft model's file, looked at before the main model takes its time to load."""
+    """A draft model's file, checked before the main model is loaded."""
 
     path: Path
     header: GgufHeader
 
     @classmethod
     def of(cls, config: EngineConfig) -> DraftFile | None:
-        """The one that is configured; None where nothing is guessed. Raises ModelLoadError."""
+        """The one that is configured; None where nothing is drafted. Raises ModelLoadError."""
         if config.model_draft is None or not config.draft_max:
             return None
         path = Path(config.model_draft)
@@ -62,7 +62,7 @@ class DraftFile:
         layout: Layout,
         progress: Callable[[float], None] | None,
     ) -> DraftModel:
-        """Load it beside the main model. Raises ModelLoadError.
+        """Load it next to the main model. Raises ModelLoadError.
 
         name, main: the main model's file and vocabulary. cells: tokens that either cache holds.
         """
@@ -77,13 +77,13 @@ class DraftFile:
                 batch = llama.Batch(min(config.batch_size, context.n_batch))
                 warm_up(self.path.name, model, context, batch)
                 undo.pop_all()
-        gain = max(WORTH, copy_gain(layout.kv_unified, context.n_ctx_seq))
+        gain = max(WORTH, copy_gain(not layout.kv_unified, context.n_ctx_seq))
         return DraftModel(model, context, batch, main, gain)
 
     def _check(self, model: llama.Model, main: llama.Vocab, name: str) -> None:
-        if model.window or not model.goes_back or model.has_encoder or model.diffuses:
+        if model.window or not model.supports_rollback or model.has_encoder or model.diffuses:
             raise ModelLoadError(
-                f"{self.path.name} cannot take back a guess; give a decoder whose attention looks "
+                f"{self.path.name} cannot roll back a draft; give a decoder whose attention looks "
                 "back to the beginning"
             )
         how = difference(main, model.vocab)

@@ -36,8 +36,8 @@ _log = logging.getLogger("cllm.engine")
 class Loaded:
     """A model, its context and its batch; close() frees them in the right order.
 
-    shape: how inputs are computed, of a model that embeds; None: it generates. draft: the model
-    that guesses ahead.
+    shape: how inputs are computed, of a model that embeds; None: it generates. draft: the draft
+    model.
     """
 
     config: EngineConfig
@@ -77,10 +77,10 @@ def load(
         undo.callback(model.close)
         layout, tuning = Layout.of(config), None
         shape = _embedding_shape(path, header, model, layout, config)
-        if shape is not None or model.window or not model.goes_back:
-            # Guesses that do not come true must be removable from the memory.
+        if shape is not None or model.window or not model.supports_rollback:
+            # Rejected drafts must be removable from the memory.
             if drafter is not None:
-                why = "generates no text" if shape else "cannot take back a guess"
+                why = "generates no text" if shape else "cannot roll back a draft"
                 raise ModelLoadError(f"{path.name} {why}; serve it without --model-draft")
             config = replace(config, draft_max=0)
         if shape is None:
@@ -141,7 +141,7 @@ def _embedding_shape(
         header.metadata,
         model.n_ctx_train,
         model.vocab.n_tokens,
-        model.goes_back,
+        model.supports_rollback,
         layout.ubatch_size,
         config,
     )

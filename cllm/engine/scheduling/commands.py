@@ -1,4 +1,4 @@
-"""What is to be done to slots between two steps, when no request is in them."""
+"""Commands that run on idle slots between two steps: save, restore, erase."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ from typing import Any
 from cllm.engine.cache.prefix_cache import Slot
 from cllm.engine.errors import EngineClosed
 
-Command = tuple[int, Callable[[Slot], Any], "Future[Any]"]  # a slot and what to do when it is idle
+Command = tuple[int, Callable[[Slot], Any], "Future[Any]"]  # a slot, what to do when it is idle
 
 
 class Commands:
     """Commands on their way to the engine thread."""
 
     def __init__(self, wake: Callable[[], None]) -> None:
-        """wake: lets the engine thread look; called after a command was left."""
+        """wake: wakes the engine thread; called after a command was added."""
         self._wake = wake
         self._lock = threading.Lock()
         self._left: list[Command] = []
         self._closed = False
 
     def put(self, slot: int, run: Callable[[Slot], Any]) -> Future[Any]:
-        """Have something done to a slot as soon as no request is in it. Any thread.
+        """Run something on a slot as soon as no request is in it. Any thread.
 
         The future ends with what `run` returns or raises, or with EngineClosed.
         """
@@ -42,7 +42,7 @@ class Commands:
     # The engine thread.
 
     def obey(self, slots: Sequence[Slot]) -> None:
-        """Carry out the commands whose slots are idle; the others are kept for later."""
+        """Run the commands whose slots are idle; keep the others for later."""
         if not self._left:
             return
         with self._lock:
@@ -56,7 +56,7 @@ class Commands:
                     future.set_exception(error)
 
     def close(self, message: str) -> None:
-        """End with EngineClosed what was left and what comes from now on."""
+        """End all commands with EngineClosed, those of the future too."""
         with self._lock:
             self._closed = True
             left, self._left = self._left, []

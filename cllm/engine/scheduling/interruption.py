@@ -1,4 +1,4 @@
-"""Ends a step early when what it reads is no longer wanted: cancelled, too late, or closed."""
+"""Interrupts a step whose prompts are no longer wanted: cancelled, expired, or engine closed."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ from cllm.engine.sequence import Sequence
 
 _log = logging.getLogger("cllm.engine")
 
-_LONGEST_STEP_S = 10.0  # a deadline that is farther away is looked at between two steps
+_LONGEST_STEP_S = 10.0  # later deadlines are checked between two steps
 
 
 class Interruption:
     """The engine thread says which prompts a step reads; any thread may end that step.
 
-    A step is bounded to about a second, which is a long time for a prompt nobody wants. A step
-    without a cancelled or expired prompt is not interrupted, except when the engine is closed. Nor
-    are two in a row in which others compute too: their work of an interrupted step is lost, so that
-    a client that sends and cancels prompts could keep them from ever going on.
+    A step is bounded to about a second, which is long for a prompt that is no longer wanted. A step
+    without a cancelled or expired prompt is not interrupted, except when the engine is closed. Of
+    two steps in a row in which others compute too, at most one is interrupted: their work of an
+    interrupted step is lost, so a client that sends and cancels prompts could stop them for good.
     """
 
     def __init__(self, context: Context, can_undo: bool) -> None:
-        """can_undo: whether the memory can go back to before a step; if not, only stop() counts."""
+        """can_undo: whether the memory can roll back a step; if not, only stop() interrupts."""
         self._context = context
         self._can_undo = can_undo
         self._lock = threading.Lock()
@@ -48,7 +48,7 @@ class Interruption:
                 self._interrupt()
 
     def stop(self) -> None:
-        """End the step in progress and those that would follow."""
+        """End the step in progress and all later ones."""
         with self._lock:
             self._stopped = True
             self._interrupt()
@@ -65,7 +65,7 @@ class Interruption:
     # The engine thread.
 
     def begin(self, sequences: Iterable[Sequence], alone: bool) -> None:
-        """A step begins that reads these prompts. alone: it computes for one request only."""
+        """Note that a step begins that reads these prompts. alone: it computes for one request."""
         self._alone = alone
         may = self._can_undo and (alone or not self._others_lost)
         reading = list(sequences) if may else []
@@ -76,7 +76,7 @@ class Interruption:
                 self._interrupted = False
                 self._context.resume()
         # Cancelled before it was known what the step reads.
-        if any(s.generation._cancel_requested for s in reading):
+        if any(s.generation.cancel_requested for s in reading):
             with self._lock:
                 self._interrupt()
         deadline = min((s.deadline for s in reading), default=math.inf)
@@ -89,13 +89,13 @@ class Interruption:
         timer.name, timer.daemon = "cllm-deadline", True
         try:
             timer.start()
-        except RuntimeError:  # no thread is to be had: the deadline is seen after the step
+        except RuntimeError:  # no thread can be started: the deadline is checked after the step
             _log.debug("no thread for a deadline", exc_info=True)
         else:
             self._timer = timer
 
     def end(self) -> bool:
-        """The step has ended; return whether it was asked to."""
+        """Note that the step has ended; return whether it was interrupted."""
         timer, self._timer = self._timer, None
         if timer is not None:
             timer.cancel()

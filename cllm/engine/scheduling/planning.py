@@ -1,4 +1,4 @@
-"""What a step decodes: which sequences, how many tokens of each, and how they lie in the batch."""
+"""What a step decodes: which sequences, how many tokens of each, and their order in the batch."""
 
 from __future__ import annotations
 
@@ -13,72 +13,72 @@ from cllm.engine.speculation.speculation import Speculation
 _log = logging.getLogger("cllm.engine")
 
 _TILE = 64
-"""Rows of a sequence that llama.cpp's flash attention takes together on a CPU; the rest go one by
-one. Behind 1 500 tokens 64 rows take less time than 32, and two thirds of what 65 take."""
+"""Rows of a sequence that llama.cpp's flash attention computes together on a CPU; the rest go one
+by one. After 1 500 tokens, 64 rows take less time than 32, and two thirds of the time of 65."""
 _OVER = 8
-"""Tokens by which a step for which no stream waits may exceed its time to take a tile whole."""
-_SHALLOW = 256  # tokens behind which parts of a tile cost little more than their share
+"""Tokens by which a step without streams may exceed its budget to read a whole tile."""
+_SHALLOW = 256  # tokens up to which parts of a tile cost little more than their share
 _PARTS = (16, 8)
 
 Plan = list[tuple[Sequence, int]]
-"""Whose next tokens to decode, and how many."""
+"""Sequences, and the number of tokens to decode of each."""
 
 
 class Planner:
-    """Fills steps as far as time and batch allow, and learns what they take. Engine thread."""
+    """Fills steps within the limits of time and batch, and learns their times. Engine thread."""
 
     def __init__(
         self,
         pacer: Pacer,
         speculation: Speculation | None,
         capacity: int,
-        split: bool,
+        split_cache: bool,
     ) -> None:
-        """capacity: tokens of a batch. split: whether tokens that are evaluated together must be
-        equally many of each sequence, as in a cache that is split by sequence.
+        """capacity: tokens of a batch. split_cache: each sequence has an equal part of the cache;
+        sequences are then evaluated together only with equal numbers of tokens.
         """
         self._pacer = pacer
         self._speculation = speculation
         self._capacity = capacity
-        self._split = split
+        self._split_cache = split_cache
         self._prompts_were_read = False
 
     def plan(self, running: list[Sequence]) -> Plan:
-        """The newest tokens of those that are generating, and of prompts what time allows.
+        """The newest tokens of generating sequences, and as many of prompts as time allows.
 
-        In a split cache the two would be evaluated one after the other anyway, the first token of
-        each prompt with the others' newest ones and the rest behind: there they take turns, which
-        leaves both in shapes that are evaluated fast.
+        A split cache would evaluate the two one after the other: the first token of each prompt
+        with the newest ones of the streams, then the rest. There they take turns instead, and both
+        keep shapes that are evaluated fast.
         """
-        # A prompt that is in the cache but for its last token is evaluated as a stream is.
+        # A prompt that is cached except for its last token is evaluated like a stream.
         following = [s for s in running if slot_of(s).leader is None]
         generating = [s for s in following if s.decoding or s.pending == 1]
         prompts = [s for s in following if not s.decoding and s.pending > 1]
-        if self._split and generating and self._prompts_were_read:
+        if self._split_cache and generating and self._prompts_were_read:
             prompts = []
         self._prompts_were_read = bool(prompts)
         plain = bool(prompts) or not all(s.decoding for s in generating)
-        counts = {} if prompts and self._split else self._newest(generating, not plain)
+        counts = {} if prompts and self._split_cache else self._newest(generating, not plain)
         if prompts:
             self._add_prompts(counts, prompts, len(generating))
-        # A cache split by sequence is decoded together only for consecutive slots in order.
+        # llama_decode evaluates slots of a split cache together only if they follow each other.
         return sorted(
             ((s, n) for s, n in counts.items() if n), key=lambda item: slot_of(item[0]).id
         )
 
-    def _newest(self, generating: list[Sequence], guess: bool) -> dict[Sequence, int]:
+    def _newest(self, generating: list[Sequence], draft: bool) -> dict[Sequence, int]:
         room = self._capacity - sum(s.pending for s in generating)
         if room < 0:
             return dict.fromkeys(generating, 1)
-        if guess and generating and self._speculation is not None:
+        if draft and generating and self._speculation is not None:
             step_s = self._pacer.step_s(len(generating))
             try:
-                self._speculation.guess(generating, room, step_s)
+                self._speculation.draft(generating, room, step_s)
             except Exception:  # it only saves time
-                _log.exception("guessing ahead failed; no tokens are guessed any more")
+                _log.exception("speculation failed and is switched off")
                 self._speculation = None
                 for sequence in generating:
-                    sequence.take_back()
+                    sequence.rollback()
         return {s: s.pending for s in generating}
 
     def _add_prompts(
@@ -87,39 +87,39 @@ class Planner:
         pacer, capacity = self._pacer, self._capacity - sum(counts.values())
         budget = room = min(capacity, pacer.budget(generating, len(prompts), _TILE))
         over = _TILE // 2 if generating else _OVER
-        prompts.sort(key=lambda s: pacer.due(s.generation._submitted, s.pending))
+        prompts.sort(key=lambda s: pacer.due(s.generation.submitted, s.pending))
         for sequence in prompts:
             if sequence is not prompts[0] and room < min(sequence.pending, _TILE // 2):
                 break
             count = min(_part(sequence.pending, room, slot_of(sequence).length, over), capacity)
             if not generating and count < sequence.pending and 0 < budget - room < budget // 4:
-                break  # what is read to its end would wait several times as long for its answer
+                break  # prompts that end in this step would wait several times as long
             counts[sequence] = count
             capacity -= count
             room = max(0, room - count)
 
     def learn(self, plan: Plan, seconds: float) -> None:
-        """Tell the policies what a step took, unless it is like none that is planned by them."""
+        """Tell the policies a step's time, except with forced tokens, which they do not model."""
         for sequence, count in plan:
-            begun = len(sequence.tokens) - sequence.supposed > sequence.n_prompt
-            if begun and count > 1 + sequence.supposed:
-                return  # tokens that a constraint has forced
-        generating = sum(count == 1 + sequence.supposed for sequence, count in plan)
-        supposed = sum(sequence.supposed for sequence, _ in plan)
+            begun = len(sequence.tokens) - sequence.drafted > sequence.n_prompt
+            if begun and count > 1 + sequence.drafted:
+                return  # tokens that a constraint forced
+        generating = sum(count == 1 + sequence.drafted for sequence, count in plan)
+        drafted = sum(sequence.drafted for sequence, _ in plan)
         step_s = self._pacer.step_s(generating)
-        if not supposed:
+        if not drafted:
             tokens = sum(count for _, count in plan) - generating
             self._pacer.observe(generating, tokens, seconds)
         elif self._speculation is not None and step_s is not None:
-            self._speculation.observe(supposed, seconds, step_s)
+            self._speculation.observe(drafted, seconds, step_s)
 
 
 def _part(pending: int, room: int, behind: int, over: int = _TILE // 2) -> int:
-    """How much of a prompt to read where there is time for `room` tokens.
+    """Tokens of a prompt to read when there is time for `room` tokens.
 
-    All that is not whole tiles comes first, where there is little to attend to, and what is left
-    in whole tiles. behind: tokens that are read already. over: by how many tokens the room may be
-    exceeded; half a tile comes as near to it as tiles do.
+    The part that is no whole tile is read first, where there is little to attend to, then whole
+    tiles. behind: tokens that are read already. over: tokens by which the room may be exceeded;
+    with half a tile, the number of tiles is rounded to the nearest.
     """
     if pending <= room:
         return pending
@@ -131,13 +131,13 @@ def _part(pending: int, room: int, behind: int, over: int = _TILE // 2) -> int:
 
 
 def shape_of(plan: Plan) -> Shape:
-    """What the time of a step is compared by."""
-    generating = sum(count == 1 + sequence.supposed for sequence, count in plan)
+    """The shape by which the times of steps are compared."""
+    generating = sum(count == 1 + sequence.drafted for sequence, count in plan)
     return Shape(len(plan), generating, sum(count for _, count in plan))
 
 
 def fill(batch: Batch, plan: Plan) -> int:
-    """Put a plan into the batch; return its tokens. Logits are wanted after each last token."""
+    """Put a plan into the batch; return its number of tokens. Each last token gets logits."""
     at = 0
     for sequence, count in plan:
         slot = slot_of(sequence)
@@ -152,6 +152,6 @@ def fill(batch: Batch, plan: Plan) -> int:
             batch.seq[at : at + count] = slot.id
             batch.output[at : at + count] = 0
         at += count
-        rows = 1 + sequence.supposed
+        rows = 1 + sequence.drafted
         batch.output[at - rows : at] = end == len(sequence.tokens)
     return at

@@ -1,1 +1,1 @@
-"""Drafts: tokens guessed from the text or by a draft model, and how many are worth a try."""
+"""Speculative decoding: drafts from the text or from a draft model, and their length."""

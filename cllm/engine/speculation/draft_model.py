@@ -1,4 +1,4 @@
-"""A smaller model beside the main one, and what its cache holds of each slot's sequence."""
+"""A smaller model that drafts for the main one, and what its cache holds of each sequence."""
 
 from __future__ import annotations
 
@@ -13,44 +13,44 @@ from cllm.engine.sequence import Sequence, slot_of
 
 _log = logging.getLogger("cllm.engine")
 
-# As llama.cpp's common_speculative_are_compatible has it: padding may differ, and the first few
-# tokens are often spelled otherwise and mean the same.
+# As in llama.cpp's common_speculative_are_compatible: padding may differ, and the first few tokens
+# are often spelled differently with the same meaning.
 _PADDING = 128
 _FIRST_SPELLED = 5
 
 
 class DraftModel:
-    """Reads sequences and says what follows, greedily. Engine thread only.
+    """Reads sequences and drafts what follows, greedily. Engine thread only.
 
-    What the cache holds of a slot is compared with the sequence there each time, so that nobody
-    need tell of slots that change hands, preemptions or guesses that were wrong.
+    Each call compares what the cache holds of a slot with the sequence there, so the model needs
+    no notice of slots that are reassigned, of preemptions or of rejected drafts.
     """
 
     def __init__(
         self, model: Model, context: Context, batch: Batch, main: Vocab, copy_gain: int
     ) -> None:
-        """main: the vocabulary that guesses must be of, which matches the model's own.
+        """main: the main model's vocabulary, which drafted tokens belong to.
         copy_gain: tokens that a copy between slots must save to be worth it.
         """
         self._model = model
         self._context = context
         self._batch = batch
-        self._guessable = min(main.n_tokens, context.n_vocab)
+        self._draftable = min(main.n_tokens, context.n_vocab)
         self._copy_gain = copy_gain
         self._held = [array("i") for _ in range(context.n_seq)]
         self.size_bytes = model.size_bytes
         self.capacity = batch.capacity  # tokens that it evaluates at once
         self.longest = min(context.n_ctx_seq, model.n_ctx_train)  # sequence that it can follow
         self.cells = context.n_ctx  # tokens of all sequences
-        self.broken = False  # a decode failed; it guesses no more
+        self.broken = False  # it failed and drafts no more
 
     @property
     def context(self) -> Context:
-        """What it computes with."""
+        """The context that it decodes with."""
         return self._context
 
     def unread(self, sequence: Sequence) -> int:
-        """How many of a sequence's tokens the cache lacks: at least one, the newest."""
+        """The number of a sequence's tokens that the cache lacks: at least one, the newest."""
         slot, tokens = slot_of(sequence).id, sequence.tokens
         shared = self._cut(slot, tokens)
         if len(tokens) - shared > self._copy_gain:
@@ -58,7 +58,7 @@ class DraftModel:
         return len(tokens) - shared
 
     def _cut(self, slot: int, tokens: array[int]) -> int:
-        """Keep what a slot holds of these tokens but the last; return how many they are."""
+        """Keep what a slot holds of these tokens except the last; return their number."""
         held = self._held[slot]
         shared = min(common_prefix(held, tokens), len(tokens) - 1)
         if shared < len(held):
@@ -67,7 +67,7 @@ class DraftModel:
         return shared
 
     def _borrow(self, slot: int, tokens: array[int], shared: int) -> int:
-        """Copy another slot's beginning if that is so much longer; return the length of ours."""
+        """Copy another slot's prefix if that saves enough; return the length of ours."""
         longest, source = max((common_prefix(h, tokens), i) for i, h in enumerate(self._held))
         if longest - shared < self._copy_gain:
             return shared
@@ -76,12 +76,12 @@ class DraftModel:
         self._held[slot] = self._held[source][:]
         return self._cut(slot, tokens)
 
-    def read(self, sequences: list[Sequence], most: int) -> int:
-        """Read at most so many tokens, of no sequence the newest; return how many.
+    def read(self, sequences: list[Sequence], limit: int) -> int:
+        """Read up to `limit` tokens, never a sequence's newest; return their number.
 
-        Who lacks least is first. most: at most `capacity`.
+        The sequence that lacks least is read first. limit: at most `capacity`.
         """
-        left, parts = most, []
+        left, parts = limit, []
         for sequence in sorted(sequences, key=self.unread):
             slot = slot_of(sequence).id
             start = len(self._held[slot])
@@ -89,26 +89,26 @@ class DraftModel:
             if fresh:
                 parts.append((slot, fresh))
                 left -= len(fresh)
-        return most - left if self._evaluate(parts, False) else 0
+        return limit - left if self._evaluate(parts, False) else 0
 
-    def guess(self, depths: dict[Sequence, int]) -> dict[Sequence, list[int]]:
-        """Guess so many tokens behind each sequence; `capacity` bounds the unread ones."""
-        guesses: dict[Sequence, list[int]] = {sequence: [] for sequence in depths}
-        order = sorted(depths, key=lambda sequence: slot_of(sequence).id)
+    def draft(self, lengths: dict[Sequence, int]) -> dict[Sequence, list[int]]:
+        """Draft a number of tokens after each sequence; `capacity` bounds the unread ones."""
+        drafts: dict[Sequence, list[int]] = {sequence: [] for sequence in lengths}
+        order = sorted(lengths, key=lambda sequence: slot_of(sequence).id)
         slots = {sequence: slot_of(sequence).id for sequence in order}
         fresh = {s: s.tokens[-self.unread(s) :] for s in order}
-        for depth in range(max(depths.values(), default=0)):
-            asked = [s for s in order if depths[s] > depth]
-            if not self._evaluate([(slots[s], fresh[s]) for s in asked], True):
+        for depth in range(max(lengths.values(), default=0)):
+            unfinished = [s for s in order if lengths[s] > depth]
+            if not self._evaluate([(slots[s], fresh[s]) for s in unfinished], True):
                 return {}
-            rows = self._context.logits(len(asked))[:, : self._guessable]
-            for sequence, token in zip(asked, rows.argmax(axis=1).tolist(), strict=True):
-                guesses[sequence].append(token)
+            rows = self._context.logits(len(unfinished))[:, : self._draftable]
+            for sequence, token in zip(unfinished, rows.argmax(axis=1).tolist(), strict=True):
+                drafts[sequence].append(token)
                 fresh[sequence] = array("i", [token])
-        return guesses
+        return drafts
 
     def _evaluate(self, parts: list[tuple[int, array[int]]], output: bool) -> bool:
-        """Decode what follows in some slots. output: logits after each, in the slots' order."""
+        """Decode what follows in some slots. output: compute logits after each, in slot order."""
         batch, at = self._batch, 0
         for slot, tokens in sorted(parts):
             start, end = len(self._held[slot]), at + len(tokens)
@@ -121,12 +121,12 @@ class DraftModel:
         # The main model may have a few tokens more.
         np.minimum(batch.token[:at], self._context.n_vocab - 1, out=batch.token[:at])
         code = self._context.decode(batch, at)
-        if code == NO_ROOM:  # in a cache that is shared: others have left something there
+        if code == NO_ROOM:  # in a unified cache: other slots hold tokens there
             for slot in set(range(len(self._held))) - {slot for slot, _ in parts}:
                 self._forget(slot)
             code = self._context.decode(batch, at)
         if code:
-            _log.error("the draft model is used no more: llama_decode failed with code %d", code)
+            _log.error("the draft model is no longer used: llama_decode failed with code %d", code)
             self.broken = True
             return False
         for slot, tokens in parts:
@@ -144,7 +144,7 @@ class DraftModel:
 
 
 def difference(main: Vocab, draft: Vocab) -> str | None:
-    """What keeps two vocabularies from being taken for the same; None: nothing does.
+    """Why two vocabularies do not match; None: they match.
 
     Source: llama.cpp's common_speculative_are_compatible.
     """

@@ -1,8 +1,8 @@
-"""When the draft model is asked, and how far it guesses: as it was right and as it was quick.
+"""When the draft model runs, and how many tokens it drafts: by its acceptance rate and its speed.
 
-What it costs is measured: reading what it has not seen yet, and a round, in which it guesses one
-token for each sequence. Where that does not pay it is asked so rarely that it takes a 50th of the
-time, and what it reads of prompts counts too.
+Two costs are measured: reading the tokens that it has not read yet, and a round, which drafts one
+token for each sequence. Where drafting does not pay, the model runs so rarely that it takes a 50th
+of the time; reading prompts counts too.
 """
 
 from __future__ import annotations
@@ -11,56 +11,56 @@ import time
 
 from cllm.engine.sequence import Sequence
 from cllm.engine.speculation.draft_model import DraftModel
-from cllm.engine.speculation.speculation import Trust, worth
+from cllm.engine.speculation.drafter import AcceptanceRate, draft_length
 from cllm.engine.stats import EngineStats
 
 _MEMORY = 0.8  # weight of the past at each measurement
-_SHARED_MEMORY = 0.98  # and in the trust that new sequences begin with
-_MOST_GROWTH = 2.0  # of a round's time from one to the next: one delay is no measure
+_SHARED_MEMORY = 0.98  # the same, in the acceptance rate that new sequences begin with
+_MAX_GROWTH = 2.0  # of a round's time from one to the next: one delay is no measure
 _PROBE_TOKENS = 2
-_PROBE_SHARE = 0.02  # of the time, for asking although it does not pay
-_PROBE_MOST_S = 0.5  # that may be saved up for it
-_FIRST_READING = 64  # tokens, while it is not known how long reading takes
-_LEAST_READING = 16
+_PROBE_SHARE = 0.02  # of the time, for drafting although it does not pay
+_PROBE_MAX_S = 0.5  # that may be saved up for it
+_FIRST_READING = 64  # tokens, while the time of reading is unknown
+_MIN_READING = 16
 
 
 class DraftPolicy:
-    """What asking the draft model costs, and whether it is worth it. Pure policy.
+    """What the draft model costs, and whether it pays. Pure policy.
 
-    shared: what all sequences together have learnt to trust it.
+    shared_rate: the acceptance rate over all sequences.
     """
 
-    __slots__ = ("_round", "_saved_s", "_token_s", "shared")
+    __slots__ = ("_round", "_saved_s", "_token_s", "shared_rate")
 
     def __init__(self, share: float) -> None:
-        """share: of a step's time that a round is taken to cost before it was measured."""
+        """share: of a step's time, the assumed cost of a round until it is measured."""
         self._round = share
         self._token_s: float | None = None
         self._saved_s = 0.0
-        self.shared = Trust(_SHARED_MEMORY)
+        self.shared_rate = AcceptanceRate(_SHARED_MEMORY)
 
-    def depth(self, trusts: list[Trust], price: float) -> int:
-        """How far to guess for sequences that guess equally far; 0: it does not pay.
+    def length(self, rates: list[AcceptanceRate], cost: float) -> int:
+        """Tokens to draft for sequences with drafts of equal length; 0: drafting does not pay.
 
-        price: what evaluating a guessed token costs, in tokens.
+        cost: of evaluating a drafted token, relative to a generated one.
         """
-        likely = sum(trust.likely for trust in trusts) / len(trusts)
-        return worth(likely, price + self._round)
+        rate = sum(each.value for each in rates) / len(rates)
+        return draft_length(rate, cost + self._round)
 
     def save_up(self, step_s: float) -> int:
-        """Let time go by in which nothing pays; return how many tokens to guess nevertheless."""
-        self._saved_s = min(_PROBE_MOST_S, self._saved_s + step_s * _PROBE_SHARE)
+        """Count a step in which nothing may pay; return how many tokens to draft anyway."""
+        self._saved_s = min(_PROBE_MAX_S, self._saved_s + step_s * _PROBE_SHARE)
         return _PROBE_TOKENS if self._saved_s > 0 else 0
 
     def spend(self, seconds: float) -> None:
-        """Note what guessing nevertheless cost."""
+        """Note what drafting although it does not pay has cost."""
         self._saved_s -= seconds
 
     def reading(self, step_s: float) -> int:
         """Tokens that can be read in the time of a step, which reading may add to one."""
         if self._token_s is None:
             return _FIRST_READING
-        return max(_LEAST_READING, int(step_s / self._token_s))
+        return max(_MIN_READING, int(step_s / self._token_s))
 
     def note_read(self, tokens: int, seconds: float) -> None:
         """Learn what reading takes."""
@@ -72,100 +72,100 @@ class DraftPolicy:
 
     def note_rounds(self, rounds: int, seconds: float, step_s: float) -> None:
         """Learn what a round takes."""
-        measured = min(seconds / rounds / step_s, self._round * _MOST_GROWTH)
+        measured = min(seconds / rounds / step_s, self._round * _MAX_GROWTH)
         self._round = self._round * _MEMORY + measured * (1 - _MEMORY)
 
 
 class Drafting:
-    """Has the draft model guess where the text itself says less. Engine thread only."""
+    """Lets the draft model draft where that goes farther than the text. Engine thread only."""
 
-    __slots__ = ("_model", "_policy", "_same", "_stats")
+    __slots__ = ("_model", "_policy", "_split_cache", "_stats")
 
     def __init__(
-        self, model: DraftModel, policy: DraftPolicy, stats: EngineStats, same: bool
+        self, model: DraftModel, policy: DraftPolicy, stats: EngineStats, split_cache: bool
     ) -> None:
-        """same: as in Speculation."""
+        """split_cache: sequences are evaluated together only with equal numbers of tokens."""
         self._model = model
         self._policy = policy
         self._stats = stats
-        self._same = same
+        self._split_cache = split_cache
 
     def improve(
         self,
         sequences: list[Sequence],
-        guesses: list[list[int]],
-        mosts: list[int],
-        price: float,
+        drafts: list[list[int]],
+        limits: list[int],
+        cost: float,
         step_s: float,
     ) -> None:
-        """Replace guesses by the draft model's where that dares to guess farther.
+        """Replace drafts by the draft model's where those are longer.
 
-        guesses, mosts: of each sequence, what was found in its text, and the most tokens to guess.
-        price: what evaluating a guessed token costs, in tokens. step_s: what a step without guesses
-        takes. Where too much is unread it is read instead, for a step's time at most.
+        drafts, limits: of each sequence, the draft from its text, and the most tokens to draft.
+        cost: of evaluating a drafted token, relative to a generated one. step_s: seconds of a step
+        without drafts. Where too much is unread the model reads instead, for a step's time at most.
         """
         model, policy = self._model, self._policy
-        lengths = [len(s.tokens) + most for s, most in zip(sequences, mosts, strict=True)]
+        lengths = [len(s.tokens) + limit for s, limit in zip(sequences, limits, strict=True)]
         if model.broken or sum(lengths) > model.cells:
             return
         began = time.perf_counter()
-        depths, probed = self._depths(sequences, guesses, mosts, price, step_s)
-        if not depths:
+        wanted, probes = self._wanted(sequences, drafts, limits, cost, step_s)
+        if not wanted:
             return
-        readable = min(model.capacity, max(policy.reading(step_s), 2 * len(depths)))
+        readable = min(model.capacity, max(policy.reading(step_s), 2 * len(wanted)))
         drafted: dict[Sequence, list[int]] = {}
-        if sum(map(model.unread, depths)) > readable:
-            read = model.read(list(depths), readable)
+        if sum(map(model.unread, wanted)) > readable:
+            read = model.read(list(wanted), readable)
             seconds = time.perf_counter() - began
             policy.note_read(read, seconds)
         else:
-            drafted = model.guess(depths)
+            drafted = model.draft(wanted)
             seconds = time.perf_counter() - began
-            policy.note_rounds(max(depths.values()), seconds, step_s)
+            policy.note_rounds(max(wanted.values()), seconds, step_s)
         self._stats.draft_s += seconds
-        evaluation_s = sum(map(len, drafted.values())) * price * step_s / len(sequences)
-        policy.spend((seconds + evaluation_s) * probed / len(depths))
+        evaluation_s = sum(map(len, drafted.values())) * cost * step_s / len(sequences)
+        policy.spend((seconds + evaluation_s) * probes / len(wanted))
         for i, sequence in enumerate(sequences):
-            if sequence in drafted and sequence.guesser is not None:
-                guesses[i] = drafted[sequence]
-                sequence.guesser.drafted = True
+            if sequence in drafted and sequence.drafter is not None:
+                drafts[i] = drafted[sequence]
+                sequence.drafter.from_model = True
 
-    def give_up(self) -> None:
-        """Ask the draft model no more."""
+    def stop(self) -> None:
+        """Do not use the draft model again."""
         self._model.broken = True
 
-    def _depths(
+    def _wanted(
         self,
         sequences: list[Sequence],
-        guesses: list[list[int]],
-        mosts: list[int],
-        price: float,
+        drafts: list[list[int]],
+        limits: list[int],
+        cost: float,
         step_s: float,
     ) -> tuple[dict[Sequence, int], int]:
-        """For whom to guess how far, and for how many of them although it does not pay."""
+        """Tokens to draft for each sequence, and for how many of these drafting does not pay."""
         probe = self._policy.save_up(step_s)
-        everyone = list(range(len(sequences)))
-        depths: dict[Sequence, int] = {}
-        probed = 0
-        for group in [everyone] if self._same else [[i] for i in everyone]:
-            trusts = [t for i in group if (t := self._trust(sequences[i], mosts[i])) is not None]
-            if len(trusts) < len(group):
+        indices = list(range(len(sequences)))
+        wanted: dict[Sequence, int] = {}
+        probes = 0
+        for group in [indices] if self._split_cache else [[i] for i in indices]:
+            rates = [r for i in group if (r := self._rate(sequences[i], limits[i])) is not None]
+            if len(rates) < len(group):
                 continue
-            depth = self._policy.depth(trusts, price)
-            pays = depth > 0
-            depth = min(depth or probe, *(mosts[i] for i in group))
-            if depth <= min(len(guesses[i]) for i in group):
+            length = self._policy.length(rates, cost)
+            pays = length > 0
+            length = min(length or probe, *(limits[i] for i in group))
+            if length <= min(len(drafts[i]) for i in group):
                 continue
-            asked = {sequences[i]: depth for i in group if len(guesses[i]) < depth}
-            depths |= asked
-            probed += 0 if pays else len(asked)
-        return depths, probed
+            longer = {sequences[i]: length for i in group if len(drafts[i]) < length}
+            wanted |= longer
+            probes += 0 if pays else len(longer)
+        return wanted, probes
 
-    def _trust(self, sequence: Sequence, most: int) -> Trust | None:
-        """A sequence's trust in the draft model; None: that guesses nothing there."""
-        guesser = sequence.guesser
-        if guesser is None or len(sequence.tokens) + most > self._model.longest:
+    def _rate(self, sequence: Sequence, limit: int) -> AcceptanceRate | None:
+        """The draft model's acceptance rate in a sequence; None: it cannot draft there."""
+        drafter = sequence.drafter
+        if drafter is None or len(sequence.tokens) + limit > self._model.longest:
             return None
-        if guesser.model is None:
-            guesser.model = Trust(of=self._policy.shared)
-        return guesser.model
+        if drafter.model_rate is None:
+            drafter.model_rate = AcceptanceRate(shared=self._policy.shared_rate)
+        return drafter.model_rate

@@ -69,7 +69,7 @@ def test_a_few_tokens_more_on_either_side_are_no_hindrance(load: Loader, more: b
     assert engine.stats().draft_s > 0
 
 
-def test_models_that_cannot_take_back_a_guess_are_refused(model_path: Path, tmp_path: Path) -> None:
+def test_models_that_cannot_roll_back_a_draft_are_refused(model_path: Path, tmp_path: Path) -> None:
     recurrent, windowed = tmp_path / "recurrent.gguf", tmp_path / "windowed.gguf"
     write_recurrent(model_path, recurrent)
     write_windowed(model_path, windowed)

@@ -5,6 +5,7 @@ Such faults cannot be caused on purpose: each is injected where it would occur; 
 
 from __future__ import annotations
 
+import gc
 import logging
 import threading
 from asyncio import CancelledError
@@ -15,8 +16,10 @@ from typing import Any
 import pytest
 
 from cllm.engine import Constraint, Engine, EngineError, llama
-from cllm.engine.constraints.guide import MaskThread
-from cllm.engine.speculation.speculation import Guesser
+from cllm.engine.constraints.guide import Guide, MaskThread
+from cllm.engine.scheduling.scheduler import Scheduler
+from cllm.engine.sequence import Sequence
+from cllm.engine.speculation.drafter import Drafter
 from tests.engine.engine_helpers import (
     PRECISE,
     WAIT,
@@ -128,27 +131,27 @@ def test_a_copy_that_a_failed_step_has_left_undone_does_not_keep_a_prompt_waitin
     assert not engine._scheduler._context.copies_pending
 
 
-# Guessing ahead.
+# Speculation.
 
 
 @pytest.fixture
-def guessing(load: Loader, memoryless_path: Path) -> Loader:
+def drafting(load: Loader, memoryless_path: Path) -> Loader:
     def loader(**config: Any) -> Engine:
         return load(memoryless_path, parallel=2, ctx_size=512, threads=1, **config)
 
     return loader
 
 
-@pytest.mark.parametrize("method", ["guess", "read", "unread"])
+@pytest.mark.parametrize("method", ["draft", "read", "unread"])
 def test_a_draft_model_that_raises_is_used_no_more_and_no_request_notices(
-    guessing: Loader,
+    drafting: Loader,
     memoryless_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
     method: str,
 ) -> None:
-    expected = finished(guessing(draft_max=0).submit("Hello", greedy(60))).text
-    engine = guessing(model_draft=str(memoryless_path))
+    expected = finished(drafting(draft_max=0).submit("Hello", greedy(60))).text
+    engine = drafting(model_draft=str(memoryless_path))
     speculation = engine._scheduler._planner._speculation
     assert speculation is not None and speculation._drafting is not None
     model = speculation._drafting._model
@@ -157,20 +160,20 @@ def test_a_draft_model_that_raises_is_used_no_more_and_no_request_notices(
     assert [d.text for d in done] == [expected] * 4
     assert engine.healthy
     if model.broken:  # it was asked
-        assert times(caplog.messages, "the draft model is used no more") == 1
+        assert times(caplog.messages, "is no longer used") == 1
     else:
         assert method == "read"
 
 
-def test_a_guess_that_raises_is_the_last_and_no_request_notices(
-    guessing: Loader, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+def test_a_draft_that_raises_is_the_last_and_no_request_notices(
+    drafting: Loader, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    expected = finished(guessing(draft_max=0).submit("Hello", greedy(60))).text
-    engine = guessing()
-    monkeypatch.setattr(Guesser, "guess", raising(RuntimeError("lost")))
+    expected = finished(drafting(draft_max=0).submit("Hello", greedy(60))).text
+    engine = drafting()
+    monkeypatch.setattr(Drafter, "draft", raising(RuntimeError("lost")))
     for _ in range(2):
         assert finished(engine.submit("Hello", greedy(60))).text == expected
-    assert times(caplog.messages, "no tokens are guessed any more") == 1
+    assert times(caplog.messages, "speculation failed and is switched off") == 1
     assert engine.healthy
 
 
@@ -335,16 +338,18 @@ def test_prompts_without_room_are_not_tried_again_in_each_step(
 # What is left behind.
 
 
-def test_a_slot_keeps_no_guesses_and_no_matcher_of_the_request_it_served_last(
+def test_a_slot_keeps_no_drafter_and_no_matcher_of_the_request_it_served_last(
     load: Loader,
 ) -> None:
     engine = load(parallel=1, ctx_size=512)
-    slot = engine._scheduler.slots[0]
-    had: list[bool] = []
+    scheduler = engine._scheduler
+    assert isinstance(scheduler, Scheduler)
+    (slot,) = scheduler.slots
     for constraint in (None, PATTERN):
-        watched = Watched(engine, "Hello", greedy(8, constraint=constraint))
+        watched = Watched(engine, "Hello", greedy(200, constraint=constraint))
         watched.wait_for_tokens(1)
         finished(watched.generation)
-        assert slot.user is not None and slot.user.generation is watched.generation
-        had.append(slot.user.guesser is None and slot.user.guide is None)
-    assert had == [True, True]
+        assert slot.served is not None and slot.served.generation is watched.generation
+        held = gc.get_referents(slot, slot.served)
+        assert watched.generation in held
+        assert not [each for each in held if isinstance(each, (Sequence, Drafter, Guide))]

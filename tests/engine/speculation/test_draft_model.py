@@ -62,34 +62,34 @@ def tokens(rng: random.Random, count: int) -> list[int]:
     return [rng.randrange(300) for _ in range(count)]
 
 
-def test_it_guesses_for_sequences_of_different_lengths_and_depths_at_once(
+def test_it_drafts_for_sequences_of_different_lengths_at_once(
     load_draft: Loader, sequence: Callable[..., Sequence]
 ) -> None:
     rng = random.Random(1)
     draft, alone = load_draft(), load_draft()
-    depths = {
-        sequence(tokens(rng, length), slot): 2 + slot for slot, length in enumerate((1, 90, 7))
+    lengths = {
+        sequence(tokens(rng, count), slot): 2 + slot for slot, count in enumerate((1, 90, 7))
     }
-    together = draft.guess(depths)
-    for asked, depth in depths.items():
-        assert together[asked] == alone.guess({asked: depth})[asked]
-        assert len(together[asked]) == depth
+    together = draft.draft(lengths)
+    for asked, length in lengths.items():
+        assert together[asked] == alone.draft({asked: length})[asked]
+        assert len(together[asked]) == length
 
 
 @pytest.mark.parametrize("unified", [False, True])
-def test_it_guesses_the_same_whatever_became_of_its_earlier_guesses_and_slots(
+def test_it_drafts_the_same_whatever_became_of_its_earlier_drafts_and_slots(
     load_draft: Loader, sequence: Callable[..., Sequence], unified: bool
 ) -> None:
     rng = random.Random(2)
     draft, anew = load_draft(kv_unified=unified), load_draft()
     running = [sequence(tokens(rng, 30), slot) for slot in range(SLOTS)]
     for _ in range(40):
-        guesses = draft.guess({s: rng.randint(1, 4) for s in rng.sample(running, 2)})
-        for asked, guessed in guesses.items():
+        drafts = draft.draft({s: rng.randint(1, 4) for s in rng.sample(running, 2)})
+        for asked, drafted in drafts.items():
             assert (
-                guessed == anew.guess({sequence(list(asked.tokens), 0): len(guessed)}).popitem()[1]
+                drafted == anew.draft({sequence(list(asked.tokens), 0): len(drafted)}).popitem()[1]
             )
-            asked.tokens.extend(guessed[: rng.randint(0, len(guessed))])
+            asked.tokens.extend(drafted[: rng.randint(0, len(drafted))])
             asked.tokens.append(rng.randrange(300))  # what was chosen instead, or next
         at = rng.randrange(SLOTS)
         if rng.random() < 0.3 or len(running[at].tokens) > 150:  # another request has the slot
@@ -108,7 +108,7 @@ def test_it_reads_in_pieces_and_never_the_newest_token(
     assert (draft.unread(long), draft.unread(short)) == (70, 1), "who lacks least is first"
     assert draft.read([long, short], 100) == 69
     assert (draft.unread(long), draft.unread(short)) == (1, 1)
-    assert draft.guess({long: 3, short: 3}) == at_once.guess({long: 3, short: 3})
+    assert draft.draft({long: 3, short: 3}) == at_once.draft({long: 3, short: 3})
 
 
 @pytest.mark.parametrize("unified", [False, True])
@@ -119,9 +119,9 @@ def test_a_beginning_that_another_slot_has_read_is_copied(
     draft, anew = load_draft(kv_unified=unified), load_draft()
     beginning = tokens(rng, 80)
     first, second = (sequence(beginning + tokens(rng, 5), slot) for slot in (0, 2))
-    draft.guess({first: 2})
+    draft.draft({first: 2})
     assert draft.unread(second) == 5
-    assert draft.guess({second: 3, first: 3}) == anew.guess({second: 3, first: 3})
+    assert draft.draft({second: 3, first: 3}) == anew.draft({second: 3, first: 3})
 
 
 def test_where_cells_are_shared_idle_slots_make_room(
@@ -130,8 +130,8 @@ def test_where_cells_are_shared_idle_slots_make_room(
     rng = random.Random(5)
     draft, anew = load_draft(cells=CTX, kv_unified=True), load_draft()
     idle, running = sequence(tokens(rng, 150), 0), sequence(tokens(rng, 150), 1)
-    draft.guess({idle: 2})
-    assert draft.guess({running: 3}) == anew.guess({running: 3})
+    draft.draft({idle: 2})
+    assert draft.draft({running: 3}) == anew.draft({running: 3})
     assert not draft.broken
 
 
@@ -140,7 +140,7 @@ def test_a_token_that_only_the_main_model_has_is_no_harm(
 ) -> None:
     draft = load_draft()
     beyond = sequence([5, main.vocab.n_tokens + 7, 9], 0)
-    assert len(draft.guess({beyond: 2})[beyond]) == 2
+    assert len(draft.draft({beyond: 2})[beyond]) == 2
     assert not draft.broken
 
 
@@ -149,5 +149,5 @@ def test_a_decode_that_fails_is_the_last(
 ) -> None:
     draft = load_draft()
     monkeypatch.setattr(draft._context, "decode", lambda batch, count: -3)
-    assert draft.guess({sequence([1, 2, 3], 0): 2}) == {}
+    assert draft.draft({sequence([1, 2, 3], 0): 2}) == {}
     assert draft.broken

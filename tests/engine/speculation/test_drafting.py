@@ -12,13 +12,13 @@ import pytest
 
 from cllm.engine import Engine, SamplingParams
 from cllm.engine.speculation.draft_model import DraftModel
+from cllm.engine.speculation.drafter import AcceptanceRate
 from cllm.engine.speculation.drafting import DraftPolicy
-from cllm.engine.speculation.speculation import Trust
 from tests.engine.engine_helpers import Loader, Watched, break_decode, finished, greedy
 from tests.engine.engine_models import write_deeper, write_shuffled
 
 COUNT = 50  # tokens
-LAYERS = 12  # that the main model has on top: guessing costs a quarter of a step
+LAYERS = 12  # that the main model has on top: drafting costs a quarter of a step
 
 SMALL: dict[str, Any] = {"parallel": 1, "ctx_size": 512, "threads": 1}
 # Of different lengths, and nothing in them stands there twice.
@@ -50,7 +50,7 @@ def other_path(memoryless_path: Path, tmp_path_factory: pytest.TempPathFactory) 
 
 @pytest.fixture
 def expected(load: Loader, deep_path: Path) -> list[str]:
-    """What PROMPTS go on with where nothing is guessed."""
+    """What PROMPTS go on with without drafts."""
     return texts(load(deep_path, **SMALL, draft_max=0))
 
 
@@ -80,14 +80,14 @@ def texts(engine: Engine, prompts: list[str] = PROMPTS) -> list[str]:
 
 
 def test_a_draft_model_that_does_not_pay_takes_a_50th_of_the_time() -> None:
-    policy, trust = DraftPolicy(share=0.1), Trust()
+    policy, rate = DraftPolicy(share=0.1), AcceptanceRate()
     for _ in range(10):
-        trust.observe(4, 0)
+        rate.observe(4, 0)
     elapsed = spent = 0.0
     asked = 0
     for _ in range(10_000):
         step_s = 0.01
-        assert policy.depth([trust], 0.2) == 0
+        assert policy.length([rate], 0.2) == 0
         if policy.save_up(step_s):
             policy.spend(0.005)
             spent += 0.005
@@ -97,42 +97,42 @@ def test_a_draft_model_that_does_not_pay_takes_a_50th_of_the_time() -> None:
     assert spent <= elapsed / 50 + 0.005
 
 
-def test_new_sequences_trust_it_as_the_others_have_learnt_to() -> None:
+def test_new_sequences_begin_with_the_acceptance_rate_of_the_others() -> None:
     policy = DraftPolicy(share=0.1)
-    assert policy.depth([Trust(of=policy.shared)], 0.1) > 0
+    assert policy.length([AcceptanceRate(shared=policy.shared_rate)], 0.1) > 0
     for _ in range(20):
-        sequence = Trust(of=policy.shared)
+        sequence = AcceptanceRate(shared=policy.shared_rate)
         for _ in range(5):
             sequence.observe(3, 0)
-    assert policy.depth([Trust(of=policy.shared)], 0.1) == 0
+    assert policy.length([AcceptanceRate(shared=policy.shared_rate)], 0.1) == 0
     for _ in range(100):
         sequence.observe(3, 3)
-    assert policy.depth([Trust(of=policy.shared)], 0.1) > 2
+    assert policy.length([AcceptanceRate(shared=policy.shared_rate)], 0.1) > 2
 
 
-def test_it_guesses_farther_where_it_is_right_and_less_far_where_it_is_slow() -> None:
-    right, doubtful = Trust(), Trust()
+def test_drafts_are_longer_where_they_are_accepted_and_shorter_where_the_model_is_slow() -> None:
+    good, doubtful = AcceptanceRate(), AcceptanceRate()
     for _ in range(10):
-        right.observe(4, 4)
+        good.observe(4, 4)
         doubtful.observe(4, 1)
     quick, slow = DraftPolicy(share=0.05), DraftPolicy(share=0.4)
-    assert quick.depth([right], 0.1) > quick.depth([doubtful], 0.1) > 0
-    assert quick.depth([right], 0.1) > slow.depth([right], 0.1) > 0
-    assert slow.depth([right], 0.7) == 0
-    together = quick.depth([right, doubtful], 0.1)
-    assert quick.depth([right], 0.1) > together > quick.depth([doubtful], 0.1)
+    assert quick.length([good], 0.1) > quick.length([doubtful], 0.1) > 0
+    assert quick.length([good], 0.1) > slow.length([good], 0.1) > 0
+    assert slow.length([good], 0.7) == 0
+    together = quick.length([good, doubtful], 0.1)
+    assert quick.length([good], 0.1) > together > quick.length([doubtful], 0.1)
 
 
 def test_what_a_round_takes_is_measured_and_one_delay_changes_little() -> None:
-    trust = Trust()
+    rate = AcceptanceRate()
     policy = DraftPolicy(share=0.9)
-    assert policy.depth([trust], 0.2) == 0
+    assert policy.length([rate], 0.2) == 0
     for _ in range(20):
         policy.note_rounds(4, 0.004, step_s=0.01)
-    usual = policy.depth([trust], 0.2)
+    usual = policy.length([rate], 0.2)
     assert usual > 0
     policy.note_rounds(4, 4.0, step_s=0.01)
-    assert policy.depth([trust], 0.2) >= usual - 1
+    assert policy.length([rate], 0.2) >= usual - 1
 
 
 def test_reading_adds_no_more_than_a_step_to_a_step() -> None:
@@ -146,7 +146,7 @@ def test_reading_adds_no_more_than_a_step_to_a_step() -> None:
 
 
 @pytest.mark.parametrize("unified", [False, True])
-def test_guesses_that_come_true_save_steps(load_both: Loader, unified: bool) -> None:
+def test_accepted_drafts_save_steps(load_both: Loader, unified: bool) -> None:
     engine = load_both(kv_unified=unified)
     finished(engine.submit("x", greedy(4)))  # a plain step must have been measured
     before = engine.stats().steps
@@ -186,7 +186,7 @@ def test_the_text_is_the_same_with_and_without(
     assert engine.stats().draft_s > 0
 
 
-def test_a_model_that_guesses_wrong_is_hardly_asked(
+def test_a_model_whose_drafts_are_rejected_hardly_runs(
     load_both: Loader, other_path: Path, expected: list[str]
 ) -> None:
     engine = load_both(other_path, parallel=4)
@@ -199,7 +199,7 @@ def test_a_model_that_guesses_wrong_is_hardly_asked(
 
 @pytest.mark.parametrize("unified", [False, True])
 @pytest.mark.parametrize("batch", [5, 512])
-def test_sequences_of_different_lengths_guess_side_by_side(
+def test_sequences_of_different_lengths_draft_side_by_side(
     load_both: Loader, expected: list[str], unified: bool, batch: int
 ) -> None:
     engine = load_both(parallel=4, kv_unified=unified, batch_size=batch, ubatch_size=batch)
@@ -208,7 +208,7 @@ def test_sequences_of_different_lengths_guess_side_by_side(
     assert engine.stats().guessed_right > 0
 
 
-def test_prompts_with_a_common_beginning_guess_side_by_side(
+def test_prompts_with_a_common_beginning_draft_side_by_side(
     load: Loader, load_both: Loader, deep_path: Path
 ) -> None:
     prompts = [PROMPTS[3] + PROMPTS[2] + end for end in ("a", "b", " the", "!")]

@@ -2,72 +2,22 @@
 
 from __future__ import annotations
 
-from array import array
 from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from cllm.engine import Engine, SamplingParams
-from cllm.engine.speculation.speculation import Guesser, Lookup
 from cllm.models import demo_path
 from tests.engine.engine_helpers import Loader
 
 RHYME = "The wheels on the bus go round and round, round and round, round and round. " * 4
 
 
-def tokens_of(*values: int) -> array[int]:
-    return array("i", values)
-
-
-def test_what_followed_the_same_three_tokens_is_guessed() -> None:
-    lookup = Lookup()
-    assert lookup.guess(tokens_of(1, 2, 3, 4, 5, 1, 2, 3), 2) == [4, 5]
-    assert lookup.guess(tokens_of(1, 2, 3, 4, 5, 1, 2, 3, 9), 2) == []
-    assert Lookup().guess(tokens_of(1, 2), 4) == []
-
-
-def test_the_newest_follower_counts() -> None:
-    assert Lookup().guess(tokens_of(1, 2, 3, 4, 1, 2, 3, 5, 1, 2, 3), 1) == [5]
-
-
-def test_a_text_that_repeats_itself_is_expected_to_go_on() -> None:
-    assert Lookup().guess(tokens_of(7, 8, 7, 8, 7, 8), 5) == [7, 8, 7, 8, 7]
-
-
-@given(st.lists(st.integers(0, 3), max_size=60), st.integers(1, 8))
-def test_guessing_as_the_text_grows_is_guessing_from_the_whole(text: list[int], most: int) -> None:
-    growing = Lookup()
-    for length in range(len(text) + 1):
-        tokens = array("i", text[:length])
-        guessed = growing.guess(tokens, most)
-        assert guessed == Lookup().guess(tokens, most)
-        assert len(guessed) in (0, most)
-
-
-def test_guesses_that_come_true_grow_and_others_stop() -> None:
-    guesser, text = Guesser(), tokens_of(*([1, 2, 3, 4] * 20))
-    first = len(guesser.guess(text, 16, 0.3))
-    for _ in range(20):
-        guesser.observe(8, 8)
-    assert len(guesser.guess(text, 16, 0.3)) == 16 > first > 0
-    for _ in range(20):
-        guesser.observe(4, 0)
-    tried = [len(guesser.guess(text, 16, 0.3)) for _ in range(100)]
-    assert 0 < sum(map(bool, tried)) <= 4, "only a probe now and then"
-
-
-def test_what_costs_as_much_as_a_step_of_its_own_is_not_guessed() -> None:
-    guesser = Guesser()
-    assert guesser.guess(tokens_of(*([1, 2, 3, 4] * 20)), 16, 1.0) == []
-
-
 def generate(path: Path, draft_max: int, **params: Any) -> tuple[str, int, int]:
-    """The text, tokens guessed and tokens guessed right."""
+    """The text, drafted tokens and accepted ones."""
     with Engine.load(path, parallel=1, ctx_size=1024, draft_max=draft_max) as engine:
-        for _ in range(3):  # a plain step must have been measured before anything is guessed
+        for _ in range(3):  # a plain step must have been measured before anything is drafted
             engine.generate("x", max_tokens=4)
         generation = engine.submit(RHYME, SamplingParams(**params))
         text = generation.result().text
@@ -87,9 +37,11 @@ def test_the_text_is_the_same_with_and_without(
     memoryless_path: Path, params: dict[str, Any]
 ) -> None:
     plain, none, _ = generate(memoryless_path, 0, max_tokens=200, ignore_eos=True, **params)
-    ahead, guessed, right = generate(memoryless_path, 16, max_tokens=200, ignore_eos=True, **params)
+    ahead, drafted, accepted = generate(
+        memoryless_path, 16, max_tokens=200, ignore_eos=True, **params
+    )
     assert none == 0
-    assert guessed > 0 and right <= guessed
+    assert drafted > 0 and accepted <= drafted
     assert ahead == plain
 
 
@@ -106,7 +58,7 @@ def test_counts_and_ends_are_exact(load: Loader, memoryless_path: Path) -> None:
     assert full.usage.prompt_tokens + full.usage.completion_tokens == 512
 
 
-def test_what_was_guessed_wrong_is_not_reused_by_the_next(load: Loader) -> None:
+def test_a_rejected_draft_is_not_reused_by_the_next(load: Loader) -> None:
     engine = load(demo_path(), parallel=1, ctx_size=1024)
     engine.generate("Once", max_tokens=8)
     first = engine.generate(RHYME, max_tokens=60, temperature=0.9, seed=3, ignore_eos=True)
@@ -116,7 +68,7 @@ def test_what_was_guessed_wrong_is_not_reused_by_the_next(load: Loader) -> None:
     assert again.text == fresh.generate(prompt, max_tokens=20, temperature=0).text
 
 
-def test_several_sequences_guess_side_by_side(load: Loader, memoryless_path: Path) -> None:
+def test_several_sequences_draft_side_by_side(load: Loader, memoryless_path: Path) -> None:
     alone = load(memoryless_path, parallel=1, ctx_size=512, draft_max=0)
     params = SamplingParams(max_tokens=120, temperature=0, ignore_eos=True)
     prompts = [RHYME, RHYME[10:], "la la la la la la la la " * 5]
@@ -127,7 +79,7 @@ def test_several_sequences_guess_side_by_side(load: Loader, memoryless_path: Pat
         assert [g.result().text for g in generations] == expected
 
 
-def test_a_cancelled_guess_frees_its_slot(load: Loader, memoryless_path: Path) -> None:
+def test_a_cancelled_draft_frees_its_slot(load: Loader, memoryless_path: Path) -> None:
     engine = load(memoryless_path, parallel=1, ctx_size=1024)
     engine.generate("x", max_tokens=8)
     generation = engine.submit(RHYME, SamplingParams(ignore_eos=True, temperature=0))

@@ -10,7 +10,8 @@ import pytest
 
 from cllm.engine import EngineError, Generation, SamplingParams
 from cllm.engine.sequence import Sequence
-from cllm.engine.speculation.speculation import Guesser, Speculation
+from cllm.engine.speculation.drafter import Drafter
+from cllm.engine.speculation.speculation import Speculation
 from tests.engine.engine_helpers import WAIT, Loader, Watched, break_decode, finished, greedy
 
 RHYME = "The wheels on the bus go round and round, round and round, round and round. " * 2
@@ -29,7 +30,7 @@ def expected(load: Loader, path: Path) -> list[str]:
 
 @pytest.mark.parametrize("unified", [False, True])
 @pytest.mark.parametrize("parallel", [1, 3])
-def test_more_is_never_guessed_than_a_batch_holds(
+def test_more_is_never_drafted_than_a_batch_holds(
     load: Loader, memoryless_path: Path, parallel: int, unified: bool
 ) -> None:
     engine = load(
@@ -46,7 +47,7 @@ def test_more_is_never_guessed_than_a_batch_holds(
     assert engine.stats().guessed_right > 0
 
 
-def test_guesses_are_given_up_before_requests_where_there_is_no_room(
+def test_drafts_are_given_up_before_requests_where_there_is_no_room(
     load: Loader, memoryless_path: Path
 ) -> None:
     texts = expected(load, memoryless_path)
@@ -75,14 +76,19 @@ def test_no_room_at_any_step_changes_no_text(
     assert engine.stats().guessed_right > 0
 
 
-def test_a_step_with_guesses_that_raises_fails_its_requests_alone(
-    load: Loader, memoryless_path: Path
+@pytest.mark.parametrize(
+    "outcomes", [[-3, -3, -3], [ZeroDivisionError("surprise")]], ids=["code", "exception"]
+)
+def test_a_step_with_drafts_that_fails_ends_only_the_requests_in_it(
+    load: Loader, memoryless_path: Path, outcomes: list[int | Exception]
 ) -> None:
+    """After a code, each sequence is tried alone; then these fail too."""
     texts = expected(load, memoryless_path)
     engine = load(memoryless_path, parallel=2, ctx_size=512)
     hit = [Watched(engine, prompt, greedy(None)) for prompt in PROMPTS[:2]]
+    hit[1].wait_for_tokens(1)
     hit[0].wait_until(lambda: engine.stats().guesses > 0)
-    break_decode(engine, [ZeroDivisionError("surprise")])
+    break_decode(engine, outcomes)
     for watched in hit:
         with pytest.raises(EngineError):
             finished(watched.generation)
@@ -90,7 +96,7 @@ def test_a_step_with_guesses_that_raises_fails_its_requests_alone(
     assert [finished(generation).text for generation in after] == texts
 
 
-def test_a_step_with_guesses_that_llama_cpp_refuses_is_tried_one_by_one(
+def test_a_step_with_drafts_that_llama_cpp_refuses_is_tried_one_by_one(
     load: Loader, memoryless_path: Path
 ) -> None:
     engine = load(memoryless_path, parallel=2, ctx_size=512)
@@ -101,13 +107,13 @@ def test_a_step_with_guesses_that_llama_cpp_refuses_is_tried_one_by_one(
     assert [finished(watched.generation).text for watched in hit] == alone
 
 
-def test_what_follows_a_stop_string_in_a_right_guess_is_in_no_saved_prefix(
+def test_what_follows_a_stop_string_in_an_accepted_draft_is_in_no_saved_prefix(
     load: Loader, memoryless_path: Path, tmp_path: Path
 ) -> None:
     engine = load(memoryless_path, parallel=1, ctx_size=512, slot_save_path=str(tmp_path))
     whole = finished(engine.submit(RHYME, greedy(200, record_tokens=True)))
     ahead = False
-    for end in range(90, 110):  # some of these places are in the middle of a guess
+    for end in range(90, 110):  # some of these places are in the middle of a draft
         stop = whole.text[:end]
         generation = engine.submit(RHYME, greedy(200, record_tokens=True, stop=(stop,)))
         finished(generation)
@@ -123,13 +129,13 @@ def test_what_follows_a_stop_string_in_a_right_guess_is_in_no_saved_prefix(
 
 def test_a_plain_step_is_measured_now_and_then(load: Loader, memoryless_path: Path) -> None:
     vocab = load(memoryless_path, parallel=1, ctx_size=512)._vocab
-    speculation = Speculation(16, same=False)
+    speculation = Speculation(16, split_cache=False)
     prompt, params = [1, 2, 3, 4] * 20, SamplingParams()
     sequence = Sequence(
-        prompt, params, Generation(len(prompt)), vocab, 512, None, guesser=Guesser()
+        prompt, params, Generation(len(prompt)), vocab, 512, None, drafter=Drafter()
     )
     plain = 0
     for _ in range(200):
-        speculation.guess([sequence], 512, 0.1)
-        plain += not sequence.take_back()
+        speculation.draft([sequence], 512, 0.1)
+        plain += not sequence.rollback()
     assert 2 <= plain <= 20

@@ -1,0 +1,120 @@
+"""One sequence's drafts from its own text: what they are, and how far ahead they pay.
+
+Pure policy. Prompt lookup (Saxena 2023) drafts the tokens that followed the same last tokens
+earlier in the prompt or the answer. The measured acceptance rate bounds the length of a draft.
+"""
+
+from __future__ import annotations
+
+import math
+from array import array
+
+_GRAM = 3  # tokens that must match; after two the text too often continues differently
+_TOKEN_BITS = 21  # of a token in a key
+_PROBE = 32  # steps without a draft after which one is tried again
+_PROBE_TOKENS = 2
+_MEMORY = 0.8  # weight of the past at each observation
+_PRIOR_RATE, _PRIOR_TRIES = 2 / 3, 3.0  # what a sequence begins with
+
+
+class PromptLookup:
+    """Every run of three tokens in a sequence, and the position of what last followed it."""
+
+    __slots__ = ("_follower", "_read")
+
+    def __init__(self) -> None:
+        self._follower: dict[int, int] = {}
+        self._read = _GRAM  # tokens before this one are in the table as followers
+
+    def draft(self, tokens: array[int], limit: int) -> list[int]:
+        """Return up to `limit` tokens that followed the last ones before; often none."""
+        follower, length = self._follower, len(tokens)
+        if length < _GRAM:
+            return []
+        for position in range(self._read, length):
+            follower[_key(tokens, position)] = position
+        self._read = max(self._read, length)
+        start = follower.get(_key(tokens, length))
+        if start is None:
+            return []
+        draft = tokens[start : start + limit].tolist()
+        while len(draft) < limit:  # a text that repeats itself is expected to go on repeating
+            draft.append(draft[len(draft) - (length - start)])
+        return draft
+
+
+def _key(tokens: array[int], end: int) -> int:
+    first, second, third = tokens[end - 3], tokens[end - 2], tokens[end - 1]
+    return (first << 2 * _TOKEN_BITS) | (second << _TOKEN_BITS) | third
+
+
+class AcceptanceRate:
+    """The share of drafted tokens of one kind that are accepted; the latest count most."""
+
+    __slots__ = ("_accepted", "_memory", "_shared", "_tries")
+
+    def __init__(self, memory: float = _MEMORY, shared: AcceptanceRate | None = None) -> None:
+        """shared: the rate of all sequences, which is the prior of this one and learns too."""
+        self._accepted = _PRIOR_TRIES * (_PRIOR_RATE if shared is None else shared.value)
+        self._tries = _PRIOR_TRIES
+        self._memory = memory
+        self._shared = shared
+
+    @property
+    def value(self) -> float:
+        """The probability that the next drafted token is accepted."""
+        return min(self._accepted / self._tries, 0.99)
+
+    def observe(self, drafted: int, accepted: int) -> None:
+        """Learn that the first `accepted` of `drafted` tokens were accepted."""
+        tried = accepted + (accepted < drafted)  # those after a rejected one say nothing
+        self._accepted = self._accepted * self._memory + accepted
+        self._tries = self._tries * self._memory + tried
+        if self._shared is not None:
+            self._shared.observe(drafted, accepted)
+
+
+def draft_length(rate: float, cost: float) -> int:
+    """How many tokens to draft: as long as the probability of acceptance exceeds the cost.
+
+    rate: the acceptance rate of one token. cost: of a drafted token, relative to a generated one.
+    """
+    if cost >= 1.0 or rate <= 0:
+        return 0
+    return int(math.log(max(cost, 0.01)) / math.log(rate))
+
+
+class Drafter:
+    """One sequence's drafts from its text, and the acceptance rates that bound their length.
+
+    model_rate: the acceptance rate of the draft model, once that was considered. from_model:
+    whether the last draft is the draft model's.
+    """
+
+    __slots__ = ("_lookup", "_rate", "_since_probe", "from_model", "model_rate")
+
+    def __init__(self) -> None:
+        self._lookup = PromptLookup()
+        self._rate = AcceptanceRate()
+        self._since_probe = 0
+        self.model_rate: AcceptanceRate | None = None
+        self.from_model = False
+
+    def draft(self, tokens: array[int], limit: int, cost: float) -> list[int]:
+        """Return up to `limit` tokens from the text, at most as many as pay their cost."""
+        self.from_model = False
+        length = draft_length(self._rate.value, cost)
+        if not length:
+            self._since_probe += 1
+            if self._since_probe < _PROBE:
+                return []
+            length = _PROBE_TOKENS
+        draft = self._lookup.draft(tokens, min(limit, length))
+        if draft:
+            self._since_probe = 0
+        return draft
+
+    def observe(self, drafted: int, accepted: int) -> None:
+        """Learn that the first `accepted` of `drafted` tokens were accepted."""
+        rate = self.model_rate if self.from_model and self.model_rate is not None else self._rate
+        rate.observe(drafted, accepted)
