@@ -92,7 +92,7 @@ class Acceptor:
                 self._turn()
             except Exception:
                 # Whatever it was: without this thread nobody could connect any more.
-                _log.exception("the acceptor failed; it goes on")
+                _log.exception("the acceptor raised an exception; it continues")
                 sleep(AFTER_FAILURE)
         self._close_listeners()
 
@@ -205,7 +205,7 @@ class Acceptor:
     def _turn_away(self, sock: socket.socket, host: str) -> None:
         self.turned_away += 1
         sock.close()
-        self._warn("a further connection of %s is closed: it has all that a client may have", host)
+        self._warn("closed a new connection from %s: it is at --max-connections-per-client", host)
 
     def _pause(self, reason: str, until: float | None = None) -> None:
         self._retry_at = monotonic() + RETRY_ACCEPT if until is None else until

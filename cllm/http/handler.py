@@ -174,7 +174,7 @@ class HttpHandler:
             except BaseException:  # a SystemExit or asyncio's CancelledError too
                 id = request.id or uuid.uuid4().hex
                 _log.exception("request %s: %s %s failed", id, request.method, request.path)
-                message = f"internal error; the log has it under {id}"
+                message = f"internal error; the server log has the details of request {id}"
                 return self.error_response(HttpError(500, message), request)
 
         return guarded
@@ -192,9 +192,9 @@ class HttpHandler:
         if request.method == "OPTIONS" and allowed:
             return HttpResponse.empty(204, [("Allow", allowed)])
         if allowed:
-            message = f"{request.method} is not served for {request.path}; {allowed} are"
+            message = f"{request.method} is not allowed for {request.path}; use {allowed}"
             raise HttpError(405, message, [("Allow", allowed)])
-        raise HttpError(404, f"there is nothing at {request.path}")
+        raise HttpError(404, f"no endpoint at {request.path}; check the path and the base URL")
 
     def _find(self, method: str, path: str) -> tuple[Endpoint | None, dict[str, str], str]:
         """(endpoint, path parameters, the methods that the path allows)."""
@@ -259,7 +259,7 @@ def _response(value: Any) -> HttpResponse:
         return HttpResponse.bytes(bytes(value))
     if isinstance(value, (dict, list)):
         return HttpResponse.json(value)
-    raise TypeError(f"a handler gave a {type(value).__name__}, which is no response")
+    raise TypeError(f"a handler gave a {type(value).__name__}, which is not a response")
 
 
 def _stream(endpoint: StreamingEndpoint, request: HttpRequest) -> Answer:

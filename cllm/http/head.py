@@ -142,11 +142,11 @@ def parse_head(raw: bytes, limits: Limits) -> Head:
         raise ProtocolError(400, "the request line is not 'METHOD target HTTP/1.1'")
     method, target, major, minor = line.groups()
     if major != "1":
-        raise ProtocolError(505, "this server speaks HTTP/1.1 and HTTP/1.0")
+        raise ProtocolError(505, "this server supports HTTP/1.1 and HTTP/1.0")
     # RFC 9110 section 2.5: a later minor version is understood as the latest that is known.
     version = "HTTP/1.0" if minor == "0" else "HTTP/1.1"
     if method == "CONNECT":
-        raise ProtocolError(501, "CONNECT is not served: this is not a proxy")
+        raise ProtocolError(501, "CONNECT is not supported: this is not a proxy")
     fields = parse_fields(text[line_end + 2 :])
     if len(fields) > limits.fields:
         raise ProtocolError(431, f"the head has more than {limits.fields} fields")
@@ -263,7 +263,7 @@ def _framing(headers: Headers, version: str) -> tuple[int, bool]:
     if not lengths:
         return 0, False
     if len(lengths) > 1 or not CONTENT_LENGTH.fullmatch(lengths[0]):
-        raise ProtocolError(400, "Content-Length is not one number in digits")
+        raise ProtocolError(400, "Content-Length must be one decimal number")
     digits = lengths[0].lstrip("0")
     # int() is slow on, and in newer Pythons refuses, thousands of digits.
     return int(digits[: MAX_LENGTH_DIGITS + 1] or "0"), False
@@ -275,11 +275,11 @@ def _check_codings(codings: list[str]) -> None:
         raise ProtocolError(400, "Transfer-Encoding is not a list of transfer codings")
     *others, final = (coding.lower() for coding in codings)
     if final != "chunked":  # the body's end cannot be found
-        raise ProtocolError(400, "the last transfer coding of a request is chunked")
+        raise ProtocolError(400, "the last transfer coding of a request must be chunked")
     if "chunked" in others:
-        raise ProtocolError(400, "the transfer coding chunked is applied once")
+        raise ProtocolError(400, "the transfer coding chunked must be applied once")
     if others:
-        raise ProtocolError(501, "the only transfer coding here is chunked")
+        raise ProtocolError(501, "the only supported transfer coding is chunked")
 
 
 def _keep_alive(headers: Headers, version: str) -> bool:
@@ -296,7 +296,7 @@ def _expects_continue(headers: Headers, version: str) -> bool:
     if not expectations:
         return False
     if any(expectation != "100-continue" for expectation in expectations):
-        raise ProtocolError(417, "the only expectation here is 100-continue")
+        raise ProtocolError(417, "the only supported expectation is 100-continue")
     return version == "HTTP/1.1"  # one in HTTP/1.0 is to be ignored
 
 

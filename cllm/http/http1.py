@@ -455,7 +455,7 @@ class Http1:
 
     def _break_off(self, connection: Connection, worker: Worker, reason: str) -> int:
         """End so that the client sees that the body is not complete."""
-        _log.info("a response to %s:%d is broken off: %s", *connection.client, reason)
+        _log.info("a response to %s:%d was aborted: %s", *connection.client, reason)
         self._give_up(connection, worker, reason)
         connection.close(abort=True)
         return DONE
@@ -563,7 +563,7 @@ class Http1:
             worker.counters.timeouts += 1
             incoming = self._incoming
             what = "head" if incoming is None else "body"
-            error = HttpError(408, f"the rest of the request's {what} did not come in time")
+            error = HttpError(408, f"the request's {what} did not arrive in time")
             if incoming is None:
                 return self._refuse(connection, worker, error)
             response = self._context.intake.error(error, incoming.request)

@@ -45,8 +45,7 @@ class BodyMemory:
     def _full(self) -> HttpError:
         return HttpError(
             503,
-            f"the request bodies under way fill the {self.limit} bytes that the server has for "
-            "them; try again soon",
+            f"the memory for incomplete request bodies ({self.limit} bytes) is full; try again",
             [("Retry-After", str(RETRY_AFTER))],
         )
 

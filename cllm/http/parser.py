@@ -280,7 +280,7 @@ class RequestParser:
         # A size line costs up to 16 bytes, and extensions as much as the data they come with.
         self._overhead = max(self._overhead + (end - start) - 16 - size, 0)
         if self._overhead > CHUNK_OVERHEAD:
-            raise ProtocolError(400, "the chunk extensions outweigh the body")
+            raise ProtocolError(400, "the chunk extensions are larger than the body")
         self._small = max(self._small + SMALL_CHUNK - size, 0)
         if self._small > SMALL_CHUNKS:
             raise ProtocolError(

@@ -176,7 +176,7 @@ class DeferredResponse:
         """
         if not _is_response(response):
             self.resolve(_failure())
-            raise TypeError(f"a {type(response).__name__} is no HttpResponse")
+            raise TypeError(f"a {type(response).__name__} is not an HttpResponse")
         with self._lock:
             late = self.response is not None or self.cancel_reason is not None
             if not late:

@@ -96,7 +96,7 @@ class Server:
         """
         with self._lock:
             if self._state is not _State.STOPPED:
-                raise HttpServerError("the server runs already; stop() it first")
+                raise HttpServerError("the server is already running; call stop() first")
             listeners = listen(self.host, self._wanted_port, self.config.backlog)
             self._port = listeners[0].getsockname()[1]
             try:
@@ -104,8 +104,8 @@ class Server:
             except (OSError, RuntimeError) as error:
                 self._dismantle(listeners)
                 raise HttpServerError(
-                    f"the server cannot start: {error}; let this process have more open files "
-                    "(ulimit -n) or threads (ulimit -u)"
+                    f"the server cannot start: {error}; raise the limit of open files "
+                    "(ulimit -n) or of threads (ulimit -u)"
                 ) from error
             self._state = _State.RUNNING
         names = ", ".join(address_of(listener) for listener in listeners)
@@ -229,7 +229,7 @@ class Server:
         if self._wait_until_empty(grace):
             return
         _log.warning(
-            "%d connections are not done after the grace period of %g s; ending them",
+            "%d connections are still active after the grace period of %g s; closing them",
             len(self._connections), grace,
         )  # fmt: skip
         self._context.ending = True
@@ -253,7 +253,9 @@ class Server:
             connection.close(abort=True)
         stuck = [worker.thread for worker in self._workers if worker.thread.is_alive()]
         for thread in stuck:
-            _log.error("%s is held by a handler and left behind:\n%s", thread.name, _stack(thread))
+            _log.error(
+                "%s is blocked in a handler and was not joined:\n%s", thread.name, _stack(thread)
+            )
         if not self._acceptor_thread.is_alive():
             self._acceptor.release()
         # A thread left behind will only look at `queue`, find it closed and end.

@@ -43,7 +43,7 @@ class Worker:
                 connection = take()
             except Exception:
                 # Whatever it was, out of memory above all: no other worker replaces this one.
-                _log.exception("%s failed; it goes on", self.thread.name)
+                _log.exception("%s raised an exception; it continues", self.thread.name)
                 sleep(AFTER_FAILURE)
                 continue
             if connection is None:

@@ -66,7 +66,7 @@ def test_start_before_init_is_refused() -> None:
 def test_start_twice_is_refused() -> None:
     init()
     HttpServer.start()
-    with pytest.raises(HttpServerError, match="runs already"):
+    with pytest.raises(HttpServerError, match="is already running"):
         HttpServer.start()
     assert HttpServer.isRunning()
 

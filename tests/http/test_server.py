@@ -78,7 +78,7 @@ def test_a_port_out_of_range_is_refused_at_once() -> None:
 
 def test_starting_twice_is_refused_and_changes_nothing(serve: Serve, connect: Connect) -> None:
     server = serve()
-    with pytest.raises(HttpServerError, match="runs already"):
+    with pytest.raises(HttpServerError, match="is already running"):
         server.start()
     assert connect(server).get().status == 200
 
@@ -133,7 +133,10 @@ def test_threads_have_names(serve: Serve) -> None:
 def test_errors_have_the_json_shape(serve: Serve, connect: Connect) -> None:
     reply = connect(serve()).get("/nothing")
     assert reply.status == 404
-    assert reply.json() == {"success": False, "error": "there is nothing at /nothing"}
+    assert reply.json() == {
+        "success": False,
+        "error": "no endpoint at /nothing; check the path and the base URL",
+    }
 
 
 def test_head_has_the_fields_of_get_and_no_body(serve: Serve, connect: Connect) -> None:
