@@ -102,15 +102,17 @@ class Engine:
         self._guard.process.check()
         if isinstance(self._runner, Scheduler):
             return self._runner
-        use = "ranks documents" if self._info.pooling == "rank" else "embeds texts"
-        raise Unsupported(f"this model {use} and generates none; serve one that generates")
+        use = "ranks documents" if self._info.pooling == "rank" else "produces embeddings"
+        raise Unsupported(f"this model only {use}; load a generative model for this request")
 
     @property
     def sessions(self) -> Sessions:
         """Slots saved to files and restored; raises Unsupported if the model has none."""
         self._guard.process.check()
         if self._sessions is None:
-            raise Unsupported("this model embeds or ranks and keeps no prefixes in slots")
+            raise Unsupported(
+                "an embedding model or a reranker has no slots; load a generative model"
+            )
         return self._sessions
 
     @property
@@ -119,8 +121,8 @@ class Engine:
         self._guard.process.check()
         if self._shape is None or isinstance(self._runner, Scheduler):
             raise Unsupported(
-                "this model generates text and neither embeds nor ranks; serve an embedding model "
-                "or a reranker, or have this one embed instead of generate with --pooling mean"
+                "this model generates text; load an embedding model or a reranker for this request,"
+                " or start this one with --pooling mean to get embeddings instead of text"
             )
         template = self._info.metadata.get("tokenizer.chat_template.rerank")
 
@@ -322,7 +324,7 @@ class Engine:
     def _prompt_tokens(self, prompt: str | Sequence[int]) -> list[int]:
         if isinstance(prompt, str):
             if not prompt:
-                raise InvalidRequest("prompt", prompt, "a text that is not empty")
+                raise InvalidRequest("prompt", prompt, "non-empty text")
             tokens = self._tokenize("prompt", prompt, True, False)
         else:
             tokens = self._checked_tokens("prompt", prompt)
@@ -337,7 +339,7 @@ class Engine:
             return self._vocab.tokenize(text, add_special, parse_special)
         except UnicodeEncodeError as error:
             found = f"a lone surrogate at character {error.start}"
-            raise InvalidRequest(name, found, "text that UTF-8 can express") from None
+            raise InvalidRequest(name, found, "text that UTF-8 can encode") from None
         except OverflowError:
             raise InvalidRequest(name, f"{len(text)} characters", "a shorter text") from None
 

@@ -87,7 +87,7 @@ class Sessions:
 
             def load(target: Slot) -> Session:
                 if not self._placer.load(target, tokens, state):
-                    expected = "a file that suits the cache as it is set up (flash_attn, kv_cells)"
+                    expected = "a file saved with the same cache settings (flash_attn, kv_cells)"
                     raise InvalidRequest("filename", filename, expected)
                 seconds = time.perf_counter() - began
                 return Session(slot, filename, len(tokens), size, seconds)
@@ -114,7 +114,7 @@ class Sessions:
     def _path(self, filename: str) -> Path:
         directory = self._config.slot_save_path
         if directory is None:
-            raise NotEnabled("slots cannot be saved and restored; start with --slot-save-path")
+            raise NotEnabled("saving and restoring slots is disabled; start with --slot-save-path")
         return Path(directory) / checked_name(filename)
 
     def _checked(self, slot: int) -> int:

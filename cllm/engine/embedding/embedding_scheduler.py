@@ -130,7 +130,7 @@ class EmbeddingScheduler:
                 self._guarded_step()
                 self._notify()
         except BaseException as error:
-            _log.exception("the engine thread gives up")
+            _log.exception("the engine thread stops after an error")
             self._inbox.fail(error)
         finally:
             self._jobs.extend(self._inbox.close())
@@ -159,7 +159,7 @@ class EmbeddingScheduler:
             self._step()
             self._failures = 0
         except Exception as error:
-            _log.exception("a step failed; the requests in it are given up")
+            _log.exception("a step failed; its requests end with an error")
             self._fail_parts(EngineError(f"internal error: {described(error)}"))
             self._failures += 1
             if self._failures >= _FAILURES_TO_GIVE_UP:
@@ -268,7 +268,7 @@ class EmbeddingScheduler:
         if all_finite(job.embedding._outputs):
             self._finish(job, FinishReason.STOP)
         else:
-            error = EngineError("the model computed what is not a number; the file may be damaged")
+            error = EngineError("the model computed NaN or infinity; its file may be damaged")
             self._finish(job, FinishReason.ERROR, error)
 
     def _fail_parts(self, error: EngineError) -> None:

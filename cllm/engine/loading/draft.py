@@ -41,7 +41,7 @@ class DraftFile:
         with _naming_option():
             header = checked_header(path)
             if pooling_of(header.metadata, replace(config, pooling="auto")) is not None:
-                raise ModelLoadError(f"{path.name} does not generate; give a model that does")
+                raise ModelLoadError(f"{path.name} does not generate text; give a generative model")
         return cls(path, header)
 
     @property
@@ -83,14 +83,14 @@ class DraftFile:
     def _check(self, model: llama.Model, main: llama.Vocab, name: str) -> None:
         if model.window or not model.goes_back or model.has_encoder or model.diffuses:
             raise ModelLoadError(
-                f"{self.path.name} cannot take back a guess; give a decoder whose attention looks "
-                "back to the beginning"
+                f"{self.path.name} cannot remove rejected draft tokens from its cache; give a "
+                "decoder with full attention"
             )
         how = difference(main, model.vocab)
         if how is not None:
             raise ModelLoadError(
                 f"{self.path.name} and {name} have different vocabularies ({how}); "
-                "give a draft model of the same family, or none"
+                "give a draft model of the same family, or omit it"
             )
 
     def _make_context(

@@ -84,8 +84,8 @@ def load(
         if shape is not None or model.window or not model.goes_back:
             # Guesses that do not come true must be removable from the memory.
             if drafter is not None:
-                why = "generates no text" if shape else "cannot take back a guess"
-                raise ModelLoadError(f"{path.name} {why}; serve it without --model-draft")
+                why = "generates no text" if shape else "cannot remove rejected draft tokens"
+                raise ModelLoadError(f"{path.name} {why}; start without --model-draft")
             config = replace(config, draft_max=0)
         if shape is None:
             beside = 0 if drafter is None else drafter.kv_bytes_per_token(config)
@@ -98,7 +98,7 @@ def load(
             context = _make_context(model, size, config, layout)
         else:
             if config.tune:
-                _log.warning("tune has no effect on a model that embeds or ranks")
+                _log.warning("tune has no effect on an embedding model or a reranker")
             kv_bytes = shape.cells * kv_bytes_per_token(header.metadata, config)
             size = ContextSize(shape.longest, shape.cells, kv_bytes, too_high=True)
             context = _make_embedding_context(model, shape, config, layout)
@@ -134,7 +134,7 @@ def _embedding_shape(
     if model.diffuses or (model.has_encoder and model.has_decoder):
         kind = "a diffusion model" if model.diffuses else "an encoder with a decoder"
         raise ModelLoadError(
-            f"{path.name} is {kind}, which is not served here; give a decoder or an encoder"
+            f"{path.name} is {kind}, which is not supported; give a decoder or an encoder"
         )
     pooling = pooling_of(header.metadata, config)
     if pooling is None:

@@ -35,7 +35,7 @@ TIME_LIMIT = 20.0  # seconds; it takes less than one on an idle machine
 REMEDY = (
     "For full speed rebuild llama-cpp-python with clang: CC=clang-19 CXX=clang++-19 "
     "pip install --force-reinstall --no-cache-dir --no-binary llama-cpp-python llama-cpp-python; "
-    "or pass --extra-bufts off to go on without this check."
+    "or pass --extra-bufts off to skip this check."
 )
 
 # Part of the verdict's key: count up when the child's work changes.
@@ -141,7 +141,7 @@ def _run_child(time_limit: float) -> tuple[Verdict, bool]:
         detail = f"llama.cpp's extra CPU kernels did not finish within {time_limit:g} s"
         return Verdict(False, False, detail), False
     except OSError as error:
-        detail = f"llama.cpp's extra CPU kernels could not be tried: {error}"
+        detail = f"llama.cpp's extra CPU kernels could not be tested: {error}"
         return Verdict(False, False, detail), False
     status = child.returncode
     if status == 0:
@@ -154,7 +154,7 @@ def _run_child(time_limit: float) -> tuple[Verdict, bool]:
         detail = f"llama.cpp's extra CPU kernels crash on this CPU ({name}). {REMEDY}"
         return Verdict(False, False, detail), -status in _CRASHES
     lines = child.stderr.decode(errors="replace").strip().splitlines() or [f"exit status {status}"]
-    detail = f"llama.cpp's extra CPU kernels could not be tried: {lines[-1]}"
+    detail = f"llama.cpp's extra CPU kernels could not be tested: {lines[-1]}"
     return Verdict(False, False, detail), False
 
 

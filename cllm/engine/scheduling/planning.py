@@ -75,7 +75,7 @@ class Planner:
             try:
                 self._speculation.guess(generating, room, step_s)
             except Exception:  # it only saves time
-                _log.exception("guessing ahead failed; no tokens are guessed any more")
+                _log.exception("speculation failed and is now off")
                 self._speculation = None
                 for sequence in generating:
                     sequence.take_back()

@@ -117,7 +117,7 @@ class Scheduler:
                 self._guarded_step()
                 self._notify()
         except BaseException as error:
-            _log.exception("the engine thread gives up")
+            _log.exception("the engine thread stops after an error")
             self._inbox.fail(error)
         finally:
             self._waiting.extend(self._inbox.close())
@@ -156,7 +156,7 @@ class Scheduler:
         try:
             self._step()
         except Exception as error:
-            _log.exception("a step failed; the requests in it are given up")
+            _log.exception("a step failed; its requests end with an error")
             for sequence in list(self._running):
                 self._fail(sequence, EngineError(f"internal error: {described(error)}"))
             self._count_failure(error)
@@ -212,7 +212,7 @@ class Scheduler:
 
     def _give_up(self, sequence: Sequence, error: Exception) -> None:
         """End a request that could not be placed; those that run have nothing to do with it."""
-        _log.error("request %s is given up", sequence.generation.id, exc_info=error)
+        _log.error("request %s failed", sequence.generation.id, exc_info=error)
         self._fail(sequence, EngineError(f"internal error: {described(error)}"))
         self._count_failure(error)
 
@@ -341,7 +341,7 @@ class Scheduler:
             except EngineError as error:
                 self._fail(sequence, error)
             except Exception as error:
-                _log.exception("no token could be chosen; the request is given up")
+                _log.exception("sampling failed; the request ends with an error")
                 self._fail(sequence, EngineError(f"internal error: {described(error)}"))
             at += 1 + supposed
         return chosen

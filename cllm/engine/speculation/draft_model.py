@@ -126,7 +126,7 @@ class DraftModel:
                 self._forget(slot)
             code = self._context.decode(batch, at)
         if code:
-            _log.error("the draft model is used no more: llama_decode failed with code %d", code)
+            _log.error("the draft model is now off: llama_decode failed with code %d", code)
             self.broken = True
             return False
         for slot, tokens in parts:

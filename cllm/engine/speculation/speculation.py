@@ -194,7 +194,7 @@ class Speculation:
         try:
             drafting.improve(sequences, guesses, mosts, price, step_s)
         except Exception:
-            _log.exception("the draft model is used no more: it failed")
+            _log.exception("the draft model failed and is now off")
             drafting.give_up()
             self._drafting = None
 
