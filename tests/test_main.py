@@ -284,7 +284,7 @@ def test_a_port_in_use() -> None:
 
 
 def test_an_address_of_another_machine() -> None:
-    assert "is no address of this machine" in refusal("--port", "0", "--host", "192.0.2.1")
+    assert "is not an address of this machine" in refusal("--port", "0", "--host", "192.0.2.1")
 
 
 def test_more_memory_than_there_is() -> None:

@@ -39,9 +39,9 @@ def require_key(keys: Iterable[str]) -> Check:
             return
         if not given:
             fields = [("WWW-Authenticate", "Bearer")]
-            raise HttpError(401, f"an API key is needed; {_HOW}", fields)
+            raise HttpError(401, f"an API key is required; {_HOW}", fields)
         fields = [("WWW-Authenticate", 'Bearer error="invalid_token"')]
-        raise HttpError(401, f"the API key is not one of this server's; {_HOW}", fields)
+        raise HttpError(401, f"the API key is not valid; {_HOW}", fields)
 
     return check
 

@@ -48,7 +48,7 @@ def refused(live: Live, path: str, body: Any, status: int = 400) -> dict[str, An
 def test_the_model_is_listed_and_found_by_its_name(client: openai.OpenAI) -> None:
     assert [model.id for model in client.models.list()] == [MODEL]
     assert client.models.retrieve(MODEL).owned_by == "cllm"
-    with pytest.raises(openai.NotFoundError, match="not served here"):
+    with pytest.raises(openai.NotFoundError, match="is not loaded; use"):
         client.models.retrieve("another")
 
 

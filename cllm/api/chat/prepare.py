@@ -60,7 +60,7 @@ def prepare(service: Service, conversation: Conversation) -> Prepared:
     plain = conversation.response is not None and not _is_json(conversation.response)
     if plain and tools:
         kind = conversation.response and conversation.response.kind
-        raise InvalidRequest(str(kind), "a constraint", "no tools beside it")
+        raise InvalidRequest(str(kind), "a constraint", "no tools in the same request")
     thinks = format.think is not None and not plain and (opened or not conversation.continued)
     constraint = conversation.response
     if not plain:

@@ -96,9 +96,9 @@ class CompletionRequest(Struct, kw_only=True):
         """Refuse what is not served: ValueErrors become the 400's text."""
         for name, nothing in NOTHING.items():
             if getattr(self, name) not in (None, nothing):
-                raise ValueError(f"{name}: is not served; leave it out, or give {nothing}")
+                raise ValueError(f"{name}: not supported; omit it or set it to {nothing}")
         if self.adaptive_target is not None and self.adaptive_target >= 0:
-            raise ValueError("adaptive_target: is not served; leave it out, or give -1")
+            raise ValueError("adaptive_target: not supported; omit it or set it to -1")
 
 
 # What is asked for by this value is not asked for.

@@ -26,7 +26,7 @@ class Models:
         own = self._model()
         asked = request.path_params["id"]
         if asked != own["id"]:
-            raise HttpError(404, f'the model "{asked[:80]}" is not served here; "{own["id"]}" is')
+            raise HttpError(404, f'the model "{asked[:80]}" is not loaded; use "{own["id"]}"')
         return HttpResponse.bytes(encode(own), JSON)
 
     def _model(self) -> dict[str, Any]:

@@ -65,7 +65,7 @@ class Sampled(Struct, kw_only=True):
         """Refuse what is not served: ValueErrors become the 400's text."""
         for name, nothing in NOTHING.items():
             if getattr(self, name, None) not in nothing:
-                raise ValueError(f"{name}: is not served; {_INSTEAD.get(name, 'leave it out')}")
+                raise ValueError(f"{name}: not supported; {_INSTEAD.get(name, 'omit it')}")
 
     @property
     def streams_usage(self) -> bool:
@@ -102,7 +102,7 @@ class CompletionRequest(Sampled, kw_only=True):
         """Refuse what is not served, and the log-probabilities of a prompt."""
         super().__post_init__()
         if self.echo and self.logprobs is not None:
-            raise ValueError("echo: a prompt's tokens have no logprobs here; leave one of them out")
+            raise ValueError("echo: not supported together with logprobs; omit one of them")
 
 
 class Part(Struct):
@@ -115,7 +115,7 @@ class Part(Struct):
     def __post_init__(self) -> None:
         """Refuse a part without what its type says."""
         if getattr(self, self.type) is UNSET:
-            raise ValueError(f"{self.type}: missing; a part of this type has one")
+            raise ValueError(f"{self.type}: missing; required in a part of this type")
 
     @property
     def said(self) -> str:

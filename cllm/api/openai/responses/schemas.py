@@ -59,7 +59,7 @@ class Item(Struct):
         """Refuse an item that lacks what its type needs: ValueErrors become the 400's text."""
         for name in _NEEDED[self.type]:
             if getattr(self, name) is None:
-                raise ValueError(f"{name}: missing; a {self.type} has one")
+                raise ValueError(f"{name}: missing; required in a {self.type}")
 
 
 class FunctionTool(Struct):
@@ -97,7 +97,7 @@ class Format(Struct):
     def __post_init__(self) -> None:
         """Refuse a schema's format without a schema."""
         if self.type == "json_schema" and self.schema is None:
-            raise ValueError("schema: missing; a json_schema has one")
+            raise ValueError("schema: missing; required in a json_schema")
 
 
 class TextConfig(Struct):
@@ -143,7 +143,7 @@ class ResponsesRequest(Struct, kw_only=True):
         """Refuse what is not served: ValueErrors become the 400's text."""
         for name, nothing in _NOTHING.items():
             if getattr(self, name) not in nothing:
-                raise ValueError(f"{name}: is not served; leave it out")
+                raise ValueError(f"{name}: not supported; omit it")
 
 
 RESPONSES = Schema(ResponsesRequest)
