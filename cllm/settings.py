@@ -178,7 +178,10 @@ class Settings:
     )  # fmt: skip
 
     request_timeout: float = option(
-        600.0, LIMITS, seconds(0.1, _DAY), "for a generation, including the time in the queue (408)"
+        600.0,
+        LIMITS,
+        seconds(0.1, _DAY),
+        "time for a generation, including the time in the queue (408)",
     )
     max_connections: int = option(
         10_000,
@@ -210,34 +213,41 @@ class Settings:
         10.0,
         LIMITS,
         seconds(0.05, _DAY),
-        "to the first byte of a connection, and from a request's first byte to the end of its head",
+        "time to the first byte of a connection, and from a request's first byte to the end of its "
+        "head (408)",
     )
     body_timeout: float = option(
         30.0,
         LIMITS,
         seconds(0.05, _DAY),
-        "for which a body may arrive slower than --min-rate (408)",
+        "time for which a body may arrive slower than --min-rate (408)",
     )
     keep_alive_timeout: float = option(
-        75.0, LIMITS, seconds(0.05, _DAY), "for which a connection may be idle between two requests"
+        75.0,
+        LIMITS,
+        seconds(0.05, _DAY),
+        "time for which a connection may be idle between two requests",
     )
     write_timeout: float = option(
         30.0,
         LIMITS,
         seconds(0.05, _DAY),
-        "for which a client may read a response slower than --min-rate",
+        "time for which a client may read a response slower than --min-rate",
     )
     sse_ping: float = option(
         10.0, LIMITS, seconds(0.0, _DAY),
-        "between pings on a quiet event stream, which keep proxies from closing it; 0: no pings",
+        "time between pings on a quiet event stream, which keep proxies from closing it; 0: none",
     )  # fmt: skip
     min_rate: int = option(
         500, LIMITS, size(0),
-        "per second that a client must send of a body and read of a response; 0: one byte per "
-        "timeout is enough",
+        "bytes per second that a client must send of a body and read of a response; 0: one byte "
+        "per timeout is enough",
     )  # fmt: skip
     grace: float = option(
-        30.0, LIMITS, seconds(0.0, _DAY), "for requests in flight to finish when the server stops"
+        30.0,
+        LIMITS,
+        seconds(0.0, _DAY),
+        "time for requests in flight to finish when the server stops",
     )
 
     log_level: str = option(
