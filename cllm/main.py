@@ -143,8 +143,8 @@ def allow_open_files(connections: int) -> None:
         granted = soft
     if granted < wanted:
         log.warning(
-            "this user may have %d files open, which is less than --max-connections %d needs; "
-            "further clients wait (raise it with ulimit -n)",
+            "the limit of %d open files is too low for --max-connections %d; connections beyond it "
+            "wait (raise it with ulimit -n)",
             granted, connections,
         )  # fmt: skip
 
@@ -234,11 +234,11 @@ class Program:
         from cllm.engine import EngineError
 
         if isinstance(error, MemoryError):
-            message = "out of memory; give a smaller model, --ctx-size or --parallel"
+            message = "out of memory; use a smaller model, or lower --ctx-size or --parallel"
         elif isinstance(error, (EngineError, ValueError, FileNotFoundError)):
             message = str(error)
         else:
-            log.error("loading the model failed unexpectedly", exc_info=error)
+            log.error("unexpected error while loading the model", exc_info=error)
             return BUG
         if self.settings.log_file is not None:
             log.error("%s", message)
@@ -248,13 +248,14 @@ class Program:
         self.stopping = True
         name = signal.Signals(number).name
         if self.engine is None:
-            log.info("%s: stopping, the model was still loading", name)
+            log.info("%s: stopping while the model is loading", name)
             grace = 0.0
         else:
             grace = self.settings.grace
             stats = self.engine.stats()
             log.info(
-                "%s: stopping; generations in flight (%d) have %g s to finish (again: at once)",
+                "%s: stopping; generations in flight (%d) have %g s to finish; "
+                "a second signal ends the process now",
                 name, stats.slots_busy + stats.queue_depth, grace,
             )  # fmt: skip
         _start_thread("cllm-stopper", lambda: self._stop(grace))
@@ -270,7 +271,7 @@ class Program:
 
     def _end(self, error: BaseException | None) -> int:
         if error is not None:
-            log.error("stopping failed unexpectedly", exc_info=error)
+            log.error("unexpected error while stopping", exc_info=error)
             return BUG
         log.info("stopped")
         return OK

@@ -67,7 +67,7 @@ def seconds(low: float, high: float | None = None) -> Kind:
             raise ValueError
         return float(raw)
 
-    return _number("SECONDS", convert, low, high, "seconds, a number", lambda v: f"{v:g}", False)
+    return _number("SECONDS", convert, low, high, "a number of seconds", lambda v: f"{v:g}", False)
 
 
 def size(low: int, high: int | None = None, *, auto: bool = False) -> Kind:

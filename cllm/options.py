@@ -133,7 +133,7 @@ def from_command_line(
             word = word.split("=")[0]
             known = [s for a in parser._actions for s in a.option_strings]
             raise SettingsError(f'unknown option "{word}"{did_you_mean(word, known)}')
-        raise SettingsError(f'unexpected argument "{word}"; to serve that model: --model {word}')
+        raise SettingsError(f'unexpected argument "{word}"; to serve this model: --model {word}')
     by_name = {item.name: item for item in options}
     return {
         name: _read(by_name[name], raw, by_name[name].flag)

@@ -31,8 +31,8 @@ LOGGING = "Logging"
 OTHER = "Configuration"
 
 ABOUT = {
-    LIMITS: "The most that is allowed of each; past it the answer is the status in brackets\n"
-    "or, where no answer is possible, by closing the connection.",
+    LIMITS: "Upper bounds. Beyond a bound the client gets the HTTP status in parentheses or,\n"
+    "where no response is possible, the connection is closed.",
 }
 
 _DAY = 86_400.0
@@ -40,13 +40,13 @@ _CACHE_TYPES = ("f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0", "i
 
 EXAMPLES = """\
 examples:
-  cllm                                     serve a small model that tells stories
-  cllm --model qwen3-0.6b-q4_k_m.gguf      serve a real one on http://127.0.0.1:8080
+  cllm                                     serve the built-in model, which writes short stories
+  cllm --model qwen3-0.6b-q4_k_m.gguf      serve your own model on http://127.0.0.1:8080
   cllm --model m.gguf --host 0.0.0.0 --parallel 16 --ctx-size 4096
-  CLLM_PORT=9000 cllm --config cllm.yaml   the file holds lines such as "max-body: 16M"
+  CLLM_PORT=9000 cllm --config cllm.yaml   a YAML file with lines such as "max-body: 16M"
 
-Every option has the name shown in [brackets] in the environment and its own name in a YAML file.
-The command line wins over the environment, the environment over the file.
+[Brackets] hold the environment variable of an option and its default. A YAML file uses the names
+of the options. The command line overrides the environment, the environment overrides the file.
 """
 
 
@@ -58,89 +58,97 @@ class Settings:
         None,
         MODEL,
         path(),
-        "GGUF file to serve; without it a small model that tells stories is served",
+        "GGUF file to serve; without it, a small built-in model that writes short stories",
     )
     model_draft: str | None = option(
         None, MODEL, path(),
-        "GGUF file of a smaller model with the same vocabulary, which guesses ahead",
+        "GGUF file of a smaller model with the same vocabulary, for speculative decoding",
     )  # fmt: skip
     chat_template: str | None = option(
-        None, MODEL, text(), "Jinja template of conversations, in place of the model's own"
+        None, MODEL, text(), "Jinja chat template that replaces the one in the model file"
     )
-    chat_template_file: str | None = option(None, MODEL, path(), "the same, read from FILE")
+    chat_template_file: str | None = option(None, MODEL, path(), "read the chat template from FILE")
     pooling: str = option(
         "auto", MODEL, choice("auto", "none", "mean", "cls", "last", "rank"),
-        "how an input's tokens become one vector, or with rank one score, in a model that embeds; "
-        "auto: as its file says; a model whose file says nothing of it generates",
+        "how an embedding model makes one vector of the tokens of an input, or with rank a score; "
+        "auto: as the model file says; a file without pooling metadata is served for generation",
     )  # fmt: skip
     expose_model_path: bool = option(
-        False, MODEL, switch(), "let /model/info tell the whole path, not only the file's name"
+        False,
+        MODEL,
+        switch(),
+        "show the full path of the model file in /model/info, not only its name",
     )
 
     host: str = option("127.0.0.1", SERVER, text("ADDRESS"), "address to listen on")
-    port: int = option(8080, SERVER, integer(0, 65535), "port to listen on; 0 picks a free one")
-    workers: int = option(16, SERVER, integer(1, 1024), "threads that handle requests")
+    port: int = option(8080, SERVER, integer(0, 65535), "port to listen on; 0: any free port")
+    workers: int = option(16, SERVER, integer(1, 1024), "threads that process HTTP requests")
     cors_origins: tuple[str, ...] = option(
-        (), SERVER, names(), "origins that browsers may call from, or *"
+        (), SERVER, names(), "origins whose pages may call from a browser (CORS), or *"
     )
     api_key: tuple[str, ...] | None = option(
         None, SERVER, secrets(),
-        "keys of which clients must send one; other users of the machine see command lines, so "
-        "prefer a file or the variable",
+        "API keys; a request must send one of them; other users of the machine can see command "
+        "lines, so prefer the file or the variable",
     )  # fmt: skip
-    api_key_file: str | None = option(None, SERVER, path(), "more keys, one a line")
+    api_key_file: str | None = option(
+        None, SERVER, path(), "file of further API keys, one per line"
+    )
 
     parallel: int = option(
-        8, ENGINE, integer(1, 256), "sequences generated at once; further requests wait"
+        8, ENGINE, integer(1, 256), "sequences generated at the same time; further requests wait"
     )
     ctx_size: int | None = option(
         None, ENGINE, integer(2, 1 << 23, auto=True),
-        "tokens per sequence, prompt and answer; auto: what model and --memory-budget allow",
+        "tokens per sequence, prompt and answer together; auto: as many as the model and "
+        "--memory-budget allow",
     )  # fmt: skip
     memory_budget: int | None = option(
         None, ENGINE, size(1 << 20, auto=True),
-        "bytes that an automatic --ctx-size may use for the key/value cache of all sequences; "
+        "bytes for the key/value cache of all sequences where --ctx-size is auto; "
         "auto: 2G, or half of the free memory if that is less",
     )  # fmt: skip
     max_queue: int = option(
         256,
         ENGINE,
         integer(0),
-        "requests that may wait for a sequence; past it the client with most waiting gets 429",
+        "requests that may wait; beyond it, the newest of the client with most of them gets 429",
     )
-    batch_size: int = option(2048, ENGINE, integer(1, 1 << 20), "most tokens in a step")
+    batch_size: int = option(
+        2048, ENGINE, integer(1, 1 << 20), "maximum number of tokens in a step"
+    )
     ubatch_size: int | None = option(
         None, ENGINE, integer(1, 1 << 20, auto=True),
-        "tokens that are evaluated together; auto: 512, or --batch-size if that is less",
+        "tokens that llama.cpp evaluates at once (its physical batch); auto: 512, or --batch-size "
+        "if that is less",
     )  # fmt: skip
     max_itl_ms: int | None = option(
         None, ENGINE, integer(1, 60_000, auto=True),
-        "milliseconds between two tokens of a stream that reading prompts may lead to; "
-        "auto: five times a step without prompts, at least 100, and a second where more prompts "
-        "wait than streams run",
+        "upper bound in milliseconds on the gap between two tokens of a stream while prompts are "
+        "read; auto: five times a step without prompts, at least 100, and up to 1000 while more "
+        "prompts wait than streams run",
     )  # fmt: skip
     cache_ram: int | None = option(
         None, ENGINE, size(0, auto=True),
-        "bytes of memory for the prefixes of sequences that made room for others; 0: none; "
+        "bytes of host memory for prefixes whose slot was given to another sequence; 0: none; "
         "auto: 1G, or a quarter of the free memory if that is less",
     )  # fmt: skip
     draft_max: int = option(
         32, ENGINE, integer(0, 32),
-        "tokens that a sequence may guess ahead, from its own text or by --model-draft; 0: none",
+        "maximum number of draft tokens of a sequence in a step, from its own text or from "
+        "--model-draft; 0: no speculation",
     )  # fmt: skip
     slot_save_path: str | None = option(
-        None, ENGINE, path("DIRECTORY"), "existing directory where slots are saved and restored"
+        None, ENGINE, path("DIRECTORY"), "existing directory for saved slots"
     )
     threads: int | None = option(
         None, ENGINE, integer(1, 512, auto=True),
-        "threads that generate; auto: one per core, and fewer while other programs need the cores",
+        "threads that generate; auto: one per core, fewer while other programs need the cores",
     )  # fmt: skip
     threads_batch: int | None = option(
-        None, ENGINE, integer(1, 512, auto=True), "threads that read prompts; auto: as --threads"
+        None, ENGINE, integer(1, 512, auto=True), "threads that read prompts; auto: the same number"
     )
-    n_gpu_layers: int = option(
-        0, ENGINE, integer(-1), "layers computed on the GPU; -1: all of them"
-    )
+    n_gpu_layers: int = option(0, ENGINE, integer(-1), "layers to compute on the GPU; -1: all")
     flash_attn: str = option("auto", ENGINE, choice("auto", "on", "off"), "flash attention")
     cache_type_k: str = option("f16", ENGINE, choice(*_CACHE_TYPES), "number format of cached keys")
     cache_type_v: str = option(
@@ -148,94 +156,117 @@ class Settings:
     )
     kv_unified: bool | None = option(
         None, ENGINE, switch(auto=True),
-        "one cache that all sequences share, instead of an equal part for each (slower); "
-        "auto: an equal part",
+        "one key/value cache that all sequences share, instead of an equal part for each; slower; "
+        "auto: an equal part for each",
     )  # fmt: skip
     kv_cells: int | None = option(
         None, ENGINE, integer(2, (1 << 31) - 1, auto=True),
-        "tokens that a unified cache holds in all; auto: --parallel times --ctx-size",
+        "size of a unified cache in tokens; auto: --parallel times --ctx-size",
     )  # fmt: skip
     tune: bool = option(
         False, ENGINE, switch(),
-        "measure which threads, batch and cache are fastest, at the first start with a model; "
-        "options that are given stay as they are",
+        "at the first start with a model, measure which threads, batch and cache are fastest; "
+        "options that are given are kept",
     )  # fmt: skip
-    mlock: bool = option(False, ENGINE, switch(), "keep the model in memory, never swapped out")
+    mlock: bool = option(
+        False, ENGINE, switch(), "lock the model into memory, so that it is not swapped out"
+    )
     mmap: bool = option(True, ENGINE, switch(), "map the file into memory instead of reading it")
     extra_bufts: str = option(
         "auto", ENGINE, choice("auto", "on", "off"),
-        "llama.cpp's repacked and AMX kernels; auto: used where a trial run survives them",
+        "llama.cpp's repacked and AMX kernels; auto: on unless they crash a trial run",
     )  # fmt: skip
 
     request_timeout: float = option(
-        600.0, LIMITS, seconds(0.1, _DAY), "a generation may take, waiting included (408)"
+        600.0,
+        LIMITS,
+        seconds(0.1, _DAY),
+        "time for a generation, including the time in the queue (408)",
     )
     max_connections: int = option(
         10_000,
         LIMITS,
         integer(1),
-        "open connections; at the limit an idle one is closed for a new one",
+        "open connections; at the limit, an idle one is closed for a new one",
     )
     max_connections_per_client: int | None = option(
         None, LIMITS, integer(0, auto=True),
-        "open connections of one address, 0: any number; auto: half of --max-connections, "
-        "and any number from this machine",
+        "open connections of one client address; 0: no limit; auto: half of --max-connections, "
+        "and no limit for this machine",
     )  # fmt: skip
-    backlog: int = option(1024, LIMITS, integer(1, 65535), "connections not yet accepted")
-    max_request_line: int = option(8 << 10, LIMITS, size(14), "request line (414)")
-    max_head: int = option(32 << 10, LIMITS, size(18), "request line and header fields (431)")
+    backlog: int = option(
+        1024, LIMITS, integer(1, 65535), "connections that the kernel holds until they are accepted"
+    )
+    max_request_line: int = option(8 << 10, LIMITS, size(14), "length of the request line (414)")
+    max_head: int = option(
+        32 << 10, LIMITS, size(18), "request line and header fields together (431)"
+    )
     max_fields: int = option(100, LIMITS, integer(1), "number of header fields (431)")
-    max_body: int = option(16 << 20, LIMITS, size(0), "request body (413)")
+    max_body: int = option(16 << 20, LIMITS, size(0), "length of a request body, decoded (413)")
     body_memory: int = option(
-        256 << 20, LIMITS, size(0), "all request bodies that are not complete, together (503)"
+        256 << 20, LIMITS, size(0), "memory for all request bodies that are not complete (503)"
     )
     stream_buffer: int = option(
-        1 << 20, LIMITS, size(1 << 10), "unread by a slow client before its stream is cancelled"
+        1 << 20, LIMITS, size(1 << 10), "unread bytes of a stream, beyond which it is cancelled"
     )
     head_timeout: float = option(
         10.0,
         LIMITS,
         seconds(0.05, _DAY),
-        "to the first byte of a connection, and from a request's first byte to the end of its head",
+        "time to the first byte of a connection, and from a request's first byte to the end of its "
+        "head (408)",
     )
     body_timeout: float = option(
-        30.0, LIMITS, seconds(0.05, _DAY), "in which a body is slower than --min-rate (408)"
+        30.0,
+        LIMITS,
+        seconds(0.05, _DAY),
+        "time for which a body may arrive slower than --min-rate (408)",
     )
     keep_alive_timeout: float = option(
-        75.0, LIMITS, seconds(0.05, _DAY), "between two requests on a connection"
+        75.0,
+        LIMITS,
+        seconds(0.05, _DAY),
+        "time for which a connection may be idle between two requests",
     )
     write_timeout: float = option(
-        30.0, LIMITS, seconds(0.05, _DAY), "in which a client reads slower than --min-rate"
+        30.0,
+        LIMITS,
+        seconds(0.05, _DAY),
+        "time for which a client may read a response slower than --min-rate",
     )
     sse_ping: float = option(
         10.0, LIMITS, seconds(0.0, _DAY),
-        "a quiet event stream sends a ping this often, so that no proxy cuts it; 0: never",
+        "time between pings on a quiet event stream, which keep proxies from closing it; 0: none",
     )  # fmt: skip
     min_rate: int = option(
         500, LIMITS, size(0),
-        "a second that a client must send of a body, and read of a response; 0: any",
+        "bytes per second that a client must send of a body and read of a response; 0: one byte "
+        "per timeout is enough",
     )  # fmt: skip
     grace: float = option(
-        30.0, LIMITS, seconds(0.0, _DAY), "for requests in flight when the server stops"
+        30.0,
+        LIMITS,
+        seconds(0.0, _DAY),
+        "time for requests in flight to finish when the server stops",
     )
 
     log_level: str = option(
-        "info", LOGGING, choice("debug", "info", "warning", "error"), "least severity that is kept"
+        "info", LOGGING, choice("debug", "info", "warning", "error"), "lowest severity to log"
     )
     log_file: str | None = option(
-        None, LOGGING, path(), "append the log to FILE instead of writing it to standard error"
+        None, LOGGING, path(), "append the log to FILE instead of standard error"
     )
-    log_json: bool = option(False, LOGGING, switch(), "one JSON object a line")
-    access_log: bool = option(True, LOGGING, switch(), "one line a request")
+    log_json: bool = option(False, LOGGING, switch(), "log one JSON object per line")
+    access_log: bool = option(True, LOGGING, switch(), "log one line per request")
 
-    config: str | None = option(None, OTHER, path(), "YAML file of these settings")
+    config: str | None = option(None, OTHER, path(), "YAML file with these settings")
 
 
 def make_parser() -> argparse.ArgumentParser:
     """The command line: every setting in its group, `--version` and `--help`."""
     parser = OneLineParser(
         prog="cllm",
-        description="Serves a GGUF language model over HTTP.",
+        description="Serve a GGUF language model over HTTP.",
         epilog=EXAMPLES,
         usage="cllm [--model FILE] [--host ADDRESS] [--port N] [OPTIONS]",
         formatter_class=_HelpFormatter,

@@ -79,7 +79,7 @@ def warn_of_strangers(host: str) -> None:
         alone = host == "localhost"
     if not alone:
         log.warning(
-            "whoever reaches %s may use the model; ask for a key with --api-key-file",
+            "anyone who can reach %s can use the model; require a key with --api-key-file",
             host or "this machine",
         )
 
@@ -112,7 +112,7 @@ def banner(
     context = info.context
     asks_for_key = settings.api_key is not None or settings.api_key_file is not None
     everywhere = (
-        " and every other address of this machine" if settings.host in ("0.0.0.0", "::") else ""
+        " and all other addresses of this machine" if settings.host in ("0.0.0.0", "::") else ""
     )
     lines = [
         "",
@@ -123,8 +123,8 @@ def banner(
         *([f"  draft      {context.model_draft}"] if context.model_draft else []),
         f"  use        {ability(info)}",
         f"  context    {room(settings, info)}",
-        f"  threads    {context.threads} generating, {context.threads_batch} reading prompts, "
-        f"{settings.workers} serving HTTP",
+        f"  threads    {context.threads} for generation, {context.threads_batch} for prompts, "
+        f"{settings.workers} for HTTP",
     ]
     if context.tuning is not None:
         lines.append(f"  tuned      {tuned(context.tuning)}")
@@ -132,8 +132,8 @@ def banner(
     if settings.model is None:
         lines += [
             "",
-            "  This is the built-in model: it tells little stories, in English and Chinese.",
-            "  To serve another one, add:  --model FILE.gguf",
+            "  This is the built-in model. It writes short stories in English and Chinese.",
+            "  To serve another model, add:  --model FILE.gguf",
         ]
     path, body = _EXAMPLES[info.capability]
     key = " -H 'Authorization: Bearer KEY'" if asks_for_key else ""
@@ -154,8 +154,8 @@ def ability(info: ModelInfo) -> str:
     if info.pooling is None:
         return "generates text"
     if info.pooling == "rank":
-        return "ranks documents"
-    return f"embeds texts, {info.embedding_size} components, pooling {info.pooling}"
+        return "reranks documents"
+    return f"computes embeddings of {info.embedding_size} dimensions, pooling {info.pooling}"
 
 
 def room(settings: Settings, info: ModelInfo) -> str:
@@ -163,7 +163,8 @@ def room(settings: Settings, info: ModelInfo) -> str:
     context = info.context
     if info.pooling is not None:
         return (
-            f"inputs of up to {context.ctx_size} tokens, of {info.max_sequence_length} trained for"
+            f"inputs of up to {context.ctx_size} tokens "
+            f"(the model was trained for {info.max_sequence_length})"
         )
     return (
         f"{context.parallel} sequences of {context.ctx_size} tokens "
@@ -176,20 +177,20 @@ def chosen_because(settings: Settings, info: ModelInfo) -> str:
     context = info.context
     cache = f"{_bytes(context.kv_bytes)} of key/value cache"
     if settings.ctx_size is not None:
-        return f"as asked for; {cache}"
+        return f"set by --ctx-size; {cache}"
     if context.ctx_size >= info.max_sequence_length:
-        return f"all the model was trained for; {cache}"
+        return f"what the model was trained for; {cache}"
     if settings.kv_cells is not None:
-        return f"as --kv-cells has room for; {cache}"
+        return f"limited by --kv-cells; {cache}"
     budget = "--memory-budget" if settings.memory_budget is not None else "the memory budget"
-    return f"of {info.max_sequence_length}, as {budget} has room for; {cache}"
+    return f"of {info.max_sequence_length}, limited by {budget}; {cache}"
 
 
 def tuned(tuning: Tuning) -> str:
     """The options that measuring chose, by how much they are faster, and when that was."""
-    when = "remembered" if tuning.cached else f"measured in {tuning.seconds:g} s"
+    when = "from an earlier start" if tuning.cached else f"measured in {tuning.seconds:g} s"
     if not tuning.chosen:
-        return f"nothing is faster than the defaults ({when})"
+        return f"the defaults are fastest ({when})"
     flags = " ".join(_as_given(name, value) for name, value in tuning.chosen.items())
     gains = ", ".join(f"{part} {ratio - 1:+.0%}" for part, ratio in tuning.speedup.items())
     return f"{flags} (speed: {gains}; {when})"

@@ -1,5 +1,5 @@
 # shellcheck shell=bash
-# Sourced by run.sh and test.sh: makes .venv, installs cLLM into it, says what takes long and how far it is.
+# Sourced by run.sh and test.sh: makes .venv, installs cLLM into it and shows progress.
 
 ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 CONSTRAINTS=scripts/constraints.txt # below ROOT: a path with a space would be two for pip
@@ -35,10 +35,10 @@ ensure_env() {
     local purpose=$1 python stamp
     python=$(find_python)
     mkdir -p "$VENV"
-    # Two terminals may start at once; the second one waits and then finds everything done.
+    # Two terminals may start at the same time; the second one waits and finds everything installed.
     if command -v flock >/dev/null; then
         exec 9>"$VENV/.install-lock"
-        flock -n 9 || { say "another installation into $VENV is running; waiting for it"; flock 9; }
+        flock -n 9 || { say "waiting for another installation into $VENV"; flock 9; }
     fi
     stamp=$(stamp_of)
     if ! usable_venv "$python" || ! up_to_date "$purpose" "$stamp"; then
@@ -129,12 +129,12 @@ usable_venv() {
 install() {
     local purpose=$1 python=$2 requirement what
     if ! usable_venv "$python"; then
-        say "making $VENV with $("$python" --version)"
+        say "creating $VENV with $("$python" --version)"
         find "$VENV" -mindepth 1 -maxdepth 1 ! -name .install-lock -exec rm -rf {} +
         "$python" -m venv "$VENV" >"$LOG" 2>&1 || {
             cat "$LOG" >&2
             rm -rf "$VENV"
-            die "$python cannot make a virtual environment" \
+            die "$python cannot create a virtual environment" \
                 "Debian, Ubuntu: sudo apt-get install python3-venv"
         }
     fi
@@ -159,8 +159,8 @@ install() {
 renew_pip() {
     local old='import pip, sys; sys.exit([*map(int, pip.__version__.split(".")[:2])] >= [22, 2])'
     if "$VENV/bin/python" -c "$old" 2>/dev/null; then
-        say "renewing pip"
-        pip install --upgrade pip >"$LOG" 2>&1 || failed "renewing pip"
+        say "upgrading pip"
+        pip install --upgrade pip >"$LOG" 2>&1 || failed "upgrading pip"
     fi
 }
 
@@ -178,7 +178,7 @@ compile_llama() {
         [ -n "$compiler" ] || compiler=$(command -v "$name" || true)
     done
     command -v "${compiler:-none}" >/dev/null ||
-        die "no C++ compiler is installed${CXX:+ (CXX=$CXX)}; llama.cpp is compiled with one" \
+        die "no C++ compiler is installed${CXX:+ (CXX=$CXX)}; llama.cpp needs one" \
             "Debian, Ubuntu: sudo apt-get install build-essential"
     # llama.cpp is compiled for this very CPU: a wheel kept in pip's cache must not be taken after
     # the compiler or the CPU has changed, so each pair has a cache of its own.
@@ -195,7 +195,7 @@ compile_llama() {
     fi
     wheel=$(compiled_wheel "$cache" "$requirement")
     if [ -n "$wheel" ]; then
-        say "installing llama.cpp as it was compiled before"
+        say "installing llama.cpp from the earlier build"
         pip install --no-deps "$wheel" >"$LOG" 2>&1 || failed "installing the compiled llama.cpp"
         exec 8>&-
         return
@@ -219,7 +219,7 @@ choose_compiler() {
     local name
     case " $1 " in *" amx_tile "*) ;; *) return 0 ;; esac
     if [ -n "${CC:-}${CXX:-}" ]; then
-        say "this CPU has AMX; the compiler is the one that CC/CXX name"
+        say "this CPU has AMX; using the compiler that CC and CXX name"
         return 0
     fi
     for name in clang-{22,21,20,19,18,17} clang; do
@@ -228,8 +228,8 @@ choose_compiler() {
             return 0
         fi
     done
-    say "this CPU has AMX, which llama.cpp can use only when clang compiles it; to have it:"
-    say "  sudo apt-get install clang-19 libomp-19-dev && rm -r $VENV, then run this again"
+    say "this CPU has AMX, which llama.cpp can use only if clang compiles it; to use it:"
+    say "  sudo apt-get install clang-19 libomp-19-dev && rm -r $VENV, then run this script again"
 }
 
 # The chat templates that tests render: llama.cpp's, from the source distribution of llama-cpp-python.
@@ -252,7 +252,7 @@ ensure_templates() {
         rm -r "$work"
     else
         rm -r "$work"
-        say "they were not fetched, and their tests will be skipped (log: $LOG)"
+        say "fetching them failed; their tests will be skipped (log: $LOG)"
     fi
 }
 
@@ -283,12 +283,12 @@ show_progress() {
 }
 
 failed() {
-    local remedy="the whole log is in $LOG; run this again once its cause is gone"
+    local remedy="see the log in $LOG, fix the cause and run this script again"
     case $(tail -n 400 "$LOG") in
-    *"No space left on device"*) remedy="the disk is full: free some space and run this again" ;;
+    *"No space left on device"*) remedy="the disk is full: free some space and run this script again" ;;
     *"Temporary failure in name resolution"* | *"Failed to establish a new connection"* | \
         *"No matching distribution found"*)
-        remedy="the Python package index was not reached: check the network or pip's configuration"
+        remedy="the Python package index is not reachable: check the network or pip's configuration"
         ;;
     *"signal terminated program cc1plus"* | *"Killed"*)
         remedy="memory ran out: CMAKE_BUILD_PARALLEL_LEVEL=1 $0 compiles one file at a time"

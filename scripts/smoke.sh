@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# Asks every endpoint once, as a user with curl would, and checks status, JSON and stream events.
-#   scripts/smoke.sh                       starts a server with the built-in model for it
-#   scripts/smoke.sh http://127.0.0.1:8080 asks that server, with the key in CLLM_API_KEY if it is set
-# Needs bash, curl and python3. One line for each check; ends at the first that fails.
+# Sends one request to every endpoint with curl; checks status, JSON and stream events.
+#   scripts/smoke.sh                       starts a server with the built-in model
+#   scripts/smoke.sh http://127.0.0.1:8080 tests that server, with the key in CLLM_API_KEY if set
+# Needs bash, curl and python3. Prints one line per check; stops at the first failure.
 set -euo pipefail
 
 case ${1:-} in
@@ -37,12 +37,12 @@ trap 'exit 130' INT TERM
 fail() {
     printf 'FAIL %s\n' "$1"
     if [ -s "$WORK/body" ]; then
-        echo '--- the answer was'
+        echo '--- response'
         head -c 2000 "$WORK/body"
         echo
     fi
     if [ -s "$WORK/server.log" ]; then
-        echo '--- the end of the server'\''s log'
+        echo '--- last lines of the server log'
         tail -n 30 "$WORK/server.log"
     fi
     exit 1
@@ -93,7 +93,7 @@ start_server() {
     (cd "$ROOT" && exec "$python" -m cllm.main --port 0) >"$WORK/server.log" 2>&1 &
     SERVER=$!
     for ((try = 0; try < 600; try++)); do
-        kill -0 "$SERVER" 2>/dev/null || fail 'the server ended while it started'
+        kill -0 "$SERVER" 2>/dev/null || fail 'the server ended during startup'
         [ -n "$BASE" ] || BASE=$(grep -o -m 1 'http://[0-9.]*:[0-9]*' "$WORK/server.log" || true)
         if [ -n "$BASE" ] && curl -fs --max-time 5 -o /dev/null "$BASE/health"; then
             printf 'ok   server     ready on %s\n' "$BASE"
@@ -104,7 +104,7 @@ start_server() {
     fail 'the server was not healthy within 60 s'
 }
 
-# In a file: command lines are seen by everybody.
+# In a file: other users can see command lines.
 printf '%s\n' "${CLLM_API_KEY:+Authorization: Bearer ${CLLM_API_KEY%%,*}}" >"$WORK/key"
 
 BASE=${1:-}

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# Checks everything: linter, formatting, types, shell smoke test, tests. Installs what is missing first.
-#   scripts/test.sh                        everything; types and quick tests with every other Python here too
-#   scripts/test.sh --this-python          everything, with the default Python alone
-#   scripts/test.sh tests/http -k parser   only pytest, with these arguments
+# Runs linter, formatter check, types, smoke test and tests. Installs missing packages first.
+#   scripts/test.sh                        everything; types and quick tests also with every other Python
+#   scripts/test.sh --this-python          everything, with the default Python only
+#   scripts/test.sh tests/http -k parser   pytest only, with these arguments
 set -euo pipefail
 # shellcheck source=scripts/_env.sh
 source "$(dirname "${BASH_SOURCE[0]}")/_env.sh"
@@ -46,7 +46,7 @@ report() {
 # check_with VERSION PYTHON FOLDER: linter, types and quick tests in an environment of its own.
 check_with() {
     local begun=$SECONDS status python=$ROOT/.venv-$1/bin/python
-    set +e # but for the installation, each step follows whatever the one before found
+    set +e # after the installation, a failed step does not stop the next
     printf '\n== Python %s\n' "$1"
     (
         set -e
@@ -69,7 +69,7 @@ check_others() {
     folder=$(mktemp -d)
     set -m # each job has a process group, which Ctrl-C does not reach but the trap does
     while read -r version path; do
-        say "checking with $path at the same time"
+        say "checking with $path in parallel"
         check_with "$version" "$path" "$folder" >"$folder/$version.log" 2>&1 </dev/null &
         jobs+=("$!")
         others+=("$version")

@@ -298,7 +298,7 @@ def test_compiling_is_told_every_ten_percent_where_there_is_no_terminal(
         ("OSError: [Errno 28] No space left on device", "the disk is full"),
         ("ERROR: No matching distribution found for llama-cpp-python", "check the network"),
         ("CMake Error: No CMAKE_CXX_COMPILER could be found.", "build-essential"),
-        ("something else", "the whole log is in"),
+        ("something else", "see the log in"),
     ],
 )
 def test_a_failure_shows_the_end_of_the_log_and_a_remedy(said: str, remedy: str, log: Path) -> None:

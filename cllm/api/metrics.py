@@ -34,20 +34,20 @@ _ENGINE_COUNTERS = (
     ("prompt_tokens", "Prompt tokens of admitted generations", "prompt_tokens"),
     ("generated_tokens", "Tokens generated", "completion_tokens"),
     ("prefix_cached_tokens", "Prompt tokens found in the prefix cache", "cached_tokens"),
-    ("prefix_hits", "Admissions that found a beginning of their prompt cached", "prefix_hits"),
+    ("prefix_hits", "Admissions that reused a cached prefix", "prefix_hits"),
     ("prefixes_saved", "Prefixes put into host memory", "saved_prefixes"),
     ("prefixes_restored", "Prefixes taken from host memory", "restored_prefixes"),
     ("prefix_restored_tokens", "Prompt tokens taken from host memory", "restored_tokens"),
     ("prefixes_evicted", "Prefixes dropped from host memory for others", "evicted_prefixes"),
-    ("guessed_tokens", "Tokens evaluated ahead of their choice", "guessed_tokens"),
-    ("guessed_right_tokens", "Such tokens that were then chosen", "guessed_right"),
+    ("guessed_tokens", "Draft tokens evaluated", "guessed_tokens"),
+    ("guessed_right_tokens", "Draft tokens accepted", "guessed_right"),
     ("recomputed_tokens", "Tokens evaluated again after a preemption", "recomputed_tokens"),
     ("preemptions", "Sequences preempted for lack of KV cache", "preemptions"),
     ("failed_decodes", "llama_decode calls that failed", "failed_decodes"),
-    ("thread_changes", "Times that the number of computing threads changed", "thread_changes"),
+    ("thread_changes", "Changes of the number of computing threads", "thread_changes"),
     ("constraints_compiled", "Constraints compiled", "constraints_compiled"),
     ("constraints_refused", "Constraints refused by the compiler", "constraints_refused"),
-    ("constraint_deaths", "Compiler processes that a constraint ended", "constraint_deaths"),
+    ("constraint_deaths", "Compiler processes killed by a constraint", "constraint_deaths"),
     ("steps", "Scheduler steps", "steps"),
     ("decode_seconds", "Time in llama_decode", "decode_s"),
     ("draft_seconds", "Time in the draft model", "draft_s"),
@@ -67,16 +67,20 @@ _ENGINE_GAUGES = (
     ("kv_cells", "Tokens the KV cache can hold", "kv_cells"),
     ("prefix_ram_bytes", "Host memory taken for saved prefixes", "cache_ram_bytes"),
     ("threads", "Threads that compute a step now", "threads"),
-    ("threads_limit", "Threads that compute while other programs leave the cores", "threads_limit"),
+    ("threads_limit", "Upper bound on computing threads", "threads_limit"),
     ("cores", "Cores that the process may use", "cores"),
-    ("cores_left", "Of these, what other programs leave, lately", "cores_left"),
-    ("prefix_ram_limit_bytes", "Host memory that they may take", "cache_ram_limit"),
+    ("cores_left", "Cores recently free of other programs", "cores_left"),
+    ("prefix_ram_limit_bytes", "Limit of host memory for saved prefixes", "cache_ram_limit"),
 )
 # The same for ServerStats.
 _SERVER_COUNTERS = (
     ("http_connections_accepted", "Connections accepted", "accepted_total"),
     ("http_connections_reclaimed", "Idle connections closed for new ones", "reclaimed_total"),
-    ("http_connections_turned_away", "Connections past the limit of a client", "turned_away_total"),
+    (
+        "http_connections_turned_away",
+        "Connections closed at the limit per client",
+        "turned_away_total",
+    ),
     ("http_requests", "HTTP requests read", "requests_total"),
     ("http_sent_bytes", "Bytes of response bodies sent", "bytes_sent_total"),
     ("http_clients_left", "Clients that left before their response ended", "clients_left_total"),
@@ -84,7 +88,7 @@ _SERVER_COUNTERS = (
 )
 _SERVER_GAUGES = (
     ("http_connections", "Connections open", "connections_open"),
-    ("http_connections_parked", "Connections that wait for bytes, tokens or time", "parked"),
+    ("http_connections_parked", "Connections that wait for bytes, tokens or a deadline", "parked"),
     ("http_body_bytes", "Bytes of request bodies that are not complete", "body_bytes"),
     ("http_queue_depth", "Connections that wait for a worker", "queue_depth"),
     ("http_workers", "Worker threads", "workers"),
@@ -100,10 +104,14 @@ class Metrics:
     def __init__(self, service: Service) -> None:
         registry = CollectorRegistry()
         self._registry = registry
-        self._seconds = _histogram(registry, "generation_seconds", "From request to end", _SECONDS)
-        self._queued = _histogram(registry, "queued_seconds", "From request to slot", _SECONDS)
+        self._seconds = _histogram(
+            registry, "generation_seconds", "Seconds from request to end", _SECONDS
+        )
+        self._queued = _histogram(
+            registry, "queued_seconds", "Seconds from request to slot", _SECONDS
+        )
         self._ttft = _histogram(
-            registry, "time_to_first_token_seconds", "From request to first token", _SECONDS
+            registry, "time_to_first_token_seconds", "Seconds from request to first token", _SECONDS
         )
         self._length = _histogram(registry, "generation_tokens", "Tokens generated", _TOKENS)
         self._llama = LlamaFigures(service)
@@ -138,10 +146,12 @@ class _Figures(Collector):
 
     def collect(self) -> Iterator[Metric]:
         service = self._service
-        build = GaugeMetricFamily("cllm_build", "Which cLLM this is", labels=["version"])
+        build = GaugeMetricFamily("cllm_build", "Version of cLLM", labels=["version"])
         build.add_metric([__version__], 1)
         yield build
-        yield GaugeMetricFamily("cllm_uptime_seconds", "Since the service began", service.uptime)
+        yield GaugeMetricFamily(
+            "cllm_uptime_seconds", "Seconds since the service started", service.uptime
+        )
         yield from _engine(service.engine.stats())
         if service.server_stats is not None:
             yield from _server(service.server_stats())

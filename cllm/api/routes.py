@@ -51,8 +51,8 @@ def create_handler(service: Service) -> HttpHandler:
         return success({"name": "cLLM", "version": __version__, "endpoints": listed})
 
     openapi.routes = routes = (
-        Route("GET", "/", "This list", index, None, answers.Success[answers.Index]),
-        Route("GET", OPENAPI, "The same as an OpenAPI 3.1 document",
+        Route("GET", "/", "List of endpoints", index, None, answers.Success[answers.Index]),
+        Route("GET", OPENAPI, "This API as an OpenAPI 3.1 document",
               openapi.endpoint, None, dict[str, Any]),
         *native.routes(service, submission, metrics),
         *openai.routes(service, submission),

@@ -143,7 +143,7 @@ def _expected(kind: inspect.Type) -> str:
         return "true or false"
     if isinstance(kind, inspect.ListType):
         most = f" (at most {kind.max_length})" if kind.max_length else ""
-        return f"a list{most} of which each is {_expected(kind.item_type)}"
+        return f"a list{most} where each item is {_expected(kind.item_type)}"
     if isinstance(kind, inspect.DictType):
         return f"an object from {_expected(kind.key_type)} to {_expected(kind.value_type)}"
     if isinstance(kind, inspect.LiteralType):

@@ -101,7 +101,9 @@ class Service:
     def chat_template(self) -> ChatTemplate:
         """How messages become a prompt; raises HttpError 400 if the model's own is broken."""
         if isinstance(self._chat_template, TemplateError):
-            raise HttpError(400, f"messages: {self._chat_template}; give --chat-template-file")
+            raise HttpError(
+                400, f"messages: {self._chat_template}; start with --chat-template-file"
+            )
         assert self._chat_template is not None
         return self._chat_template
 
@@ -118,7 +120,7 @@ class Service:
                 source, info.bos_text, info.eos_text, engine.control_texts()
             )
         except TemplateError as error:
-            log.warning("%s; chat requests are refused (--chat-template-file)", error)
+            log.warning("%s; chat requests are refused; give --chat-template-file", error)
             self._chat_template = error
         self._engine = engine
         self.progress = 1.0

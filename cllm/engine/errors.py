@@ -17,11 +17,12 @@ class ModelLoadError(EngineError):
 class InvalidRequest(EngineError, ValueError):  # noqa: N818 - a public name
     """A request was refused before it was queued: a field holds what it may not hold."""
 
-    def __init__(self, field: str, value: object, expected: str) -> None:
+    def __init__(self, field: str, value: object, expected: str, message: str = "") -> None:
         self.field = field
         self.value = value
         self.expected = expected
-        super().__init__(f"{field}: {shortened(value)} is not valid; expected {expected}")
+        usual = f"{shortened(value)} is not valid; expected {expected}"
+        super().__init__(f"{field}: {message or usual}")
 
 
 class PromptTooLong(InvalidRequest):
@@ -33,7 +34,9 @@ class PromptTooLong(InvalidRequest):
         super().__init__(
             field,
             f"{prompt_tokens} tokens",
-            f"at most {ctx_size - 1} tokens (a context of {ctx_size} with room for one more)",
+            f"at most {ctx_size - 1} tokens",
+            f"the prompt has {prompt_tokens} tokens; at most {ctx_size - 1} fit "
+            f"(context {ctx_size}, one kept for the answer)",
         )
 
 
@@ -41,10 +44,11 @@ class InputTooLong(InvalidRequest):
     """An input to embed or rank has more tokens than the model can look at."""
 
     def __init__(self, field: str, tokens: int, longest: int, trained: int) -> None:
-        remedy = "all that the model was trained for"
+        remedy = "shorten it"
         if longest < trained:
-            remedy = f"the model takes {trained}: raise --ctx-size"
-        super().__init__(field, f"{tokens} tokens", f"at most {longest} tokens ({remedy})")
+            remedy += f", or raise --ctx-size (the model was trained for {trained})"
+        message = f"the input has {tokens} tokens; at most {longest} fit; {remedy}"
+        super().__init__(field, f"{tokens} tokens", f"at most {longest} tokens", message)
 
 
 class Unsupported(EngineError):  # noqa: N818 - a public name
@@ -55,7 +59,7 @@ class TooIntricate(EngineError):  # noqa: N818 - a public name
     """A constraint could be compiled, but following it takes more than one request may."""
 
     def __init__(self, reason: str) -> None:
-        super().__init__(f"the constraint is too intricate ({reason}): give a simpler one")
+        super().__init__(f"the constraint is too complex ({reason}); simplify it")
 
 
 class ConstraintPending(EngineError):  # noqa: N818 - a public name
@@ -76,7 +80,9 @@ class QueueFull(EngineError):  # noqa: N818 - a public name
     def __init__(self, waiting: int, retry_after: int) -> None:
         self.waiting = waiting
         self.retry_after = retry_after
-        super().__init__(f"{waiting} requests are already waiting; try again in {retry_after} s")
+        super().__init__(
+            f"the queue is full ({waiting} requests wait); try again in {retry_after} s"
+        )
 
 
 class DeadlineExceeded(EngineError):  # noqa: N818 - a public name

@@ -67,7 +67,7 @@ def gunzip(data: bytes, limit: int, take: Callable[[int], None]) -> bytes:
             inflate = zlib.decompressobj(_GZIP_ONLY)
             while not inflate.eof:
                 if position == len(data):
-                    raise HttpError(400, "the gzip body is cut off; send all of it")
+                    raise HttpError(400, "the gzip body is truncated; send all of it")
                 part: bytes | memoryview = view[position : position + _SLICE]
                 position += len(part)
                 while True:

@@ -265,7 +265,7 @@ def _framing(headers: Headers, version: str) -> tuple[int, bool]:
     if not lengths:
         return 0, False
     if len(lengths) > 1 or not CONTENT_LENGTH.fullmatch(lengths[0]):
-        raise ProtocolError(400, "Content-Length is not one number in digits")
+        raise ProtocolError(400, "Content-Length must be one decimal number")
     digits = lengths[0].lstrip("0")
     # int() is slow on, and in newer Pythons refuses, thousands of digits.
     return int(digits[: MAX_LENGTH_DIGITS + 1] or "0"), False

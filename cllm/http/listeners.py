@@ -81,7 +81,7 @@ def _trouble(host: str, port: int, error: OSError) -> str:
     if error.errno in (errno.EACCES, errno.EPERM):
         return f"{place} needs rights this user does not have; choose a port above 1023"
     if error.errno == errno.EADDRNOTAVAIL:
-        return f"{place} is no address of this machine; use 127.0.0.1, or 0.0.0.0 for all"
+        return f"{place} is not an address of this machine; use 127.0.0.1, or 0.0.0.0 for all"
     return f"cannot listen on {place}: {os.strerror(error.errno or 0)}"
 
 

@@ -103,8 +103,8 @@ class Server:
             except (OSError, RuntimeError) as error:
                 self._dismantle(listeners)
                 raise HttpServerError(
-                    f"the server cannot start: {error}; let this process have more open files "
-                    "(ulimit -n) or threads (ulimit -u)"
+                    f"the server cannot start: {error}; raise the limit of open files "
+                    "(ulimit -n) or of threads (ulimit -u)"
                 ) from error
             self._state = _State.RUNNING
         names = ", ".join(address_of(listener) for listener in listeners)

@@ -58,7 +58,7 @@ def test_a_continued_answer_is_cut_where_the_template_trims_it() -> None:
 
 @pytest.mark.parametrize("last", [{"content": None}, {}, {"content": ["x"]}])
 def test_only_a_text_can_be_continued(last: dict[str, Any]) -> None:
-    with pytest.raises(TemplateError, match="no text that could be continued"):
+    with pytest.raises(TemplateError, match="no text to continue"):
         ChatTemplate(CHATML).render([*USER, {"role": "assistant", **last}], continued=True)
 
 

@@ -115,16 +115,16 @@ def test_a_long_answer_comes_whole(embedding: Live) -> None:
     ("body", "param", "words"),
     [
         ({}, "input", "missing"),
-        ({"input": ""}, "input", "not empty"),
-        ({"input": ["a", ""]}, "input[1]", "not empty"),
+        ({"input": ""}, "input", "non-empty"),
+        ({"input": ["a", ""]}, "input[1]", "non-empty"),
         ({"input": []}, "input", "at least one"),
         ({"input": [[]]}, "input", "at least one token"),
-        ({"input": ["a", 1]}, "input", "throughout"),
+        ({"input": ["a", 1]}, "input", "only texts, only tokens"),
         ({"input": 7}, "input", "a string or a list"),
         ({"input": [10**6]}, "input", "tokens from 0 to"),
         ({"input": ["a"] * 2049}, "input", "1 to 2048 inputs"),
-        ({"input": ["a", "a " * 300]}, "input[1]", "302 tokens is not valid; expected at most 128"),
-        ({"input": "a", "dimensions": WIDTH + 1}, "dimensions", f"at most the {WIDTH}"),
+        ({"input": ["a", "a " * 300]}, "input[1]", "the input has 302 tokens; at most 128 fit"),
+        ({"input": "a", "dimensions": WIDTH + 1}, "dimensions", f"at most {WIDTH}, the size"),
         ({"input": "a", "dimensions": 0}, "dimensions", "1 or more"),
         ({"input": "a", "encoding_format": "hex"}, "encoding_format", '"base64" or "float"'),
     ],
@@ -227,13 +227,18 @@ def test_a_model_that_cannot_says_what_it_can(embedding: Live, reranker: Live, l
     texts, pair = {"input": "a"}, {"query": "a", "documents": ["b"]}
     for path, body in (("/v1/embeddings", texts), ("/embedding", texts), ("/v1/rerank", pair)):
         assert "generates text" in error(live, path, body, 501)["message"]
-    assert "does not rank" in error(embedding, "/rerank", pair, 501)["message"]
+    assert "only produces embeddings" in error(embedding, "/rerank", pair, 501)["message"]
     assert "/v1/rerank" in error(reranker, "/v1/embeddings", texts, 501)["message"]
     talk = {"messages": [{"role": "user", "content": "Hello"}]}
-    assert "embeds texts" in error(embedding, "/v1/chat/completions", talk, 501)["message"]
-    assert "embeds texts" in error(embedding, "/v1/completions", {"prompt": "a"}, 501)["message"]
-    assert "embeds texts" in embedding.refused("/generate", {"prompt": "a"}, 501)
-    assert "embeds texts" in embedding.refused("/benchmark", {}, 501)
+    assert (
+        "only produces embeddings" in error(embedding, "/v1/chat/completions", talk, 501)["message"]
+    )
+    assert (
+        "only produces embeddings"
+        in error(embedding, "/v1/completions", {"prompt": "a"}, 501)["message"]
+    )
+    assert "only produces embeddings" in embedding.refused("/generate", {"prompt": "a"}, 501)
+    assert "only produces embeddings" in embedding.refused("/benchmark", {}, 501)
 
 
 def test_openais_client_does_not_ask_again_what_cannot_be(live: Live) -> None:

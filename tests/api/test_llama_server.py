@@ -431,7 +431,7 @@ def test_what_is_wrong_is_named_and_nothing_is_queued(stories: Live, body: Any, 
 
 def test_a_grammar_that_takes_too_much_is_the_clients_to_simplify(stories: Live) -> None:
     body = {"prompt": "a", "n_predict": 8, "grammar": 'root ::= "a"{100000000}'}
-    assert "too intricate" in refused(stories, "/completion", body)["message"]
+    assert "too complex" in refused(stories, "/completion", body)["message"]
     eventually(lambda: idle(stories.engine), "the engine has no work left")
 
 

@@ -94,7 +94,7 @@ def test_a_stream_that_gives_way_ends_with_an_error_event(small: Engine) -> None
             eventually(lambda: small.stats().requests_refused == 1, "one gives way")
         received = read_until(newest, b"\r\n0\r\n\r\n").split(b"\r\n\r\n", 1)[1]
         (last,) = events(iter([received.split(b"\r\n", 1)[1].split(b"\r\n0\r\n")[0]]))
-        assert last["done"] is True and "already waiting" in last["error"]
+        assert last["done"] is True and "the queue is full" in last["error"]
     eventually(lambda: idle(small), "nothing is left")
 
 

@@ -249,7 +249,7 @@ def test_a_handler_that_never_returns_does_not_hold_it_up(
     gate.wait_entered()
     assert ended(stopping(server, grace=0))
     (left_behind,) = server_threads()
-    assert f"{left_behind} is held by a handler" in caplog.text
+    assert f"{left_behind} is blocked in a handler" in caplog.text
     assert "in __call__" in caplog.text, "the log shows where it is held"
     with pytest.raises((EOFError, ConnectionResetError)):
         client.reply()

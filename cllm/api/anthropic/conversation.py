@@ -30,7 +30,7 @@ def conversation(asked: CountRequest) -> Conversation:
     choice, tools = asked.tool_choice, asked.tools or ()
     forced = isinstance(choice, (AnyTool, OneTool))
     if forced and not tools:
-        raise InvalidRequest("tool_choice", "a forced call", "tools to choose from")
+        raise InvalidRequest("tool_choice", "a forced call", "at least one tool in tools")
     config = asked.output_config
     format = config.format if config is not None else None
     return Conversation(

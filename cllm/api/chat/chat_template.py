@@ -111,7 +111,7 @@ class ChatTemplate:
         if continued:
             content = shown[-1].get("content")
             if not isinstance(content, str):
-                raise TemplateError("the last message has no text that could be continued")
+                raise TemplateError("the last message has no text to continue")
             shown[-1]["content"] = content + _CUT_AND_SPACE
         given: dict[str, Any] = {"tools": None, "documents": None}
         given |= {"add_generation_prompt": not continued, **self._names}

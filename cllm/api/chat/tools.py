@@ -26,7 +26,7 @@ def callable_tools(conversation: Conversation) -> list[Tool]:
     for number, tool in enumerate(tools):
         where = f"tools[{number}].function"
         if not _NAME.fullmatch(tool.name) or names.index(tool.name) != number:
-            once = "1 to 64 letters, digits, '_', '-' or '.', and no other tool's name"
+            once = "1 to 64 letters, digits, '_', '-' or '.', different from other tools' names"
             raise InvalidRequest(f"{where}.name", tool.name, once)
         _check(tool.schema, f"{where}.parameters")
     if conversation.choice == "none":
@@ -36,7 +36,7 @@ def callable_tools(conversation: Conversation) -> list[Tool]:
         if name not in names:
             raise InvalidRequest("tool_choice", name, "the name of one of the tools")
     if conversation.choice == "required" and not allowed:
-        raise InvalidRequest("tool_choice", "required", "tools to choose from")
+        raise InvalidRequest("tool_choice", "required", "at least one tool in tools")
     return [tool for tool in tools if tool.name in allowed]
 
 

@@ -61,6 +61,6 @@ def spelled(engine: Engine, tokens: list[int]) -> str:
 def _tokens(engine: Engine, prompt: str | PromptObject | Mixed) -> list[int]:
     if isinstance(prompt, PromptObject):
         if prompt.multimodal_data:
-            raise HttpError(400, "prompt.multimodal_data: this model takes text only")
+            raise HttpError(400, "prompt.multimodal_data: this server accepts text only")
         prompt = prompt.prompt_string
     return mixed_tokens(engine, prompt, add_special=True, parse_special=True)

@@ -35,9 +35,9 @@ def routes(service: Service, submission: Submission, metrics: Metrics) -> tuple[
               partial(tokens.encode, service), ENCODE, answers.Success[answers.Encoded]),
         Route("POST", "/decode", "Tokens to text",
               partial(tokens.decode, service), DECODE, answers.Success[answers.Decoded]),
-        Route("POST", "/benchmark", "Measure the server with requests of its own",
+        Route("POST", "/benchmark", "Measure throughput and latency",
               Benchmarks(service).endpoint, BENCHMARK, answers.Success[answers.Benchmarked]),
-        Route("GET", "/model/info", "The model and the context in force",
+        Route("GET", "/model/info", "Model metadata and context settings",
               partial(model_info, service), None, answers.Success[answers.ModelInfo]),
-        Route("GET", "/metrics", "Figures in Prometheus text format", metrics.endpoint),
+        Route("GET", "/metrics", "Metrics in Prometheus text format", metrics.endpoint),
     )  # fmt: skip

@@ -74,7 +74,7 @@ class Completions:
         fim = engine.info().fim
         before, behind, middle = fim.prefix, fim.suffix, fim.middle
         if before is None or behind is None or middle is None:
-            able = "no suffix: this model was not trained to fill gaps and has no tokens for it"
+            able = "no suffix: this model has no fill-in-the-middle tokens"
             raise InvalidRequest("suffix", suffix, able)
         behind_tokens = engine.tokenize(suffix, add_special=False)
         start = [tokens.pop(0)] if tokens[0] == engine.info().bos_token else []
@@ -85,13 +85,13 @@ class Completions:
         if isinstance(prompt, str):
             prompt = [prompt]
         if not prompt:
-            raise InvalidRequest("prompt", prompt, "a prompt")
+            raise InvalidRequest("prompt", prompt, "at least one prompt")
         if all(isinstance(token, int) for token in prompt):
             prompt = [[token for token in prompt if isinstance(token, int)]]
         found: list[list[int]] = []
         for number, each in enumerate(prompt):
             if isinstance(each, int) or not each:
-                kinds = "text or a list of tokens that is not empty, or tokens throughout"
+                kinds = "non-empty text or a non-empty list of tokens, or only tokens"
                 raise InvalidRequest(f"prompt[{number}]", each, kinds)
             found.append(engine.tokenize(each) if isinstance(each, str) else each)
         return found

@@ -49,7 +49,9 @@ class LlamaServerRequest(Struct):
 
     def __post_init__(self) -> None:
         if self.content is None and self.input is None:
-            raise ValueError('content: missing; expected a text or a list of them ("input" also)')
+            raise ValueError(
+                'content: missing; expected text or a list of texts ("input" is accepted too)'
+            )
 
 
 OPENAI = Schema(OpenAIRequest)
@@ -74,13 +76,15 @@ class Embeddings:
         embedder.check_embeds()
         if not embedder.pools:
             raise Unsupported(
-                "this model is served without pooling and has a vector for each token; ask "
-                "/embedding, or serve it with --pooling mean"
+                "this model runs without pooling and returns one vector per token; use "
+                "/embedding, or start with --pooling mean"
             )
         asked = OPENAI.decode(request.body)
         width, most = asked.dimensions, self._service.engine.info().embedding_size
         if width is not None and most is not None and width > most:
-            raise InvalidRequest("dimensions", width, f"at most the {most} that the model has")
+            raise InvalidRequest(
+                "dimensions", width, f"at most {most}, the size of the model's vectors"
+            )
         inputs = _tokens(embedder, "input", asked.input)
         model, base64 = self._service.model_id, asked.encoding_format == "base64"
 
@@ -122,7 +126,7 @@ def _tokens(embedder: Embedder, name: str, given: Inputs) -> list[list[int]]:
     lists = [each for each in given if isinstance(each, list)]
     if len(lists) == len(given):
         return lists
-    raise InvalidRequest(name, given, "texts, tokens or lists of tokens throughout")
+    raise InvalidRequest(name, given, "only texts, only tokens or only lists of tokens")
 
 
 def _openai(embedding: Embedding, model: str, width: int | None, base64: bool) -> Iterator[bytes]:

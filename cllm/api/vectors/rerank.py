@@ -44,7 +44,7 @@ class RerankRequest(Struct):
 
     def __post_init__(self) -> None:
         if self.documents is None and self.texts is None:
-            raise ValueError("documents: missing; expected a list of texts that is not empty")
+            raise ValueError("documents: missing; expected a non-empty list of texts")
 
 
 RERANK = Schema(RerankRequest)

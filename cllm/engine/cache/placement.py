@@ -161,7 +161,7 @@ class Placer:
                 )
             return
         if data is None:
-            _log.warning("llama.cpp could not save slot %d; its tokens are forgotten", slot.id)
+            _log.warning("llama.cpp could not save slot %d; its cached tokens are dropped", slot.id)
             return
         self.cache.save(Saved(slot.tokens[: slot.length], data, self._whole))
         self._stats.saved_prefixes += 1
@@ -175,7 +175,9 @@ class Placer:
             data = self._context.save(slot.id)
         except MemoryError:
             size = self._context.state_size(slot.id) / 2**20
-            raise EngineError(f"there is no memory for slot {slot.id}'s {size:.1f} MiB") from None
+            raise EngineError(
+                f"not enough memory to save slot {slot.id} ({size:.1f} MiB)"
+            ) from None
         if data is None:
             raise EngineError(f"llama.cpp could not save slot {slot.id}")
         return slot.tokens[: slot.length], data

@@ -86,11 +86,11 @@ def read(path: Path, identity: Identity) -> tuple[array[int], Bytes, int]:
             tokens = array("i", file.read(4 * head.n_tokens))
             state = np.fromfile(file, np.uint8)
     except FileNotFoundError:
-        raise _refused(path, "a file that is in --slot-save-path") from None
+        raise _refused(path, "a file in --slot-save-path") from None
     except OSError as error:
         raise EngineError(f"cannot read {path.name}: {error.strerror}") from None
     except MemoryError:
-        raise EngineError(f"cannot read {path.name}: there is no memory for it") from None
+        raise EngineError(f"cannot read {path.name}: not enough memory") from None
     if _checksum(tokens, state) != head.crc32:
         raise _refused(path, "a file that is not damaged")
     return tokens, state, size
@@ -114,7 +114,7 @@ def _head(path: Path, line: bytes) -> _Head:
 
 def _check_identity(path: Path, saved: Identity, here: Identity) -> None:
     if saved.model != here.model:
-        raise _refused(path, "a file of the model that is loaded; it is of another one")
+        raise _refused(path, "a file saved with the loaded model; it was saved with another")
     for name, value in asdict(here).items():
         if getattr(saved, name) != value:
             found = getattr(saved, name)

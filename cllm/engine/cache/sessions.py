@@ -117,7 +117,7 @@ class Sessions:
     def _path(self, filename: str) -> Path:
         directory = self._config.slot_save_path
         if directory is None:
-            raise NotEnabled("slots cannot be saved and restored; start with --slot-save-path")
+            raise NotEnabled("saving and restoring slots is disabled; start with --slot-save-path")
         return Path(directory) / checked_name(filename)
 
     def _checked(self, slot: int) -> int:

@@ -221,7 +221,7 @@ class CompileProcess:
         if self._closed:
             return EngineClosed()
         return CompilerUnavailable(
-            f"no constraint can be compiled: the process that tries them cannot run ({why})"
+            f"constraints cannot be compiled now: the compiler process does not start ({why})"
         )
 
     def _end(self, kill: bool) -> tuple[int, str]:

@@ -78,7 +78,7 @@ def json_rule(schema: Mapping[str, Any] | bool) -> str:
     try:
         return lark_expression(schema)
     except RecursionError:
-        raise InvalidRequest("json_schema", "a schema", "one that is not so deep") from None
+        raise InvalidRequest("json_schema", "a schema", "fewer levels of nesting") from None
 
 
 def _read(source: str) -> Mapping[str, Any] | bool:

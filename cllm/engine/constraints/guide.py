@@ -111,7 +111,9 @@ class MaskThread:
             except RuntimeError as error:  # a limit on threads; the masks are computed when wanted
                 if not self._warned:
                     self._warned = True
-                    _log.warning("masks are computed between steps, which is slower: %s", error)
+                    _log.warning(
+                        "constraint masks are computed between steps, which is slower: %s", error
+                    )
                 return
             self._thread = thread
         self._busy = True

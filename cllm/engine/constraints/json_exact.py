@@ -62,7 +62,7 @@ def _bound(keyword: str, value: float) -> float:
         return int(value)
     moved = inward(value, upper=keyword.endswith("aximum"))
     if moved is None:
-        raise InvalidRequest("json_schema", f"{keyword}: {value!r}", "a number not so close to 0")
+        raise InvalidRequest("json_schema", f"{keyword}: {value!r}", "a number further from 0")
     return moved
 
 

@@ -159,7 +159,7 @@ class _Checker:
     def _keyword(self, keyword: str, value: Any, depth: int) -> None:
         if keyword in _ASSERTIONS:
             if not _ASSERTIONS[keyword](value):
-                expected = _EXPECTED.get(keyword, "a value that JSON Schema allows it")
+                expected = _EXPECTED.get(keyword, "a value that JSON Schema allows here")
                 raise InvalidRequest("json_schema", f"{keyword}: {value!r}", expected)
             self.references += keyword == "$ref"
             self.patterns += keyword == "pattern"

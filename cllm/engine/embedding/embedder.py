@@ -92,7 +92,7 @@ class Embedder:
         """
         self.check_ranks()
         if not query:
-            raise InvalidRequest("query", query, "a text that is not empty")
+            raise InvalidRequest("query", query, "non-empty text")
         return self._pairs.pairs(query, documents)
 
     def submit(

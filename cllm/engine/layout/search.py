@@ -97,7 +97,9 @@ class Search:
         for knob in knobs:
             for value in knob.values:
                 if out_of_time():
-                    _log.info("tuning: no time for %d of %d trials", total - done, total)
+                    _log.info(
+                        "tuning: time limit reached; %d of %d trials skipped", total - done, total
+                    )
                     return
                 for part in knob.parts:
                     self.seconds(self.best, part)
@@ -105,7 +107,7 @@ class Search:
                 try:
                     faster = self._is_faster(rival, knob.parts)
                 except CannotMeasure as error:
-                    _log.info("tuning: %s=%s cannot be had: %s", knob.name, value, error)
+                    _log.info("tuning: %s=%s is not possible: %s", knob.name, value, error)
                 else:
                     ratio = self._ratio(rival, knob.parts)
                     verdict = "taken" if faster else "left"

@@ -77,7 +77,7 @@ def context_size(
     elif ctx_size > n_ctx_train:
         _log.warning(
             "ctx_size %d is more than the %d tokens that the model was trained for; "
-            "text beyond those may be poor",
+            "quality may drop beyond that",
             ctx_size,
             n_ctx_train,
         )

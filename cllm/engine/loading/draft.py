@@ -41,7 +41,7 @@ class DraftFile:
         with _naming_option():
             header = checked_header(path)
             if pooling_of(header.metadata, replace(config, pooling="auto")) is not None:
-                raise ModelLoadError(f"{path.name} does not generate; give a model that does")
+                raise ModelLoadError(f"{path.name} does not generate text; give a generative model")
         return cls(path, header)
 
     @property
@@ -90,7 +90,7 @@ class DraftFile:
         if how is not None:
             raise ModelLoadError(
                 f"{self.path.name} and {name} have different vocabularies ({how}); "
-                "give a draft model of the same family, or none"
+                "give a draft model of the same family, or omit it"
             )
 
     def _make_context(

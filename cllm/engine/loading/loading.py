@@ -94,7 +94,7 @@ def load(
             context = _make_context(model, size, config, layout)
         else:
             if config.tune:
-                _log.warning("tune has no effect on a model that embeds or ranks")
+                _log.warning("tune has no effect on an embedding model or a reranker")
             kv_bytes = shape.cells * kv_bytes_per_token(header.metadata, config)
             size = ContextSize(shape.longest, shape.cells, kv_bytes, too_high=True)
             context = _make_embedding_context(model, shape, config, layout)
@@ -130,7 +130,7 @@ def _embedding_shape(
     if model.diffuses or (model.has_encoder and model.has_decoder):
         kind = "a diffusion model" if model.diffuses else "an encoder with a decoder"
         raise ModelLoadError(
-            f"{path.name} is {kind}, which is not served here; give a decoder or an encoder"
+            f"{path.name} is {kind}, which is not supported; give a decoder or an encoder"
         )
     pooling = pooling_of(header.metadata, config)
     if pooling is None:

@@ -51,7 +51,7 @@ def open_model(
     except llama.LoadError as error:
         raise ModelLoadError(
             f"llama.cpp cannot load {path.name} ({error}); check that the file is whole, that this "
-            "llama.cpp knows the architecture, and that there is enough memory"
+            "llama.cpp supports its architecture, and that there is enough memory"
         ) from None
     except BaseException:
         for model in loaded:
@@ -110,10 +110,10 @@ def checked_header(path: Path) -> GgufHeader:
             f"{path} cannot be read ({error.strerror}); check its permissions"
         ) from None
     if header.n_tensors == 0:
-        raise ModelLoadError(f"{path.name} is a vocabulary without weights; give a whole model")
+        raise ModelLoadError(f"{path.name} has a vocabulary but no weights; give a complete model")
     for part, says in _PARTS.items():
         if part in (header.metadata.get("general.type"), header.metadata["general.architecture"]):
-            raise ModelLoadError(f"{path.name} is {says}; give the model that it belongs to")
+            raise ModelLoadError(f"{path.name} is {says}; give the main model file")
     return header
 
 
@@ -133,6 +133,6 @@ def warm_up(name: str, model: llama.Model, context: llama.Context, batch: llama.
     code = compute_aside("cllm-warm-up", lambda: context.warm_up(batch, token))
     if code:
         raise ModelLoadError(
-            f"{name} loads but cannot be run (llama_decode gave {code}); "
-            "look for llama.cpp's own words with log level debug"
+            f"{name} was loaded but cannot run (llama_decode returned {code}); "
+            "see llama.cpp's messages at log level debug"
         )

@@ -123,7 +123,7 @@ def _run_child(time_limit: float) -> tuple[Verdict, bool]:
         detail = f"llama.cpp's extra CPU kernels did not finish within {time_limit:g} s"
         return Verdict(False, False, detail), False
     except OSError as error:
-        detail = f"llama.cpp's extra CPU kernels could not be tried: {error}"
+        detail = f"llama.cpp's extra CPU kernels could not be tested: {error}"
         return Verdict(False, False, detail), False
     status = child.returncode
     if status == 0:
@@ -136,7 +136,7 @@ def _run_child(time_limit: float) -> tuple[Verdict, bool]:
         detail = f"llama.cpp's extra CPU kernels crash on this CPU ({name}). {REMEDY}"
         return Verdict(False, False, detail), -status in _CRASHES
     lines = child.stderr.decode(errors="replace").strip().splitlines() or [f"exit status {status}"]
-    detail = f"llama.cpp's extra CPU kernels could not be tried: {lines[-1]}"
+    detail = f"llama.cpp's extra CPU kernels could not be tested: {lines[-1]}"
     return Verdict(False, False, detail), False
 
 

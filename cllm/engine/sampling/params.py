@@ -215,7 +215,7 @@ def _checked_texts(name: str, value: object) -> tuple[str, ...]:
 
 
 def _checked_samplers(samplers: object) -> tuple[str, ...]:
-    expected = f"names, each once, of {', '.join(SAMPLERS)}"
+    expected = f"names, each at most once, from {', '.join(SAMPLERS)}"
     if not isinstance(samplers, (tuple, list)):
         raise InvalidRequest("samplers", samplers, expected)
     for name in samplers:

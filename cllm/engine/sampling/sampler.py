@@ -79,8 +79,8 @@ class TokenSampler:
                 self._accepted = len(tokens)
             token = self._chain.choose(candidates(row, self._params, self._first))
         if forbidden is not None and forbidden[token]:
-            left = "a token to be left that constraint and logit_bias both allow"
-            raise InvalidRequest("logit_bias", "what it forbids", left)
+            left = "at least one token that both the constraint and logit_bias allow"
+            raise InvalidRequest("logit_bias", "forbidding these tokens", left)
         return token
 
     def close(self) -> None:

@@ -229,7 +229,7 @@ class Scheduler(EngineLoop[Sequence]):
             except EngineError as error:
                 self._fail(sequence, error)
             except Exception as error:
-                _log.exception("no token could be chosen; the request is given up")
+                _log.exception("sampling failed; the request ends with an error")
                 self._fail(sequence, EngineError(f"internal error: {described(error)}"))
             at += 1 + drafted
         return chosen

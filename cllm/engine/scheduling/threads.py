@@ -85,7 +85,7 @@ class Threads:
             return
         left = f"other programs leave {self._stats.cores_left:.1f} of {self._watch.cpus} cores"
         if count < self._told:
-            _log.info("computing with %d of %d threads: %s", count, self._most, left)
+            _log.info("using %d of %d threads: %s", count, self._most, left)
         else:
-            _log.info("computing with %d of %d threads again: %s", count, self._most, left)
+            _log.info("using %d of %d threads again: %s", count, self._most, left)
         self._told, self._told_at = count, now

@@ -52,7 +52,7 @@ def test_a_file_of_another_model_is_refused(
     saving: Loader, memoryless_path: Path, model_path: Path
 ) -> None:
     saved(saving(model_path))
-    refused(saving(memoryless_path), "another one")
+    refused(saving(memoryless_path), "saved with another")
 
 
 def test_a_file_of_another_layout_is_refused_by_name(saving: Loader) -> None:

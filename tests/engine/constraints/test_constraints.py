@@ -185,7 +185,7 @@ def test_a_bias_against_all_that_is_allowed_is_an_error_of_its_request_alone(
         broken = engine.submit(
             "Hello", held("regex", "yes", logit_bias=bias, temperature=temperature)
         )
-        with pytest.raises(InvalidRequest, match="both allow"):
+        with pytest.raises(InvalidRequest, match="both the constraint and logit_bias allow"):
             finished(broken)
     assert finished(other).usage.completion_tokens == 30
 

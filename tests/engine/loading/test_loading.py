@@ -81,7 +81,7 @@ def test_a_vocabulary_without_weights_is_refused(tmp_path: Path) -> None:
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
-    assert "without weights" in refusal(path)
+    assert "no weights" in refusal(path)
 
 
 def test_an_unknown_architecture_is_refused(tmp_path: Path) -> None:

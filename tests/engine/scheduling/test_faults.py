@@ -61,7 +61,7 @@ def test_a_prefix_that_finds_no_memory_is_not_kept(
         assert finished(engine.submit(prompt, greedy(4))).usage.completion_tokens == 4
     assert engine.healthy
     assert engine.stats().saved_prefixes == 0
-    assert times(caplog.messages, "no memory to keep a prefix") == 1
+    assert times(caplog.messages, "not enough memory to save a prefix") == 1
 
 
 def test_a_snapshot_that_finds_no_memory_is_an_error_that_says_so(
@@ -70,7 +70,7 @@ def test_a_snapshot_that_finds_no_memory_is_an_error_that_says_so(
     engine = load(parallel=1, ctx_size=512, slot_save_path=str(tmp_path))
     finished(engine.submit(FIRST, greedy(4)))
     monkeypatch.setattr(engine._scheduler._context, "save", raising(MemoryError()))
-    with pytest.raises(EngineError, match="no memory"):
+    with pytest.raises(EngineError, match="not enough memory"):
         engine.sessions.save(0, "slot.bin").result(WAIT)
     assert finished(engine.submit(SECOND, greedy(4)))
 

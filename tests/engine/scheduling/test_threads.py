@@ -125,10 +125,8 @@ def test_a_change_is_logged_at_most_once_a_minute(
     lines = [r.getMessage() for r in caplog.records if "threads" in r.getMessage()]
     assert 2 <= len(lines) <= 4
     cores = rig.stats.cores
-    assert lines[0] == f"computing with 1 of 2 threads: other programs leave 1.0 of {cores} cores"
-    assert lines[-1] == (
-        f"computing with 2 of 2 threads again: other programs leave 2.0 of {cores} cores"
-    )
+    assert lines[0] == f"using 1 of 2 threads: other programs leave 1.0 of {cores} cores"
+    assert lines[-1] == (f"using 2 of 2 threads again: other programs leave 2.0 of {cores} cores")
 
 
 def test_numbers_that_are_given_stay(model_path: Path) -> None:
