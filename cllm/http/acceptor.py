@@ -1,4 +1,4 @@
-"""The acceptor thread: takes new connections, sees deadlines pass, keeps an eye on the queue."""
+"""The acceptor thread: accepts connections, sweeps deadlines, watches the queue."""
 
 from __future__ import annotations
 
@@ -21,20 +21,20 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger("cllm.http")
 
-ACCEPT_BATCH = 64  # connections taken from one listener before anything else is looked at
-RETRY_ACCEPT = 1.0  # s until accepting is tried again although no connection closed
+ACCEPT_BATCH = 64  # connections accepted from one listener before other work
+RETRY_ACCEPT = 1.0  # s until accepting is retried if no connection closed
 AFTER_FAILURE = 0.05  # s
 LONG_REST = 3600.0  # s; epoll takes no infinity
 
-# Deadlines are compared in a sweep over all connections: nothing is done for them per request, and
-# 10 000 connections cost half a millisecond. A deadline is seen this part of its length late.
+# A sweep over all connections compares deadlines: requests cost nothing for it, and 10 000
+# connections take half a millisecond. A passed deadline is noticed late by this part of its length.
 SWEEP_PART = 0.1
 SWEEP_LEAST, SWEEP_MOST = 0.01, 1.0  # s
 
 WARN_INTERVAL = 10.0  # s between two warnings about the same state
 
-# The peer left before it was accepted, or its network did (accept(2)). Anything else, EMFILE above
-# all, would come again at once: accepting pauses. macOS has no ENONET.
+# The peer or its network was gone before accept(2). Any other error, EMFILE above all, would recur
+# at once, so accepting pauses. macOS has no ENONET.
 _PEER_FAULTS = frozenset(
     (errno.ECONNABORTED, errno.EPROTO, errno.ENOPROTOOPT, errno.ENETDOWN, errno.EHOSTDOWN,
      getattr(errno, "ENONET", errno.EHOSTDOWN), errno.EHOSTUNREACH, errno.EOPNOTSUPP,
@@ -43,7 +43,7 @@ _PEER_FAULTS = frozenset(
 
 
 class Acceptor:
-    """Owns the listening sockets. `admit` makes a connection of an accepted socket."""
+    """Owns the listening sockets. `admit` creates a connection for an accepted socket."""
 
     def __init__(
         self,
@@ -83,15 +83,15 @@ class Acceptor:
         self.listeners_closed = threading.Event()
         self.accepted = 0
         self.reclaimed = 0  # idle connections closed for new ones
-        self.turned_away = 0  # connections of clients that had all they may
+        self.turned_away = 0  # connections of clients at their limit
 
     def run(self) -> None:
-        """The thread: until `stop`."""
+        """Run the thread until `stop`."""
         while self._running:
             try:
                 self._turn()
             except Exception:
-                # Whatever it was: without this thread nobody could connect any more.
+                # Any error: without this thread no client could connect any more.
                 _log.exception("the acceptor failed; it goes on")
                 sleep(AFTER_FAILURE)
         self._close_listeners()
@@ -123,18 +123,18 @@ class Acceptor:
             self._resume()
 
     def wake(self) -> None:
-        """Have the thread look at everything again. Any thread."""
+        """Let the thread check everything again. Any thread."""
         self._wake_up.set()
 
     def connection_closed(self, host: str) -> None:
-        """There may be room for another one. Any thread."""
+        """Note that a connection closed, so that there may be room. Any thread."""
         self.clients.leave(host)
         if self._paused:
             self._room = True
             self.wake()
 
     def stop_listening(self) -> None:
-        """Close the listening sockets; `listeners_closed` is set when it is done."""
+        """Close the listening sockets; sets `listeners_closed` when done."""
         self._listening = False
         self.wake()
 
@@ -149,7 +149,7 @@ class Acceptor:
         self._wake_up.close()
 
     def _rest(self) -> float:
-        """Seconds until something is due although nothing happens."""
+        """Seconds until the next timed task."""
         now = monotonic()
         due = self._next_sweep if self._connections else now + LONG_REST
         if self._paused:
@@ -189,8 +189,8 @@ class Acceptor:
             if not self.clients.enter(host):
                 self._turn_away(sock, host)
                 continue
-            # Only now, so that one who may have no more cannot have others' connections closed.
-            # Where the last idle one was used this moment, the table has one more than its limit.
+            # After the client's own limit, so that a client at its limit cannot close others'
+            # connections. If the last idle one was just used, the table exceeds its limit by one.
             if full and self._idle.close_one(now):
                 self.reclaimed += 1
             self.accepted += 1
@@ -245,7 +245,7 @@ class Acceptor:
 
 
 def _sweep_interval(config: ServerConfig) -> float:
-    # Without the lingering read, for which a second more or less makes no difference.
+    # The lingering read does not count: a second more or less makes no difference to it.
     shortest = min(
         config.head_timeout,
         config.body_timeout,

@@ -1,4 +1,4 @@
-"""The access log, one line a request, and the request id that ties it to the client's."""
+"""The access log, one line per request, and the request id that links it to the client's."""
 
 from __future__ import annotations
 
@@ -12,24 +12,24 @@ from cllm.http.request import HttpRequest
 
 _log = logging.getLogger("cllm.access")
 
-# Taken over from the client only where it can stand in a header field and in a log line as it is.
+# Accepted from the client only if it fits unchanged in a header field and in a log line.
 _ID = re.compile(r"[0-9A-Za-z._:/+=@~\-]{1,128}")
 _PLAIN = re.compile(r"[!#-<>-~]+")  # visible ASCII without '"' and "="
 
-# By name, so that a handler which writes objects finds the values in the record's args.
+# By name, so that a JSON log handler finds the values in the record's args.
 _LINE = (
     "client=%(client)s method=%(method)s path=%(path)s status=%(status)d bytes=%(bytes)d "
     "ms=%(ms).2f id=%(id)s"
 )
 
-_prefix = secrets.token_hex(4) + "-"  # another one in each process
+_prefix = secrets.token_hex(4) + "-"  # different in each process
 _next = itertools.count(1).__next__
 
-CLIENT_LEFT = 499  # nginx's: nothing, or not everything, could be sent
+CLIENT_LEFT = 499  # nginx's code: the response could not be sent completely
 
 
 def request_id(request: HttpRequest) -> str:
-    """The client's X-Request-Id where it is usable, else a new one."""
+    """The client's X-Request-Id if it is usable, else a new one."""
     given = request.headers.get("x-request-id")
     if given is not None and _ID.fullmatch(given):
         return given
@@ -37,7 +37,7 @@ def request_id(request: HttpRequest) -> str:
 
 
 def enabled() -> bool:
-    """Whether a line would be seen by anybody."""
+    """Whether a line would reach a log handler."""
     return _log.isEnabledFor(logging.INFO)
 
 
@@ -48,7 +48,7 @@ def write(
     size: int,
     seconds: float,
 ) -> None:
-    """`client=… method=… path=… status=… bytes=… ms=… id=…`; a request that was none has "-"."""
+    """`client=… method=… path=… status=… bytes=… ms=… id=…`; "-" if there was no request."""
     if request is None:
         method = path = identifier = "-"
     else:

@@ -1,7 +1,7 @@
-"""Streams between one producer (any thread) and one connection: who writes, who is woken, who ends.
+"""Streams between one producer (any thread) and one connection: writing, waking, ending.
 
-The rule: a stream's callbacks run outside its lock, and a consumer that calls `take()` each time it
-is woken sees every byte and the end. `wake` is called once when the stream turns from empty to
+The rule: a stream's callbacks run outside its lock, and a consumer that calls `take()` after each
+wake-up sees every byte and the end. `wake` is called once when the stream turns from empty to
 non-empty (or ends) and not again before the next `take()`, except that a cancellation always wakes.
 """
 
@@ -15,8 +15,8 @@ from typing import Any, ClassVar
 
 from cllm.http.errors import StreamClosed
 
-# An empty line, whichever end-of-line is used (WHATWG HTML section 9.2.5). A CRLF that is cut after
-# its CR is not taken for one: its LF may follow.
+# An empty line, for every kind of end-of-line (WHATWG HTML section 9.2.5). A CR alone at the end of
+# the data does not count: its LF may follow.
 _EVENT_ENDS = (b"\n\n", b"\r\r", b"\n\r\n")
 
 HIGH_WATER = 1024 * 1024  # bytes; the connection sets its own from ServerConfig.high_water
@@ -28,9 +28,9 @@ class BodyStream:
     """A body written piece by piece.
 
     Producer, any thread: `write`, `close`, `on_cancel`, `cancelled`.
-    Consumer, the connection: `attach`, then `take` after each wake-up, and look at `cancelled`
-    before `finished`: a cancelled stream is truncated, so its connection must break off instead of
-    ending the body well.
+    Consumer, the connection: `attach`, then `take` after each wake-up, and check `cancelled`
+    before `finished`: a cancelled stream is truncated, so its connection must reset instead of
+    ending the body normally.
 
     Subclasses may pull instead: override `take`, `finished` and `cancel`.
     """
@@ -50,11 +50,11 @@ class BodyStream:
         self._notified = False
         self._wake: Callable[[], None] | None = None
         self._cancel_callbacks: list[Callable[[str], object]] = []
-        self._between = True  # what was taken ends with a whole event; kept where there is a ping
+        self._between = True  # the data taken ends with a whole event; tracked if there is a ping
         self.cancel_reason: str | None = None
         self.high_water = HIGH_WATER
-        # A whole event that says nothing, sent while the stream is quiet so that no proxy takes it
-        # for dead; b"" for none. HttpResponse.sse sets a comment.
+        # A whole event without content, sent while the stream is quiet so that proxies keep it
+        # open; b"" for none. HttpResponse.sse sets a comment.
         self.ping = b""
 
     # Producer
@@ -62,9 +62,9 @@ class BodyStream:
     def write(self, data: bytes | bytearray | memoryview) -> None:
         """Hand over bytes; never blocks. A bytearray or memoryview is copied.
 
-        Raises StreamClosed once the stream is closed or cancelled, also when this write takes what
-        is pending past `high_water`: the reader is too slow and the stream is cancelled. Raises
-        TypeError for what is no bytes.
+        Raises StreamClosed once the stream is closed or cancelled, and when this write takes the
+        pending bytes past `high_water`: the reader is too slow and the stream is cancelled. Raises
+        TypeError for a value that is not bytes.
         """
         if type(data) is not bytes:  # the common case first
             data = _octets(data)
@@ -87,7 +87,7 @@ class BodyStream:
             wake()
 
     def close(self) -> None:
-        """No more data follows; what was written still leaves. Closing again does nothing."""
+        """End the data; written data is still sent. Closing again does nothing."""
         with self._lock:
             if self._closed or self.cancel_reason is not None:
                 return
@@ -113,7 +113,7 @@ class BodyStream:
     # Consumer
 
     def attach(self, wake: Callable[[], None]) -> None:
-        """Have `wake` called, from any thread, when there is something to take, or is already."""
+        """Call `wake`, from any thread, when there is something to take; at once if there is."""
         with self._lock:
             self._wake = wake
             pending = bool(self._chunks) or self._closed or self.cancel_reason is not None
@@ -132,7 +132,7 @@ class BodyStream:
         return chunks
 
     def take_ping(self) -> bytes:
-        """What to send after a `take` that gave nothing: the ping, or b"" within an event."""
+        """What to send after an empty `take`: the ping, or b"" within an event."""
         return self.ping if self._between else b""
 
     @property
@@ -141,7 +141,7 @@ class BodyStream:
         return self._closed and not self._chunks and self.cancel_reason is None
 
     def cancel(self, reason: str) -> None:
-        """Drop what is pending and tell the producer; the first reason stays. Any thread."""
+        """Drop pending data and notify the producer; the first reason stays. Any thread."""
         with self._lock:
             if self.cancel_reason is not None or (self._closed and not self._chunks):
                 return
@@ -149,7 +149,7 @@ class BodyStream:
             self._chunks = []
             self._pending = 0
             callbacks, self._cancel_callbacks = self._cancel_callbacks, []
-            # Also while a wake-up is pending: a connection whose socket is full did not act on it.
+            # Even if a wake-up is pending: a connection whose socket is full has not acted on it.
             self._notified = True
             wake = self._wake
         call_all(callbacks, reason)
@@ -157,11 +157,11 @@ class BodyStream:
             wake()
 
     def end_event(self, reason: str) -> bytes:
-        """A well-formed end for where the server stops the stream; b"" if the format has none."""
+        """A well-formed end for a stream that the server stops; b"" if the format has none."""
         return b""
 
     def _wake_once(self) -> Callable[[], None] | None:
-        """Under the lock: what to call after it, unless this wake-up is already under way."""
+        """Under the lock: what to call after it, or None if this wake-up is already pending."""
         if self._notified or self._wake is None:
             return None
         self._notified = True
@@ -172,9 +172,9 @@ class IterableStream(BodyStream):
     """A body pulled from an iterator, one item for each `take()`.
 
     Items are bytes (sent as they are), text (UTF-8) or dicts (a line of JSON). The iterator runs on
-    the worker that writes the response, and only when the socket has taken the item before: a slow
-    reader slows the iterator. It may block; that holds one worker. It is closed when the stream is
-    cancelled, and when it or the framing of an item fails.
+    the worker that writes the response, and only when the socket has accepted the previous item: a
+    slow reader slows the iterator. It may block; that holds one worker. It is closed when the
+    stream is cancelled, and when it or the framing of an item fails.
     """
 
     __slots__ = ("_first", "_iterator", "_pulling")
@@ -199,7 +199,7 @@ class IterableStream(BodyStream):
     def prime(self) -> None:
         """Pull the first item now, so that an exception before it reaches the caller.
 
-        A handler written as a generator thereby still answers with a proper status.
+        A handler written as a generator can then still answer with an error status.
         """
         try:
             for item in self._iterator:
@@ -220,7 +220,7 @@ class IterableStream(BodyStream):
         """The next item, and a wake-up for the one after it; [] when the iterator has ended.
 
         An exception in the iterator is logged; the body ends with `end_event`, or is cancelled
-        where it has none.
+        if the format has none.
         """
         with self._lock:
             self._notified = False
@@ -267,8 +267,8 @@ class IterableStream(BodyStream):
             self._close_unless_pulling()
 
     def _close_unless_pulling(self) -> None:
-        # A running generator cannot be closed; its `take` comes here when it has returned, and once
-        # the stream is cancelled no other begins.
+        # A running generator cannot be closed; its `take` gets here when it has returned, and no
+        # other `take` begins once the stream is cancelled.
         with self._lock:
             if self._pulling:
                 return
@@ -296,7 +296,7 @@ _ENCODER = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), allow_nan
 
 
 def call_all(callbacks: Iterable[Callable[[str], object]], reason: str) -> None:
-    """Call each with the reason; one that fails is logged and does not keep the others from it."""
+    """Call each with the reason; log one that fails and continue with the others."""
     for callback in callbacks:
         try:
             callback(reason)

@@ -1,4 +1,4 @@
-"""Room for new connections: which idle one to close at the limit, how many one client may have."""
+"""Room for new connections: which idle one to close at the limit; limits per client."""
 
 from __future__ import annotations
 
@@ -11,21 +11,20 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from cllm.http.connection import Connection
 
-# A connection that has waited this long for a request may be closed for a new one. The time lets
-# a client that has just come send its request, however many others come with it.
+# A connection that has waited this long for a request may be closed for a new one. A client that
+# has just connected gets this time to send its request, however many others connect.
 MIN_IDLE = 1.0  # s
 
-# Between two looks at the whole table: where few are idle, a look finds few.
+# s between two scans of the whole table: if few are idle, a scan finds few.
 LOOK_INTERVAL = 0.1  # s
 
 
 class IdleConnections:
-    """Those that wait for a request, nearest deadline first. By the acceptor.
+    """Connections that wait for a request, nearest deadline first. For the acceptor.
 
-    Nothing is noted per request. A look at the whole table makes a list, and later calls take from
-    it, so that a crowd of new clients costs one look for as many of them as the list holds. The
-    order stays right: a connection that is not in the list, or whose deadline is another one by
-    now, began to wait after the look.
+    Requests record nothing here. A scan of the whole table makes a list, and later calls take from
+    it, so many new clients share the cost of one scan. The order stays right: a connection that is
+    not in the list, or whose deadline has changed, began to wait after the scan.
     """
 
     def __init__(self, connections: dict[int, Connection]) -> None:
@@ -34,16 +33,16 @@ class IdleConnections:
         self.next_look = 0.0
 
     def found(self, now: float) -> bool:
-        """Whether one can be closed; where not, it is of no use to ask before `next_look`."""
+        """Whether one can be closed; if not, none can before `next_look`."""
         listed = self._listed
         while listed and listed[0][1].deadline != listed[0][0]:
-            listed.popleft()  # it was used or closed since
+            listed.popleft()  # used or closed since the scan
         if not listed and now >= self.next_look:
             self._look(now)
         return bool(listed)
 
     def close_one(self, now: float) -> bool:
-        """Close the one whose deadline is nearest; False where there is none."""
+        """Close the one with the nearest deadline; False if there is none."""
         while self.found(now):
             if self._listed.popleft()[1].close_if_idle():
                 return True
@@ -67,16 +66,16 @@ class IdleConnections:
 
 
 class ClientCounts:
-    """Open connections by client address; of IPv6 by network of 64 bits, which is one client's."""
+    """Open connections by client: an IPv4 address, or an IPv6 network of 64 bits."""
 
     def __init__(self, limit: int, *, with_loopback: bool) -> None:
-        self._limit = limit  # 0: none
+        self._limit = limit  # 0: no limit
         self._with_loopback = with_loopback
         self._open: dict[bytes, int] = {}
         self._lock = threading.Lock()
 
     def enter(self, host: str) -> bool:
-        """Count one more; False, and nothing counted, where the client has all that it may."""
+        """Count one more; False, and nothing counted, if the client is at its limit."""
         key = self._key(host)
         if key is None:
             return True
@@ -88,7 +87,7 @@ class ClientCounts:
         return True
 
     def leave(self, host: str) -> None:
-        """One that was counted closed. Any thread."""
+        """Note that a counted connection closed. Any thread."""
         key = self._key(host)
         if key is None:
             return
@@ -100,7 +99,7 @@ class ClientCounts:
                 del self._open[key]
 
     def __len__(self) -> int:
-        """Clients that have a connection."""
+        """Number of clients with a connection."""
         return len(self._open)
 
     def _key(self, host: str) -> bytes | None:

@@ -11,15 +11,15 @@ from cllm.http.request import Headers, HttpRequest
 GZIP = ("gzip", "x-gzip")  # RFC 9110 section 8.4.1.3
 
 # Each member costs a new decompressor and a copy of the rest of its slice. Tools that write many
-# (one a 64 KiB block) stay far below.
+# members (one per 64 KiB block) stay far below this limit.
 MAX_MEMBERS = 1024
-_SLICE = 64 * 1024  # bytes given to a decompressor at once
-_STEP = 256 * 1024  # most bytes it gives at once
+_SLICE = 64 * 1024  # bytes that a decompressor gets at once
+_STEP = 256 * 1024  # bytes that it returns at once, at most
 _GZIP_ONLY = 16 + zlib.MAX_WBITS
 
 
 def check_coding(request: HttpRequest) -> bool:
-    """Whether the body has to be decoded. Raises HttpError 415 where it cannot be."""
+    """Whether the body must be decoded. Raises HttpError 415 for an unsupported coding."""
     listed = request.headers.get("content-encoding") or ""
     codings = [word.strip(" \t").lower() for word in listed.split(",")]
     codings = [word for word in codings if word and word != "identity"]
@@ -27,7 +27,7 @@ def check_coding(request: HttpRequest) -> bool:
         return False
     if len(codings) == 1 and codings[0] in GZIP:
         return True
-    # RFC 9110 section 15.5.16, 12.5.3: the field says what would be taken.
+    # RFC 9110 section 15.5.16, 12.5.3: the field lists the accepted coding.
     raise HttpError(
         415,
         f"the content coding {', '.join(codings)[:80]!r} is not supported; "
@@ -37,10 +37,10 @@ def check_coding(request: HttpRequest) -> bool:
 
 
 def decode(request: HttpRequest, limit: int, take: Callable[[int], None]) -> None:
-    """Put the decoded body in place of the coded one, and its fields with it.
+    """Replace the coded body by the decoded one, and adapt its fields.
 
-    limit: bytes of the decoded body. take: counts memory, and what is given back as a negative
-    number; it may raise HttpError 503. Raises HttpError 400, 413, 415, 503.
+    limit: bytes of the decoded body. take: counts memory; a negative number releases it; it may
+    raise HttpError 503. Raises HttpError 400, 413, 415, 503.
     """
     if check_coding(request):
         request.body = gunzip(request.body, limit, take)
@@ -71,7 +71,7 @@ def gunzip(data: bytes, limit: int, take: Callable[[int], None]) -> bytes:
                 part: bytes | memoryview = view[position : position + _SLICE]
                 position += len(part)
                 while True:
-                    most = min(_STEP, limit - size + 1)  # one byte more shows that there are more
+                    most = min(_STEP, limit - size + 1)  # one byte more reveals a longer body
                     piece = inflate.decompress(part, most)
                     if size + len(piece) > limit:
                         raise HttpError(413, f"the decoded body is larger than {limit} bytes")

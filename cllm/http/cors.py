@@ -9,20 +9,20 @@ from cllm.http.request import HttpRequest
 from cllm.http.response import DeferredResponse, HttpResponse
 
 METHODS = "GET, HEAD, POST, PUT, DELETE, OPTIONS"
-EXPOSED = "*"  # every field, in answers to requests without cookies
+EXPOSED = "*"  # every field, in responses to requests without cookies
 MAX_AGE = 600  # seconds a browser remembers a preflight; Chromium caps at 7200
 
 
 def cors(origins: Sequence[str]) -> Middleware:
     """A middleware that lets pages of these origins read the responses; ("*",) means any page.
 
-    It must be outermost, since a preflight carries no credentials for an inner middleware to check.
-    A server puts it around the handler, so that the handler stays as it is:
+    It must be outermost, because a preflight carries no credentials for an inner middleware to
+    check. A server wraps the handler, which stays unchanged:
 
         allow = cors(config.cors_origins)
         response = allow(request, handler.handle_request)
 
-    Credentials mode is not offered: cookies play no part in this API.
+    Credentials mode is not supported: this API uses no cookies.
     """
     anyone = "*" in origins
     allowed = frozenset(origin.lower() for origin in origins)
@@ -34,7 +34,7 @@ def cors(origins: Sequence[str]) -> Middleware:
         elif origin is not None and origin.lower() in allowed:
             fields = [("Access-Control-Allow-Origin", origin), ("Vary", "Origin")]
         else:
-            # A cache must not give this answer, without the field, to a page that may read it.
+            # A cache must not serve this response, which lacks the field, to an allowed page.
             return _with_fields(next(request), [("Vary", "Origin")])
         if not fields:
             return next(request)
@@ -63,5 +63,5 @@ def _with_fields(answer: Answer, fields: list[tuple[str, str]]) -> Answer:
 
 
 def _add(response: HttpResponse, fields: list[tuple[str, str]]) -> HttpResponse:
-    """A response of its own: the handler may give the same object again and again."""
+    """A copy of the response: the handler may return the same object repeatedly."""
     return HttpResponse(response.status, [*response.headers, *fields], response.body)

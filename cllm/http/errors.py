@@ -1,4 +1,4 @@
-"""What can go wrong: answers a handler chooses, malformed HTTP, misuse of the server."""
+"""Errors: responses that a handler chooses, malformed HTTP, misuse of the server."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ class HttpError(Exception):
 
 
 class ProtocolError(HttpError):
-    """The bytes are not HTTP that is served here; the connection closes after the response."""
+    """The bytes are not HTTP that this server accepts; the connection closes after the response."""
 
 
 class HttpServerError(RuntimeError):
-    """The server was used wrongly or cannot have its port; the text names the remedy."""
+    """The server was misused or its port is unavailable; the text names the remedy."""
 
 
-class StreamClosed(Exception):  # noqa: N818 - a condition told to the producer, not a failure
+class StreamClosed(Exception):  # noqa: N818 - a condition reported to the producer, not a failure
     """A producer wrote to a stream that was cancelled or closed; it should stop producing."""

@@ -1,4 +1,4 @@
-"""From a request to a response: routes, middleware, and what becomes of exceptions."""
+"""From a request to a response: routes, middleware, and the handling of exceptions."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _log = logging.getLogger("cllm.http")
 Answer = HttpResponse | DeferredResponse
 Next = Callable[[HttpRequest], Answer]
 Middleware = Callable[[HttpRequest, Next], Answer]
-# An endpoint may also give text, bytes, a dict or list (JSON) or None (204).
+# An endpoint may also return text, bytes, a dict or list (JSON) or None (204).
 Endpoint = Callable[[HttpRequest], Any]
 StreamingEndpoint = Callable[[HttpRequest], BodyStream | Iterable[Any] | Answer]
 ErrorBody = Callable[[int, str, HttpRequest | None], tuple[bytes, str]]
@@ -28,7 +28,7 @@ Check = Callable[[HttpRequest], None]
 
 
 class Route(NamedTuple):
-    """What is served where; the path may have parameters, as in "/slots/{id}"."""
+    """A method and a path; the path may have parameters, as in "/slots/{id}"."""
 
     method: str
     path: str
@@ -43,8 +43,8 @@ class HttpHandler:
     """Routes and middleware; register before the server starts, then call from any thread.
 
     Paths match exactly, or by segment: "/slots/{id}" fills `request.path_params["id"]` with one
-    non-empty segment. An exact path goes before one with parameters, an earlier one before a later.
-    `error_body` gives every error response its body.
+    non-empty segment. An exact path precedes one with parameters, and an earlier route precedes a
+    later one. `error_body` makes the body of every error response.
     """
 
     def __init__(self) -> None:
@@ -72,7 +72,7 @@ class HttpHandler:
         self._add("DELETE", path, endpoint)
 
     def get_streaming(self, path: str, endpoint: StreamingEndpoint) -> None:
-        """Serve server-sent events: what the endpoint yields, text or dicts framed, bytes as is."""
+        """Serve what the endpoint yields as server-sent events; bytes are sent unframed."""
         self._add("GET", path, partial(_stream, endpoint))
 
     def post_streaming(self, path: str, endpoint: StreamingEndpoint) -> None:
@@ -82,7 +82,7 @@ class HttpHandler:
     def add_middleware(self, middleware: Middleware) -> None:
         """Put `middleware(request, next)` inside those added before; it answers or calls `next`.
 
-        What `next` gives is always a response: exceptions have become one. It may be a
+        `next` always returns a response: exceptions have become one. It may be a
         DeferredResponse, which `then` changes.
         """
         self._middleware.append(middleware)
@@ -91,13 +91,13 @@ class HttpHandler:
     def add_check(self, check: Check) -> None:
         """Let `check(request)` refuse requests by their head; it does so by raising HttpError.
 
-        It is a middleware that is called before the body is read, too: what it refuses costs the
-        memory of a head. It must not look at `request.body`.
+        It is a middleware that is also called before the body is read: a refused request costs
+        only the memory of a head. It must not use `request.body`.
         """
         self._checks.append(check)
         self.add_middleware(partial(_checked, check))
 
-    # Asking
+    # Queries
 
     def routes(self) -> list[Route]:
         tables = [*self._exact.items(), *((p, t[1]) for p, t in self._templates.items())]
@@ -110,11 +110,11 @@ class HttpHandler:
     # Answering
 
     def handle_request(self, request: HttpRequest) -> Answer:
-        """The response, also for what goes wrong; raises KeyboardInterrupt, GeneratorExit only."""
+        """The response, for errors too; raises KeyboardInterrupt and GeneratorExit only."""
         return self._chain(request)
 
     def before_body(self, request: HttpRequest) -> HttpResponse | None:
-        """The refusal of a request whose body is still to be read; None: read it."""
+        """The refusal of a request whose body has not been read; None: read it."""
         if not self._checks:
             return None
         answer = self._run_checks(request)
@@ -127,10 +127,10 @@ class HttpHandler:
         return _PASSED
 
     def error_response(self, error: HttpError, request: HttpRequest | None = None) -> HttpResponse:
-        """The response for an error; without a request where there is none yet."""
+        """The response for an error; request: None if the bytes were not a request."""
         try:
             body, content_type = self.error_body(error.status, error.message, request)
-            # This response must not fail in its turn.
+            # This response must not fail as well.
             field_line("Content-Type", content_type)
             if not isinstance(body, bytes):
                 raise TypeError(f"the body is a {type(body).__name__}, not bytes")
@@ -159,7 +159,7 @@ class HttpHandler:
         return chain
 
     def _guarded(self, step: Endpoint) -> Next:
-        """`step` with exceptions and plain values made into responses."""
+        """`step` with exceptions and plain values turned into responses."""
 
         def guarded(request: HttpRequest) -> Answer:
             try:
@@ -228,7 +228,7 @@ def _checked(check: Check, request: HttpRequest, next: Next) -> Answer:
     return next(request)
 
 
-_PASSED = HttpResponse.empty()  # by all checks
+_PASSED = HttpResponse.empty()  # all checks
 
 _PARAMETER = re.compile(r"\{([A-Za-z_][A-Za-z0-9_]*)\}")
 

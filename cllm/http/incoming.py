@@ -1,4 +1,4 @@
-"""Request bodies on their way in: who may send one, the memory they take, how slow they may be."""
+"""Incoming request bodies: checks before they are read, their memory, their minimum rate."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from cllm.http.limits import ServerConfig
 from cllm.http.request import HttpRequest
 from cllm.http.response import HttpResponse
 
-RETRY_AFTER = 1  # s; a body that keeps the minimum rate leaves soon
+RETRY_AFTER = 1  # s; a body at the minimum rate completes soon
 
 
 class BodyMemory:
-    """The bytes of all bodies that are not complete. Counts what was received, not what was
-    announced, so that announcing keeps nobody out. Any thread."""
+    """The bytes of all incomplete bodies. Counts received and not announced bytes, so that an
+    announcement alone blocks no other client. Any thread."""
 
     __slots__ = ("_lock", "limit", "used")
 
@@ -28,9 +28,9 @@ class BodyMemory:
         self._lock = threading.Lock()
 
     def take(self, size: int) -> None:
-        """Count `size` more bytes (fewer where it is negative).
+        """Count `size` more bytes; a negative number releases them.
 
-        Raises HttpError 503, and counts nothing, where they would pass the limit.
+        Raises HttpError 503, and counts nothing, if they would pass the limit.
         """
         with self._lock:
             if size > 0 and self.used + size > self.limit:
@@ -38,7 +38,7 @@ class BodyMemory:
             self.used += size
 
     def check(self, size: int) -> None:
-        """Raise HttpError 503 where `size` more bytes would pass the limit."""
+        """Raise HttpError 503 if `size` more bytes would pass the limit."""
         if self.used + size > self.limit:
             raise self._full()
 
@@ -52,7 +52,7 @@ class BodyMemory:
 
 
 class IncomingBody:
-    """The body of one request, from its complete head to its last byte. By the owner."""
+    """The body of one request, from its complete head to its last byte. Owner thread only."""
 
     __slots__ = ("_held", "_memory", "_min_rate", "_timeout", "deadline", "request")
 
@@ -65,10 +65,10 @@ class IncomingBody:
         self.deadline = monotonic() + config.body_timeout
 
     def grow(self, buffered: int) -> None:
-        """Note that so many bytes are buffered now. Raises HttpError 503.
+        """Note the number of bytes buffered now. Raises HttpError 503.
 
-        Each byte puts the deadline off by the time that it may take at the minimum rate, up to
-        `body_timeout` from now: a body that keeps the rate may take as long as it is.
+        Each byte extends the deadline by its time at the minimum rate, up to `body_timeout` from
+        now: a body that keeps the rate may take any time.
         """
         more = buffered - self._held
         self._memory.take(more)
@@ -79,13 +79,13 @@ class IncomingBody:
             self.deadline = min(self.deadline + more / rate, latest) if rate else latest
 
     def release(self) -> None:
-        """It is complete, or will not be."""
+        """Release the memory: the body is complete, or was given up."""
         self._memory.take(-self._held)
         self._held = 0
 
 
 class Intake:
-    """What stands between the connections of a server and its handler."""
+    """Checks and decoding between the connections of a server and its handler."""
 
     def __init__(self, handler: HttpHandler, config: ServerConfig) -> None:
         self.memory = BodyMemory(config.body_memory)
@@ -100,8 +100,8 @@ class Intake:
         return self._allow(request, self._handler.handle_request)
 
     def handle_coded(self, request: HttpRequest) -> Answer:
-        """The same for a body with a Content-Encoding, which is decoded before."""
-        refusal = self._handler.before_body(request)  # no work for those who may not ask
+        """The same for a body with a Content-Encoding, decoded first."""
+        refusal = self._handler.before_body(request)  # no work for unauthorized requests
         if refusal is None:
             try:
                 decode(request, self._config.limits.body, self.memory.take)
@@ -115,9 +115,9 @@ class Intake:
         return IncomingBody(request, self.memory, self._config)
 
     def refusal(self, request: HttpRequest, length: int) -> HttpResponse | None:
-        """The answer that a head alone calls for; None: go on reading the body.
+        """The refusal that the head alone requires; None: continue to read the body.
 
-        length: of the body, where it was announced.
+        length: of the body, if it was announced.
         """
         response = self._handler.before_body(request)
         if response is not None:

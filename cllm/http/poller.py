@@ -1,7 +1,7 @@
 """Which sockets are ready: epoll and kqueue behind one small interface, and a wake-up for either.
 
-Registrations fire once and are then silent until `rearm`: one system call, no lock, and a socket
-whose connection is being worked on wakes nobody.
+A registration fires once and then stays silent until `rearm`: one system call, no lock, and a
+socket whose connection is running wakes no thread.
 """
 
 from __future__ import annotations
@@ -14,15 +14,15 @@ from typing import Protocol
 
 READ = 1  # bytes to read, or the peer ended its side
 WRITE = 2  # room to write
-HANGUP = 4  # the peer ended its side or the connection broke, whatever is still unread
+HANGUP = 4  # the peer ended its side or the connection broke, even with unread bytes
 # A broken connection is reported under every interest.
 
 
 class Poller(Protocol):
-    """Any number of threads may poll; an event goes to one. Descriptors leave on close(2)."""
+    """Any number of threads may poll; one gets each event. close(2) removes a descriptor."""
 
     def register(self, fd: int, interest: int, *, once: bool = True) -> None:
-        """Begin to watch `fd`; `once=False`: it fires as long as it is ready."""
+        """Start to watch `fd`; `once=False`: it fires while it is ready."""
 
     def rearm(self, fd: int, interest: int) -> None:
         """Watch `fd` for one more event."""
@@ -31,7 +31,7 @@ class Poller(Protocol):
         """Stop watching an open `fd`."""
 
     def poll(self, timeout: float | None) -> list[tuple[int, int]]:
-        """(fd, the system's own event mask) of what is ready; waits `timeout` s, None: for ever."""
+        """(fd, the system's event mask) of ready descriptors; waits `timeout` s; None: forever."""
 
     def fileno(self) -> int:
         """Readable while an event is waiting, so that one poller can watch another."""
@@ -76,7 +76,7 @@ if sys.platform == "linux":
         return EpollPoller()
 
 else:
-    # A low-water mark that no receive buffer reaches: the read filter fires for the end only.
+    # A low-water mark above every receive buffer: the read filter fires only at the end.
     _NEVER = 1 << 30
 
     class KqueuePoller:
@@ -103,7 +103,7 @@ else:
             self._kqueue.control(changes, 0)
 
         def rearm(self, fd: int, interest: int) -> None:
-            # A write filter left over from before fires once for nothing, which costs one look.
+            # A leftover write filter fires once without need, which costs one check.
             self.register(fd, interest)
 
         def forget(self, fd: int) -> None:
@@ -144,10 +144,10 @@ class WakeUp:
     def set(self) -> None:
         """End the poll, or the next one; harmless once closed.
 
-        It takes a microsecond and keeps the interpreter lock, which whoever wakes up would take
-        while the caller has more to do: a step of the engine's, or others to wake.
+        It takes a microsecond and keeps the interpreter lock: the woken thread would take it
+        while the caller still works on an engine step or wakes other threads.
         """
-        # It fails where it was set very often, or is closed: no matter.
+        # Fails if it was set very often or is closed; both are harmless.
         _write_locked(self._write, b"\1\0\0\0\0\0\0\0", 8)
 
     def clear(self) -> None:
@@ -161,6 +161,6 @@ class WakeUp:
 
     def close(self) -> None:
         open_ones = {self._read, self._write}
-        self._read = self._write = -1  # before another file can have the numbers
+        self._read = self._write = -1  # before another file can get the numbers
         for fd in open_ones:
             os.close(fd)

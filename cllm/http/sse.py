@@ -20,7 +20,7 @@ def event(
     id: str | None = None,
     retry: int | None = None,
 ) -> bytes:
-    """One event; `data` of several lines becomes several data fields and arrives as it was.
+    """One event; `data` of several lines becomes several data fields and arrives unchanged.
 
     `retry` is in milliseconds. Raises ValueError for a name or id that does not fit in a line.
     """
@@ -47,7 +47,7 @@ def json_event(value: Any, event_name: str | None = None, id: str | None = None)
 
 
 def comment(text: str = "") -> bytes:
-    """What clients ignore: keeps proxies from closing a quiet stream."""
+    """A comment, which clients ignore: keeps proxies from closing a quiet stream."""
     if _LINE_BREAK_OR_NUL.search(text):
         raise ValueError(f"a comment is one line without NUL, not {text!r}")
     return f": {text}\n\n".encode()
@@ -57,7 +57,7 @@ PING = comment()
 
 
 def end_event(reason: str) -> bytes:
-    """The last event of a stream that could not be ended as it should."""
+    """The last event of a stream that failed."""
     return json_event({"error": reason, "done": True})
 
 
@@ -83,7 +83,7 @@ class EventStream(BodyStream):
 
 
 class IterableEventStream(IterableStream):
-    """Events from an iterator: text and dicts (as JSON) are framed, bytes go out as they are."""
+    """Events from an iterator: text and dicts (as JSON) are framed, bytes are sent unchanged."""
 
     __slots__ = ()
 

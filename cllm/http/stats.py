@@ -1,4 +1,4 @@
-"""Counters without locks: each worker writes its own, whoever asks adds them up."""
+"""Counters without locks: each worker writes its own, a reader adds them up."""
 
 from __future__ import annotations
 
@@ -8,34 +8,34 @@ from dataclasses import dataclass, field
 
 @dataclass(slots=True)
 class Counters:
-    """One worker's; written by its thread only."""
+    """The counters of one worker; only its thread writes them."""
 
     requests: int = 0
     bytes_sent: int = 0  # of response bodies
-    clients_left: int = 0  # before their response was complete
+    clients_left: int = 0  # disconnects before their response was complete
     timeouts: int = 0  # deadlines of a head, a body or a write that passed
     by_status: dict[int, int] = field(default_factory=dict)
 
     def count(self, status: int, size: int) -> None:
-        """A response was finished."""
+        """Count a finished response."""
         self.bytes_sent += size
         self.by_status[status] = self.by_status.get(status, 0) + 1
 
 
 @dataclass(frozen=True, slots=True)
 class ServerStats:
-    """What a server has done since it started, and is doing. Taken without a lock: each number is
-    right, their sums may be off by what happened meanwhile."""
+    """Counters since the start and current values. Read without a lock: each number is right, but
+    sums may differ by what happened in between."""
 
     connections_open: int
     parked: int  # open, waiting for a client, a token or a deadline
     queue_depth: int  # ready to run, no worker yet
     workers: int
     workers_busy: int
-    body_bytes: int  # of bodies that are not complete
+    body_bytes: int  # of incomplete bodies
     accepted_total: int
     reclaimed_total: int  # idle connections closed at the limit, for new ones
-    turned_away_total: int  # connections past those that a client may have
+    turned_away_total: int  # connections of clients at their limit
     requests_total: int
     bytes_sent_total: int
     clients_left_total: int
@@ -51,7 +51,7 @@ def add_up(all_counters: Iterable[Counters]) -> Counters:
         total.bytes_sent += counters.bytes_sent
         total.clients_left += counters.clients_left
         total.timeouts += counters.timeouts
-        # A copy of a dict is made in one step; iterating while its thread adds a status fails.
+        # Copying a dict is atomic; iterating fails if its thread adds a status.
         for status, count in counters.by_status.copy().items():
             total.by_status[status] = total.by_status.get(status, 0) + count
     return total

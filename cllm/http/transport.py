@@ -1,4 +1,4 @@
-"""The bytes of one connection: a plain socket now, TLS later, behind the same few calls."""
+"""The bytes of one connection behind a small interface; PlainTransport is TCP without TLS."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from typing import Protocol
 
 Buffer = bytes | memoryview
 
-# Instead of a count: the call would block until the socket is readable, or writable.
+# Returned instead of a count: the call would block until the socket is readable, or writable.
 WANT_READ = -1
 WANT_WRITE = -2
 
@@ -26,15 +26,15 @@ IOV_MAX = 1024  # buffers in one sendmsg(2); Linux's and macOS's limit
 _RESET_ON_CLOSE = struct.pack("ii", 1, 0)  # struct linger: on, 0 s
 
 
-class ConnectionLost(Exception):  # noqa: N818 - an event of every day, not a failure
+class ConnectionLost(Exception):  # noqa: N818 - an everyday event, not a failure
     """The connection broke: reset, timed out, unreachable."""
 
 
 class Peer(enum.Enum):
-    """What a look at the peer found, with nothing read."""
+    """The state of the peer, without reading data."""
 
-    QUIET = enum.auto()  # there, and has sent nothing
-    SENDING = enum.auto()  # there, and has sent something
+    QUIET = enum.auto()  # connected, nothing sent
+    SENDING = enum.auto()  # connected, data sent
     GONE = enum.auto()  # ended its side, or the connection broke
 
 
@@ -48,18 +48,18 @@ class Transport(Protocol):
         """Bytes taken of at most IOV_MAX buffers, WANT_READ or WANT_WRITE."""
 
     def probe(self) -> Peer:
-        """Is the peer still there?"""
+        """Whether the peer is still connected."""
 
     def unsent(self) -> int:
-        """Bytes written that the peer has not acknowledged; 0 where the system does not say."""
+        """Bytes written that the peer has not acknowledged; 0 if the system does not report it."""
 
     def shut_write(self) -> None:
-        """End this side, so that the peer sees the end of what was written."""
+        """End this side, so that the peer sees the end of the written data."""
 
     def close(self) -> None: ...
 
     def abort(self) -> None:
-        """Close so that the peer sees an error, not an end."""
+        """Close so that the peer sees an error instead of an end."""
 
     def fileno(self) -> int: ...
 
@@ -97,7 +97,7 @@ class PlainTransport:
         if fd < 0:
             return Peer.GONE
         if hasattr(select, "POLLRDHUP"):
-            # Tells the end apart from unread bytes before it; a peek would only see the bytes.
+            # Distinguishes the end from unread bytes before it; a peek would only see the bytes.
             poll = select.poll()
             poll.register(fd, select.POLLIN | select.POLLRDHUP)
             ready = poll.poll(0)
@@ -112,7 +112,7 @@ class PlainTransport:
             return Peer.GONE
 
     def unsent(self) -> int:
-        if sys.platform != "linux":  # the others' TIOCOUTQ is for terminals
+        if sys.platform != "linux":  # elsewhere TIOCOUTQ is for terminals
             return 0
         count = array.array("i", [0])
         try:
@@ -142,14 +142,14 @@ class PlainTransport:
 
 
 def shut_down(sock: socket.socket) -> None:
-    """End both directions, or the listening, although a forked child may hold the descriptor too.
+    """End both directions, or listening, even if a forked child also holds the descriptor.
 
     close(2) alone has no effect on the peer, or on the port, until the last holder closes.
     """
     try:
         sock.shutdown(socket.SHUT_RDWR)
     except OSError:
-        return  # it is not connected any more
+        return  # no longer connected
 
 
 # SO_LINGER acts on the last holder's close(2) only. On Linux, connect(2) to AF_UNSPEC resets the
