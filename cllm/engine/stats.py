@@ -1,4 +1,4 @@
-"""What the engine has done so far: counters the engine thread keeps and anyone may read."""
+"""Counters and gauges of the engine: its thread writes them, any thread may read."""
 
 from __future__ import annotations
 
@@ -7,27 +7,25 @@ from dataclasses import dataclass, field
 
 @dataclass(slots=True)
 class EngineStats:
-    """Counters since the engine was loaded and gauges of the moment; times are in seconds.
+    """Counters since the engine was loaded and current gauges; times are in seconds.
 
     requests_finished: by finish reason. prompt_tokens counts those of admitted requests, of
     which cached_tokens needed no evaluation. recomputed_tokens were evaluated again after a
     preemption. decode_s is spent in llama_decode, draft_s in the draft model, sampling_s in
-    choosing tokens, other_s in everything else of a step; together they are the time that steps
-    took.
-    prefix_hits: admissions that found at least one token of their prompt. saved_prefixes were put
-    into host memory, restored_prefixes taken from there with restored_tokens of prompts,
-    evicted_prefixes dropped for want of room; cache_ram_bytes of cache_ram_limit are taken for
-    them, memory that is kept for the next one included.
-    guesses were made of guessed_tokens in all, which were evaluated ahead of their choice;
-    guessed_right of them were then chosen.
-    decoded_sequences: sequences in all llama_decode calls together. longest: tokens of the longest
+    choosing tokens, other_s in everything else of a step; their sum is the time of all steps.
+    prefix_hits: admissions that found at least one token of their prompt. saved_prefixes were saved
+    to host memory, restored_prefixes restored from there with restored_tokens of prompts,
+    evicted_prefixes evicted for lack of room; they use cache_ram_bytes of cache_ram_limit, with
+    the buffer kept for the next save.
+    guesses: drafts, with guessed_tokens in total; guessed_right of these tokens were accepted.
+    decoded_sequences: sum of sequences over all llama_decode calls. longest: tokens of the longest
     sequence so far.
-    constraints_compiled, constraints_refused: by the compiler; constraint_deaths: children that one
-    crashed, stalled or filled.
-    kv_tokens: tokens held in the cache, those of finished requests included, of kv_cells.
-    threads: that compute a step now, of threads_limit; thread_changes: times that this changed.
+    constraints_compiled, constraints_refused: by the compiler; constraint_deaths: children that a
+    constraint crashed, stalled or filled.
+    kv_tokens: tokens in the cache, those of finished requests included, of kv_cells.
+    threads: current compute threads, of threads_limit; thread_changes: how often they changed.
     cores_left: by other programs, of the cores that this process may use, in the second before the
-    latest step; NaN where the system does not say.
+    latest step; NaN if the system does not report it.
     """
 
     requests_submitted: int = 0

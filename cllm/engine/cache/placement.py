@@ -1,4 +1,4 @@
-"""Carries out what the prefix cache decides: cuts, copies, saves and restores in the memory."""
+"""Executes the decisions of the prefix cache: cuts, copies, saves and restores."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ _log = logging.getLogger("cllm.engine")
 
 
 class Placer:
-    """Gives sequences their slots with as much of their tokens as can be had. Engine thread.
+    """Gives sequences their slots with the longest prefix available. Engine thread.
 
-    window: tokens that windowed attention looks back; 0: there is none.
-    goes_back: False for recurrent memories, of which only the end is kept.
+    window: tokens of the attention window; 0: none.
+    goes_back: False for recurrent memories, which keep only the end.
     """
 
     def __init__(
@@ -46,9 +46,9 @@ class Placer:
     def place(
         self, tokens: array[int], wanted: int | None = None, fresh: bool = False
     ) -> Slot | None:
-        """Give tokens the slot where they begin farthest; None: not before the next decode.
+        """Give tokens the slot with their longest prefix; None: not before the next decode.
 
-        wanted: the idle slot to take instead. fresh: begin with nothing.
+        wanted: the idle slot to use instead. fresh: reuse nothing.
         """
         cache = self.cache
         slot, start = cache.choose(tokens, wanted, fresh)
@@ -69,14 +69,14 @@ class Placer:
         return slot
 
     def catch_up(self, slot: Slot) -> bool:
-        """Whether a slot need not wait for its leader any more; then it has what there is."""
+        """Whether a slot no longer waits for its leader; it then has the prefix available."""
         leader = slot.leader
         if leader is not None:
             if leader.busy and leader.length < slot.promised:
                 return False
             start = self.cache.start(slot)
             if self._must_wait(start):
-                slot.promised = 0  # whatever becomes of the leader: choose again
+                slot.promised = 0  # in every case: choose again
                 return False
             slot.leader = None
             self._take(start)
@@ -88,7 +88,7 @@ class Placer:
         return isinstance(start.source, Saved) and self._context.copies_pending
 
     def _take(self, start: Start) -> None:
-        """Move a saved prefix into the slot, but keep one of which much is not used."""
+        """Move a saved prefix into the slot, but keep it if a large part is unused."""
         saved = start.source
         if isinstance(saved, Saved):
             if saved.length - start.reuse < WORTH_SAVING and not saved.whole:
@@ -166,7 +166,7 @@ class Placer:
         self._stats.evicted_prefixes = saved.evictions
 
     def snapshot(self, slot: Slot) -> tuple[array[int], Bytes]:
-        """What an idle slot holds, for a file; raises InvalidRequest if that is nothing."""
+        """The contents of an idle slot, for a file; raises InvalidRequest if it is empty."""
         if not slot.length:
             raise InvalidRequest("id_slot", slot.id, "a slot that holds tokens")
         try:
@@ -179,7 +179,7 @@ class Placer:
         return slot.tokens[: slot.length], data
 
     def load(self, slot: Slot, tokens: array[int], data: Bytes) -> bool:
-        """Let an idle slot hold what a file had; False if llama.cpp does not take it."""
+        """Load a file's contents into an idle slot; False if llama.cpp does not accept them."""
         self.give_up(slot)
         taken = self._context.restore(slot.id, data)
         if not taken:
@@ -188,23 +188,23 @@ class Placer:
         return taken
 
     def erase(self, slot: Slot) -> int:
-        """Forget what an idle slot holds; return how many tokens that were."""
+        """Erase an idle slot; return the number of tokens it held."""
         erased = slot.length
         self.forget(slot)
         self.cache.fill(slot, array("i"))
         return erased
 
     def give_up(self, slot: Slot) -> None:
-        """Free what an idle slot takes in the key/value cache; save it first if that pays."""
+        """Free an idle slot's cells in the KV cache; save it first if that is worthwhile."""
         if self.cache.worth_saving(slot) and not self._context.copies_pending:
             self._save(slot)
         self.forget(slot)
 
     def undo(self, slots: Iterable[Slot]) -> None:
-        """Cut slots to what they held before a decode that did not end.
+        """Cut slots to their contents before a decode that did not finish.
 
-        Of a recurrent memory such a decode may have moved other slots' states too: nothing of it
-        is used any more, and what runs is computed again.
+        In a recurrent memory such a decode may have changed other slots' states too: all of it is
+        discarded, and running sequences are computed again.
         """
         for slot in slots if self.goes_back else self.cache.slots:
             if not (self.goes_back and self._context.remove(slot.id, slot.length)):

@@ -1,4 +1,4 @@
-"""What may be known from outside of a place for a sequence."""
+"""The public description of a slot."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from cllm.engine.sampling.params import SamplingParams
 
 @dataclass(frozen=True, slots=True)
 class SlotInfo:
-    """A place for a sequence, which holds so many tokens.
+    """A slot and the number of tokens it holds.
 
-    generation, params: of the request that it serves, or served last; None: of none so far.
+    generation, params: of the request that it serves, or served last; None: none so far.
     """
 
     id: int

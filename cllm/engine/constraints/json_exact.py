@@ -1,8 +1,8 @@
-"""JSON schemas with numbers that llguidance would change, written out as a grammar around them.
+"""JSON schemas with numbers that llguidance would change, written as a grammar around them.
 
-What stands between the root and such a number becomes Lark: objects, arrays, alternatives and
-references; the number an expression or a literal. Every other part stays a JSON schema.
-A keyword that has no such form here is refused by name.
+The path from the root to such a number becomes Lark: objects, arrays, alternatives and references;
+the number becomes an expression or a literal. Every other part stays a JSON schema.
+A keyword without such a form is refused by name.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ MAX_SIZE = 2**20
 """Characters of what is written: every part that is not has the definitions that it needs."""
 
 _DEFINED = ("$defs", "definitions")
-_KEY = r'/"([^"\\\x00-\x1f\x7f]|\\["\\bfnrt])*"/'  # of a property that is not named
+_KEY = r'/"([^"\\\x00-\x1f\x7f]|\\["\\bfnrt])*"/'  # of a property without a schema
 _TYPES: Mapping[str, tuple[type, ...]] = {
     "string": (str,),
     "boolean": (bool,),
@@ -39,9 +39,9 @@ Schema = Mapping[str, Any]
 
 
 def with_exact_bounds(schema: Any) -> Any:
-    """The schema, its fractional bounds moved inward to the nearest that llguidance reads exactly.
+    """The schema with fractional bounds moved inward to the nearest that llguidance reads exactly.
 
-    Raises InvalidRequest for a bound that is neither that nor an integer.
+    Raises InvalidRequest for a bound that has no such number and is not an integer.
     """
     if not isinstance(schema, dict):
         return schema
@@ -61,7 +61,7 @@ def with_exact_bounds(schema: Any) -> Any:
 
 
 def needs_writing(schema: Any) -> bool:
-    """Whether llguidance would change a number of this schema, which has exact bounds."""
+    """Whether llguidance would change a number of this schema, whose bounds are exact."""
     return any(not is_exact(number) for part in _parts(schema) for number in _numbers_of(part))
 
 
@@ -83,7 +83,7 @@ def _bound(keyword: str, value: float) -> float:
 
 
 def _parts(schema: Any) -> Iterator[Schema]:
-    """The schema and all schemas within it, definitions included; references are not followed."""
+    """The schema and all its subschemas, definitions included; references are not followed."""
     waiting = [schema]
     while waiting:
         part = waiting.pop()
@@ -116,7 +116,7 @@ def _numbers_of(part: Schema) -> Iterator[float]:
 
 
 class Writer:
-    """Writes one schema that check_schema() and with_exact_bounds() have seen."""
+    """Writes one schema that has passed check_schema() and with_exact_bounds()."""
 
     def __init__(self, root: Schema, remarks: tuple[str, ...], layout: Schema) -> None:
         self._root = {k: v for k, v in root.items() if k not in _DEFINED}
@@ -133,13 +133,13 @@ class Writer:
         self._written = self._to_write()
 
     def expression(self) -> str:
-        """What may stand on the right side of a rule. Raises InvalidRequest."""
+        """The right side of a rule. Raises InvalidRequest."""
         self._references["#"] = "start"
         start = self._node(self._root)
         return "%lark {\n" + "\n".join([f"start: {start}", *self._rules]) + "\n}"
 
     def _to_write(self) -> set[str]:
-        """The references to what holds such a number, directly or by another reference."""
+        """The references to schemas with such a number, directly or through another reference."""
         schemas = {**self._defined, "#": self._root}
         found = {name for name, schema in schemas.items() if needs_writing(schema)}
         uses = {name: _targets(schema) for name, schema in schemas.items()}
@@ -196,7 +196,7 @@ class Writer:
         return self._references[name]
 
     def _merged(self, schema: Schema, used: set[str]) -> Schema:
-        """The schema without allOf: one part that stands alone, or numeric bounds together."""
+        """The schema without allOf: a single part, or numeric bounds merged."""
         parts = schema["allOf"]
         if used == {"allOf"} and len(parts) == 1:
             return parts[0] if isinstance(parts[0], dict) else {}
@@ -301,7 +301,7 @@ class Writer:
             key = _literal(json.dumps(name, ensure_ascii=False) + ": ")
             items.append((f"{key} {self._node(inner)}", name in required))
         more = self._more(extra, list(dict.fromkeys(names)))
-        # `late`: what may follow once something stands there; `early`: before that.
+        # `late`: what may follow after a first property; `early`: before it.
         late = self._rule(f'(", " {more})*' if more else '""')
         early = self._rule(f"({more} {late})?" if more else '""')
         for item, needed in reversed(items):
@@ -311,7 +311,7 @@ class Writer:
         return self._rule(f'"{{" {early} "}}"')
 
     def _more(self, schema: Any, taken: list[str]) -> str:
-        """A property that is not among those named; empty if there may be none."""
+        """A property without a schema of its own; empty if none is allowed."""
         if schema is False:
             return ""
         key = f"KEY{len(self._rules)}"

@@ -1,8 +1,8 @@
-"""Numbers in JSON schemas: which llguidance reads without error, and integers as expressions.
+"""Numbers in JSON schemas: which llguidance reads exactly, and integers as expressions.
 
-llguidance reads every number as a double, multiplying the digits by a power of ten without care for
-the last bit, and turns bounds of integers into 64-bit ones. So it holds integers exactly up to
-2^53 and most other numbers; the rest are written out by json_exact.py, moved, or refused.
+llguidance reads every number as a double, multiplies the digits by a power of ten with an error in
+the last bit, and turns bounds of integers into 64-bit ones. So it enforces integers exactly up to
+2^53 and most other numbers; json_exact.py writes the rest as grammars, moves or refuses them.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _STEPS = 64  # one in nine numbers is not exact
 
 
 def is_exact(number: float) -> bool:
-    """Whether llguidance reads just this number."""
+    """Whether llguidance reads this number exactly."""
     if isinstance(number, int):
         return abs(number) <= EXACT
     _, digits, exponent = Decimal(repr(number)).as_tuple()
@@ -35,9 +35,9 @@ def is_exact(number: float) -> bool:
 
 
 def inward(bound: float, upper: bool) -> float | None:
-    """The number next to a bound, within it, that is_exact: some units of its last bit off.
+    """The nearest number inside a bound for which is_exact, a few units of the last bit away.
 
-    None: there is none near, which is so of numbers next to zero.
+    None: there is none near, as for numbers next to zero.
     """
     for _ in range(_STEPS):
         if is_exact(bound):
@@ -47,7 +47,7 @@ def inward(bound: float, upper: bool) -> float | None:
 
 
 def integers(low: int | None, high: int | None) -> str:
-    """A regular expression for the integers from low to high, both included, which is not empty."""
+    """A regular expression for the integers from low to high, a non-empty closed range."""
     parts = []
     if low is None or low < 0:
         least = 1 if high is None or high >= 0 else -high

@@ -1,4 +1,4 @@
-"""From a draft model's path to a model that guesses, or one line that says why not."""
+"""From a draft model's path to a loaded draft model, or an error of one line."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ from cllm.engine.speculation.draft_model import DraftModel, difference
 
 @dataclass(frozen=True, slots=True)
 class DraftFile:
-    """A draft model's file, looked at before the main model takes its time to load."""
+    """A draft model's file, checked before the slow load of the main model."""
 
     path: Path
     header: GgufHeader
 
     @classmethod
     def of(cls, config: EngineConfig) -> DraftFile | None:
-        """The one that is configured; None where nothing is guessed. Raises ModelLoadError."""
+        """The configured one; None without drafting. Raises ModelLoadError."""
         if config.model_draft is None or not config.draft_max:
             return None
         path = Path(config.model_draft)
@@ -50,7 +50,7 @@ class DraftFile:
         return self.header.size_bytes
 
     def kv_bytes_per_token(self, config: EngineConfig) -> int:
-        """Bytes that one token takes in its cache."""
+        """Bytes per token in its cache."""
         return kv_bytes_per_token(self.header.metadata, config)
 
     def load(
@@ -62,9 +62,9 @@ class DraftFile:
         layout: Layout,
         progress: Callable[[float], None] | None,
     ) -> DraftModel:
-        """Load it beside the main model. Raises ModelLoadError.
+        """Load it in addition to the main model. Raises ModelLoadError.
 
-        name, main: the main model's file and vocabulary. cells: tokens that either cache holds.
+        name, main: the main model's file and vocabulary. cells: tokens that each cache holds.
         """
         with _naming_option():
             extra = wants_extra_bufts(config, self.header)

@@ -1,4 +1,4 @@
-"""From a path to a model in memory with a context around it, or one line that says why not."""
+"""From a path to a loaded model with its context, or an error of one line."""
 
 from __future__ import annotations
 
@@ -40,8 +40,7 @@ _log = logging.getLogger("cllm.engine")
 class Loaded:
     """A model, its context and its batch; close() frees them in the right order.
 
-    shape: how inputs are computed, of a model that embeds; None: it generates. draft: the model
-    that guesses ahead.
+    shape: how a model that embeds computes inputs; None: it generates. draft: the draft model.
     """
 
     config: EngineConfig
@@ -82,7 +81,7 @@ def load(
         layout, tuning = Layout.of(config), None
         shape = _embedding_shape(path, header, model, layout, config)
         if shape is not None or model.window or not model.goes_back:
-            # Guesses that do not come true must be removable from the memory.
+            # Rejected draft tokens must be removable from the memory.
             if drafter is not None:
                 why = "generates no text" if shape else "cannot take back a guess"
                 raise ModelLoadError(f"{path.name} {why}; serve it without --model-draft")
@@ -121,7 +120,7 @@ def load(
 
 
 def _part_of(progress: Report | None, begin: float, share: float) -> Report | None:
-    """Report one of two models' progress as a part of the whole."""
+    """Report one of two models' progress as a part of the total."""
     if progress is None:
         return None
     return lambda fraction: progress(begin + share * fraction)
@@ -130,7 +129,7 @@ def _part_of(progress: Report | None, begin: float, share: float) -> Report | No
 def _embedding_shape(
     path: Path, header: GgufHeader, model: llama.Model, layout: Layout, config: EngineConfig
 ) -> EmbeddingShape | None:
-    """How the model embeds; None: it generates. Raises ModelLoadError where it can do neither."""
+    """How the model embeds; None: it generates. Raises ModelLoadError if it can do neither."""
     if model.diffuses or (model.has_encoder and model.has_decoder):
         kind = "a diffusion model" if model.diffuses else "an encoder with a decoder"
         raise ModelLoadError(
@@ -185,7 +184,7 @@ def _make_embedding_context(
             n_ctx=shape.cells,
             n_seq=shape.most_inputs,
             n_batch=shape.batch,
-            n_ubatch=shape.batch,  # what is pooled must be computed at once
+            n_ubatch=shape.batch,  # pooling needs the whole input in one batch
             n_threads=layout.threads,
             n_threads_batch=layout.threads_batch,
             flash_attn=layout.flash_attn,

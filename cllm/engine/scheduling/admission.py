@@ -1,4 +1,4 @@
-"""Who waits for a slot, who is given one, and from where each begins."""
+"""Which waiting request gets which slot, and from which prefix it starts."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from cllm.engine.scheduling.fairness import FairQueue
 from cllm.engine.sequence import Sequence, slot_of
 from cllm.engine.stats import EngineStats
 
-_PLACING_S = 0.05  # that running streams wait for prefixes to be saved and restored, a step
+_PLACING_S = 0.05  # per step that running streams wait for prefixes to be saved and restored
 
 
 GiveUp = Callable[[Sequence, Exception], None]
 
 
 class Admission:
-    """Fair between tenants, into slots that have what a prompt begins with. Engine thread."""
+    """Admits requests fairly between tenants, into slots with their prefix. Engine thread."""
 
     def __init__(
         self, placer: Placer, vocab: Vocab, stats: EngineStats, shared_cells: int | None
     ) -> None:
-        """shared_cells: what all sequences share if it may be too little for all of them."""
+        """shared_cells: cells that all sequences share, if they may not suffice for all."""
         self._placer = placer
         self._vocab = vocab
         self._stats = stats
@@ -32,9 +32,9 @@ class Admission:
         self.waiting: FairQueue[Sequence] = FairQueue()
 
     def catch_up(self, running: list[Sequence], give_up: GiveUp) -> None:
-        """Let go on who waited for a prompt that another sequence has evaluated by now.
+        """Resume sequences that waited for a prefix that another one has evaluated by now.
 
-        give_up: ends the one sequence with which something went wrong; so for admit().
+        give_up: ends a sequence that failed; also for admit().
         """
         for sequence in list(running):
             slot = slot_of(sequence)
@@ -45,7 +45,7 @@ class Admission:
                 give_up(sequence, error)
 
     def admit(self, running: list[Sequence], give_up: GiveUp) -> None:
-        """Give free slots to those who wait, and add them to those who run."""
+        """Give free slots to waiting sequences, and add them to the running ones."""
         began = time.perf_counter()
         while (sequence := self._next(running)) is not None:
             try:
@@ -63,7 +63,7 @@ class Admission:
         if slot is None:
             if running:
                 return False
-            # A step that failed has left a copy undone, and no other step will come.
+            # A failed step has left a copy undone, and no other step follows.
             slot = place(sequence.tokens, sequence.wanted_slot, fresh=True)
             assert slot is not None
         self.waiting.take(sequence)
@@ -80,7 +80,7 @@ class Admission:
         return True
 
     def _next(self, running: list[Sequence]) -> Sequence | None:
-        """The first that can be admitted; whoever wants a busy slot lets others go ahead."""
+        """The first that can be admitted; a sequence that needs a busy slot lets others pass."""
         cache = self._placer.cache
         if self.waiting and cache.has_idle:
             for sequence in self.waiting.candidates():
@@ -89,14 +89,14 @@ class Admission:
         return None
 
     def _fits(self, sequence: Sequence, running: list[Sequence]) -> bool:
-        """Whether a cache that is too small for everybody can take one more at their lengths."""
+        """Whether a cache that is too small for all has room for one more at present lengths."""
         if self._shared_cells is None or not running:
             return True
         lengths = sum(len(other.tokens) + 1 for other in running)
         return lengths + len(sequence.tokens) + 1 <= self._shared_cells
 
     def _note_start(self, sequence: Sequence) -> None:
-        """Count what need not be evaluated of a sequence that is about to begin."""
+        """Count the cached tokens of a sequence that is about to start."""
         reused, stats = slot_of(sequence).length, self._stats
         if sequence.preempted:
             stats.recomputed_tokens += len(sequence.tokens) - reused

@@ -1,4 +1,4 @@
-"""What is to be done to slots between two steps, when no request is in them."""
+"""Commands on slots, executed between two steps while no request uses the slot."""
 
 from __future__ import annotations
 
@@ -10,23 +10,23 @@ from typing import Any
 from cllm.engine.cache.prefix_cache import Slot
 from cllm.engine.errors import EngineClosed
 
-Command = tuple[int, Callable[[Slot], Any], "Future[Any]"]  # a slot and what to do when it is idle
+Command = tuple[int, Callable[[Slot], Any], "Future[Any]"]  # a slot and what to run once it is idle
 
 
 class Commands:
     """Commands on their way to the engine thread."""
 
     def __init__(self, wake: Callable[[], None]) -> None:
-        """wake: lets the engine thread look; called after a command was left."""
+        """wake: wakes the engine thread; called after a command was added."""
         self._wake = wake
         self._lock = threading.Lock()
         self._left: list[Command] = []
         self._closed = False
 
     def put(self, slot: int, run: Callable[[Slot], Any]) -> Future[Any]:
-        """Have something done to a slot as soon as no request is in it. Any thread.
+        """Run a command on a slot as soon as no request uses it. Any thread.
 
-        The future ends with what `run` returns or raises, or with EngineClosed.
+        The future gets what `run` returns or raises, or EngineClosed.
         """
         future: Future[Any] = Future()
         with self._lock:
@@ -42,7 +42,7 @@ class Commands:
     # The engine thread.
 
     def obey(self, slots: Sequence[Slot]) -> None:
-        """Carry out the commands whose slots are idle; the others are kept for later."""
+        """Execute the commands whose slots are idle; keep the others for later."""
         if not self._left:
             return
         with self._lock:
@@ -56,7 +56,7 @@ class Commands:
                     future.set_exception(error)
 
     def close(self, message: str) -> None:
-        """End with EngineClosed what was left and what comes from now on."""
+        """End pending and future commands with EngineClosed."""
         with self._lock:
             self._closed = True
             left, self._left = self._left, []

@@ -1,4 +1,4 @@
-"""What other threads leave for the engine thread: bounded arrivals, cancellations, the end."""
+"""Messages of other threads to the engine thread: bounded arrivals, cancellations, the end."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from cllm.engine.scheduling.fairness import T, gives_way
 
 @dataclass(frozen=True, slots=True)
 class Messages(Generic[T]):
-    """What take() gives.
+    """The result of take().
 
-    displaced: requests that give way to those of other tenants, and the errors that end them.
+    displaced: requests displaced by those of other tenants, and the errors that end them.
     """
 
     arrivals: list[T]
@@ -30,7 +30,7 @@ class Inbox(Generic[T]):
     """Requests on their way to the engine thread; put, cancel, wake and stop are for any thread."""
 
     def __init__(self, max_running: int, max_queue: int) -> None:
-        """max_running: requests that are not waiting because they are worked on."""
+        """max_running: requests that may run at once, and so do not count as waiting."""
         self.failure: Exception | None = None
         self.submitted = 0
         self.refused = 0
@@ -55,7 +55,7 @@ class Inbox(Generic[T]):
     def put(self, item: T) -> None:
         """Leave a request. Raises QueueFull, EngineClosed, or EngineError if the thread died.
 
-        Where no more may wait, the newest request of the tenant that has most waiting gives way.
+        At the limit the newest request of the tenant with the most waiting requests is displaced.
         """
         self._process.check()
         with self._changed:
@@ -69,13 +69,13 @@ class Inbox(Generic[T]):
             self._changed.notify()
 
     def check_open(self, tenant: str) -> None:
-        """Raise what put would raise now, before effort goes into preparing a request."""
+        """Raise what put would raise now, before the work of preparing a request."""
         self._process.check()
         with self._changed:
             self._check_open(tenant)
 
     def _check_open(self, newcomer: str) -> str | None:
-        """The tenant that must give way; None: there is room."""
+        """The tenant whose newest request is displaced; None: there is room."""
         if self.failure is not None:
             raise self.ending() from self.failure
         if self._stopping:
@@ -95,7 +95,7 @@ class Inbox(Generic[T]):
         self._displaced.append((newest, self._queue_full()))
 
     def _forget(self, item: T) -> None:
-        """It does not wait any more; nothing happens if it did not."""
+        """Remove a request from the waiting ones, if it is among them."""
         waiting = self._waiting.get(item.tenant)
         if waiting is not None and item in waiting:
             del waiting[item]
@@ -106,7 +106,7 @@ class Inbox(Generic[T]):
         return QueueFull(self._in_flight - self._max_running, self._retry_after())
 
     def _retry_after(self) -> int:
-        """Seconds that a request takes, once one has ended: then as many more have begun."""
+        """Seconds that a request takes, once one has ended; by then others have started."""
         return min(60, max(1, math.ceil(self._mean_s))) if self._mean_s else 5
 
     def cancel(self, request: Request) -> None:
@@ -116,13 +116,13 @@ class Inbox(Generic[T]):
             self._changed.notify()
 
     def wake(self) -> None:
-        """Let take() return: there is something for the engine thread elsewhere."""
+        """Let take() return: the engine thread has other work."""
         with self._changed:
             self._woken = True
             self._changed.notify()
 
     def stop(self) -> None:
-        """Make take() give None, and refuse what comes from now on."""
+        """Make take() return None, and refuse new requests."""
         with self._changed:
             self._stopping = True
             self._changed.notify()
@@ -130,10 +130,10 @@ class Inbox(Generic[T]):
     # The engine thread.
 
     def take(self, *, wait: bool, gather_s: float = 0.0) -> Messages[T] | None:
-        """What arrived and which requests must end; None: stop.
+        """New arrivals and the requests that must end; None: stop.
 
-        wait: sleep until there is something, and then until nobody joins the first arrival for
-        gather_s seconds, so that those who come together begin together.
+        wait: sleep until there is something, and then until no request has joined the first one
+        for gather_s seconds, so that simultaneous requests start together.
         """
         with self._changed:
             while wait and not (self._arrivals or self._is_urgent()):
@@ -149,9 +149,9 @@ class Inbox(Generic[T]):
             return Messages(arrivals, cancelled, displaced)
 
     def _gather(self, seconds: float) -> None:
-        """Let arrivals come until nobody does for so long, or for five times as long in all.
+        """Gather arrivals until none comes for this long, or for five times as long in total.
 
-        All that can run together, and what is urgent, ends it too.
+        A full set of running requests, or an urgent message, ends it too.
         """
         end = time.monotonic() + 5 * seconds
         while len(self._arrivals) < self._max_running and not self._is_urgent():
@@ -163,32 +163,32 @@ class Inbox(Generic[T]):
         return bool(self._cancelled) or self._woken or self._stopping
 
     def fail(self, error: BaseException) -> None:
-        """Refuse everything from now on because of an error, and make take() give None."""
+        """Refuse everything from now on because of an error, and make take() return None."""
         if not isinstance(error, Exception):
             error = EngineError(f"the engine thread ended with {error!r}")
         self.failure = error
         self.stop()
 
     def ending(self) -> EngineError:
-        """What requests end with that were not finished when the engine thread was."""
+        """The error for requests that have not finished when the engine thread ends."""
         if self.failure is None:
             return EngineClosed("the engine was closed")
         return EngineError(f"the engine has failed: {described(self.failure)}")
 
     def close(self) -> list[T]:
-        """Refuse everything from now on; what had arrived and was not taken."""
+        """Refuse everything from now on; return the arrivals not taken."""
         with self._changed:
             self._stopping = True
             arrivals, self._arrivals = self._arrivals, []
             return arrivals
 
     def begun(self, item: T) -> None:
-        """A request is worked on: it cannot give way to others any more."""
+        """Note that a request runs: it can no longer be displaced."""
         with self._changed:
             self._forget(item)
 
     def ended(self, item: T, seconds: float) -> None:
-        """A request has ended, `seconds` after its work began; 0: it did not begin."""
+        """Note that a request has ended, `seconds` after its start; 0: it did not start."""
         if seconds:
             self._mean_s += 0.2 * (seconds - self._mean_s)
         with self._changed:

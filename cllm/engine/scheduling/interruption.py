@@ -1,4 +1,4 @@
-"""Ends a step early when what it reads is no longer wanted: cancelled, too late, or closed."""
+"""Ends a step early if its prompt is cancelled or expired, or if the engine closes."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from cllm.engine.sequence import Sequence
 
 _log = logging.getLogger("cllm.engine")
 
-_LONGEST_STEP_S = 10.0  # a deadline that is farther away is looked at between two steps
+_LONGEST_STEP_S = 10.0  # a later deadline is checked between two steps
 
 
 class Interruption:
-    """The engine thread says which prompts a step reads; any thread may end that step.
+    """The engine thread notes which prompts a step reads; any thread may end that step.
 
-    A step is bounded to about a second, which is a long time for a prompt nobody wants. A step
-    without a cancelled or expired prompt is not interrupted, except when the engine is closed.
+    A step takes up to about a second, which is long for a cancelled prompt. A step without a
+    cancelled or expired prompt is not interrupted, except when the engine is closed.
     """
 
     def __init__(self, context: Context, can_undo: bool) -> None:
-        """can_undo: whether the memory can go back to before a step; if not, only stop() counts."""
+        """can_undo: whether a step can be rolled back; if not, only stop() interrupts."""
         self._context = context
         self._can_undo = can_undo
         self._lock = threading.Lock()
@@ -44,7 +44,7 @@ class Interruption:
                 self._interrupt()
 
     def stop(self) -> None:
-        """End the step in progress and those that would follow."""
+        """End the step in progress and all later ones."""
         with self._lock:
             self._stopped = True
             self._interrupt()
@@ -69,7 +69,7 @@ class Interruption:
             if not self._stopped:
                 self._interrupted = False
                 self._context.resume()
-        # Cancelled before it was known what the step reads.
+        # Cancelled before the step's prompts were known.
         if any(s.generation._cancel_requested for s in reading):
             with self._lock:
                 self._interrupt()
@@ -83,7 +83,7 @@ class Interruption:
         timer.name, timer.daemon = "cllm-deadline", True
         try:
             timer.start()
-        except RuntimeError:  # no thread is to be had: the deadline is seen after the step
+        except RuntimeError:  # no thread available: the deadline is checked after the step
             _log.debug("no thread for a deadline", exc_info=True)
         else:
             self._timer = timer

@@ -1,4 +1,4 @@
-"""What a step decodes: which sequences, how many tokens of each, and how they lie in the batch."""
+"""What a step decodes: which sequences, how many tokens of each, and their order in the batch."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from cllm.engine.speculation.speculation import Speculation
 _log = logging.getLogger("cllm.engine")
 
 _TILE = 64
-"""Rows of a sequence that llama.cpp's flash attention takes together on a CPU; the rest go one by
-one. Behind 1 500 tokens 64 rows take less time than 32, and two thirds of what 65 take."""
+"""Rows of a sequence that llama.cpp's flash attention computes together on a CPU, the rest singly.
+After 1 500 tokens, 64 rows take less time than 32, and two thirds of the time of 65."""
 _OVER = 8
-"""Tokens by which a step for which no stream waits may exceed its time to take a tile whole."""
-_SHALLOW = 256  # tokens behind which parts of a tile cost little more than their share
+"""Tokens by which a step without waiting streams may exceed its time to read a whole tile."""
+_SHALLOW = 256  # tokens of context up to which a part of a tile costs about its share
 _PARTS = (16, 8)
 
 Plan = list[tuple[Sequence, int]]
-"""Whose next tokens to decode, and how many."""
+"""The sequences to decode, with a number of tokens each."""
 
 
 class Planner:
-    """Fills steps as far as time and batch allow, and learns what they take. Engine thread."""
+    """Fills steps within the time and batch limits, and learns their cost. Engine thread."""
 
     def __init__(
         self,
@@ -34,8 +34,8 @@ class Planner:
         capacity: int,
         split: bool,
     ) -> None:
-        """capacity: tokens of a batch. split: whether tokens that are evaluated together must be
-        equally many of each sequence, as in a cache that is split by sequence.
+        """capacity: tokens of a batch. split: whether tokens evaluated together must be the same
+        number for each sequence, as in a cache that is split by sequence.
         """
         self._pacer = pacer
         self._speculation = speculation
@@ -44,13 +44,13 @@ class Planner:
         self._prompts_were_read = False
 
     def plan(self, running: list[Sequence]) -> Plan:
-        """The newest tokens of those that are generating, and of prompts what time allows.
+        """The newest tokens of generating sequences, and as much of prompts as time allows.
 
-        In a split cache the two would be evaluated one after the other anyway, the first token of
-        each prompt with the others' newest ones and the rest behind: there they take turns, which
-        leaves both in shapes that are evaluated fast.
+        A split cache would evaluate the two one after the other: the first token of each prompt
+        with the newest tokens of the others, then the rest. There they take turns, so that both
+        keep shapes that are evaluated fast.
         """
-        # A prompt that is in the cache but for its last token is evaluated as a stream is.
+        # A prompt that is cached except for its last token is evaluated like a stream.
         following = [s for s in running if slot_of(s).leader is None]
         generating = [s for s in following if s.decoding or s.pending == 1]
         prompts = [s for s in following if not s.decoding and s.pending > 1]
@@ -61,7 +61,7 @@ class Planner:
         counts = {} if prompts and self._split else self._newest(generating, not plain)
         if prompts:
             self._add_prompts(counts, prompts, len(generating))
-        # A cache split by sequence is decoded together only for consecutive slots in order.
+        # A split cache decodes together only consecutive slots in order.
         return sorted(
             ((s, n) for s, n in counts.items() if n), key=lambda item: slot_of(item[0]).id
         )
@@ -74,7 +74,7 @@ class Planner:
             step_s = self._pacer.step_s(len(generating))
             try:
                 self._speculation.guess(generating, room, step_s)
-            except Exception:  # it only saves time
+            except Exception:  # drafting only saves time
                 _log.exception("guessing ahead failed; no tokens are guessed any more")
                 self._speculation = None
                 for sequence in generating:
@@ -93,17 +93,17 @@ class Planner:
                 break
             count = min(_part(sequence.pending, room, slot_of(sequence).length, over), capacity)
             if not generating and count < sequence.pending and 0 < budget - room < budget // 4:
-                break  # what is read to its end would wait several times as long for its answer
+                break  # a prompt read to its end would wait several times as long for its answer
             counts[sequence] = count
             capacity -= count
             room = max(0, room - count)
 
     def learn(self, plan: Plan, seconds: float) -> None:
-        """Tell the policies what a step took, unless it is like none that is planned by them."""
+        """Report a step's cost to the policies, unless it contained tokens they do not model."""
         for sequence, count in plan:
             begun = len(sequence.tokens) - sequence.supposed > sequence.n_prompt
             if begun and count > 1 + sequence.supposed:
-                return  # tokens that a constraint has forced
+                return  # tokens forced by a constraint
         generating = sum(count == 1 + sequence.supposed for sequence, count in plan)
         supposed = sum(sequence.supposed for sequence, _ in plan)
         step_s = self._pacer.step_s(generating)
@@ -115,11 +115,11 @@ class Planner:
 
 
 def _part(pending: int, room: int, behind: int, over: int = _TILE // 2) -> int:
-    """How much of a prompt to read where there is time for `room` tokens.
+    """How many tokens of a prompt to read if there is time for `room` tokens.
 
-    All that is not whole tiles comes first, where there is little to attend to, and what is left
-    in whole tiles. behind: tokens that are read already. over: by how many tokens the room may be
-    exceeded; half a tile comes as near to it as tiles do.
+    The remainder of whole tiles comes first, while the context is short, then whole tiles. behind:
+    tokens read already. over: tokens by which the room may be exceeded; with half a tile the
+    result is the nearest number of tiles.
     """
     if pending <= room:
         return pending
@@ -131,13 +131,13 @@ def _part(pending: int, room: int, behind: int, over: int = _TILE // 2) -> int:
 
 
 def shape_of(plan: Plan) -> Shape:
-    """What the time of a step is compared by."""
+    """The shape by which steps are compared."""
     generating = sum(count == 1 + sequence.supposed for sequence, count in plan)
     return Shape(len(plan), generating, sum(count for _, count in plan))
 
 
 def fill(batch: Batch, plan: Plan) -> int:
-    """Put a plan into the batch; return its tokens. Logits are wanted after each last token."""
+    """Put a plan into the batch; return its tokens. Logits are needed after each last token."""
     at = 0
     for sequence, count in plan:
         slot = slot_of(sequence)
