@@ -1,4 +1,4 @@
-"""The two envelopes that every JSON answer wears."""
+"""The two envelopes of native JSON answers: success and failure."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def failure(
     headers: Sequence[tuple[str, str]] = (),
     **more: Any,
 ) -> HttpResponse:
-    """``{"success": false, "error": …}``; further keys stand beside ``error``."""
+    """``{"success": false, "error": …}``; with further keys next to ``error``."""
     body = encode({"success": False, "error": error, **more})
     return HttpResponse.bytes(body, JSON, status, headers)
 
@@ -40,12 +40,12 @@ def refused(error: HttpError) -> HttpResponse:
 
 
 def error_body(status: int, message: str) -> tuple[bytes, str]:
-    """The failure envelope as a body and its type."""
+    """The failure envelope as a body and its content type."""
     return encode({"success": False, "error": message}), JSON
 
 
 def too_many_requests() -> HttpResponse:
-    """429: as many requests wait already as may."""
+    """429: the maximum number of requests is waiting."""
     return failure(
         429,
         "Too many concurrent requests",

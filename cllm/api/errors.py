@@ -1,4 +1,4 @@
-"""What the engine refuses or fails at, as an HTTP status and words for the client."""
+"""The engine's errors as HTTP statuses with a message for the client."""
 
 from __future__ import annotations
 
@@ -25,9 +25,8 @@ def describe(error: BaseException, request_id: str) -> HttpError:
     """The status and the text for an error of a generation.
 
     InvalidRequest and TooIntricate 400, DeadlineExceeded 408, QueueFull 429, NotEnabled and
-    Unsupported 501, EngineClosed and CompilerUnavailable 503; anything else is a fault of the
-    server: 500, with the
-    request's id, under which the log has the rest.
+    Unsupported 501, EngineClosed and CompilerUnavailable 503. Any other error is a fault of the
+    server: 500 with the request's id, under which the log has the details.
     """
     if isinstance(error, (InvalidRequest, TooIntricate)):
         return HttpError(400, str(error))
@@ -36,7 +35,7 @@ def describe(error: BaseException, request_id: str) -> HttpError:
     if isinstance(error, QueueFull):
         return HttpError(429, str(error), (("Retry-After", str(RETRY_AFTER)),))
     if isinstance(error, (NotEnabled, Unsupported)):
-        # OpenAI's client would ask a second and a third time.
+        # Else OpenAI's client would retry twice.
         return HttpError(501, str(error), (("X-Should-Retry", "false"),))
     if isinstance(error, (EngineClosed, CompilerUnavailable)):
         return HttpError(503, str(error))

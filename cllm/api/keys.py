@@ -1,4 +1,4 @@
-"""API keys: who may ask anything but ``/health``."""
+"""API keys, which every path except ``/health`` requires."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from cllm.api.tenants import TENANT
 from cllm.http import HttpError, HttpRequest
 from cllm.http.handler import Check
 
-OPEN = ("/health", "/v1/health")  # for balancers and supervisors, which have no key
+OPEN = ("/health", "/v1/health")  # for load balancers and supervisors, which have no key
 
 _HOW = 'send one as "Authorization: Bearer KEY" or as "x-api-key: KEY"'
 
@@ -18,15 +18,15 @@ _HOW = 'send one as "Authorization: Bearer KEY" or as "x-api-key: KEY"'
 def require_key(keys: Iterable[str]) -> Check:
     """A check that answers 401 to requests without one of the keys (RFC 6750, section 2.1).
 
-    A browser's preflight carries no key: CORS must stand around this.
+    A browser's preflight carries no key: the CORS middleware must be outside this one.
     """
-    # Digests are equally long, so that neither time nor memory tells anything of a key.
+    # Digests have equal length, so that time and memory reveal nothing about a key.
     known = [sha256(key.encode()).digest() for key in dict.fromkeys(keys)]
 
     def number_of(key: str) -> int:
-        """1 for the first of the keys; 0: it is none of them."""
+        """The number of a key, 1 for the first; 0: unknown."""
         given = sha256(key.encode()).digest()
-        # All of them: which one fits must not show in the time either.
+        # Compare all: the time must not reveal which one matches.
         return sum([compare_digest(given, digest) * n for n, digest in enumerate(known, 1)])
 
     def check(request: HttpRequest) -> None:
@@ -47,7 +47,7 @@ def require_key(keys: Iterable[str]) -> Check:
 
 
 def _keys_of(request: HttpRequest) -> list[str]:
-    """What was sent in either place: some clients always fill one of them with a dummy."""
+    """The keys sent in both places: some clients always fill one of them with a dummy."""
     scheme, _, token = (request.headers.get("authorization") or "").partition(" ")
     bearer = token.strip() if scheme.lower() == "bearer" else ""
     return [key for key in (bearer, request.headers.get("x-api-key")) if key]

@@ -1,9 +1,9 @@
-"""Work that holds no worker: it runs on a thread of its own, one request after the other.
+"""Lanes: threads that run slow requests one after the other, so that they hold no worker.
 
-Large bodies: tokenizing megabytes takes seconds, and sixteen clients with 16 MiB of text each would
-keep every worker busy. Generations for which no slot is free: they wait anyway, and a thousand that
-arrive at once would keep ``/health`` waiting until all are tokenized and submitted. Constraints
-that are being compiled: their requests are looked at again once that is done.
+Large bodies: tokenizing megabytes takes seconds, and 16 clients with 16 MiB of text each would
+occupy every worker. Generations without a free slot: they wait anyway, and 1 000 that arrive at
+once would delay ``/health`` until all are tokenized and submitted. Requests whose constraint is
+being compiled: they resume once that is done.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ Endpoint = Callable[[HttpRequest], Answer]
 
 
 class Lane:
-    """Runs endpoints one after the other; its thread lives while any wait."""
+    """Runs endpoints one after the other; its thread lives while requests wait."""
 
     __slots__ = ("_handler", "_lock", "_name", "_running", "_waiting")
 
     def __init__(self, handler: HttpHandler, name: str) -> None:
-        """name: of the thread."""
+        """name: the thread's name."""
         self._handler = handler
         self._name = name
         self._lock = threading.Lock()
@@ -43,7 +43,7 @@ class Lane:
         return self._running
 
     def run(self, endpoint: Endpoint, request: HttpRequest) -> DeferredResponse:
-        """What the endpoint will answer, errors included."""
+        """The endpoint's future answer, errors included."""
         answer = DeferredResponse()
         self._put(endpoint, request, answer)
         return answer
@@ -78,7 +78,7 @@ class Lane:
             given = endpoint(request)
         except HttpError as error:
             given = self._handler.error_response(error, request)
-        except BaseException:  # this thread must go on: others wait for it
+        except BaseException:  # this thread must continue: other requests wait for it
             log.exception("request %s: %s %s failed", request.id, request.method, request.path)
             message = f"internal error; the log has it under {request.id}"
             given = self._handler.error_response(HttpError(500, message), request)

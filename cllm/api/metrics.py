@@ -1,7 +1,7 @@
-"""``/metrics``: what the engine and the server count, in Prometheus text format 0.0.4.
+"""``/metrics``: counters of the engine and the server, in Prometheus text format 0.0.4.
 
-Everything is read when a scrape asks; only the histograms cost something at other times, about
-five microseconds at the end of a generation.
+A scrape reads all values; only the histograms cost time otherwise, about 5 µs at the end of a
+generation.
 """
 
 from __future__ import annotations
@@ -93,7 +93,7 @@ _SERVER_GAUGES = (
 
 
 class Metrics:
-    """One registry of its own, so that several servers in a process do not mix their figures."""
+    """A separate registry, so that several servers in a process do not mix their metrics."""
 
     __slots__ = ("_length", "_llama", "_queued", "_registry", "_seconds", "_ttft")
 
@@ -112,7 +112,7 @@ class Metrics:
         ProcessCollector(registry=registry)
 
     def finished(self, request: Request) -> None:
-        """Count a request that was answered to its end. Any thread."""
+        """Count a completely answered request. Any thread."""
         timings = request.timings
         self._seconds.observe(timings.total_s)
         self._queued.observe(timings.queued_s)
@@ -127,13 +127,13 @@ class Metrics:
 
 
 class _Figures(Collector):
-    """Reads the engine's and the server's figures at each scrape."""
+    """Reads the counters of the engine and the server at each scrape."""
 
     def __init__(self, service: Service) -> None:
         self._service = service
 
     def describe(self) -> list[Metric]:
-        # Keeps registration from collecting before there is an engine.
+        # Prevents a collection at registration, before the engine exists.
         return []
 
     def collect(self) -> Iterator[Metric]:

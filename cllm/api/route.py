@@ -1,4 +1,4 @@
-"""What an API consists of: its endpoints, one by one, and the shape of its errors."""
+"""The parts of an API: its endpoints and the format of its errors."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """One endpoint: a line of ``/``, and an operation of ``/openapi.json``.
+    """One endpoint: an entry of ``/``, and an operation of ``/openapi.json``.
 
-    body: what checks the request's. answer: the type of a whole answer, for its description; None:
-    it is not JSON. query: the parameters that may stand behind the path, and their values.
+    body: the schema of the request's body. answer: the type of a whole answer, for its description;
+    None: it is not JSON. query: the query parameters and their values.
     events: whether it can answer with server-sent events.
     """
 
@@ -35,11 +35,11 @@ class Route:
 
 @dataclass(frozen=True, slots=True)
 class Family:
-    """An API: what its paths begin with, and what is the same for all its endpoints.
+    """An API: the prefixes of its paths, and what its endpoints share.
 
-    error_body: the body of an error of this status and text, and its content type; error: its type.
-    too_long: the answer to a prompt that does not fit, where it is more than an error with a text.
-    around: what is put around each endpoint.
+    error_body: the body of an error with this status and text, and its content type; error: its
+    type. too_long: the answer to a prompt that does not fit, if it is more than an error with a
+    text. around: the wrapper of each endpoint.
     """
 
     name: str

@@ -1,4 +1,4 @@
-"""All APIs beside each other: what is served where, and what guards it."""
+"""All APIs together: their routes and the guards of their endpoints."""
 
 from __future__ import annotations
 
@@ -25,18 +25,18 @@ from cllm.engine import ConstraintPending, EngineError, PromptTooLong, QueueFull
 from cllm.http import HttpError, HttpHandler, HttpRequest, HttpResponse
 from cllm.version import __version__
 
-# The first with a prefix that fits.
+# The first with a matching prefix applies.
 FAMILIES = (anthropic.FAMILY, openai.FAMILY, llama_server.FAMILY, NATIVE)
 
 OPENAPI = "/openapi.json"
-# These say themselves what they think of the state, in a single look, or do not need a model.
+# These report the state themselves, or need no model.
 _UNGUARDED = (*OPEN, OPENAPI)
 
 
 def create_handler(service: Service) -> HttpHandler:
-    """All APIs of one service, ready to be given to a Server.
+    """All APIs of one service, as the handler of a Server.
 
-    Its ``/metrics`` and ``/health`` tell of the server too once ``service.server_stats`` is set.
+    ``/metrics`` and ``/health`` include the server once ``service.server_stats`` is set.
     """
     handler = HttpHandler()
     metrics = Metrics(service)
@@ -83,14 +83,14 @@ def _family(path: str) -> Family:
 
 
 def _error_body(status: int, message: str, request: HttpRequest | None) -> tuple[bytes, str]:
-    """Errors wear the clothes of the API that was asked."""
+    """The error in the format of the API that was called."""
     family = NATIVE if request is None else _family(request.path)
     return family.error_body(status, message)
 
 
 @dataclass(frozen=True, slots=True)
 class _Lanes:
-    """Where requests run that would hold a worker; see large.py."""
+    """Where requests run that would hold a worker; see lanes.py."""
 
     large: Lane
     submissions: Lane
@@ -100,9 +100,9 @@ class _Lanes:
 def _guarded(
     service: Service, family: Family, endpoint: Endpoint, lanes: _Lanes, *, generates: bool
 ) -> Endpoint:
-    """Answer 503 while there is no model, and put what the engine refuses into HTTP's words.
+    """Answer 503 while there is no model, and turn the engine's errors into HTTP errors.
 
-    What takes long is answered on a lane: large bodies, constraints until they are compiled, and
+    Slow requests run on a lane: large bodies, requests whose constraint is being compiled, and
     generations (`generates`) while no slot is free.
     """
 

@@ -1,4 +1,4 @@
-"""What the endpoints share: the engine once it is there, the server's figures, what was set."""
+"""What the endpoints share: the engine once loaded, the server's statistics, the settings."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from cllm.api.chat.chat_template import CHATML, ChatTemplate, TemplateError
 from cllm.http import HttpError
 
 if TYPE_CHECKING:
-    # Not at run time: the port listens before llama.cpp is loaded.
+    # For types only: the port listens before llama.cpp is loaded.
     from cllm.engine import Engine
     from cllm.http.stats import ServerStats
 
 log = logging.getLogger("cllm.api")
 
-RETRY_AFTER = 5  # seconds a client is asked to stay away from a full queue or a loading model
+RETRY_AFTER = 5  # seconds in Retry-After, for a full queue or a loading model
 
 
 class State(enum.Enum):
-    """Whether the model can be asked; the values are ``/health``'s ``status``."""
+    """Whether the model is usable; the values are ``/health``'s ``status``."""
 
     LOADING = "loading"
     READY = "healthy"
@@ -32,12 +32,12 @@ class State(enum.Enum):
 
 @dataclass(frozen=True, slots=True)
 class ApiSettings:
-    """What an operator may decide about the endpoints."""
+    """The operator's settings of the endpoints."""
 
-    request_timeout: float = 600.0  # seconds a generation may take, waiting included
+    request_timeout: float = 600.0  # seconds of a generation, time in the queue included
     expose_model_path: bool = False
-    chat_template: str | None = None  # in place of the model's own
-    api_keys: tuple[str, ...] = field(default=(), repr=False)  # none: whoever asks is answered
+    chat_template: str | None = None  # replaces the model's own
+    api_keys: tuple[str, ...] = field(default=(), repr=False)  # none: no key is required
 
     def __post_init__(self) -> None:
         if not self.request_timeout > 0:
@@ -49,16 +49,16 @@ class ApiSettings:
 class Service:
     """One model behind one handler.
 
-    It starts as LOADING, so that the port can listen before the model is read; whoever loads the
-    model reports ``loading_progress(fraction)`` and then ``ready(engine)`` or ``failed(reason)``.
-    Any thread may call these. The engine stays the caller's: the service never closes it.
+    It starts as LOADING, so that the port can listen before the model is read. The loader reports
+    ``loading_progress(fraction)`` and then ``ready(engine)`` or ``failed(reason)``.
+    Any thread may call these. The caller owns the engine: the service never closes it.
     """
 
     def __init__(self, engine: Engine | None = None, settings: ApiSettings | None = None) -> None:
         self.settings = settings or ApiSettings()
         self.server_stats: Callable[[], ServerStats] | None = None
         self.started = time.monotonic()
-        self.progress = 0.0  # of loading, 0 … 1
+        self.progress = 0.0  # of the load, 0 … 1
         self.reason = "the model is still loading"
         self._state = State.LOADING
         self._engine: Engine | None = None
@@ -68,7 +68,7 @@ class Service:
 
     @property
     def state(self) -> State:
-        """LOADING, READY or UNHEALTHY, as of now: an engine that died is noticed here."""
+        """LOADING, READY or UNHEALTHY, now; detects an engine that has died."""
         engine = self._engine
         if engine is not None and self._state is State.READY and not engine.healthy:
             self.failed("the engine has stopped")
@@ -76,19 +76,19 @@ class Service:
 
     @property
     def uptime(self) -> float:
-        """Seconds since this service was made."""
+        """Seconds since this service was created."""
         return time.monotonic() - self.started
 
     @property
     def engine(self) -> Engine:
-        """The engine; raises HttpError 503 while there is none that works."""
+        """The engine; raises HttpError 503 while there is no working one."""
         engine = self._engine
         if engine is None or self._state is not State.READY:
             raise self.unavailable()
         return engine
 
     def unavailable(self) -> HttpError:
-        """503 with the reason, for while there is no engine that works."""
+        """503 with the reason, while there is no working engine."""
         return HttpError(503, self.reason, (("Retry-After", str(RETRY_AFTER)),))
 
     @property
@@ -98,7 +98,7 @@ class Service:
 
     @property
     def chat_template(self) -> ChatTemplate:
-        """How messages become a prompt; raises HttpError 400 where the model's own is broken."""
+        """How messages become a prompt; raises HttpError 400 if the model's own is invalid."""
         if isinstance(self._chat_template, TemplateError):
             raise HttpError(400, f"messages: {self._chat_template}; give --chat-template-file")
         assert self._chat_template is not None
@@ -109,7 +109,7 @@ class Service:
         self.progress = fraction
 
     def ready(self, engine: Engine) -> None:
-        """From now on requests reach this engine."""
+        """Let requests reach this engine from now on."""
         info = engine.info()
         source = self.settings.chat_template or info.chat_template or CHATML
         try:
@@ -124,6 +124,6 @@ class Service:
         self._state = State.READY
 
     def failed(self, reason: str) -> None:
-        """From now on everything answers 503 with this reason."""
+        """Answer every request with 503 and this reason from now on."""
         self.reason = reason
         self._state = State.UNHEALTHY

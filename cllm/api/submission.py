@@ -1,4 +1,4 @@
-"""From a checked request to its generations, and from them to one answer, whole or streamed.
+"""From a checked request to its generations, and from these to an answer, whole or streamed.
 
 No worker waits for a token: the handler submits and returns, and the engine's last update resolves
 the response.
@@ -23,9 +23,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """One generation: a prompt, as text or tokens, and how its continuation is chosen.
+    """One generation to submit: a prompt, as text or tokens, and its sampling parameters.
 
-    slot: the only one of the engine's to run in. fresh: reuse nothing of earlier prompts.
+    slot: the required slot of the engine. fresh: reuse no prefix of earlier prompts.
     """
 
     prompt: str | list[int]
@@ -35,7 +35,7 @@ class Wanted:
 
 
 class Submission:
-    """Gives requests to the engine."""
+    """Submits requests to the engine."""
 
     __slots__ = ("_metrics", "_service")
 
@@ -50,9 +50,9 @@ class Submission:
         respond: Callable[[Sequence[Generation]], HttpResponse],
         refuse: Callable[[HttpError], HttpResponse],
     ) -> DeferredResponse:
-        """Answer once all have ended: what `respond` makes of them, or `refuse` of an error.
+        """Answer once all have ended: with `respond` of them, or `refuse` of an error.
 
-        Raises HttpError 503, InvalidRequest, QueueFull; then nothing was left queued.
+        Raises HttpError 503, InvalidRequest, QueueFull; nothing stays queued then.
         """
         answer: _Whole[Generation] = _Whole(request.id, respond, refuse, self._metrics)
         answer.bind(self._submit(request, wanted, answer.on_update))
@@ -66,7 +66,7 @@ class Submission:
         respond: Callable[[Embedding], HttpResponse],
         refuse: Callable[[HttpError], HttpResponse],
     ) -> DeferredResponse:
-        """Answer once the inputs are computed, which the field `name` gave; raises as `whole`."""
+        """Answer once the inputs, from the field `name`, are computed; raises as `whole`."""
         answer: _Whole[Embedding] = _Whole(
             request.id, lambda ended: respond(ended[0]), refuse, self._metrics
         )
@@ -86,7 +86,7 @@ class Submission:
         wanted: Sequence[Wanted],
         frames: Callable[[Sequence[Generation]], Frames],
     ) -> HttpResponse:
-        """Answer with events as the tokens come; raises as `whole`."""
+        """Answer with events as tokens are generated; raises as `whole`."""
         stream = GenerationStream(request.id, self._metrics.finished)
         generations = self._submit(request, wanted, stream.on_update)
         stream.bind(generations, frames(generations))
@@ -122,7 +122,7 @@ R = TypeVar("R", bound="Request")
 
 
 class _Whole(Generic[R]):
-    """Resolves a deferred response when what was submitted for it is done."""
+    """Resolves a deferred response when its submitted requests are done."""
 
     __slots__ = ("_metrics", "_refuse", "_request_id", "_respond", "_submitted", "deferred")
 
@@ -143,7 +143,7 @@ class _Whole(Generic[R]):
     def bind(self, submitted: Sequence[R]) -> None:
         self._submitted = submitted
         self.deferred.on_cancel(self._cancel)
-        # They may have ended before there was anything to look at.
+        # They may have ended before this call.
         self.on_update()
 
     def on_update(self) -> None:
@@ -158,7 +158,7 @@ class _Whole(Generic[R]):
         try:
             response = self._response(submitted)
         except Exception as error:
-            # Whatever it is, the client must not wait for ever.
+            # Any error: the client must not wait forever.
             fault = error if isinstance(error, HttpError) else describe(error, self._request_id)
             response = self._refuse(fault)
         if self.deferred.resolve(response):

@@ -1,4 +1,4 @@
-"""Whose request it is: what the engine shares its slots fairly between."""
+"""The tenant of a request: the engine shares its slots fairly between tenants."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ TENANT = "tenant"
 
 
 def tenant_of(request: HttpRequest) -> str:
-    """The key that was sent, by its number; without keys the client's address.
+    """The number of the API key; without keys the client's address.
 
-    Of an IPv6 address the first 64 bits, which is what one subscriber has at least (RFC 6177).
+    For IPv6 the first 64 bits of it, the least that one subscriber gets (RFC 6177).
     """
     given = request.context.get(TENANT)
     if given is not None:

@@ -1,7 +1,7 @@
 """Messages to a prompt: the model's own Jinja template, in a sandbox.
 
-Templates are written for `transformers`, so they are given what its `apply_chat_template` gives
-them (transformers/utils/chat_template_utils.py), and render the same.
+Templates are written for `transformers`, so they get the variables and functions of its
+`apply_chat_template` (transformers/utils/chat_template_utils.py), and render the same.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ CHATML = (
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
 
-# Marks where the last message ends; the space tells whether the template trims its messages.
+# Marks the end of the last message; the space reveals whether the template trims messages.
 _CUT = "\ufdd2"
 _CUT_AND_SPACE = _CUT + " "
 
@@ -38,22 +38,22 @@ _NOTHING: Mapping[str, Any] = {}
 
 
 class TemplateError(ValueError):
-    """The template refuses these messages, or cannot be read; one line."""
+    """The template rejects these messages, or is invalid; one line."""
 
 
 class ChatTemplate:
     """A compiled template and the tokens that it may name.
 
-    Messages are in the shape of OpenAI's chat completions. variables: whatever else the template
-    is to know, such as `tools`, `documents` or `enable_thinking`; `add_generation_prompt` too,
-    which is True unless given: the prompt is open for the assistant's turn.
-    continued: the last message is the beginning of that turn, and is left open.
+    Messages have the format of OpenAI's chat completions. variables: further variables of the
+    template, such as `tools`, `documents` or `enable_thinking`; `add_generation_prompt` is True by
+    default: the prompt ends with the start of the assistant's turn.
+    continued: the last message is the beginning of that turn, and stays open.
     """
 
     def __init__(
         self, source: str, bos: str = "", eos: str = "", controls: Collection[str] = ()
     ) -> None:
-        """controls: how the vocabulary's control tokens are spelled. Raises TemplateError."""
+        """controls: the texts of the vocabulary's control tokens. Raises TemplateError."""
         self.source = source
         self._bos = bos
         self._names = {
@@ -87,8 +87,8 @@ class ChatTemplate:
     ) -> list[int]:
         """The prompt as tokens.
 
-        The template's special tokens are control tokens; what a message says stays text, also
-        where it spells such a token out. Raises TemplateError, InvalidRequest, EngineClosed.
+        The template's special tokens become control tokens; the text of a message stays text, even
+        if it spells such a token. Raises TemplateError, InvalidRequest, EngineClosed.
         """
         text = self._render(messages, variables, continued)
         add_special = not (self._bos and text.startswith(self._bos))
@@ -109,7 +109,7 @@ class ChatTemplate:
         given |= {**frame(variables), "messages": shown}
         try:
             text = self._template.render(given)
-        except Exception as error:  # whatever a template does with messages it did not expect
+        except Exception as error:  # a template may fail in any way on unexpected messages
             raise TemplateError(f"the chat template refuses the messages: {error}") from None
         return _cut(text) if continued else text
 
@@ -117,16 +117,16 @@ class ChatTemplate:
         """The message as templates expect it."""
         shaped = {name: value for name, value in message.items() if value is not None}
         if "reasoning_content" in shaped:
-            shaped.setdefault("thinking", shaped["reasoning_content"])  # what gpt-oss reads
+            shaped.setdefault("thinking", shaped["reasoning_content"])  # for gpt-oss
         if self.wants_objects and shaped.get("tool_calls"):
             shaped["tool_calls"] = [_with_object(call) for call in shaped["tool_calls"]]
         return shaped
 
     def _shows_objects_as_json(self) -> bool:
-        """Whether the arguments of tool calls are to be objects, and not JSON text, for it.
+        """Whether the template needs the arguments of tool calls as objects, not JSON text.
 
-        transformers gives objects. A template that cannot take them fails, or shows them as
-        Python writes them.
+        transformers passes objects. A template that does not support them fails, or prints them
+        as Python does.
         """
         try:
             return _SHOWN_BY_PYTHON not in self._render(_CALLING, {"tools": _TOOLS}, False)
@@ -148,7 +148,7 @@ _TOOLS = ({"type": "function", "function": _TOOL},)
 
 
 def _with_object(call: Any) -> Any:
-    """A tool call with its arguments as an object, where they are the JSON text of one."""
+    """A tool call with its arguments as an object, if they are the JSON text of one."""
     with suppress(KeyError, TypeError, ValueError, RecursionError):
         function = call["function"]
         arguments = json.loads(function["arguments"])
@@ -168,7 +168,7 @@ def _cut(text: str) -> str:
 
 
 class _Generation(Extension):
-    """`{% generation %}…{% endgeneration %}` marks what is trained on; here it is but text."""
+    """`{% generation %}…{% endgeneration %}` marks training text; here it has no effect."""
 
     tags = {"generation"}  # noqa: RUF012 - jinja2 declares it so
 

@@ -1,7 +1,7 @@
-"""Control tokens that a client's text spells out stay text, wherever a template puts them.
+"""Control tokens spelled in a client's text stay text, wherever a template puts them.
 
-Every such spelling is framed by two noncharacters before the template sees it. So whatever the
-template does with the text around it works as usual, and what arrives framed is tokenized as text.
+Each such spelling is framed by two noncharacters before the template sees it. The template handles
+the surrounding text as usual, and framed text is tokenized as text.
 """
 
 from __future__ import annotations
@@ -14,22 +14,22 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from cllm.engine import Engine
 
-# Noncharacters, which no text has a reason to hold.
+# Noncharacters, which ordinary text does not contain.
 _BEGIN, _END = "\ufdd0", "\ufdd1"
 _NO_FRAMES = str.maketrans("", "", _BEGIN + _END)
 
 
 class ControlTokens:
-    """The control tokens of a vocabulary, as they are spelled."""
+    """The texts of a vocabulary's control tokens."""
 
     def __init__(self, spellings: Collection[str]) -> None:
         spelled = _longest(sorted(filter(None, spellings))) or "(?!)"
         self._spelled = re.compile(spelled)
-        # A template that cuts texts may have torn a frame apart; each half still protects.
+        # A template that cuts texts may split a frame; each half still protects.
         self._framed = re.compile(f"{_BEGIN}({spelled})?{_END}?|({spelled})?{_END}")
 
     def frame(self, value: Any) -> Any:
-        """The value with each control token framed that a text anywhere in it spells."""
+        """The value with every control token spelled in any of its texts framed."""
         if isinstance(value, str):
             return self._spelled.sub(_framed, value.translate(_NO_FRAMES))
         if isinstance(value, Mapping):
@@ -39,7 +39,7 @@ class ControlTokens:
         return value
 
     def tokenize(self, engine: Engine, text: str, add_special: bool) -> list[int]:
-        """A template's text -> tokens: what is framed is text, all other control tokens are such.
+        """A template's text -> tokens: framed parts are text, the rest is parsed.
 
         Raises InvalidRequest, EngineClosed.
         """
@@ -58,7 +58,7 @@ class ControlTokens:
 
 
 def unframed(text: str) -> str:
-    """The text as whoever reads it wants it."""
+    """The text without frames, for readers."""
     return text.translate(_NO_FRAMES)
 
 

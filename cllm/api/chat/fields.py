@@ -1,4 +1,4 @@
-"""Fields in complaints: what chat completions call one thing, another API may call another."""
+"""Field names in errors: other APIs have other names than chat completions."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Names = Sequence[tuple[re.Pattern[str], str]]
 
 @contextmanager
 def named(names: Names) -> Iterator[None]:
-    """Complaints raised inside, in an API's own names."""
+    """Errors raised inside, with the API's own field names."""
     try:
         yield
     except PromptTooLong as error:

@@ -1,4 +1,4 @@
-"""The tools of a conversation: what is wrong with them, and how far a model is held to them."""
+"""The tools of a conversation: their checks, and how far their schemas are enforced."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ if TYPE_CHECKING:
 
 _NAME = re.compile(r"[a-zA-Z0-9_.-]{1,64}")
 _TYPES = ("array", "boolean", "integer", "null", "number", "object", "string")
-_AT_ONCE = 8  # schemas of one request that are compiled side by side
+_AT_ONCE = 8  # schemas of one request that are compiled at once
 _ANY_OBJECT: Mapping[str, Any] = {"type": "object"}
 
 
 def callable_tools(conversation: Conversation) -> list[Tool]:
-    """The tools that may be called. Raises InvalidRequest for what is wrong with any tool."""
+    """The tools that may be called. Raises InvalidRequest for an invalid tool."""
     tools, names = conversation.tools, [tool.name for tool in conversation.tools]
     for number, tool in enumerate(tools):
         where = f"tools[{number}].function"
@@ -40,11 +40,11 @@ def callable_tools(conversation: Conversation) -> list[Tool]:
 
 
 def held_tools(engine: Engine, conversation: Conversation) -> list[Tool]:
-    """The tools that may be called, each with a schema that its arguments can be held to.
+    """The tools that may be called, each with an enforceable schema of its arguments.
 
-    A schema that cannot be held is refused where it must be: for strict tools and forced calls.
-    Else the model only reads it. Raises InvalidRequest, and ConstraintPending after some have begun
-    to be compiled, so that not every tool is a round of its own.
+    A schema that cannot be enforced is refused for strict tools and forced calls; otherwise the
+    model only reads it. Raises InvalidRequest, and ConstraintPending once several compilations
+    have started, so that the tools do not each need a separate round.
     """
     names = [tool.name for tool in conversation.tools]
     forced = conversation.choice == "required"
@@ -63,7 +63,7 @@ def held_tools(engine: Engine, conversation: Conversation) -> list[Tool]:
 
 
 def described(tools: Sequence[Tool]) -> list[dict[str, Any]]:
-    """The tools as templates read them."""
+    """The tools in the format of templates."""
     return [
         {
             "type": "function",
@@ -88,7 +88,7 @@ def _held(engine: Engine, tool: Tool, where: str, forced: bool) -> Tool:
 
 
 def _check(schema: Any, where: str) -> None:
-    """Refuse what is no JSON schema; which keywords can be held is another matter."""
+    """Refuse an invalid JSON schema; enforceable keywords are checked elsewhere."""
     if schema.get("type", "object") != "object":
         raise InvalidRequest(f"{where}.type", schema["type"], '"object"')
     waiting: list[tuple[Any, str]] = [(schema, where)]

@@ -21,7 +21,7 @@ NATIVE = Family("native", ("/",), error_body, answers.Failure)
 
 
 def routes(service: Service, submission: Submission, metrics: Metrics) -> tuple[Route, ...]:
-    """What is served natively, but for the lists of everything."""
+    """The native endpoints, except the lists of all endpoints."""
     generating = Generating(submission)
     level = {"level": LEVELS}
     return (
