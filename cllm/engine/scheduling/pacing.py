@@ -39,10 +39,10 @@ class Pacer:
     def budget(self, decoding: int, waiting: int, least_alone: int) -> int:
         """Prompt tokens for the next step next to `decoding` generating sequences.
 
-        However little time there is, prompts get as much of it as the streams, so that they are
-        read. waiting: prompts to read; where they are more than the streams, these are held up as
-        if nobody generated, unless a time was asked for. least_alone: tokens that are efficiently
-        evaluated at once: the least where nobody generates, and all while nothing is known.
+        Prompts always get at least as much time as the streams, so that they progress. waiting:
+        prompts to read; if there are more of them than streams, and no time is configured, a step
+        may take as long as without streams. least_alone: tokens that are evaluated efficiently at
+        once: the minimum without generating sequences, and the result while costs are unknown.
         """
         prompt = self._prompt
         if not decoding:
