@@ -56,9 +56,9 @@ class ServerConfig:
     body_memory: int = 256 * MIB  # of all incomplete bodies; past it 503
     # To the first byte of a connection, and from the first byte of a head to its end
     head_timeout: float = 10.0
-    body_timeout: float = 30.0  # that a body may be behind `min_rate`
+    body_timeout: float = 30.0  # time that a body may fall behind `min_rate`
     keep_alive_timeout: float = 75.0  # between two requests
-    write_timeout: float = 30.0  # that a reader may be behind `min_rate`
+    write_timeout: float = 30.0  # time that a reader may fall behind `min_rate`
     min_rate: int = 500  # bytes per second of a body, and of a pending response; 0: one byte
     linger_timeout: float = 2.0  # reading after an error response, to avoid a reset
     sse_ping: float = 10.0  # a quiet event stream sends a ping this often; 0: never

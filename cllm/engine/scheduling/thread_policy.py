@@ -54,7 +54,7 @@ class ThreadPolicy:
     compares their sums, so that growing contexts and periodic load of other programs cancel out.
 
     A trial is due when it is likely to change something: fewer threads while other programs leave
-    fewer cores than there are threads, more threads at any time. It loses time where it fails, so
+    fewer cores than there are threads, more threads at any time. It loses time if it fails, so
     pauses double, and are long enough that all trials lose at most a hundredth of the time. When
     the cores that others leave change, the next trial is due at once, or as soon as trials have
     lost less than a twentieth. On a machine without other load there is none.
