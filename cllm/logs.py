@@ -1,4 +1,4 @@
-"""The log's set-up: human lines or JSON, standard error or a file."""
+"""The setup of logging: text lines or JSON, to standard error or a file."""
 
 from __future__ import annotations
 
@@ -12,32 +12,32 @@ from collections.abc import Mapping
 
 from cllm.options import SettingsError
 
-# Attributes that every record has; whatever else is on one was passed as `extra`.
+# Attributes of every record; any other attribute was passed as `extra`.
 _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
 
 
 def set_up(level: str = "info", *, file: str | None = None, as_json: bool = False) -> None:
     """Send every logger to standard error, or to `file`; cLLM's own from `level` upwards.
 
-    Called again it replaces what it set before. Raises SettingsError where `file` cannot be opened.
+    A later call replaces the earlier setup. Raises SettingsError if `file` cannot be opened.
     """
     handler: logging.Handler
     if file is None:
         handler = logging.StreamHandler(sys.stderr)
     else:
         try:
-            # Watched: log rotation may move the file away and the next line starts a new one.
+            # Watched: log rotation may move the file; the next line then starts a new one.
             handler = logging.handlers.WatchedFileHandler(file, encoding="utf-8")
         except OSError as error:
             raise SettingsError(f"--log-file: cannot write {file}: {error.strerror}") from None
     handler.setFormatter(JsonFormatter() if as_json else HumanFormatter())
-    # Libraries are heard only when they warn, or when everything is wanted.
+    # Libraries log warnings only, or everything at the debug level.
     wanted = logging.getLevelName(level.upper())
     others = wanted if wanted == logging.DEBUG else max(wanted, logging.WARNING)
     logging.basicConfig(level=others, handlers=[handler], force=True)
     logging.getLogger("cllm").setLevel(wanted)
-    # What the formats do not show is not collected (the logging manual's own advice): the access
-    # log's lines are on the way of every request.
+    # Data that the formats do not show is not collected (as the logging manual advises): every
+    # request writes a line of the access log.
     logging.logThreads = False
     logging.logProcesses = False
     logging.logMultiprocessing = False
@@ -54,9 +54,9 @@ class HumanFormatter(logging.Formatter):
 
 
 class JsonFormatter(logging.Formatter):
-    """One object a line: time (UTC, RFC 3339), level, logger, message, whatever `extra` held.
+    """One object per line: time (UTC, RFC 3339), level, logger, message, and the `extra` values.
 
-    Arguments that have names, as those of the access log, stand in it by these.
+    Named arguments, such as those of the access log, become fields of these names.
     """
 
     def format(self, record: logging.LogRecord) -> str:

@@ -61,16 +61,16 @@ class Stopped:
 
 
 _STANDARD_ERROR = 2
-_OTHER_FILES = 256  # beside connections: listeners, pollers, the model's parts, libraries, logs
-_PARTING = 0.2  # seconds that threads which have sent their last message have to end
+_OTHER_FILES = 256  # besides connections: listeners, pollers, the model's parts, libraries, logs
+_PARTING = 0.2  # seconds for threads to end after their last message
 
 Message = StopSignal | Loaded | LoadFailed | Stopped
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Serve until a signal asks to stop; returns the exit status."""
+    """Serve until a signal requests a stop; returns the exit status."""
     hold_standard_streams()
-    # SimpleQueue and not an Event: its put() may be called in a signal handler.
+    # A SimpleQueue, not an Event: its put() may be called in a signal handler.
     mailbox: SimpleQueue[Message] = SimpleQueue()
     watch_signals(mailbox)
     try:
@@ -83,21 +83,21 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def hold_standard_streams() -> None:
-    """Open those of 0, 1, 2 that are closed on /dev/null, and let none of them fail on a character.
+    """Open those of 0, 1, 2 that are closed on /dev/null, and let none fail on a character.
 
-    A socket that got such a number would be written to by whatever prints.
+    A socket with such a number would otherwise receive printed output.
     """
     while (fd := os.open(os.devnull, os.O_RDWR)) <= _STANDARD_ERROR:
         os.set_inheritable(fd, True)
     os.close(fd)
     sys.stdout = sys.stdout or open(1, "w", closefd=False)  # noqa: SIM115 - open to the end
     sys.stderr = sys.stderr or open(2, "w", closefd=False)  # noqa: SIM115
-    if isinstance(sys.stdout, io.TextIOWrapper):  # as standard error is from the beginning
+    if isinstance(sys.stdout, io.TextIOWrapper):  # as standard error is by default
         sys.stdout.reconfigure(errors="backslashreplace")
 
 
 def watch_signals(mailbox: SimpleQueue[Message]) -> None:
-    """The first SIGINT or SIGTERM is mailed, a second one ends the process at once."""
+    """The first SIGINT or SIGTERM becomes a message; a second one ends the process at once."""
     received: list[int] = []
 
     def on_signal(number: int, _frame: FrameType | None) -> None:
@@ -111,19 +111,19 @@ def watch_signals(mailbox: SimpleQueue[Message]) -> None:
 
 
 def refuse(message: str) -> int:
-    """Say in one line on standard error why there is nothing to serve."""
+    """Print in one line on standard error why the server cannot start."""
     print("cllm: " + " ".join(message.split()), file=sys.stderr, flush=True)
     return UNUSABLE
 
 
 def leave(status: int) -> int:
-    """The exit status, unless a thread would keep the interpreter from ending: then exit here."""
+    """Return the exit status; exit here if a thread would keep the interpreter from ending."""
     others = [t for t in threading.enumerate() if t is not threading.main_thread()]
     limit = monotonic() + _PARTING
     for thread in others:
         thread.join(max(limit - monotonic(), 0.0))
     if any(thread.is_alive() for thread in others):
-        # Such as a loader inside llama.cpp, or a handler that blocks: nothing can end it but this.
+        # Such as a loader inside llama.cpp, or a handler that blocks: only this ends them.
         logging.shutdown()
         sys.stdout.flush()
         os._exit(status)
@@ -152,8 +152,8 @@ def allow_open_files(connections: int) -> None:
 class Program:
     """One run: listen, load, serve, stop.
 
-    The main thread only waits for messages, so that a signal is acted on whatever else goes on;
-    loading and stopping, which take long, have threads of their own.
+    The main thread only waits for messages, so that it can react to a signal at any time;
+    loading and stopping, which take long, have their own threads.
     """
 
     def __init__(self, settings: Settings, mailbox: SimpleQueue[Message]) -> None:
@@ -171,7 +171,7 @@ class Program:
         self.stopping = False
 
     def run(self) -> int:
-        """Listen at once, load beside that, serve until told to stop; returns the exit status."""
+        """Listen at once, load meanwhile, serve until a stop; returns the exit status."""
         from cllm.http import HttpServerError
         from cllm.startup import warn_of_strangers
 
@@ -190,7 +190,7 @@ class Program:
                 self._serve(message.engine)
             elif isinstance(message, LoadFailed):
                 if self.stopping:
-                    continue  # what would have been served does not matter any more
+                    continue  # the loaded engine no longer matters
                 self.server.stop(0)
                 return self._explain(message.error)
             elif isinstance(message, StopSignal):
@@ -200,13 +200,13 @@ class Program:
 
     @property
     def url(self) -> str:
-        """Where programs on this machine reach the server."""
+        """The server's URL for programs on this machine."""
         host = self.settings.host
         host = {"": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
         return f"http://{f'[{host}]' if ':' in host else host}:{self.server.port}"
 
     def _load(self) -> None:
-        """On the loader's thread: read the model, mail the engine or what went wrong."""
+        """On the loader's thread: read the model, send the engine or the error."""
         try:
             from cllm.engine import Engine
             from cllm.models import demo_path
@@ -230,7 +230,7 @@ class Program:
             announce(self.settings, self.url, engine.info(), self.handler.routes())
 
     def _explain(self, error: BaseException) -> int:
-        """One line for what the user can remedy; a traceback in the log for a bug."""
+        """Report an error that the user can fix in one line, a bug with a traceback in the log."""
         from cllm.engine import EngineError
 
         if isinstance(error, MemoryError):

@@ -1,4 +1,4 @@
-"""Kinds of option values: how each is read from text or YAML, bounded, shown and explained."""
+"""Kinds of option values: how each is parsed from text or YAML, bounded, shown and explained."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class Kind:
     """How one sort of value is read and shown.
 
     `parse` takes a string (command line, environment) or a YAML scalar or list, and raises
-    ValueError whose text says what was expected.
+    ValueError with the expected form.
     """
 
     metavar: str
@@ -25,8 +25,8 @@ class Kind:
     show: Callable[[Any], str] = str
     choices: tuple[str, ...] = ()
     is_flag: bool = False
-    is_list: bool = False  # given again it adds
-    is_secret: bool = False  # neither shown nor repeated in a complaint
+    is_list: bool = False  # repeating the option adds values
+    is_secret: bool = False  # neither shown nor repeated in an error
 
 
 def text(metavar: str = "TEXT") -> Kind:
@@ -47,7 +47,7 @@ def path(metavar: str = "FILE") -> Kind:
 
 
 def integer(low: int, high: int | None = None, *, auto: bool = False) -> Kind:
-    """A whole number from `low` to `high`; `auto` admits the word for None."""
+    """A whole number from `low` to `high`; `auto` allows the word for None."""
 
     def convert(raw: object) -> int:
         if isinstance(raw, str):
@@ -126,7 +126,7 @@ def _number(
 
 
 def choice(*names: str) -> Kind:
-    """One of several words. YAML reads bare on/off as true/false, so those are taken as words."""
+    """One of several words. YAML reads bare on/off as true/false, which are accepted as words."""
 
     def parse(raw: object) -> str:
         word = ("on" if raw else "off") if isinstance(raw, bool) else raw
@@ -138,7 +138,7 @@ def choice(*names: str) -> Kind:
 
 
 def switch(*, auto: bool = False) -> Kind:
-    """On or off; `--name` and `--no-name` on the command line. `auto` admits the word for None."""
+    """On or off; `--name` and `--no-name` on the command line. `auto` allows the word for None."""
 
     def parse(raw: object) -> bool | None:
         if isinstance(raw, bool):
@@ -170,7 +170,7 @@ def names() -> Kind:
 
 
 def secrets() -> Kind:
-    """As `names`, of visible ASCII characters, which a header field can carry; not empty."""
+    """As `names`, of visible ASCII characters, which a header field can contain; not empty."""
     plain = names()
 
     def parse(raw: object) -> tuple[str, ...]:
@@ -183,12 +183,12 @@ def secrets() -> Kind:
 
 
 def is_visible_ascii(word: str) -> bool:
-    """Whether every character is one, blanks not among them."""
+    """Whether every character is visible ASCII, which excludes blanks."""
     return all("!" <= character <= "~" for character in word)
 
 
 def did_you_mean(word: object, known: Iterable[str]) -> str:
-    """`; did you mean "port"?`, or nothing when no known word is near."""
+    """`; did you mean "port"?`, or nothing if no known word is similar."""
     import difflib
 
     near = difflib.get_close_matches(str(word).lower(), list(known), n=1)

@@ -1,4 +1,4 @@
-"""One table of options becomes command line, environment and YAML file; knows no option itself."""
+"""Turns a table of options into command line, environment and YAML file; declares none itself."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ ENV_PREFIX = "CLLM_"
 
 
 class SettingsError(ValueError):
-    """A setting cannot be used; the message names source, value and what was expected."""
+    """A setting cannot be used; the message names the source, the value and what was expected."""
 
 
 @dataclass(frozen=True, slots=True)
 class Option:
-    """One setting: its field name, where `--help` lists it, and how its values are read."""
+    """One setting: its field name, its group in `--help`, and how its values are parsed."""
 
     name: str
     group: str
@@ -28,17 +28,17 @@ class Option:
 
     @property
     def flag(self) -> str:
-        """The command line's spelling, `--max-body`."""
+        """The name on the command line, `--max-body`."""
         return "--" + self.name.replace("_", "-")
 
     @property
     def variable(self) -> str:
-        """The environment's spelling, `CLLM_MAX_BODY`."""
+        """The name of the environment variable, `CLLM_MAX_BODY`."""
         return ENV_PREFIX + self.name.upper()
 
     @property
     def shown_default(self) -> str:
-        """The default as a user would write it; empty where there is none."""
+        """The default as a user would write it; empty if there is none."""
         return self.kind.show(self.default)
 
 
@@ -88,9 +88,9 @@ def resolve(
 def add_arguments(
     parser: argparse.ArgumentParser, options: Sequence[Option], about: Mapping[str, str]
 ) -> None:
-    """Every option in its group; values stay raw strings, `from_command_line` reads them.
+    """Add every option to its group; values stay raw strings for `from_command_line`.
 
-    `about` holds a sentence for the groups that need one.
+    `about` has a sentence for the groups that need one.
     """
     groups: dict[str, Any] = {}
     for item in options:
@@ -115,10 +115,10 @@ def add_arguments(
 
 
 class OneLineParser(argparse.ArgumentParser):
-    """An argument parser whose complaints are SettingsError instead of usage and exit."""
+    """An argument parser that raises SettingsError instead of printing usage and exiting."""
 
     def error(self, message: str) -> NoReturn:
-        """Raise what argparse would have printed."""
+        """Raise the message that argparse would print."""
         raise SettingsError(message.removeprefix("argument "))
 
 
@@ -176,7 +176,7 @@ def from_file(options: Sequence[Option], file_name: str | None) -> dict[str, Any
         raise SettingsError(f'--config: {file_name} must hold "name: value" lines')
     keys = [key.value for key, _ in node.value]
     for key in content:
-        if keys.count(str(key)) > 1:  # of which safe_load keeps the last
+        if keys.count(str(key)) > 1:  # safe_load keeps the last one
             raise SettingsError(f"{file_name}: {key} is given twice")
     pairs = [
         (str(key).replace("-", "_").lower(), f"{file_name}: {key}", value)

@@ -1,4 +1,4 @@
-"""Everything that can be set about a cLLM server, in one table."""
+"""Every option of a cLLM server, in one table."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ of the options. The command line overrides the environment, the environment over
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """What the command line, the environment and the YAML file decided; see `load_settings`."""
+    """The values from command line, environment and YAML file; see `load_settings`."""
 
     model: str | None = option(
         None,
@@ -298,7 +298,7 @@ def versions() -> str:
 
 
 class _PrintVersions(argparse.Action):
-    """`--version`: like argparse's own, but looks the versions up only when asked."""
+    """`--version`: like argparse's own, but looks up the versions only when needed."""
 
     def __init__(self, option_strings: Sequence[str], dest: str, help: str) -> None:
         super().__init__(option_strings, argparse.SUPPRESS, nargs=0, help=help)
@@ -309,7 +309,7 @@ class _PrintVersions(argparse.Action):
 
 
 class _HelpFormatter(argparse.RawDescriptionHelpFormatter):
-    """Options in one column; `--[no-]name` for switches; examples left as they are."""
+    """Options in one column; `--[no-]name` for switches; examples stay unchanged."""
 
     def __init__(self, prog: str) -> None:
         super().__init__(prog, max_help_position=28, width=100)

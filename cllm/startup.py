@@ -1,4 +1,4 @@
-"""What a person sees while the server starts: how far loading is, then the banner."""
+"""The output while the server starts: the progress of loading, then the banner."""
 
 from __future__ import annotations
 
@@ -25,25 +25,25 @@ log = logging.getLogger("cllm.main")
 Report = Callable[[float], None]
 
 _STEP = 10  # percent between two lines about loading
-_PAUSE = 1.0  # seconds between two lines about loading, so that a quick load says nothing
+_PAUSE = 1.0  # seconds between two lines about loading; a quick load prints none
 
 
 @contextmanager
 def showing_progress(settings: Settings, also: Report) -> Iterator[tuple[Report, Report]]:
-    """Functions that take the fraction, 0 … 1, of what is read and then of what is measured.
+    """Functions that take the fractions, 0 … 1, of reading and then of measuring.
 
-    They show it as a bar on a terminal. Elsewhere what is read is a log line every 10 %, and at
-    most one a second; what is measured has log lines of its own. The first is passed on to `also`.
+    A terminal shows them as a bar. Elsewhere reading is logged every 10 %, and at most once a
+    second; measuring has its own log lines. The fraction of reading is passed on to `also`.
     """
     if sys.stderr.isatty() and not settings.log_json:
         from tqdm import tqdm
         from tqdm.contrib.logging import logging_redirect_tqdm
 
-        tqdm.monitor_interval = 0  # no thread of tqdm's own
+        tqdm.monitor_interval = 0  # tqdm starts no thread
         with logging_redirect_tqdm(), tqdm(
             total=1.0, desc="loading", leave=False, file=sys.stderr,
             bar_format="{desc} {percentage:3.0f} % |{bar}| {elapsed}",
-            # A terminal may not know its size, and tqdm shows nothing then.
+            # tqdm shows nothing if a terminal does not know its size.
             ncols=min(100, shutil.get_terminal_size().columns), nrows=20,
         ) as bar:  # fmt: skip
 
@@ -72,7 +72,7 @@ def showing_progress(settings: Settings, also: Report) -> Iterator[tuple[Report,
 
 
 def warn_of_strangers(host: str) -> None:
-    """Say that others may use the model, where no key is asked for and they can reach the port."""
+    """Warn that others may use the model, if the port is reachable and no key is required."""
     try:
         alone = ipaddress.ip_address(host).is_loopback
     except ValueError:
@@ -87,7 +87,7 @@ def warn_of_strangers(host: str) -> None:
 def announce(
     settings: Settings, url: str, info: ModelInfo, endpoints: Sequence[tuple[str, str]]
 ) -> None:
-    """Say once what is served and where: a banner, and a log line where the log is elsewhere.
+    """Announce once what is served and where: a banner, and a log line if the log is elsewhere.
 
     endpoints: (method, path) of each; the banner has the paths, GET / the rest.
     """
@@ -101,14 +101,14 @@ def announce(
     try:
         print(banner(settings, url, info, endpoints), flush=True)
     except BrokenPipeError:
-        # Whoever read our output is gone; a later flush at exit must not complain about it.
+        # The reader of our output is gone; a later flush at exit must not report it.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def banner(
     settings: Settings, url: str, info: ModelInfo, endpoints: Sequence[tuple[str, str]]
 ) -> str:
-    """URL, model, sequences and context and why so large, threads, endpoints."""
+    """URL, model, sequences, context and the reason for its size, threads, endpoints."""
     context = info.context
     asks_for_key = settings.api_key is not None or settings.api_key_file is not None
     everywhere = (
@@ -141,7 +141,7 @@ def banner(
     return "\n".join(lines)
 
 
-# ModelInfo.capability: path and body of a request that such a model answers.
+# ModelInfo.capability -> path and body of a request for such a model.
 _EXAMPLES = {
     "completion": ("/generate", '{"prompt":"Once upon a time"}'),
     "embedding": ("/embedding", '{"content":"Once upon a time"}'),
@@ -150,7 +150,7 @@ _EXAMPLES = {
 
 
 def ability(info: ModelInfo) -> str:
-    """What the model can be asked for."""
+    """The use of the model."""
     if info.pooling is None:
         return "generates text"
     if info.pooling == "rank":
@@ -159,7 +159,7 @@ def ability(info: ModelInfo) -> str:
 
 
 def room(settings: Settings, info: ModelInfo) -> str:
-    """How many tokens of how many requests are looked at, and why so many."""
+    """Tokens per request, number of requests, and the reason."""
     context = info.context
     if info.pooling is not None:
         return (
@@ -173,7 +173,7 @@ def room(settings: Settings, info: ModelInfo) -> str:
 
 
 def chosen_because(settings: Settings, info: ModelInfo) -> str:
-    """Why a sequence has as many tokens as it has, and what its cache takes."""
+    """The reason for a sequence's number of tokens, and the size of the cache."""
     context = info.context
     cache = f"{_bytes(context.kv_bytes)} of key/value cache"
     if settings.ctx_size is not None:

@@ -1,3 +1,3 @@
-"""The version of cLLM, importable without any dependency."""
+"""The version of cLLM, importable without dependencies."""
 
 __version__ = "0.1.0"

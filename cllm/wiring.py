@@ -1,4 +1,4 @@
-"""What each room is told of the settings."""
+"""Each package's configuration, made from the settings."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def server_config(settings: Settings) -> ServerConfig:
-    """What the HTTP room is told; SettingsError where it finds a contradiction."""
+    """The HTTP server's configuration; raises SettingsError for a contradiction."""
     from cllm.http.limits import Limits, ServerConfig
 
     with _as_settings_error():
@@ -37,7 +37,7 @@ def server_config(settings: Settings) -> ServerConfig:
 
 
 def engine_config(settings: Settings) -> EngineConfig:
-    """What the engine room is told; SettingsError where it finds a contradiction."""
+    """The engine's configuration; raises SettingsError for a contradiction."""
     from cllm.engine.config import EngineConfig
 
     with _as_settings_error():
@@ -45,7 +45,7 @@ def engine_config(settings: Settings) -> EngineConfig:
 
 
 def api_settings(settings: Settings) -> ApiSettings:
-    """What the API is told; SettingsError where a template cannot be read."""
+    """The API's settings; raises SettingsError if a template cannot be read."""
     from cllm.api.service import ApiSettings
 
     template, file = settings.chat_template, settings.chat_template_file
@@ -64,7 +64,7 @@ def api_settings(settings: Settings) -> ApiSettings:
 
 
 def _api_keys(settings: Settings) -> tuple[str, ...]:
-    """Those given and those in the file, where "#" begins a line that is none."""
+    """The keys given and those in the file; lines starting with "#" are comments."""
     keys, file = list(settings.api_key or ()), settings.api_key_file
     if file is None:
         return tuple(keys)
@@ -104,12 +104,12 @@ def _as_settings_error() -> Iterator[None]:
         raise SettingsError(re.sub(_FIELD, _as_flag, str(error))) from None
 
 
-# A room's field in a room's complaint: "ServerConfig.workers", "flash_attn", "parallel=4".
+# A field in a package's error: "ServerConfig.workers", "flash_attn", "parallel=4".
 _FIELD = re.compile(r"\b(?:ServerConfig\.)(\w+)|\b([a-z]+(?:_[a-z]+)+)\b|\b([a-z]+)(?==)")
 
 
 def _as_flag(found: re.Match[str]) -> str:
-    """By the name that the user knows: --workers, --flash-attn, --parallel=4."""
+    """The option's name for the user: --workers, --flash-attn, --parallel=4."""
     name = next(group for group in found.groups() if group)
     known = name in Settings.__dataclass_fields__
     return f"--{name.replace('_', '-')}" if known else found[0]

@@ -40,7 +40,7 @@ def refused(error: HttpError) -> HttpResponse:
 
 
 def error_body(status: int, message: str) -> tuple[bytes, str]:
-    """The failure envelope as a body and its type."""
+    """The failure envelope as a body and its content type."""
     return encode({"success": False, "error": message}), JSON
 
 

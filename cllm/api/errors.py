@@ -25,9 +25,8 @@ def describe(error: BaseException, request_id: str) -> HttpError:
     """The status and the text for an error of a generation.
 
     InvalidRequest and TooIntricate 400, DeadlineExceeded 408, QueueFull 429, NotEnabled and
-    Unsupported 501, EngineClosed and CompilerUnavailable 503; anything else is a fault of the
-    server: 500, with the
-    request's id, under which the log has the rest.
+    Unsupported 501, EngineClosed and CompilerUnavailable 503. Any other error is a fault of the
+    server: 500 with the request's id, under which the log has the details.
     """
     if isinstance(error, (InvalidRequest, TooIntricate)):
         return HttpError(400, str(error))

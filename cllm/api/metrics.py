@@ -1,7 +1,7 @@
-"""``/metrics``: what the engine and the server count, in Prometheus text format 0.0.4.
+"""``/metrics``: counters of the engine and the server, in Prometheus text format 0.0.4.
 
-Everything is read when a scrape asks; only the histograms cost something at other times, about
-five microseconds at the end of a generation.
+A scrape reads all values; only the histograms cost time otherwise, about 5 µs at the end of a
+generation.
 """
 
 from __future__ import annotations
@@ -135,7 +135,7 @@ class Metrics:
 
 
 class _Figures(Collector):
-    """Reads the engine's and the server's figures at each scrape."""
+    """Reads the counters of the engine and the server at each scrape."""
 
     def __init__(self, service: Service) -> None:
         self._service = service

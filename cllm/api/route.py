@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """One endpoint: a line of ``/``, and an operation of ``/openapi.json``.
+    """One endpoint: an entry of ``/``, and an operation of ``/openapi.json``.
 
     body: decodes and checks the request's body. answer: the type of a whole response, for its
     description; None: not JSON. query: the parameters of the query, and their values.

@@ -26,7 +26,7 @@ from cllm.http import HttpError, HttpHandler, HttpRequest, HttpResponse
 from cllm.http.incoming import BodyMemory
 from cllm.version import __version__
 
-# The first with a prefix that fits.
+# The first with a matching prefix applies.
 FAMILIES = (anthropic.FAMILY, openai.FAMILY, llama_server.FAMILY, NATIVE)
 
 OPENAPI = "/openapi.json"

@@ -13,7 +13,7 @@ from cllm.api.chat.chat_template import CHATML, ChatTemplate, TemplateError
 from cllm.http import HttpError
 
 if TYPE_CHECKING:
-    # Not at run time: the port listens before llama.cpp is loaded.
+    # For types only: the port listens before llama.cpp is loaded.
     from cllm.engine import Engine
     from cllm.http.stats import ServerStats
 
@@ -59,7 +59,7 @@ class Service:
         self.settings = settings or ApiSettings()
         self.server_stats: Callable[[], ServerStats] | None = None
         self.started = time.monotonic()
-        self.progress = 0.0  # of loading, 0 … 1
+        self.progress = 0.0  # of the load, 0 … 1
         self.reason = "the model is still loading"
         self._state = State.LOADING
         self._engine: Engine | None = None
@@ -77,7 +77,7 @@ class Service:
 
     @property
     def uptime(self) -> float:
-        """Seconds since this service was made."""
+        """Seconds since this service was created."""
         return time.monotonic() - self.started
 
     @property
@@ -112,7 +112,7 @@ class Service:
         self.progress = fraction
 
     def ready(self, engine: Engine) -> None:
-        """From now on requests reach this engine."""
+        """Let requests reach this engine from now on."""
         info = engine.info()
         source = self.settings.chat_template or info.chat_template or CHATML
         try:
@@ -127,6 +127,6 @@ class Service:
         self._state = State.READY
 
     def failed(self, reason: str) -> None:
-        """From now on everything answers 503 with this reason."""
+        """Answer every request with 503 and this reason from now on."""
         self.reason = reason
         self._state = State.UNHEALTHY

@@ -1,4 +1,4 @@
-"""From a checked request to its generations, and from them to one answer, whole or streamed.
+"""From a checked request to its generations, and from these to an answer, whole or streamed.
 
 No worker waits for a token: the handler submits and returns, and the engine's last update resolves
 the response.
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """One generation: a prompt, as text or tokens, and how its continuation is chosen.
+    """One generation to submit: a prompt, as text or tokens, and its sampling parameters.
 
     slot: the only slot it may run in. fresh: reuse no cached prefix.
     """
@@ -56,7 +56,7 @@ class Submission:
     ) -> DeferredResponse:
         """Respond once all have ended, with what `respond` makes of them, or `refuse` of an error.
 
-        Raises HttpError 503, InvalidRequest, QueueFull; then nothing was left queued.
+        Raises HttpError 503, InvalidRequest, QueueFull; nothing stays queued then.
         """
         answer: _Whole[Generation] = _Whole(request.id, respond, refuse, self._metrics)
         answer.bind(self._submit(request, wanted, answer.on_update))

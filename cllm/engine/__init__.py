@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from cllm.engine.sampling.params import SamplingParams
     from cllm.engine.stats import EngineStats
 
-bound_spinning()  # an OpenMP runtime reads it where llama.cpp's library is loaded
+bound_spinning()  # an OpenMP runtime reads it when llama.cpp's library is loaded
 
 __all__ = [
     "CompilerUnavailable",

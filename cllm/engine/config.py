@@ -24,18 +24,18 @@ _SWITCH = ("auto", "on", "off")
 class EngineConfig:
     """How a model is loaded and shared between requests; raises ValueError with the remedy.
 
-    parallel: sequences that are generated at once.
-    ctx_size: tokens per sequence, prompt and answer together. None: as many as the model was
-        trained for and as `memory_budget` has room for, in steps of 256.
+    parallel: sequences generated at once.
+    ctx_size: tokens per sequence, prompt and answer together. None: the length the model was
+        trained for, limited by `memory_budget`, in steps of 256.
     memory_budget: bytes for the key/value cache of all sequences, used only when ctx_size is
         None. None: 2 GiB, or half of the memory now available if that is less.
-    batch_size: most tokens given to llama_decode at once.
+    batch_size: maximum number of tokens per llama_decode.
     ubatch_size: tokens that llama.cpp evaluates together. None: 512, or batch_size if that is
-        less.
-    max_itl_ms: milliseconds between two tokens of a stream that reading prompts may lead to.
-        None: five times a step without prompts, at least 100, and a second where more prompts wait
-        than streams run. Of a long prompt 64 tokens are read at once even if they take longer.
-    cache_ram: bytes of host memory for prefixes whose slots were given to others; 0: none.
+        smaller.
+    max_itl_ms: upper bound in ms on the gap between two tokens of a stream while prompts are read.
+        None: five times a step without prompts, at least 100, and a second if more prompts wait
+        than streams run. A step reads at least 64 tokens of a long prompt, even if slower.
+    cache_ram: bytes of host memory for prefixes of evicted slots; 0: none.
         None: 1 GiB, or a quarter of the memory now available if that is less.
     draft_max: tokens that a sequence may draft, at most as many as there are rows for;
         0: none.
@@ -43,21 +43,21 @@ class EngineConfig:
         those from the sequence's own text. None: drafts come from the text alone.
     slot_save_path: directory for the files of saved slots. None: slots cannot be saved.
     threads, threads_batch: for single tokens and for prompts. None: the physical cores that this
-        process may run on; threads_batch: as threads.
+        process may use; threads_batch: as threads.
     n_gpu_layers: layers placed on a GPU; -1: all.
     flash_attn: "auto" lets llama.cpp decide.
     cache_type_k, cache_type_v: one of CACHE_TYPES.
     mlock, mmap: lock the weights into memory; map the file instead of reading it.
     max_queue: requests that may wait while `parallel` others run.
-    extra_bufts: llama.cpp's repacked/AMX kernels. "auto": on unless a trial in a child process
-        dies with them (preflight.py).
-    kv_unified: one cache for all sequences, or an equal part for each (decodes faster). In
-        a unified cache shared prefixes are stored once. None: an equal part for each.
+    extra_bufts: llama.cpp's repacked/AMX kernels. "auto": on unless a test in a child process
+        crashes with them (preflight.py).
+    kv_unified: one cache for all sequences, or an equal part for each (decodes faster). A
+        unified cache stores shared prefixes once. None: an equal part for each.
     pooling: how a model that embeds makes one vector, or score, of an input's tokens: one of
-        POOLINGS; "auto": as the file says. Where it does not say it, the model generates.
-    kv_cells: tokens that a unified cache holds in all; fewer than parallel * ctx_size bets that
-        not every sequence grows long at once, and pays with recomputation when the bet is lost.
-    tune: measure, once for a model on a machine, which threads, threads_batch, kv_unified,
+        POOLINGS; "auto": as the file says. If it says nothing, the model generates.
+    kv_cells: total tokens of a unified cache; fewer than parallel * ctx_size overcommits: if too
+        many sequences grow long at once, some are computed again.
+    tune: measure, once per model and machine, which threads, threads_batch, kv_unified,
         flash_attn and ubatch_size are fastest, of those that are None or "auto" (tuning.py).
     """
 

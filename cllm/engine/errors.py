@@ -1,4 +1,4 @@
-"""What can go wrong in the engine, by name."""
+"""The errors of the engine."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 
 class EngineError(Exception):
-    """Base of every error this package raises on purpose."""
+    """Base of every error that this package raises."""
 
 
 class ModelLoadError(EngineError):
@@ -15,7 +15,7 @@ class ModelLoadError(EngineError):
 
 
 class InvalidRequest(EngineError, ValueError):  # noqa: N818 - a public name
-    """A request was refused before it was queued: a field holds what it may not hold."""
+    """A request was refused before it was queued: a field has an invalid value."""
 
     def __init__(self, field: str, value: object, expected: str, message: str = "") -> None:
         self.field = field
@@ -26,7 +26,7 @@ class InvalidRequest(EngineError, ValueError):  # noqa: N818 - a public name
 
 
 class PromptTooLong(InvalidRequest):
-    """The prompt leaves no room in a sequence's context for even one new token."""
+    """The prompt leaves no room in a sequence's context for a new token."""
 
     def __init__(self, prompt_tokens: int, ctx_size: int, field: str = "prompt") -> None:
         self.prompt_tokens = prompt_tokens
@@ -41,7 +41,7 @@ class PromptTooLong(InvalidRequest):
 
 
 class InputTooLong(InvalidRequest):
-    """An input to embed or rank has more tokens than the model can look at."""
+    """An input to embed or rank has more tokens than the model can read."""
 
     def __init__(self, field: str, tokens: int, longest: int, trained: int) -> None:
         remedy = "shorten it"
@@ -52,11 +52,11 @@ class InputTooLong(InvalidRequest):
 
 
 class Unsupported(EngineError):  # noqa: N818 - a public name
-    """The model that is loaded cannot do this; the message says what it can."""
+    """The loaded model does not support this; the message says what it supports."""
 
 
 class TooIntricate(EngineError):  # noqa: N818 - a public name
-    """A constraint could be compiled, but following it takes more than one request may."""
+    """A constraint could be compiled, but following it exceeds the limits of one request."""
 
     def __init__(self, reason: str) -> None:
         super().__init__(f"the constraint is too complex ({reason}); simplify it")
@@ -71,11 +71,11 @@ class ConstraintPending(EngineError):  # noqa: N818 - a public name
 
 
 class CompilerUnavailable(EngineError):  # noqa: N818 - a public name
-    """The process that tries constraints could not be started; the message says why."""
+    """The process that compiles constraints could not be started; the message says why."""
 
 
 class QueueFull(EngineError):  # noqa: N818 - a public name
-    """As many requests are waiting as the configuration allows; retry_after is in seconds."""
+    """The maximum number of requests is waiting; retry_after is in seconds."""
 
     def __init__(self, waiting: int, retry_after: int) -> None:
         self.waiting = waiting
@@ -86,7 +86,7 @@ class QueueFull(EngineError):  # noqa: N818 - a public name
 
 
 class DeadlineExceeded(EngineError):  # noqa: N818 - a public name
-    """The request's deadline passed; text made before it can still be taken."""
+    """The request's deadline passed; text generated before it can still be taken."""
 
     def __init__(self, deadline: float) -> None:
         self.deadline = deadline
@@ -101,15 +101,15 @@ class EngineClosed(EngineError):  # noqa: N818 - a public name
 
 
 class NotEnabled(EngineError):  # noqa: N818 - a public name
-    """What was asked for is switched off; the message names the option."""
+    """The feature is switched off; the message names the option."""
 
 
 def described(error: BaseException) -> str:
-    """What an error says, or its name where it says nothing, as a MemoryError does."""
+    """An error's message, or its class name if it has none, such as a MemoryError."""
     return str(error) or type(error).__name__
 
 
 def shortened(value: object) -> str:
-    """A value as errors show it."""
+    """A value shortened for an error message."""
     text = value if isinstance(value, str) else repr(value)
     return text if len(text) <= 60 else text[:57] + "..."

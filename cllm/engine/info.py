@@ -1,4 +1,4 @@
-"""What is loaded, as the file and the live context say it, never guessed from the file's name."""
+"""The loaded model, from the file and the context in use, never from the file's name."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from cllm.engine.layout.tuning import Tuning
 
 @dataclass(frozen=True, slots=True)
 class ContextInfo:
-    """The context in force. kv_bytes is an estimate from the model's metadata.
+    """The context in use. kv_bytes is an estimate from the model's metadata.
 
-    model_draft: the file's name of the model that guesses ahead.
+    model_draft: the draft model's file name.
     threads_adapt: whether fewer than `threads` compute while other programs need the cores.
-    tuning: what some of it was chosen by; None: it was not asked for, or not possible.
+    tuning: the measurement behind some values; None: not requested, or not possible.
     """
 
     version: str
@@ -49,10 +49,10 @@ class ContextInfo:
 
 @dataclass(frozen=True, slots=True)
 class FimTokens:
-    """Tokens that mark the parts of a text with a gap, None where the model has none.
+    """Tokens that mark the parts of a text with a gap, None if the model lacks one.
 
-    prefix, suffix and middle stand before the text on either side and before what fills the gap;
-    repository and file before the name of one.
+    prefix, suffix and middle precede the text before the gap, after it, and in it; repository
+    and file precede a name.
     """
 
     prefix: int | None
@@ -64,10 +64,10 @@ class FimTokens:
 
 @dataclass(frozen=True, slots=True)
 class ModelInfo:
-    """The model: None where the file does not say. *_text: a token spelled out, or "".
+    """The model: None if the file has no value. *_text: a token's text, or "".
 
-    pooling: of a model that embeds or ranks; None: it generates. embedding_size: components of
-    its vectors.
+    pooling: of a model that embeds or ranks; None: it generates. embedding_size: length of its
+    vectors.
     """
 
     path: Path
@@ -102,7 +102,7 @@ class ModelInfo:
 
     @property
     def capability(self) -> str:
-        """What it is for: "completion", "embedding" or "rerank"."""
+        """Its use: "completion", "embedding" or "rerank"."""
         if self.pooling is None:
             return "completion"
         return "rerank" if self.pooling == "rank" else "embedding"
@@ -116,7 +116,7 @@ def describe(
     quantized: bool,
     pooling: str | None,
 ) -> ModelInfo:
-    """Put together what the GGUF's metadata and llama.cpp say."""
+    """Combine the GGUF's metadata and llama.cpp's values."""
     arch = str(metadata.get("general.architecture", "unknown"))
 
     def of(name: str) -> Any:

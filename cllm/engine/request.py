@@ -1,4 +1,4 @@
-"""What every request to the engine has: an end, a way to cancel, counts, and where its time went.
+"""What every request to the engine has: an end, cancellation, counts and timings.
 
 Any thread may read, cancel and wait. The engine thread writes, through a RequestWriter.
 """
@@ -33,7 +33,7 @@ class Usage:
     """Tokens of one request.
 
     completion_tokens counts every token generated, an end-of-generation token included.
-    cached_tokens are those of the prompt that did not have to be evaluated again.
+    cached_tokens are those of the prompt that were not evaluated again.
     """
 
     prompt_tokens: int
@@ -43,7 +43,7 @@ class Usage:
 
 @dataclass(frozen=True, slots=True)
 class Timings:
-    """Where a request's time went, in seconds; 0 for what has not begun.
+    """The times of a request's phases, in seconds; 0 for a phase that has not begun.
 
     queued_s: from submission to a sequence slot. prefill_s: from there to the first token.
     decode_s: from the first token to the last. ttft_s: from submission to the first token.
@@ -98,13 +98,13 @@ class Request:
         self._admitted = 0.0
         self._first_token = 0.0
         self._finished = 0.0
-        # Held until the end; waiting for the end is taking it. An Event would cost 1 KiB.
+        # Held until the end; a thread waits by taking it. An Event would cost 1 KiB.
         self._latch = threading.Lock()
         self._latch.acquire()
 
     @property
     def done(self) -> bool:
-        """Whether it has ended; whatever it made is there when this is seen."""
+        """Whether it has ended; all its results are published before this is True."""
         return self._finish_reason is not None
 
     @property
@@ -115,7 +115,7 @@ class Request:
 
     @property
     def timings(self) -> Timings:
-        """Where the time went, up to now or to the end."""
+        """The timings up to now or to the end."""
         end = self._finished or time.monotonic()
         admitted = self._admitted or end
         first = self._first_token or end

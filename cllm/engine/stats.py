@@ -1,4 +1,4 @@
-"""What the engine has done so far: counters the engine thread keeps and anyone may read."""
+"""Counters and gauges of the engine: its thread writes them, any thread may read."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 @dataclass(slots=True)
 class EngineStats:
-    """Counters since the engine was loaded and gauges of the moment; times are in seconds.
+    """Counters since the engine was loaded and current gauges; times are in seconds.
 
     requests_finished: by finish reason. prompt_tokens counts those of admitted requests, of
     which cached_tokens needed no evaluation. recomputed_tokens were evaluated again after a
@@ -22,12 +22,12 @@ class EngineStats:
     accepted.
     decoded_sequences: sequences in all llama_decode calls together. longest: tokens of the longest
     sequence so far.
-    constraints_compiled, constraints_refused: by the compiler; constraint_deaths: children that one
-    crashed, stalled or filled.
-    kv_tokens: tokens held in the cache, those of finished requests included, of kv_cells.
-    threads: that compute a step now, of threads_limit; thread_changes: times that this changed.
+    constraints_compiled, constraints_refused: by the compiler; constraint_deaths: children that a
+    constraint crashed, stalled or filled.
+    kv_tokens: tokens in the cache, those of finished requests included, of kv_cells.
+    threads: current compute threads, of threads_limit; thread_changes: how often they changed.
     cores_left: by other programs, of the cores that this process may use, in the second before the
-    latest step; NaN where the system does not say.
+    latest step; NaN if the system does not report it.
     """
 
     requests_submitted: int = 0

@@ -23,8 +23,8 @@ RETRY_ACCEPT = 1.0  # s until accepting is tried again although no connection cl
 AFTER_FAILURE = 0.05  # s
 LONG_REST = 3600.0  # s; epoll takes no infinity
 
-# Deadlines are compared in a sweep over all connections: nothing is done for them per request, and
-# 10 000 connections cost half a millisecond. A deadline is seen this part of its length late.
+# A sweep over all connections compares deadlines: requests cost nothing for it, and 10 000
+# connections take half a millisecond. A passed deadline is noticed late by this part of its length.
 SWEEP_PART = 0.1
 SWEEP_LEAST, SWEEP_MOST = 0.01, 1.0  # s
 
@@ -40,7 +40,7 @@ _PEER_FAULTS = frozenset(
 
 
 class Acceptor:
-    """Owns the listening sockets. `admit` makes a connection of an accepted socket."""
+    """Owns the listening sockets. `admit` creates a connection for an accepted socket."""
 
     def __init__(
         self,
@@ -85,7 +85,7 @@ class Acceptor:
         self.turned_away = 0  # connections of clients that were at their limit
 
     def run(self) -> None:
-        """The thread: until `stop`."""
+        """Run the thread until `stop`."""
         while self._running:
             try:
                 self._turn()
@@ -133,7 +133,7 @@ class Acceptor:
             self.wake()
 
     def stop_listening(self) -> None:
-        """Close the listening sockets; `listeners_closed` is set when it is done."""
+        """Close the listening sockets; sets `listeners_closed` when done."""
         self._listening = False
         self.wake()
 

@@ -1,4 +1,4 @@
-"""The access log, one line a request, and the request id that ties it to the client's."""
+"""The access log, one line per request, and the request id that links it to the client's."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ CLIENT_LEFT = 499  # nginx's code: the response was not sent completely
 
 
 def request_id(request: HttpRequest) -> str:
-    """The client's X-Request-Id where it is usable, else a new one."""
+    """The client's X-Request-Id if it is usable, else a new one."""
     given = request.headers.get("x-request-id")
     if given is not None and _ID.fullmatch(given):
         return given

@@ -1,7 +1,7 @@
 """Body streams from one producer (any thread) to one connection: writing, wake-ups, ends.
 
-The rule: a stream's callbacks run outside its lock, and a consumer that calls `take()` each time it
-is woken sees every byte and the end. `wake` is called once when the stream turns from empty to
+The rule: a stream's callbacks run outside its lock, and a consumer that calls `take()` after each
+wake-up sees every byte and the end. `wake` is called once when the stream turns from empty to
 non-empty (or ends) and not again before the next `take()`, except that a cancellation always wakes.
 """
 
@@ -50,7 +50,7 @@ class BodyStream:
         self._notified = False
         self._wake: Callable[[], None] | None = None
         self._cancel_callbacks: list[Callable[[str], object]] = []
-        self._between = True  # what was taken ends with a whole event; kept where there is a ping
+        self._between = True  # the data taken ends with a whole event; tracked if there is a ping
         self.cancel_reason: str | None = None
         self.high_water = HIGH_WATER
         # A whole event without content, sent while the stream is quiet so that proxies keep it
@@ -87,7 +87,7 @@ class BodyStream:
             wake()
 
     def close(self) -> None:
-        """No more data follows; what was written still leaves. Closing again does nothing."""
+        """End the data; written data is still sent. Closing again does nothing."""
         with self._lock:
             if self._closed or self.cancel_reason is not None:
                 return
@@ -132,7 +132,7 @@ class BodyStream:
         return chunks
 
     def take_ping(self) -> bytes:
-        """What to send after a `take` that gave nothing: the ping, or b"" within an event."""
+        """What to send after an empty `take`: the ping, or b"" within an event."""
         return self.ping if self._between else b""
 
     @property
@@ -141,7 +141,7 @@ class BodyStream:
         return self._closed and not self._chunks and self.cancel_reason is None
 
     def cancel(self, reason: str) -> None:
-        """Drop what is pending and tell the producer; the first reason stays. Any thread."""
+        """Drop pending data and notify the producer; the first reason stays. Any thread."""
         with self._lock:
             if self.cancel_reason is not None or (self._closed and not self._chunks):
                 return
@@ -161,7 +161,7 @@ class BodyStream:
         return b""
 
     def _wake_once(self) -> Callable[[], None] | None:
-        """Under the lock: what to call after it, unless this wake-up is already under way."""
+        """Under the lock: what to call after it, or None if this wake-up is already pending."""
         if self._notified or self._wake is None:
             return None
         self._notified = True
@@ -172,9 +172,9 @@ class IterableStream(BodyStream):
     """A body pulled from an iterator, one item for each `take()`.
 
     Items are bytes (sent as they are), text (UTF-8) or dicts (a line of JSON). The iterator runs on
-    the worker that writes the response, and only when the socket has taken the item before: a slow
-    reader slows the iterator. It may block; that holds one worker. It is closed when the stream is
-    cancelled, and when it or the framing of an item fails.
+    the worker that writes the response, and only when the socket has accepted the previous item: a
+    slow reader slows the iterator. It may block; that holds one worker. It is closed when the
+    stream is cancelled, and when it or the framing of an item fails.
     """
 
     __slots__ = ("_first", "_iterator", "_pulling")
@@ -199,7 +199,7 @@ class IterableStream(BodyStream):
     def prime(self) -> None:
         """Pull the first item now, so that an exception before it reaches the caller.
 
-        A handler written as a generator thereby still answers with a proper status.
+        A handler written as a generator can then still answer with an error status.
         """
         try:
             for item in self._iterator:
@@ -267,8 +267,8 @@ class IterableStream(BodyStream):
             self._close_unless_pulling()
 
     def _close_unless_pulling(self) -> None:
-        # A running generator cannot be closed; its `take` comes here when it has returned, and once
-        # the stream is cancelled no other begins.
+        # A running generator cannot be closed; its `take` gets here when it has returned, and no
+        # other `take` begins once the stream is cancelled.
         with self._lock:
             if self._pulling:
                 return

@@ -34,7 +34,7 @@ class IdleConnections:
         """Whether one can be closed; if not, the answer cannot change before `next_look`."""
         listed = self._listed
         while listed and listed[0][1].deadline != listed[0][0]:
-            listed.popleft()  # it was used or closed since
+            listed.popleft()  # used or closed since the scan
         if not listed and now >= self.next_look:
             self._look(now)
         return bool(listed)

@@ -39,8 +39,8 @@ def check_coding(request: HttpRequest) -> bool:
 def decode(request: HttpRequest, limit: int, take: Callable[[int], None]) -> None:
     """Replace the body with the decoded one, and change its fields accordingly.
 
-    limit: bytes of the decoded body. take: counts memory, and what is given back as a negative
-    number; it may raise HttpError 503. Raises HttpError 400, 413, 415, 503.
+    limit: bytes of the decoded body. take: counts memory; a negative number releases it; it may
+    raise HttpError 503. Raises HttpError 400, 413, 415, 503.
     """
     if check_coding(request):
         request.body = gunzip(request.body, limit, take)
@@ -71,7 +71,7 @@ def gunzip(data: bytes, limit: int, take: Callable[[int], None]) -> bytes:
                 part: bytes | memoryview = view[position : position + _SLICE]
                 position += len(part)
                 while True:
-                    most = min(_STEP, limit - size + 1)  # one byte more shows that there are more
+                    most = min(_STEP, limit - size + 1)  # one byte more reveals a longer body
                     piece = inflate.decompress(part, most)
                     if size + len(piece) > limit:
                         raise HttpError(413, f"the decoded body is larger than {limit} bytes")

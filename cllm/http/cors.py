@@ -10,7 +10,7 @@ from cllm.http.request import HttpRequest
 from cllm.http.response import HttpResponse
 
 METHODS = "GET, HEAD, POST, PUT, DELETE, OPTIONS"
-EXPOSED = "*"  # every field, in answers to requests without cookies
+EXPOSED = "*"  # every field, in responses to requests without cookies
 MAX_AGE = 600  # seconds a browser remembers a preflight; Chromium caps at 7200
 
 

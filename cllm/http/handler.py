@@ -98,7 +98,7 @@ class HttpHandler:
         self._checks.append(check)
         self.add_middleware(partial(_checked, check))
 
-    # Asking
+    # Queries
 
     def routes(self) -> list[Route]:
         tables = [*self._exact.items(), *((p, t[1]) for p, t in self._templates.items())]
@@ -229,7 +229,7 @@ def _checked(check: Check, request: HttpRequest, next: Next) -> Answer:
     return next(request)
 
 
-_PASSED = HttpResponse.empty()  # by all checks
+_PASSED = HttpResponse.empty()  # all checks
 
 _PARAMETER = re.compile(r"\{([A-Za-z_][A-Za-z0-9_]*)\}")
 

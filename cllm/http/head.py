@@ -22,16 +22,16 @@ CRLF = b"\r\n"
 TOKEN = r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+"
 # RFC 9110 section 5.5: field-vchar, SP and HTAB; obs-text is let through uninterpreted.
 FIELD_CONTENT = r"[\t\x20-\x7e\x80-\xff]*"
-# RFC 9112 section 5. Each match is one line, since the value cannot hold CR or LF. It begins where
-# a line does, and surrounding blanks are stripped afterwards: to look for a line at each character
-# of one that has no colon, or to skip blanks here, takes quadratic time.
+# RFC 9112 section 5. Each match is one line, since the value cannot contain CR or LF. It must start
+# at a line's start, and blanks are stripped afterwards: searching at each character of a line
+# without a colon, or skipping blanks here, takes quadratic time.
 FIELD_LINES = re.compile(f"(?<![^\n])({TOKEN}):({FIELD_CONTENT})\r\n")
 # RFC 9112 section 3, with single spaces as section 3 writes it (none of its optional leniency).
 REQUEST_LINE = re.compile(f"({TOKEN}) ([\x21-\x7e\x80-\xff]+) HTTP/([0-9])\\.([0-9])")
-# RFC 9112 section 3.2.1. More characters than RFC 3986 has, because clients send `|` or `{` as they
-# are; never "#", which begins a fragment and has no business in a target.
+# RFC 9112 section 3.2.1. More characters than RFC 3986 allows, because clients send `|` or `{`
+# unencoded; never "#", which begins a fragment and is not part of a target.
 ORIGIN_FORM = re.compile(r"(/[!\"$->@-~]*)(?:\?([!\"$-~]*))?")
-# RFC 9112 section 3.2.2. Authority and path share no way to be cut, again for linear time.
+# RFC 9112 section 3.2.2. Authority and path split in one way only, again for linear time.
 ABSOLUTE_FORM = re.compile(
     r"https?://([^/?#\x80-\xff]*)((?:/[!\"$->@-~]*)?)(?:\?([!\"$-~]*))?", re.IGNORECASE
 )
@@ -41,7 +41,7 @@ _IP_LITERAL = r"\[(?:[0-9A-Fa-f:.]+|[vV][0-9A-Fa-f]+\.[A-Za-z0-9\-._~!$&'()*+,;=
 HOST = re.compile(f"({_IP_LITERAL}|{_REG_NAME})(?::([0-9]{{0,5}}))?")
 # RFC 9110 section 5.6.4
 QUOTED_STRING = r'"(?:[\t !#-\[\]-~\x80-\xff]|\\[\t -~\x80-\xff])*"'
-# RFC 9112 section 7: a token and parameters, which chunked does not have
+# RFC 9112 section 7: a token and parameters; chunked has none
 TRANSFER_CODING = re.compile(
     f"{TOKEN}(?:[ \t]*;[ \t]*{TOKEN}[ \t]*=[ \t]*(?:{TOKEN}|{QUOTED_STRING}))*"
 )
@@ -54,13 +54,13 @@ MAX_LENGTH_DIGITS = 19  # every length below 2**63
 NOT_IN_HEAD = re.compile(rb"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]|\r(?!\n)|(?<!\r)\n")
 
 MAX_REMEMBERED = 512  # heads
-MAX_REMEMBERED_SIZE = 1024  # bytes; longer heads are seldom sent twice
+MAX_REMEMBERED_SIZE = 1024  # bytes; longer heads rarely repeat
 SECRETS = ("authorization", "proxy-authorization", "cookie", "x-api-key")  # never remembered
 
 
 @dataclass(frozen=True, slots=True)
 class Head:
-    """What a head says; immutable, so that requests with the same head share one."""
+    """A parsed head; immutable, so that requests with the same head share one."""
 
     method: str
     target: str
@@ -89,7 +89,7 @@ class Head:
 
 @lru_cache(maxsize=8)
 def remembered_heads(limits: Limits) -> dict[bytes, Head]:
-    """The heads parsed lately under these limits: a client on keep-alive repeats its head exactly.
+    """Recently parsed heads under these limits: a client on keep-alive repeats its head exactly.
 
     Shared by all threads; each access is one dictionary operation, which the interpreter makes
     atomic. Bounded by `MAX_REMEMBERED` heads of `MAX_REMEMBERED_SIZE`.
@@ -98,7 +98,7 @@ def remembered_heads(limits: Limits) -> dict[bytes, Head]:
 
 
 def remember(heads: dict[bytes, Head], raw: bytes, head: Head) -> None:
-    """Keep a parsed head, if it is small and no secret; start afresh when there are too many."""
+    """Keep a parsed head if it is small and has no secret; clear the table when it is full."""
     if len(raw) <= MAX_REMEMBERED_SIZE and not any(name in head.headers for name in SECRETS):
         if len(heads) >= MAX_REMEMBERED:
             heads.clear()
@@ -111,10 +111,10 @@ def check_section(
     stop: int,
     too_long: Iterable[tuple[int, ProtocolError]],
 ) -> None:
-    """Raise what stands first: a byte that is in no head, or one of the limits that are passed.
+    """Raise the error that comes first: a byte that no head may contain, or a limit passed.
 
-    `data` from `scan` to `stop` was not looked at before; `too_long` has the index of the byte that
-    passes each limit.
+    `data` from `scan` to `stop` has not been checked before; `too_long` has the index of the byte
+    that passes each limit.
     """
     errors = list(too_long)
     found = NOT_IN_HEAD.search(data, scan, stop)
@@ -123,15 +123,15 @@ def check_section(
         name = {10: "a bare LF", 13: "a bare CR", 0: "a NUL"}.get(
             byte, f"control byte 0x{byte:02x}"
         )
-        # Last, so that a limit passed by the same byte wins: whether a CR is a bare one shows
-        # only with the byte after it.
+        # Last, so that a limit passed by the same byte wins: only the next byte shows whether a CR
+        # is a bare one.
         errors.append((found.start(), ProtocolError(400, f"the head has {name}")))
     if errors:
         raise min(errors, key=lambda item: item[0])[1]
 
 
 def parse_head(raw: bytes, limits: Limits) -> Head:
-    """Parse a request line and its fields, each with its CRLF, free of bytes that are in no head.
+    """Parse a request line and its fields, each with its CRLF, after `check_section`.
 
     Raises ProtocolError 400, 417, 431, 501, 505.
     """
@@ -154,11 +154,11 @@ def parse_head(raw: bytes, limits: Limits) -> Head:
     host = _host(headers, version)
     path, query, authority = _parse_target(method, target)
     if authority is not None and host == "":
-        # Section 3.2: a client repeats the authority of its target in Host. To ignore an empty one,
-        # as another one is, would serve what a proxy in front may take for its default host's.
+        # Section 3.2: a client repeats the authority of its target in Host. Other values are
+        # ignored, but a proxy in front may have mapped an empty one to its default host.
         raise ProtocolError(400, "Host is empty, but the target has a host; send the same in both")
     if authority is not None and authority != host:
-        # RFC 9112 section 3.2.2: a Host that came with an absolute-form is ignored.
+        # RFC 9112 section 3.2.2: Host is ignored if the target is in absolute-form.
         rest = [field for field in fields if field[0].lower() != "host"]
         headers = Headers([("Host", authority), *rest])
     length, chunked = _framing(headers, version)
@@ -179,7 +179,7 @@ def parse_head(raw: bytes, limits: Limits) -> Head:
 def parse_fields(text: str) -> list[tuple[str, str]]:
     """Field lines, each with its CRLF, to names and values; raises ProtocolError 400."""
     fields = FIELD_LINES.findall(text)
-    # Shorter where the expression had to skip something: a colon and a CRLF a line, and the rest.
+    # Shorter if the expression skipped something: each line also has a colon and a CRLF.
     if sum(len(name) + len(value) for name, value in fields) + 3 * len(fields) != len(text):
         raise ProtocolError(400, _bad_field(text))
     return [(name, value.strip(" \t")) for name, value in fields]
@@ -200,7 +200,7 @@ def _bad_field(text: str) -> str:
 
 
 def _host(headers: Headers, version: str) -> str | None:
-    """RFC 9112 section 3.2: exactly one in HTTP/1.1, at most one in HTTP/1.0, and valid."""
+    """Host, RFC 9112 section 3.2: exactly one in HTTP/1.1, at most one in HTTP/1.0, and valid."""
     hosts = headers.get_all("host")
     if len(hosts) > 1:
         raise ProtocolError(400, "the request has more than one Host")
@@ -208,13 +208,13 @@ def _host(headers: Headers, version: str) -> str | None:
         if version == "HTTP/1.1":
             raise ProtocolError(400, "an HTTP/1.1 request needs a Host")
         return None
-    if hosts[0] and not _is_authority(hosts[0]):  # an empty one: this server, whatever its name
+    if hosts[0] and not _is_authority(hosts[0]):  # an empty one means this server
         raise ProtocolError(400, "Host is not a host and an optional port")
     return hosts[0]
 
 
 def _is_authority(text: str) -> bool:
-    """A host, which is not empty (RFC 9110 section 4.2.1), and an optional port."""
+    """Whether it is a non-empty host (RFC 9110 section 4.2.1) and an optional port."""
     match = HOST.fullmatch(text)
     if match is None or not match[1] or int(match[2] or 0) > 65535:
         return False
@@ -250,7 +250,7 @@ def _parse_target(method: str, target: str) -> tuple[str, str, str | None]:
 
 
 def _framing(headers: Headers, version: str) -> tuple[int, bool]:
-    """(length, chunked) of the body: RFC 9112 section 6, without the guesses it permits."""
+    """(length, chunked) of the body: RFC 9112 section 6, without the leniency it permits."""
     lengths = headers.get_all("content-length")
     codings = headers.get("transfer-encoding")
     if codings is not None:
@@ -267,12 +267,12 @@ def _framing(headers: Headers, version: str) -> tuple[int, bool]:
     if len(lengths) > 1 or not CONTENT_LENGTH.fullmatch(lengths[0]):
         raise ProtocolError(400, "Content-Length must be one decimal number")
     digits = lengths[0].lstrip("0")
-    # int() is slow on, and in newer Pythons refuses, thousands of digits.
+    # int() is slow for thousands of digits, and newer Pythons refuse them.
     return int(digits[: MAX_LENGTH_DIGITS + 1] or "0"), False
 
 
 def _check_codings(codings: list[str]) -> None:
-    """RFC 9112 sections 6.1, 6.3 and 7: nothing but chunked is decoded here."""
+    """RFC 9112 sections 6.1, 6.3 and 7: only chunked is decoded here."""
     if not all(map(TRANSFER_CODING.fullmatch, codings)):
         raise ProtocolError(400, "Transfer-Encoding is not a list of transfer codings")
     *others, final = (coding.lower() for coding in codings)

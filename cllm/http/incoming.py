@@ -9,7 +9,7 @@ from cllm.http.errors import HttpError
 from cllm.http.limits import ServerConfig
 from cllm.http.request import HttpRequest
 
-RETRY_AFTER = 1  # s; a body that keeps the minimum rate leaves soon
+RETRY_AFTER = 1  # s; a body at the minimum rate completes soon
 
 # A body up to here is counted and never refused: else a few clients that fill the memory, and send
 # on at the minimum rate, would keep out every ordinary request. A head may be larger.
@@ -54,7 +54,7 @@ class BodyMemory:
 
 
 class IncomingBody:
-    """The body of one request, from its complete head to its last byte. By the owner."""
+    """The body of one request, from its complete head to its last byte. Owner thread only."""
 
     __slots__ = ("_held", "_memory", "_min_rate", "_timeout", "deadline", "request")
 

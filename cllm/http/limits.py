@@ -25,7 +25,7 @@ def _at_least(owner: object, name: str, least: float) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """Largest sizes a request may have, in bytes unless said otherwise."""
+    """Maximum sizes of a request, in bytes unless noted."""
 
     request_line: int = 8 * KIB  # without its CRLF; past it 414
     head: int = 32 * KIB  # request line, fields and the empty line; past it 431
@@ -45,28 +45,28 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class ServerConfig:
-    """Everything about a server that is not its address; times in seconds, sizes in bytes."""
+    """Everything about a server except its address; times in seconds, sizes in bytes."""
 
     workers: int = 16  # threads that run connections and handlers
     backlog: int = 1024  # listen(2)
     max_connections: int = 10_000  # at the limit an idle one is closed for a new one
-    # Of one address, 0: any number. None: half of `max_connections`, any number from loopback.
+    # Per client; 0: no limit. None: half of `max_connections`, and no limit for loopback.
     max_connections_per_client: int | None = None
     limits: Limits = field(default_factory=Limits)
-    body_memory: int = 256 * MIB  # of all bodies that are not complete; past it 503
+    body_memory: int = 256 * MIB  # of all incomplete bodies; past it 503
     # To the first byte of a connection, and from the first byte of a head to its end
     head_timeout: float = 10.0
-    body_timeout: float = 30.0  # in which a body falls behind `min_rate`
+    body_timeout: float = 30.0  # time that a body may fall behind `min_rate`
     keep_alive_timeout: float = 75.0  # between two requests
-    write_timeout: float = 30.0  # in which a reader falls behind `min_rate`
-    min_rate: int = 500  # bytes a second of a body, and of a response that waits; 0: one byte
-    linger_timeout: float = 2.0  # reading on after an error response, so that it is not reset away
+    write_timeout: float = 30.0  # time that a reader may fall behind `min_rate`
+    min_rate: int = 500  # bytes per second of a body, and of a pending response; 0: one byte
+    linger_timeout: float = 2.0  # reading after an error response, to avoid a reset
     sse_ping: float = 10.0  # a quiet event stream sends a ping this often; 0: never
     grace: float = 30.0  # for requests in flight when the server stops
-    high_water: int = 1 * MIB  # what a slow reader may leave pending in a stream
+    high_water: int = 1 * MIB  # pending bytes of a stream whose reader is slow
     cors_origins: tuple[str, ...] = ()  # allowed origins, ("*",) for all, () for no CORS
     access_log: bool = True
-    server_name: str = "cLLM"  # the Server field; "" leaves it out
+    server_name: str = "cLLM"  # the Server field; "" omits it
 
     def __post_init__(self) -> None:
         for name in ("workers", "backlog", "max_connections", "high_water"):

@@ -1,4 +1,4 @@
-"""Listening sockets: one for each address of a host, all on one port; what goes wrong with them."""
+"""Listening sockets: one for each address of a host, all on one port; their errors."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from cllm.http.errors import HttpServerError
 
-FREE_PORT_ATTEMPTS = 8  # port 0 on several addresses: the first one's port may be taken on another
+FREE_PORT_ATTEMPTS = 8  # port 0 on several addresses: the first port may be in use on another
 
 
 def listen(host: str, port: int, backlog: int) -> list[socket.socket]:
@@ -44,7 +44,7 @@ def _bind_all(
             try:
                 listener = socket.socket(family, socket.SOCK_STREAM)
             except OSError as error:
-                unavailable = error  # a family this machine does not have
+                unavailable = error  # an address family that this machine lacks
                 continue
             listeners.append(listener)
             listener.setblocking(False)
@@ -86,6 +86,6 @@ def _trouble(host: str, port: int, error: OSError) -> str:
 
 
 def address_of(listener: socket.socket) -> str:
-    """Where it listens, as a URL."""
+    """The address of a listening socket as a URL."""
     host, port = listener.getsockname()[:2]
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"

@@ -26,7 +26,7 @@ from cllm.http.head import (
 from cllm.http.limits import Limits
 from cllm.http.request import HttpRequest
 
-# RFC 9112 section 2.2 asks for "at least one"; two is what old clients send after a body.
+# RFC 9112 section 2.2 asks for "at least one"; old clients send two after a body.
 MAX_EMPTY_LINES = 2
 CR = 13
 
@@ -45,10 +45,10 @@ SMALL_CHUNKS = 2 * 1024 * 1024  # bytes
 
 
 class ParserState(enum.Enum):
-    """Where the stream stands after the last `next_request()`."""
+    """The position in the stream after the last `next_request()`."""
 
     IDLE = "idle"  # between requests, nothing buffered
-    HEAD = "head"  # part of a head, or a further request not yet asked for
+    HEAD = "head"  # part of a head, or a further request not yet taken
     BODY = "body"  # a head is read and its body is not complete
 
 
@@ -65,10 +65,10 @@ class _Step(enum.Enum):
 
 
 class RequestParser:
-    """Turns one connection's bytes into requests; pipelined ones come out one by one.
+    """Turns one connection's bytes into requests; pipelined ones one at a time.
 
-    After `feed`, call `next_request` until it gives None. Once it has raised ProtocolError it
-    raises that error for ever: the stream has no next request.
+    After `feed`, call `next_request` until it returns None. Once it has raised ProtocolError it
+    always raises that error: the stream has no next request.
     """
 
     __slots__ = (
@@ -80,10 +80,10 @@ class RequestParser:
         self._limits = limits
         self._heads = remembered_heads(limits)
         # Received and not yet consumed: `_buffer` from `_position`. It is the received bytes object
-        # itself as long as each read ends where a request ends, and a bytearray otherwise.
+        # itself while each read ends at the end of a request, and a bytearray otherwise.
         self._buffer: bytes | bytearray = b""
         self._position = 0
-        self._scan = 0  # nothing before this index needs looking at again for a line's end
+        self._scan = 0  # no line ends before this index
         self._step = _Step.HEAD
         self._empty_lines = 0
         self.head: Head | None = None  # of the request whose body is not complete
@@ -95,9 +95,9 @@ class RequestParser:
         self._error: ProtocolError | None = None
 
     def feed(self, data: bytes | bytearray | memoryview) -> None:
-        """Take received bytes. A `bytes` object is kept, not copied, where nothing is buffered."""
+        """Take received bytes. A `bytes` object is kept, not copied, if nothing is buffered."""
         if self._position == len(self._buffer):
-            self._buffer = bytes(data)  # the same object where it is one
+            self._buffer = bytes(data)  # the same object if it is bytes
             self._position = self._scan = 0
             return
         buffer = self._buffer
@@ -110,9 +110,9 @@ class RequestParser:
         buffer += data
 
     def next_request(self) -> HttpRequest | None:
-        """The next complete request, or None where bytes are missing.
+        """The next complete request, or None if bytes are missing.
 
-        `client` and `id` are left for the connection to fill. Raises ProtocolError.
+        The connection fills in `client` and `id`. Raises ProtocolError.
         """
         if self._error is not None:
             raise self._error
@@ -148,14 +148,14 @@ class RequestParser:
         self._continue = False
 
     def drop(self) -> None:
-        """Forget what is buffered: the stream ends here."""
+        """Discard the buffer: the stream ends here."""
         self._buffer = b""
         self._position = self._scan = 0
         self._body = bytearray()
 
     @property
     def buffered(self) -> int:
-        """Bytes received and not yet given out; grows by what is fed, never by itself."""
+        """Bytes received and not yet returned; only `feed` increases it."""
         return len(self._buffer) - self._position + len(self._body)
 
     # Heads
@@ -187,10 +187,10 @@ class RequestParser:
         return head
 
     def _check_head(self, stop: int, *, complete: bool) -> None:
-        """Refuse a head at the first byte that makes it unacceptable; note what was looked at."""
+        """Refuse a head at its first unacceptable byte; note the bytes checked."""
         buffer, start, limits = self._buffer, self._position, self._limits
         if buffer.startswith(b"\n", start):
-            # The byte before belongs to the last body, so that its being a CR would mean nothing.
+            # The byte before belongs to the last body, so a CR there does not count.
             raise ProtocolError(400, "the head has a bare LF")
         too_long = []
         line_stop = start + limits.request_line
@@ -208,7 +208,7 @@ class RequestParser:
         self._check(stop, complete, too_long)
 
     def _check(self, stop: int, complete: bool, too_long: list[tuple[int, ProtocolError]]) -> None:
-        # Whether a CR at the very end is a bare one shows with the next byte.
+        # Only the next byte shows whether a CR at the end is a bare one.
         if not complete and self._buffer[stop - 1] == CR:
             stop -= 1
         check_section(self._buffer, max(self._scan, self._position), stop, too_long)
@@ -228,7 +228,7 @@ class RequestParser:
 
     def _read_body(self) -> HttpRequest | None:
         if self._position < len(self._buffer):
-            # RFC 9110 section 10.1.1: no 100 is needed for content that is already coming.
+            # RFC 9110 section 10.1.1: no 100 is needed if content is already arriving.
             self._continue = False
         if self._step is _Step.LENGTH_BODY:
             end = self._position + self._remaining
@@ -247,10 +247,10 @@ class RequestParser:
 
     def _finish(self, head: Head, body: bytes) -> HttpRequest:
         if self._position == len(self._buffer):
-            self._buffer = b""  # an idle connection keeps nothing of its last request
+            self._buffer = b""  # an idle connection keeps none of its last request
             self._position = self._scan = 0
         elif self._position >= RELEASE and self._position > len(self._buffer) // 2:
-            # Nor does one with a pipelined request. Less is copied than was consumed.
+            # Nor does one with a pipelined request. The copy is smaller than what was consumed.
             self._buffer = bytes(memoryview(self._buffer)[self._position :])
             self._position = self._scan = 0
         self.head = None
@@ -318,7 +318,7 @@ class RequestParser:
         end = buffer.find(b"\r\n\r\n", max(self._scan - 3, start))
         stop = len(buffer) if end < 0 else end + 4
         if stop == start or (stop == start + 1 and buffer[start] == CR):
-            return False  # perhaps the empty line, which is no trailer and passes no limit
+            return False  # perhaps the empty line, which is not a trailer and passes no limit
         too_long = []
         if stop - start > limit:
             message = f"the trailers are longer than {limit} bytes"
@@ -326,14 +326,14 @@ class RequestParser:
         self._check(stop, end >= 0, too_long)
         if end < 0:
             return False
-        # RFC 9110 section 6.5.1: they may be dropped, and nothing here needs one.
+        # RFC 9110 section 6.5.1: they may be dropped; the server uses none.
         parse_fields(buffer[start : end + 2].decode("latin-1"))
         self._position = self._scan = stop
         self._step = _Step.DONE
         return True
 
     def _bad_chunk_size(self) -> ProtocolError:
-        # One text for both, so that it does not depend on which shows first.
+        # One text for both, so that it does not depend on which error is found first.
         limit = self._limits.chunk_line
         return ProtocolError(400, f"a chunk-size line is malformed or longer than {limit} bytes")
 

@@ -14,15 +14,15 @@ from typing import Protocol
 
 READ = 1  # bytes to read, or the peer ended its side
 WRITE = 2  # room to write
-HANGUP = 4  # the peer ended its side or the connection broke, whatever is still unread
+HANGUP = 4  # the peer ended its side or the connection broke, even with unread bytes
 # A broken connection is reported under every interest.
 
 
 class Poller(Protocol):
-    """Any number of threads may poll; an event goes to one. Descriptors leave on close(2)."""
+    """Any number of threads may poll; one gets each event. close(2) removes a descriptor."""
 
     def register(self, fd: int, interest: int, *, once: bool = True) -> None:
-        """Begin to watch `fd`; `once=False`: it fires as long as it is ready."""
+        """Start to watch `fd`; `once=False`: it fires while it is ready."""
 
     def rearm(self, fd: int, interest: int) -> None:
         """Watch `fd` for one more event."""
@@ -31,7 +31,7 @@ class Poller(Protocol):
         """Stop watching an open `fd`."""
 
     def poll(self, timeout: float | None) -> list[tuple[int, int]]:
-        """(fd, the system's own event mask) of what is ready; waits `timeout` s, None: for ever."""
+        """(fd, the system's event mask) of ready descriptors; waits `timeout` s; None: forever."""
 
     def fileno(self) -> int:
         """Readable while an event is waiting, so that one poller can watch another."""
@@ -76,7 +76,7 @@ if sys.platform == "linux":
         return EpollPoller()
 
 else:
-    # A low-water mark that no receive buffer reaches: the read filter fires for the end only.
+    # A low-water mark above every receive buffer: the read filter fires only at the end.
     _NEVER = 1 << 30
 
     class KqueuePoller:
@@ -161,6 +161,6 @@ class WakeUp:
 
     def close(self) -> None:
         open_ones = {self._read, self._write}
-        self._read = self._write = -1  # before another file can have the numbers
+        self._read = self._write = -1  # before another file can get the numbers
         for fd in open_ones:
             os.close(fd)

@@ -15,7 +15,8 @@ from cllm.http.errors import HttpError, ProtocolError
 class Headers:
     """Header fields: ordered, immutable, names compared without case (RFC 9110 section 5.1).
 
-    `get` and `[]` give a repeated field's lines joined by ", " (section 5.3); `get_all` each line.
+    `get` and `[]` return a repeated field's lines joined by ", " (section 5.3); `get_all` returns
+    each line.
     """
 
     __slots__ = ("_fields", "_lines")
@@ -35,7 +36,7 @@ class Headers:
         return list(self._lines.get(name.lower(), ()))
 
     def items(self) -> Iterator[tuple[str, str]]:
-        """Every line in the order it came, names as the peer wrote them."""
+        """Every line in order, names as the peer wrote them."""
         return iter(self._fields)
 
     def __getitem__(self, name: str) -> str:
@@ -75,7 +76,7 @@ class HttpRequest:
     version: str = "HTTP/1.1"
     headers: Headers = NO_HEADERS
     body: bytes = b""
-    keep_alive: bool = True  # what the peer asks for (RFC 9112 section 9.3)
+    keep_alive: bool = True  # as the peer requests (RFC 9112 section 9.3)
     client: tuple[str, int] = ("", 0)
     id: str = ""
     path_params: dict[str, str] = field(default_factory=dict)
@@ -90,7 +91,7 @@ class HttpRequest:
         headers: Iterable[tuple[str, str]] = (),
         body: bytes = b"",
     ) -> HttpRequest:
-        """A request made by a program, for calling a handler without a socket.
+        """A request for calling a handler without a socket.
 
         Raises ProtocolError 400 for a path that the server would refuse.
         """
@@ -98,7 +99,7 @@ class HttpRequest:
         return cls(method, target, decode_path(path), query, "HTTP/1.1", Headers(headers), body)
 
     def without_body(self) -> HttpRequest:
-        """The same request with an empty body; what else it has is shared."""
+        """The same request with an empty body; everything else is shared."""
         return HttpRequest(
             self.method, self.target, self.path, self.query_string, self.version, self.headers,
             b"", self.keep_alive, self.client, self.id, self.path_params, self.context,
@@ -121,7 +122,7 @@ class HttpRequest:
             ) from None
 
     def json(self) -> Any:
-        """The body as JSON; raises HttpError 400 that says where it goes wrong."""
+        """The body as JSON; raises HttpError 400 with the position of the error."""
         if not self.body:
             raise HttpError(400, "the body is empty; send JSON")
         text = self.text()
@@ -146,9 +147,9 @@ _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 def decode_path(raw: str) -> str:
     """Percent-decode an absolute path once (RFC 3986 section 2.1).
 
-    Refused rather than repaired: control characters, which no resource has and which would forge
-    log lines, and the segments "." and "..", which a client removes before it sends (section
-    5.2.4). Normalising them here would make this server and a proxy before it see two paths.
+    It refuses control characters, which no resource has and which could forge log lines, and the
+    segments "." and "..", which a client removes before it sends (section 5.2.4). With
+    normalization here, this server and a proxy in front of it would see two paths.
     Raises ProtocolError 400.
     """
     path = raw

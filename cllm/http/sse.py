@@ -20,7 +20,7 @@ def event(
     id: str | None = None,
     retry: int | None = None,
 ) -> bytes:
-    """One event; `data` of several lines becomes several data fields and arrives as it was.
+    """One event; `data` of several lines becomes several data fields and arrives unchanged.
 
     `retry` is in milliseconds. Raises ValueError for a name or id that does not fit in a line.
     """
@@ -83,7 +83,7 @@ class EventStream(BodyStream):
 
 
 class IterableEventStream(IterableStream):
-    """Events from an iterator: text and dicts (as JSON) are framed, bytes go out as they are."""
+    """Events from an iterator: text and dicts (as JSON) are framed, bytes are sent unchanged."""
 
     __slots__ = ()
 

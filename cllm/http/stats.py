@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 @dataclass(slots=True)
 class Counters:
-    """One worker's; written by its thread only."""
+    """The counters of one worker; only its thread writes them."""
 
     requests: int = 0
     bytes_sent: int = 0  # of response bodies
@@ -17,7 +17,7 @@ class Counters:
     by_status: dict[int, int] = field(default_factory=dict)
 
     def count(self, status: int, size: int) -> None:
-        """A response was finished."""
+        """Count a finished response."""
         self.bytes_sent += size
         self.by_status[status] = self.by_status.get(status, 0) + 1
 
@@ -32,7 +32,7 @@ class ServerStats:
     queue_depth: int  # ready to run, no worker yet
     workers: int
     workers_busy: int
-    body_bytes: int  # of bodies that are not complete
+    body_bytes: int  # of incomplete bodies
     accepted_total: int
     reclaimed_total: int  # idle connections closed at the limit, for new ones
     turned_away_total: int  # connections over the limit of their client
@@ -51,7 +51,7 @@ def add_up(all_counters: Iterable[Counters]) -> Counters:
         total.bytes_sent += counters.bytes_sent
         total.clients_left += counters.clients_left
         total.timeouts += counters.timeouts
-        # A copy of a dict is made in one step; iterating while its thread adds a status fails.
+        # Copying a dict is atomic; iterating fails if its thread adds a status.
         for status, count in counters.by_status.copy().items():
             total.by_status[status] = total.by_status.get(status, 0) + count
     return total

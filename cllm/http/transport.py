@@ -17,7 +17,7 @@ from typing import Protocol
 
 Buffer = bytes | memoryview
 
-# Instead of a count: the call would block until the socket is readable, or writable.
+# Returned instead of a count: the call would block until the socket is readable, or writable.
 WANT_READ = -1
 WANT_WRITE = -2
 
@@ -48,18 +48,18 @@ class Transport(Protocol):
         """Bytes taken of at most IOV_MAX buffers, WANT_READ or WANT_WRITE."""
 
     def probe(self) -> Peer:
-        """Is the peer still there?"""
+        """Whether the peer is still connected."""
 
     def unsent(self) -> int:
         """Bytes written that the peer has not acknowledged; 0 if the system does not say."""
 
     def shut_write(self) -> None:
-        """End this side, so that the peer sees the end of what was written."""
+        """End this side, so that the peer sees the end of the written data."""
 
     def close(self) -> None: ...
 
     def abort(self) -> None:
-        """Close so that the peer sees an error, not an end."""
+        """Close so that the peer sees an error instead of an end."""
 
     def fileno(self) -> int: ...
 
@@ -112,7 +112,7 @@ class PlainTransport:
             return Peer.GONE
 
     def unsent(self) -> int:
-        if sys.platform != "linux":  # the others' TIOCOUTQ is for terminals
+        if sys.platform != "linux":  # elsewhere TIOCOUTQ is for terminals
             return 0
         count = array.array("i", [0])
         try:
@@ -142,7 +142,7 @@ class PlainTransport:
 
 
 def shut_down(sock: socket.socket) -> None:
-    """End both directions, or the listening, although a forked child may hold the descriptor too.
+    """End both directions, or listening, even if a forked child also holds the descriptor.
 
     close(2) alone has no effect on the peer, or on the port, until the last holder closes.
     """

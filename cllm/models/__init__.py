@@ -1,4 +1,4 @@
-"""The model that comes with the package: little stories in English and simple Chinese."""
+"""The model that comes with the package: short stories in English and simple Chinese."""
 
 from __future__ import annotations
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """What a message says of itself before its content. most: tokens it may have."""
+    """The fields of a message before its content. most: its maximum number of tokens."""
 
     model: str
     most: int
@@ -31,7 +31,7 @@ class Reply:
         return {**head, "model": self.model, "content": content, **stop, "usage": self.usage()}
 
     def usage(self) -> dict[str, int]:
-        """Counts up to now: what was read anew, what was in the cache, what was made."""
+        """Counts so far: tokens evaluated, tokens from the cache, tokens generated."""
         usage = self.generation.usage
         return {
             "input_tokens": usage.prompt_tokens - usage.cached_tokens,
@@ -78,7 +78,7 @@ def content_of(events: Sequence[Event]) -> list[dict[str, Any]]:
 def _object(text: str) -> Any:
     try:
         return msgspec.json.decode(text)
-    except msgspec.DecodeError:  # the message ended in the middle of the call
+    except msgspec.DecodeError:  # the message ended within the call
         return {}
 
 
@@ -92,10 +92,10 @@ class MessageFrames:
     def __init__(self, reply: Reply, prepared: Prepared) -> None:
         self._reply = reply
         self._parser = prepared.parser()
-        self._kind = ""  # of the block that is open; "": none is
+        self._kind = ""  # of the open block; "": none
         self._index = -1  # of the newest block
         self._called = False
-        self._text = b""  # what stands before a piece of the open block of text
+        self._text = b""  # the prefix of a piece of the open text block
 
     def opening(self) -> bytes:
         message = self._reply.message([], {"stop_reason": None, "stop_sequence": None})

@@ -1,4 +1,4 @@
-"""From Anthropic's messages to a conversation: blocks become the fields that templates know."""
+"""From Anthropic's messages to a conversation: blocks become the fields of templates."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from cllm.api.chat.conversation import Conversation, Tool
 from cllm.api.envelopes import encode
 from cllm.engine import Constraint, InvalidRequest
 
-_BETWEEN = "\n\n"  # texts that stand apart in a request and share one turn of the template
+_BETWEEN = "\n\n"  # between separate texts of a request in one turn of the template
 
 
 def conversation(asked: CountRequest) -> Conversation:
-    """What is asked, in the shape that every API shares. Raises InvalidRequest."""
+    """The request as a Conversation. Raises InvalidRequest."""
     messages = list(_messages(asked))
     choice, tools = asked.tool_choice, asked.tools or ()
     forced = isinstance(choice, (AnyTool, OneTool))
@@ -50,13 +50,13 @@ def conversation(asked: CountRequest) -> Conversation:
 
 def _reasoning(asked: CountRequest) -> bool | str:
     if asked.thinking is None or asked.thinking.type == "disabled":
-        return False  # as this API promises where thinking is not asked for
+        return False  # this API promises it if thinking is not requested
     effort = asked.output_config and asked.output_config.effort
     return effort or True
 
 
 def _messages(asked: CountRequest) -> Iterator[dict[str, Any]]:
-    """Messages in OpenAI's shape; neighbours of one role are one turn, as this API has it."""
+    """Messages in OpenAI's shape; adjacent messages of one role are one turn, as in this API."""
     system = _text_of(asked.system or "")
     if system:
         yield {"role": "system", "content": system}
@@ -79,7 +79,7 @@ def _joins(turn: dict[str, Any], part: dict[str, Any]) -> bool:
 
 
 def _parts(message: Message) -> Iterator[dict[str, Any]]:
-    """The message, and before it one for the result of each call: templates want them apart."""
+    """The message, after one message per call result: templates need them separate."""
     if isinstance(message.content, str):
         yield {"role": message.role, "content": message.content}
         return

@@ -20,7 +20,7 @@ _TYPES = {
 
 
 def envelope(status: int, message: str) -> dict[str, Any]:
-    """The error as its object; also what an event of a stream holds."""
+    """The error as an object; also the data of a stream's event."""
     usual = "api_error" if status >= 500 else "invalid_request_error"
     return {"type": "error", "error": {"type": _TYPES.get(status, usual), "message": message}}
 

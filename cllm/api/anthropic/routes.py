@@ -14,7 +14,7 @@ FAMILY = Family("Anthropic", ("/v1/messages",), error_body, answers.AnthropicFai
 
 
 def routes(service: Service, submission: Submission) -> tuple[Route, ...]:
-    """What is served of it."""
+    """Its endpoints."""
     messages = Messages(service, submission)
     return (
         Route("POST", "/v1/messages", "Anthropic: answer a conversation",

@@ -1,7 +1,7 @@
 """Bodies of the Anthropic endpoints. Unknown fields are ignored, null means left out.
 
-Source: the Anthropic API reference, "Messages". What that API does on its own servers (search,
-code, files) has types of its own there, none of which is among these: it is refused by its name.
+Source: the Anthropic API reference, "Messages". Tools that run on that API's servers (search,
+code, files) have their own types, which these omit, so they are refused by name.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ class TextBlock(Struct, tag_field="type", tag="text"):
 
 
 class ThinkingBlock(Struct, tag_field="type", tag="thinking"):
-    """What the model thought in an earlier turn."""
+    """The model's reasoning in an earlier turn."""
 
     thinking: str
 
 
 class RedactedThinkingBlock(Struct, tag_field="type", tag="redacted_thinking"):
-    """Thoughts that only Anthropic's servers can read; left out of the prompt."""
+    """Thoughts that only Anthropic's servers can read; omitted from the prompt."""
 
 
 class ToolUseBlock(Struct, tag_field="type", tag="tool_use"):
@@ -40,7 +40,7 @@ class ToolUseBlock(Struct, tag_field="type", tag="tool_use"):
 
 
 class ToolResultBlock(Struct, tag_field="type", tag="tool_result"):
-    """What came of a call."""
+    """The result of a call."""
 
     tool_use_id: NonEmpty
     content: str | list[TextBlock] | None = None
@@ -91,13 +91,13 @@ class NoTool(Struct, tag_field="type", tag="none"):
 
 
 class Thinking(Struct):
-    """Whether the model is to think first. A budget of tokens is no promise of the models here."""
+    """Whether the model is to think first. The budget of tokens is not enforced."""
 
     type: Literal["enabled", "adaptive", "disabled"]
 
 
 class JsonFormat(Struct, tag_field="type", tag="json_schema"):
-    """What the answer must be."""
+    """The format of the answer."""
 
     schema: dict[str, Any]
 

@@ -1,7 +1,7 @@
 """Messages to a prompt: the model's own Jinja template, in a sandbox.
 
-Templates are written for `transformers`, so they are given what its `apply_chat_template` gives
-them (transformers/utils/chat_template_utils.py), and render the same.
+Templates are written for `transformers`, so they get the variables and functions of its
+`apply_chat_template` (transformers/utils/chat_template_utils.py), and render the same.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ _NOTHING: Mapping[str, Any] = {}
 
 
 class TemplateError(ValueError):
-    """The template refuses these messages, or cannot be read; one line."""
+    """The template rejects these messages, or is invalid; one line."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,16 +53,16 @@ class Rendered:
 class ChatTemplate:
     """A compiled template and the tokens that it may name.
 
-    Messages are in the shape of OpenAI's chat completions. variables: whatever else the template
-    is to know, such as `tools`, `documents` or `enable_thinking`; `add_generation_prompt` too,
-    which is True unless given: the prompt is open for the assistant's turn.
-    continued: the last message is the beginning of that turn, and is left open.
+    Messages have the format of OpenAI's chat completions. variables: further variables of the
+    template, such as `tools`, `documents` or `enable_thinking`; `add_generation_prompt` is True by
+    default: the prompt ends with the start of the assistant's turn.
+    continued: the last message is the beginning of that turn, and stays open.
     """
 
     def __init__(
         self, source: str, bos: str = "", eos: str = "", controls: Collection[str] = ()
     ) -> None:
-        """controls: how the vocabulary's control tokens are spelled. Raises TemplateError."""
+        """controls: the texts of the vocabulary's control tokens. Raises TemplateError."""
         self.source = source
         self._bos = bos
         self._names = {
@@ -96,8 +96,8 @@ class ChatTemplate:
     ) -> Rendered:
         """The prompt as text and as tokens.
 
-        The template's special tokens are control tokens; what a message says stays text, also
-        where it spells such a token out. Raises TemplateError, InvalidRequest, EngineClosed.
+        The template's special tokens become control tokens; the text of a message stays text, even
+        if it spells such a token. Raises TemplateError, InvalidRequest, EngineClosed.
         """
         text = self._render(messages, variables, continued)
         add_special = not (self._bos and text.startswith(self._bos))
@@ -128,16 +128,16 @@ class ChatTemplate:
         """The message as templates expect it."""
         shaped = {name: value for name, value in message.items() if value is not None}
         if "reasoning_content" in shaped:
-            shaped.setdefault("thinking", shaped["reasoning_content"])  # what gpt-oss reads
+            shaped.setdefault("thinking", shaped["reasoning_content"])  # for gpt-oss
         if self.wants_objects and shaped.get("tool_calls"):
             shaped["tool_calls"] = [_with_object(call) for call in shaped["tool_calls"]]
         return shaped
 
     def _shows_objects_as_json(self) -> bool:
-        """Whether the arguments of tool calls are to be objects, and not JSON text, for it.
+        """Whether the template needs the arguments of tool calls as objects, not JSON text.
 
-        transformers gives objects. A template that cannot take them fails, or shows them as
-        Python writes them.
+        transformers passes objects. A template that does not support them fails, or prints them
+        as Python does.
         """
         try:
             return _SHOWN_BY_PYTHON not in self._render(_CALLING, {"tools": _TOOLS}, False)
@@ -159,7 +159,7 @@ _TOOLS = ({"type": "function", "function": _TOOL},)
 
 
 def _with_object(call: Any) -> Any:
-    """A tool call with its arguments as an object, where they are the JSON text of one."""
+    """A tool call with its arguments as an object, if they are the JSON text of one."""
     with suppress(KeyError, TypeError, ValueError, RecursionError):
         function = call["function"]
         arguments = json.loads(function["arguments"])

@@ -1,7 +1,7 @@
 """Control tokens that a client's text spells out stay text, wherever a template puts it.
 
-Every such spelling is framed by two noncharacters before the template sees it. So whatever the
-template does with the text around it works as usual, and what arrives framed is tokenized as text.
+Each such spelling is framed by two noncharacters before the template sees it. The template handles
+the surrounding text as usual, and framed text is tokenized as text.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _BEGIN, _END = "\ufdd0", "\ufdd1"
 
 
 class ControlTokens:
-    """The control tokens of a vocabulary, as they are spelled."""
+    """The texts of a vocabulary's control tokens."""
 
     def __init__(self, spellings: Collection[str]) -> None:
         spelled = _longest(sorted(filter(None, spellings))) or "(?!)"
@@ -28,7 +28,7 @@ class ControlTokens:
         self._framed = re.compile(f"{_BEGIN}({spelled})?{_END}?|({spelled})?{_END}")
 
     def frame(self, value: Any) -> Any:
-        """The value with each control token framed that a text anywhere in it spells."""
+        """The value with every control token spelled in any of its texts framed."""
         if isinstance(value, str):
             return self._spelled.sub(_framed, unframed(value))
         if isinstance(value, Mapping):
@@ -38,7 +38,7 @@ class ControlTokens:
         return value
 
     def tokenize(self, engine: Engine, text: str, add_special: bool) -> list[int]:
-        """A template's text -> tokens: what is framed is text, all other control tokens are such.
+        """A template's text -> tokens: framed parts are text, the rest is parsed.
 
         Raises InvalidRequest, EngineClosed.
         """

@@ -29,12 +29,12 @@ class Tool:
 class Conversation:
     """The messages, and how to continue.
 
-    messages: in the shape of OpenAI's chat completions: `role`, `content` as one text,
+    messages: in the format of OpenAI's chat completions: `role`, `content` as one text,
         `reasoning_content`, `tool_calls` (whose `arguments` are JSON text), `tool_call_id`, `name`.
     allowed: the names of the tools that may be called; None: all. A named tool is choice
         "required" with one name allowed.
     parallel: whether more than one call may be made.
-    response: what the answer's text must be.
+    response: the constraint on the answer's text.
     reasoning: False: none; True or an effort's name: think first; None: the template's default.
     template_kwargs: further variables of the template.
     continued: the last message is the assistant's and is continued, not answered.

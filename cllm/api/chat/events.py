@@ -1,4 +1,4 @@
-"""What a parser makes of the model's text, the same for every API."""
+"""The events of a parser of the model's text, the same for every API."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class Text:
 
 @dataclass(frozen=True, slots=True)
 class Reasoning:
-    """A piece of what the model thinks before it answers."""
+    """A piece of the model's reasoning before its answer."""
 
     text: str
 
@@ -39,7 +39,7 @@ class CallArguments:
 
 @dataclass(frozen=True, slots=True)
 class CallEnd:
-    """The arguments are complete. A call that the model did not finish has no end."""
+    """The arguments are complete. An unfinished call has no end."""
 
     index: int
 
@@ -48,10 +48,10 @@ Event = Text | Reasoning | CallBegin | CallArguments | CallEnd
 
 
 class Parser(Protocol):
-    """Reads one generation's text as it comes. How the text is cut makes no difference."""
+    """Reads one generation's text as it arrives. How the text is split makes no difference."""
 
     def push(self, text: str) -> list[Event]:
-        """What is certain now; what may be the beginning of a marker is held back."""
+        """The events that are certain; text that may begin a marker is held back."""
 
     def finish(self) -> list[Event]:
-        """The rest: no text will follow."""
+        """The remaining events; no text follows."""

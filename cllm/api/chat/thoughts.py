@@ -1,22 +1,22 @@
-"""How many of a generation's tokens were thoughts."""
+"""The number of a generation's tokens that were thoughts."""
 
 from __future__ import annotations
 
 
 class Thoughts:
-    """Counts the pieces of a text, of which one may hold several tokens, and those of thoughts."""
+    """Counts the pieces of a text and of its thoughts; a piece may contain several tokens."""
 
     __slots__ = ("_pieces", "_silent", "_thought")
 
     def __init__(self) -> None:
         self._pieces = 0
-        self._silent = 0  # before anything was thought or said
+        self._silent = 0  # before the first thought or text
         self._thought = 0
 
     def count(self, thinking: bool | None) -> None:
-        """A piece was read; whether the model thinks at its end, None: it has not begun to speak.
+        """Count a piece; thinking: the state at its end, None: neither thought nor text so far.
 
-        A beginning of marks and white space belongs to what follows it.
+        Leading marks and white space belong to the part that follows.
         """
         self._pieces += 1
         if thinking is None:

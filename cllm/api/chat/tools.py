@@ -21,7 +21,7 @@ _ANY_OBJECT: Mapping[str, Any] = {"type": "object"}
 
 
 def callable_tools(conversation: Conversation) -> list[Tool]:
-    """The tools that may be called. Raises InvalidRequest for what is wrong with any tool."""
+    """The tools that may be called. Raises InvalidRequest for an invalid tool."""
     tools, names = conversation.tools, [tool.name for tool in conversation.tools]
     for number, tool in enumerate(tools):
         where = f"tools[{number}].function"
@@ -41,11 +41,11 @@ def callable_tools(conversation: Conversation) -> list[Tool]:
 
 
 def held_tools(engine: Engine, conversation: Conversation) -> list[Tool]:
-    """The tools that may be called, each with a schema that its arguments can be held to.
+    """The tools that may be called, each with an enforceable schema of its arguments.
 
-    A schema that cannot be held is refused where it must be: for strict tools and forced calls.
-    Else the model only reads it. Raises InvalidRequest, and ConstraintPending after some have begun
-    to be compiled, so that not every tool is a round of its own.
+    A schema that cannot be enforced is refused for strict tools and forced calls; otherwise the
+    model only reads it. Raises InvalidRequest, and ConstraintPending once several compilations
+    have started, so that the tools do not each need a separate round.
     """
     names = [tool.name for tool in conversation.tools]
     forced = conversation.choice == "required"
@@ -67,7 +67,7 @@ def held_tools(engine: Engine, conversation: Conversation) -> list[Tool]:
 
 
 def described(tools: Sequence[Tool]) -> list[dict[str, Any]]:
-    """The tools as templates read them."""
+    """The tools in the format of templates."""
     return [
         {
             "type": "function",

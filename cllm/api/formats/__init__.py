@@ -15,7 +15,7 @@ from cllm.api.formats import (
 )
 from cllm.api.formats.format import Format
 
-# The first that fits; the more particular come first, and the last fits all.
+# The first that fits applies; particular formats come first, and the last one fits all.
 FORMATS = (
     gpt_oss.FORMAT,
     gemma.GEMMA_4,

@@ -1,4 +1,4 @@
-"""The tool calls of one answer: which tools there are, what events a call makes, calls in JSON."""
+"""The tool calls of one answer: its tools, the events of a call, calls in JSON."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _SURROGATE = re.compile("[\ud800-\udfff]")
 _ARGUMENTS = ("arguments", "parameters")
 _FIRST_KEYS = ("name", "arguments", "parameters", "type", "function", "id")
 _FIRST_KEY = re.compile(r'\{\s*"([^"\\]*)("?)')
-# The usual order of the keys, with which the arguments can be given out while they come.
+# The usual order of the keys, in which the arguments can be streamed.
 _HEAD = re.compile(
     r'\{\s*(?:"type"\s*:\s*"function"\s*,\s*)?"name"\s*:\s*"([^"\\]*)"\s*,'
     r'\s*"(?:arguments|parameters)"\s*:\s*(?=\{)'
@@ -26,7 +26,7 @@ _HEAD = re.compile(
 
 
 class Calls:
-    """Counts the calls and gives them their ids."""
+    """Counts the calls and assigns their ids."""
 
     __slots__ = ("_count", "_id", "tools")
 
@@ -36,7 +36,7 @@ class Calls:
         self._count = 0
 
     def begin(self, name: str) -> CallBegin:
-        """A call begins; those before it have ended."""
+        """A call begins; earlier ones have ended."""
         self._count += 1
         return CallBegin(self._count - 1, self._id(), name)
 
@@ -49,24 +49,24 @@ class Calls:
         return CallEnd(self._count - 1)
 
     def whole(self, name: str, arguments: str) -> list[Event]:
-        """A call that is known at once."""
+        """A complete call."""
         return [self.begin(name), self.arguments(arguments), self.end()]
 
 
 def long_id() -> str:
-    """An id as OpenAI's look."""
+    """An id in OpenAI's form."""
     return "call_" + "".join(secrets.choice(_ALPHABET) for _ in range(24))
 
 
 def short_id() -> str:
-    """An id as Mistral's templates demand it."""
+    """An id in the form that Mistral's templates require."""
     return "".join(secrets.choice(_ALPHABET) for _ in range(9))
 
 
 def read_json_call(reader: Reader, calls: Calls) -> Steps[bool]:
-    """Read `{"name": …, "arguments": {…}}`, with `parameters` for `arguments` too.
+    """Read `{"name": …, "arguments": {…}}`, also with `parameters` for `arguments`.
 
-    Returns whether that was a call; if not, nothing was read.
+    Returns whether it was a call; if not, nothing was read.
     """
     while True:
         text = reader.text
@@ -93,7 +93,7 @@ def read_json_call(reader: Reader, calls: Calls) -> Steps[bool]:
 
 
 def _rest_of_object(reader: Reader) -> Steps[None]:
-    """Read what stands between the arguments and the brace that ends the call, and the brace."""
+    """Read from the end of the arguments to the brace that ends the call."""
     space = yield from reader.space()
     if reader.text.startswith("}"):
         reader.skip(1)
@@ -111,7 +111,7 @@ def _rest_of_object(reader: Reader) -> Steps[None]:
 
 
 def json_calls(value: Any, calls: Calls) -> list[tuple[str, str]] | None:
-    """(name, arguments) of a decoded call, or of a list of them; None if it is none."""
+    """(name, arguments) of a decoded call, or of a list of them; None if it is not a call."""
     if isinstance(value, list):
         found = [json_calls(each, calls) for each in value]
         if not found or any(each is None for each in found):
@@ -131,7 +131,7 @@ def json_calls(value: Any, calls: Calls) -> list[tuple[str, str]] | None:
         return None
     try:
         return [(value["name"], dump(arguments))]
-    except ValueError:  # a number beyond all floats
+    except ValueError:  # a number beyond the range of floats
         return None
 
 
@@ -143,7 +143,7 @@ def _decoded(text: str) -> Any:
 
 
 def load(text: str) -> Any:
-    """JSON, and nothing that only Python takes for it. Raises ValueError, RecursionError."""
+    """Strict JSON, without Python's extensions. Raises ValueError, RecursionError."""
     return json.loads(text, parse_constant=_refuse)
 
 
@@ -152,16 +152,16 @@ def _refuse(name: str) -> None:
 
 
 def dump(value: Any) -> str:
-    """JSON text as models write it; halves of surrogate pairs, which UTF-8 lacks, stay escaped.
+    """JSON text as models write it; lone surrogates, which UTF-8 lacks, stay escaped.
 
-    Raises ValueError for a number that JSON cannot hold.
+    Raises ValueError for a number that JSON cannot represent.
     """
     text = json.dumps(value, ensure_ascii=False, allow_nan=False)
     return text if text.isascii() or not _SURROGATE.search(text) else json.dumps(value)
 
 
 def _may_be_call(text: str) -> bool:
-    """Whether an object that begins so may be a call; all that is known of it is its first key."""
+    """Whether an object with this beginning may be a call; only its first key is known."""
     if not text:
         return True
     if text[0] != "{":

@@ -1,6 +1,6 @@
-"""DeepSeek V3, R1 and V3.1: calls between markers of their own.
+"""DeepSeek V3, R1 and V3.1: calls between its own markers.
 
-Source: the chat templates of deepseek-ai/DeepSeek-V3, -R1 (arguments in a fence of JSON behind the
+Source: the chat templates of deepseek-ai/DeepSeek-V3, -R1 (arguments in a fence of JSON after the
 word `function`) and -V3.1 (name and arguments alone).
 """
 
@@ -45,7 +45,7 @@ def _read(reader: Reader, calls: Calls) -> Steps[None]:
 
 
 def _read_call(reader: Reader, calls: Calls, before: str) -> Steps[str]:
-    """Read one call; what was read and is none."""
+    """Read one call; return text that was read and is not a call."""
     head, marker = yield from reader.take_until((_BETWEEN,))
     if marker is None:
         return before + head

@@ -1,4 +1,4 @@
-"""What a format is: how one family of models writes its calls and thoughts."""
+"""A format: how one family of models writes its calls and thoughts."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ class Format:
     """One format.
 
     fits: whether a template's source is of this format.
-    read: the parser of what follows the thoughts, where tools may be called.
-    rules: (grammar, tools, forced, many) -> the expression of what follows the thoughts: calls
+    read: the parser of the text after the thoughts, if tools may be called.
+    rules: (grammar, tools, forced, many) -> the expression of the text after the thoughts: calls
         of these tools, with any text between them unless forced; one call, or many.
-    think: what stands around the thoughts; None: `read` tells them from the answer itself, and is
-        needed without tools too.
-    answer: (grammar, expression) -> the expression in its place; None: it stands alone.
+    think: the markers around the thoughts; None: `read` separates them from the answer itself, and
+        is needed without tools too.
+    answer: (grammar, expression) -> the expression within its markers; None: without markers.
     spell_special: markers are control tokens, so they must appear in the text.
     """
 

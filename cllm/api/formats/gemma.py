@@ -1,4 +1,4 @@
-"""Gemma: `call:name{key:value}` between markers; texts stand between marks instead of quotes.
+"""Gemma: `call:name{key:value}` between markers; strings are between marks instead of quotes.
 
 Source: the chat templates of google/functiongemma-270m-it and google/gemma-4.
 """
@@ -23,7 +23,7 @@ _COMMON = {"type", "title", "description", "default"}
 
 
 class Marks(NamedTuple):
-    """How one generation of Gemma spells its markers."""
+    """The markers of one generation of Gemma."""
 
     begin: str
     end: str
@@ -63,7 +63,7 @@ def _decoded(text: str, quote: str) -> str | None:
 
 
 def _as_json(text: str, quote: str) -> str:
-    """The same with quotes: texts between marks are escaped, names in front of colons quoted."""
+    """The same as JSON: strings between marks become quoted, names before colons too."""
     parts = text.split(quote)
     return "".join(
         dump(part) if number % 2 else _quoted_names(part) for number, part in enumerate(parts)
@@ -89,7 +89,7 @@ def _grammar(
 
 
 def _value(grammar: Grammar, schema: Any, quote: str) -> str:
-    """A value as Gemma writes it where the schema is that simple, else as JSON."""
+    """A value in Gemma's form if the schema is simple enough, else as JSON."""
     if not _is_simple(schema):
         return grammar.json(schema)
     kind = schema["type"]

@@ -1,6 +1,6 @@
-"""Any other model: told of the tools in a system message, it answers in JSON as Hermes does.
+"""Any other model: a system message describes the tools, and it answers in JSON like Hermes.
 
-What it writes is also taken for a call where the whole answer begins as one, without markers.
+An answer that begins as a call without markers also counts as a call.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ FORMAT = Format("generic", lambda source: True, _read, hermes.rules)
 def described(
     messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]]
 ) -> list[dict[str, Any]]:
-    """The messages for a template that knows no tools: these, calls and results are text."""
+    """The messages for a template without tools: tools, calls and results become text."""
     shown = [_as_text(message) for message in messages]
     if tools:
         lines = "\n".join(dump(tool["function"]) for tool in tools)
@@ -66,6 +66,6 @@ def _as_text(message: Mapping[str, Any]) -> dict[str, Any]:
 def _call(function: Mapping[str, Any]) -> str:
     arguments = function["arguments"]
     if isinstance(arguments, str):
-        with suppress(ValueError):  # what was no JSON is shown as the text that it is
+        with suppress(ValueError):  # arguments that are not JSON are shown as text
             arguments = json.loads(arguments or "{}")
     return dump({"name": function["name"], "arguments": arguments})

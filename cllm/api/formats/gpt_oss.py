@@ -48,11 +48,11 @@ def _read(reader: Reader, calls: Calls) -> Steps[None]:
 
 def _pass(reader: Reader, event: Callable[[str], Event]) -> Steps[None]:
     if (yield from reader.pass_until(_ENDS, event)) == _CHANNEL:
-        reader.text = _CHANNEL + reader.text  # a head without its beginning
+        reader.text = _CHANNEL + reader.text  # a head whose beginning is in the prompt
 
 
 def _broken(head: str) -> Steps[None]:
-    """The text ended within a head, which is no text; what stands there without one is."""
+    """The text ended within a head, which is not text; a part without a head is."""
     if head.strip() and not any(mark in head for mark in (_CHANNEL, _START, "assistant", "to=")):
         yield Text(head)
 

@@ -1,7 +1,7 @@
 """Grammars of answers, in llguidance's dialect of Lark.
 
-Source: llguidance, docs/syntax.md. A marker may be a token of its own, which no text can match, or
-ordinary text; which of them is the vocabulary's matter and is looked up.
+Source: llguidance, docs/syntax.md. A marker may be a single token, which no text can match, or
+ordinary text; the vocabulary decides which.
 """
 
 from __future__ import annotations
@@ -12,31 +12,31 @@ from typing import Any
 
 from cllm.engine.constraints.constraint import json_rule
 
-_MOST = 16  # forced calls side by side: a weak model would never end by itself
+_MOST = 16  # maximum number of forced calls: a weak model would never end by itself
 
 
 class Grammar:
-    """Rules as they are added. Expressions are strings that may stand on a rule's right side."""
+    """Collects rules. Expressions are strings for a rule's right side."""
 
     __slots__ = ("_marker_token", "_rules")
 
     def __init__(self, marker_token: Callable[[str], int | None]) -> None:
-        """marker_token: the token that a marker is, if it is one."""
+        """marker_token: the token of a marker, if it is a single token."""
         self._marker_token = marker_token
         self._rules = ["TEXT: /(.|\\n)*/", "SPACE: /[ \\n]{0,3}/"]
 
     def source(self, start: str) -> str:
-        """The whole grammar of what `start` describes."""
+        """The whole grammar with this `start`."""
         return "\n".join(["%llguidance {}", f"start: {start}", *self._rules, ""])
 
     def rule(self, body: str, attributes: str = "") -> str:
-        """A rule of its own."""
+        """Add a rule."""
         name = f"r{len(self._rules)}"
         self._rules.append(f"{name}{attributes}: {body}")
         return name
 
     def text(self, text: str) -> str:
-        """Just this text."""
+        """Exactly this text."""
         return json.dumps(text, ensure_ascii=False) if text else ""
 
     def marker(self, text: str) -> str:
@@ -60,14 +60,14 @@ class Grammar:
 
 
 def thoughts(grammar: Grammar, think: tuple[str, str], opened: bool) -> str:
-    """What may, or where the prompt opened it must, come before an answer."""
+    """The optional thoughts before an answer; required if the prompt opened them."""
     begin, end = think
     closed = f"{grammar.until(end)} SPACE"
     return closed if opened else f"({grammar.marker(begin)} {closed})?"
 
 
 def repeated(grammar: Grammar, trigger: str, call: str, forced: bool, many: bool) -> str:
-    """Calls that each begin with the trigger; `call` is what follows it."""
+    """Calls that each begin with the trigger, followed by `call`."""
     if forced:
         one = grammar.rule(f"{grammar.marker(trigger)} {call}")
         return f"{one} (SPACE {one}){{0,{_MOST - 1}}}" if many else one
@@ -76,7 +76,7 @@ def repeated(grammar: Grammar, trigger: str, call: str, forced: bool, many: bool
 
 
 def enclosed(grammar: Grammar, trigger: str, calls: str, forced: bool) -> str:
-    """Calls that together stand behind one trigger; `calls` is what follows it."""
+    """Calls after one common trigger, which `calls` follows."""
     if forced:
         return f"{grammar.marker(trigger)} {calls}"
     return f"({grammar.until(trigger)} {calls} | TEXT)"

@@ -1,4 +1,4 @@
-"""Hermes, Qwen and many that follow them: JSON between `<tool_call>` and `</tool_call>`.
+"""Hermes, Qwen and their derivatives: JSON between `<tool_call>` and `</tool_call>`.
 
 Source: the chat templates of NousResearch/Hermes-2-Pro and Qwen/Qwen3.
 """
@@ -35,7 +35,7 @@ def read(reader: Reader, calls: Calls) -> Steps[None]:
 
 
 def close(reader: Reader) -> Steps[None]:
-    """Read over the mark that ends a call; what stands in its place stays."""
+    """Skip the mark that ends a call; other text there stays."""
     space = yield from reader.space()
     if (yield from reader.starts(END)):
         reader.skip(len(END))

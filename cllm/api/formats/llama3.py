@@ -52,7 +52,7 @@ def _rules(grammar: Grammar, tools: Sequence[Tool], forced: bool, many: bool) ->
     calls = f'{one} ("; " {one})*' if many else one
     if forced:
         return calls
-    # An answer that begins as an object is a call.
+    # An answer that begins with an object is a call.
     said = grammar.rule("/[^{](.|\\n)*/")
     return f"({grammar.marker(_TAG)}? {calls} | {said}?)"
 

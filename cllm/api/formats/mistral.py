@@ -1,6 +1,6 @@
-"""Mistral: behind `[TOOL_CALLS]` a list of calls in JSON, or a name, `[ARGS]` and its arguments.
+"""Mistral: after `[TOOL_CALLS]` a list of calls in JSON, or a name, `[ARGS]` and its arguments.
 
-Source: mistral-common, the tokenizers of versions 3 (the list) and 11 (names, one mark a call).
+Source: mistral-common, the tokenizers of versions 3 (the list) and 11 (names, one mark per call).
 """
 
 from __future__ import annotations

@@ -46,7 +46,7 @@ def _read(reader: Reader, calls: Calls) -> Steps[None]:
 
 
 def _read_calls(reader: Reader, calls: Calls) -> Steps[bool]:
-    """Read the list; whether there was one. If not, nothing was read."""
+    """Read the list; return whether there was one. If not, nothing was read."""
     tried = 0
     while True:
         text = reader.text
@@ -75,7 +75,7 @@ def _may_be_calls(text: str, calls: Calls) -> bool:
 
 
 def _decoded(text: str, calls: Calls) -> list[tuple[str, str]] | None:
-    """(name, arguments) of every call, if this is a whole list of them."""
+    """(name, arguments) of every call, if this is a complete list of calls."""
     try:
         tree = ast.parse(text, mode="eval").body
         if not isinstance(tree, ast.List):
@@ -95,7 +95,7 @@ def _decoded(text: str, calls: Calls) -> list[tuple[str, str]] | None:
 
 
 def _value(node: ast.expr) -> Any:
-    """A literal, with JSON's names for Python's too; raises ValueError for anything else."""
+    """A literal, in Python's or JSON's names; raises ValueError for anything else."""
     return ast.literal_eval(_Names().visit(node))
 
 
@@ -105,11 +105,11 @@ class _Names(ast.NodeTransformer):
 
 
 def _call(grammar: Grammar, tool: Tool) -> str:
-    """One call; values as JSON, which but for three names is Python."""
+    """One call; values as JSON, which is Python except for three names."""
     schema = tool.schema
     shared = {key: schema[key] for key in ("$defs", "definitions") if key in schema}
     required = schema.get("required", ())
-    # The order is free in Python, so the required ones come first: then commas are simple.
+    # The order is free in Python, so the required ones come first, which simplifies commas.
     properties = sorted(
         schema.get("properties", {}).items(), key=lambda item: item[0] not in required
     )

@@ -1,7 +1,7 @@
 """Qwen3-Coder: a call as elements, its arguments as text between `<parameter=name>` and its end.
 
-Source: the chat template of Qwen/Qwen3-Coder. Text arguments stand there as they are; all others
-as JSON. Calls in Hermes' JSON are understood too.
+Source: the chat template of Qwen/Qwen3-Coder. Text arguments are written unchanged, all others
+as JSON. Calls in Hermes' JSON are accepted too.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from cllm.api.formats.reader import Reader, Steps
 _BEGIN, _END = hermes.BEGIN, hermes.END
 _FUNCTION, _FUNCTION_END = "<function=", "</function>"
 _PARAMETER, _PARAMETER_END = "<parameter=", "</parameter>"
-# What the Python of a template writes for JSON's names.
+# What a template's Python writes for JSON's names.
 _PYTHON = {"True": "true", "False": "false", "None": "null"}
 _CHOICE = {"type", "enum", "title", "description", "default"}
-# With these keywords a text cannot be held to its schema unless it is written as JSON or chosen.
+# With these keywords a text follows its schema only if it is written as JSON or chosen from a list.
 _BINDING = ("enum", "const", "pattern", "format", "minLength", "maxLength")
 
 
@@ -53,7 +53,7 @@ def _read(reader: Reader, calls: Calls) -> Steps[None]:
 
 
 def _name(reader: Reader) -> Steps[str | None]:
-    """What stands up to `>`, which is read over; None, and nothing read, if that is no name."""
+    """The text up to `>`, which is skipped; None, and nothing read, if it is not a name."""
     while ">" not in reader.text and "\n" not in reader.text and not reader.ended:
         yield None
     name, found, _ = reader.text.partition(">")
@@ -103,7 +103,7 @@ def _read_arguments(reader: Reader, calls: Calls, tool: Tool) -> Steps[None]:
 
 
 def _is_text(schema: Any) -> bool:
-    """Whether a value is written as it is."""
+    """Whether a value is written unchanged."""
     return (
         isinstance(schema, Mapping)
         and schema.get("type") == "string"
@@ -112,7 +112,7 @@ def _is_text(schema: Any) -> bool:
 
 
 def _written(text: str, schema: Any) -> str:
-    """The JSON text of a value; text that is no JSON, or is to be none, becomes a string."""
+    """The JSON text of a value; text that is not JSON, or must be a string, becomes a string."""
     textual = isinstance(schema, Mapping) and schema.get("type") == "string"
     if text in _PYTHON and not textual:
         return _PYTHON[text]
@@ -124,7 +124,7 @@ def _written(text: str, schema: Any) -> str:
 
 
 def _options(schema: Any) -> list[str]:
-    """The texts of a choice that can stand as they are; none where some could not be told."""
+    """The texts of a choice that can be written unchanged; none if some would be ambiguous."""
     if not isinstance(schema, Mapping) or set(schema) - _CHOICE or schema.get("type") != "string":
         return []
     options = schema.get("enum", [])

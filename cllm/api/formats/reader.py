@@ -1,8 +1,7 @@
-"""Reading a text that is still coming: parsers are generators that ask for more.
+"""Reading a growing text: parsers are generators that ask for more.
 
-The rule they all live by: what is decided depends on the text alone, never on how it was cut. So a
-decision waits until no further text could change it, and what is held back meanwhile is only what
-may be a part of a marker.
+Rule: a decision depends on the text alone, never on how it was split. So a decision waits until no
+further text can change it, and only text that may be part of a marker is held back.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ from cllm.api.chat.events import Event
 
 T = TypeVar("T")
 
-# Gives out events, and None where it needs more text; returns T.
+# Yields events, and None when it needs more text; returns T.
 Steps = Generator[Event | None, None, T]
 
 _STRUCTURE = re.compile(r'["{}\[\]]')
@@ -23,17 +22,17 @@ _STRING_END = re.compile(r'["\\]')
 
 
 class Reader:
-    """The text that has come and was not read yet."""
+    """The text that has arrived and has not been read."""
 
     __slots__ = ("dropped", "ended", "text")
 
     def __init__(self) -> None:
         self.text = ""
-        self.dropped = ""  # white space that stood in front of the last marker
+        self.dropped = ""  # white space before the last marker
         self.ended = False
 
     def skip(self, count: int) -> str:
-        """Read so many characters."""
+        """Read this many characters."""
         read, self.text = self.text[:count], self.text[count:]
         return read
 
@@ -54,7 +53,7 @@ class Reader:
         return self.text.startswith(marker)
 
     def take_until(self, markers: Sequence[str]) -> Steps[tuple[str, str | None]]:
-        """Read up to the first marker and over it: what stood before it, and the marker.
+        """Read up to the first marker and past it; return the text before it, and the marker.
 
         None for the marker: the text ended without one.
         """
@@ -69,9 +68,9 @@ class Reader:
     def pass_until(
         self, markers: Sequence[str], event: Callable[[str], Event]
     ) -> Steps[str | None]:
-        """Give out everything up to the first marker, and read over that; None: there was none.
+        """Yield everything up to the first marker, and skip that; None: there was none.
 
-        White space in front of a marker is `dropped`.
+        White space before a marker is `dropped`.
         """
         while True:
             text = self.text
@@ -93,7 +92,7 @@ class Reader:
             yield None
 
     def pass_exactly(self, markers: Sequence[str], event: Callable[[str], Event]) -> Steps[bool]:
-        """The same, white space included; whether there was a marker."""
+        """The same, including white space; returns whether there was a marker."""
         while (found := _first(self.text, markers)) is None:
             sure = len(self.text) - (0 if self.ended else _begun(self.text, markers))
             if sure:
@@ -107,7 +106,7 @@ class Reader:
         return True
 
     def pass_object(self, event: Callable[[str], Event]) -> Steps[bool]:
-        """Give out a JSON object as it comes, without looking into it; whether it is complete."""
+        """Yield a JSON object as it arrives, unparsed; returns whether it is complete."""
         scan = ObjectScan()
         while True:
             end = scan.push(self.text)
@@ -122,7 +121,7 @@ class Reader:
 
 
 class ObjectScan:
-    """Finds where a JSON object or list ends; its beginning is the first character pushed."""
+    """Finds the end of a JSON object or list that starts with the first pushed character."""
 
     __slots__ = ("_depth", "_escaped", "_string")
 
@@ -132,7 +131,7 @@ class ObjectScan:
         self._escaped = False
 
     def push(self, text: str) -> int | None:
-        """How much of this piece belongs to the object, once it is complete."""
+        """The length of this piece's part of the object, once it is complete."""
         at = 0
         while at < len(text):
             if self._escaped:
@@ -158,7 +157,7 @@ class ObjectScan:
 
 
 class Script:
-    """A parser that a generator writes; see `cllm.api.chat.events.Parser`."""
+    """A parser written as a generator; see `cllm.api.chat.events.Parser`."""
 
     __slots__ = ("_reader", "_steps")
 
@@ -189,7 +188,7 @@ def _first(text: str, markers: Sequence[str]) -> tuple[int, str] | None:
 
 
 def _begun(text: str, markers: Sequence[str]) -> int:
-    """How long the longest end of the text is that begins a marker."""
+    """The length of the longest suffix of the text that begins a marker."""
     longest = 0
     for marker in markers:
         at = text.find(marker[0], max(0, len(text) - len(marker) + 1))

@@ -1,6 +1,6 @@
-"""Thoughts that come before an answer, between two markers.
+"""Thoughts before an answer, between two markers.
 
-A template may open them itself at the prompt's end; then the text begins within them.
+A template may open them at the prompt's end; the text then begins within them.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from cllm.api.formats.reader import Reader, Steps
 
 
 def read_reasoning(reader: Reader, think: tuple[str, str], opened: bool) -> Steps[None]:
-    """Read the thoughts, if there are any, and the white space around them."""
+    """Read the thoughts, if any, and the white space around them."""
     begin, end = think
     space = yield from reader.space()
     begun = yield from reader.starts(begin)

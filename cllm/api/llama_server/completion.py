@@ -1,4 +1,4 @@
-"""``/completion``: prompts in, their continuations whole or as they are made."""
+"""``/completion``: prompts in, their continuations out, whole or streamed."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class Completion:
     def answer(
         self, request: HttpRequest, asked: CompletionRequest, found: Sequence[list[int]]
     ) -> HttpResponse | DeferredResponse:
-        """Continue each of these prompts as often as asked; raises as `endpoint`."""
+        """Continue each prompt the requested number of times; raises as `endpoint`."""
         engine, count = self._service.engine, asked.n_cmpl or asked.n or 1
         if len(found) * count > MOST_RESULTS:
             most = f"at most {MOST_RESULTS} completions in all, prompts times n_cmpl"

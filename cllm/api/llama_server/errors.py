@@ -1,4 +1,4 @@
-"""llama-server's shape of an error."""
+"""llama-server's error format."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def refused(error: HttpError) -> HttpResponse:
 
 
 def too_long(error: PromptTooLong) -> HttpResponse:
-    """400 with the lengths, by which clients shorten a prompt and try again."""
+    """400 with the lengths, which clients use to shorten a prompt and retry."""
     described = {
         "code": 400,
         "message": str(error),

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class CompletionFrames:
-    """One event a piece of text, one a piece of the prompt if asked for, one for the end."""
+    """One event per piece of text, per piece of the prompt if requested, and for the end."""
 
     __slots__ = ("_generations", "_job", "_pairings")
 

@@ -1,4 +1,4 @@
-"""``/infill``: fills the gap between two pieces of text, with the model's own tokens for that."""
+"""``/infill``: fills the gap between two pieces of text, with the model's tokens for it."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Infill:
     def endpoint(self, request: HttpRequest) -> HttpResponse | DeferredResponse:
         """POST ``/infill``.
 
-        Raises HttpError 501 for a model that cannot, else as Completion's.
+        Raises HttpError 501 for a model without such tokens, else as Completion's.
         """
         engine = self._service.engine
         fim = engine.info().fim
@@ -47,9 +47,9 @@ class Infill:
 
 
 def gap(engine: Engine, fim: FimTokens, asked: InfillRequest) -> list[int]:
-    """Further files, prefix, suffix and the beginning of what stands between, as a prompt.
+    """Further files, prefix, suffix and the start of the inserted text, as a prompt.
 
-    Of what does not fit, the nearest to the gap is kept, three quarters of it before the gap
+    A text that does not fit keeps the part nearest to the gap, three quarters of it before the gap
     (server-common.cpp, format_prompt_infill). Raises InvalidRequest.
     """
     if not isinstance(asked.prompt, str | None):

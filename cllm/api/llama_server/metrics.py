@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 class LlamaFigures(Collector):
-    """Counts the time of generations as they end, and reads the rest when a scrape asks."""
+    """Counts the time of generations as they end; a scrape reads the other values."""
 
     def __init__(self, service: Service) -> None:
         self._service = service
@@ -29,7 +29,7 @@ class LlamaFigures(Collector):
         self._read = self._made = 0  # tokens that took this time
 
     def finished(self, request: Request) -> None:
-        """Count a request that was answered and got at least one token. Any thread."""
+        """Count an answered request with at least one token. Any thread."""
         timings, usage = request.timings, request.usage
         with self._lock:
             self._reading_s += timings.prefill_s
@@ -38,7 +38,7 @@ class LlamaFigures(Collector):
             self._made += usage.completion_tokens - 1
 
     def describe(self) -> list[Metric]:
-        # Keeps registration from collecting before there is an engine.
+        # Prevents a collection at registration, before the engine exists.
         return []
 
     def collect(self) -> Iterator[Metric]:

@@ -17,8 +17,8 @@ _FORMS = "text, a list of tokens and texts, or a list of such prompts"
 def prompts(engine: Engine, given: Prompt | None) -> list[list[int]]:
     """The prompts as tokens, checked.
 
-    As llama-server does it, a text's special tokens are such, and BOS is added where a prompt
-    begins with a text and the model wants it. Raises HttpError 400, InvalidRequest, PromptTooLong.
+    As in llama-server, special tokens in a text are parsed, and BOS is added if a prompt begins
+    with text and the model needs it. Raises HttpError 400, InvalidRequest, PromptTooLong.
     """
     if given is None:
         raise HttpError(400, f"prompt: missing; expected {_FORMS}")
@@ -42,7 +42,7 @@ def prompts(engine: Engine, given: Prompt | None) -> list[list[int]]:
 def mixed_tokens(
     engine: Engine, parts: str | Mixed, add_special: bool, parse_special: bool
 ) -> list[int]:
-    """Texts and tokens in a row -> tokens; special ones are added only around a text that leads."""
+    """Texts and tokens in a row -> tokens; special ones are added only around a leading text."""
     tokens: list[int] = []
     for number, part in enumerate([parts] if isinstance(parts, str) else parts):
         if isinstance(part, int):

@@ -1,4 +1,4 @@
-"""One completion's answer, whole and in pieces, as llama-server writes it."""
+"""One completion's answer, whole and in pieces, in llama-server's format."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ class Job:
 
     engine: Engine
     asked: CompletionRequest
-    prompts: Sequence[str]  # of each generation, with its control tokens spelled out
+    prompts: Sequence[str]  # of each generation, with control tokens as text
     params: Sequence[SamplingParams]
 
     @property
     def silent(self) -> bool:
-        """Whether nothing is to be generated, only the prompt to be read."""
+        """Whether to evaluate the prompt only and generate nothing."""
         return most_tokens(self.asked) == 0
 
 
@@ -53,7 +53,7 @@ def timings(generation: Generation) -> dict[str, Any]:
 
 
 def final(job: Job, index: int, generation: Generation, **more: Any) -> dict[str, Any]:
-    """The whole answer, or the last event of a stream; more: what differs between the two."""
+    """The whole answer, or the last event of a stream; more: fields that differ between the two."""
     usage, params = generation.usage, job.params[index]
     made = 0 if job.silent else usage.completion_tokens
     length = usage.prompt_tokens + usage.completion_tokens
@@ -119,7 +119,7 @@ def _told(token: int, piece: bytes, logprob: float) -> dict[str, Any]:
 
 
 def _picked(answer: Mapping[str, Any], fields: Sequence[str]) -> dict[str, Any]:
-    """The fields of these names; a slash leads into an object. Those that are missing stay so."""
+    """The named fields; a slash selects a field of an object. Missing ones are omitted."""
     picked = {}
     for name in fields:
         value: Any = answer
@@ -131,7 +131,7 @@ def _picked(answer: Mapping[str, Any], fields: Sequence[str]) -> dict[str, Any]:
 
 
 class Pairing:
-    """Which tokens stand behind a piece of text, where several may have come at once."""
+    """The tokens of a piece of text, which may be several."""
 
     __slots__ = ("_decode", "_generation", "_records", "_told", "_written", "count")
 
@@ -140,8 +140,8 @@ class Pairing:
         self._generation = generation
         self._records: deque[TokenRecord] = deque()
         self._told = 0  # characters of the text so far
-        self._written = 0  # characters that the tokens given out make
-        self.count = 0  # tokens given out
+        self._written = 0  # characters of the tokens returned
+        self.count = 0  # tokens returned
 
     def behind(self, text: str) -> list[TokenRecord]:
         """The tokens up to the one that completes this piece."""

@@ -43,7 +43,7 @@ _RANKED = llama.Ranking | list[llama.Score]
 
 
 def routes(service: Service, submission: Submission, handler: HttpHandler) -> tuple[Route, ...]:
-    """What is served of it; handler: shapes the errors that come after an endpoint's end."""
+    """Its endpoints; handler: formats errors that occur after an endpoint has returned."""
     completion = Completion(service, submission)
     embed = Embeddings(service, submission).llama_server
     rank = Reranking(service, submission).endpoint

@@ -1,4 +1,4 @@
-"""What llama-server's fields say of how tokens are chosen, in the engine's terms and back."""
+"""llama-server's sampling fields in the engine's terms and back."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _SAMPLERS = {
     "e": "penalties", "d": "dry", "s": "top_n_sigma", "k": "top_k", "y": "typical_p", "p": "top_p",
     "m": "min_p", "x": "xtc", "t": "temperature",
 }  # fmt: skip
-# Field -> the engine's name, the range into which values are moved, as llama-server does.
+# Field -> the engine's name, the range to which values are clamped, as in llama-server.
 _NUMBERS = {
     "temperature": ("temperature", 0, 100),
     "dynatemp_range": ("dynatemp_range", 0, 100),
@@ -53,7 +53,7 @@ _DRY_LAST_N = 64  # llama-server's default
 
 
 def most_tokens(asked: CompletionRequest) -> int:
-    """How many tokens are wanted; -1: as many as there is room for."""
+    """The maximum number of tokens; -1: until the context is full."""
     for value in (asked.n_predict, asked.max_tokens, asked.max_completion_tokens):
         if value is not None:
             return value
@@ -61,7 +61,7 @@ def most_tokens(asked: CompletionRequest) -> int:
 
 
 def sampling(engine: Engine, asked: CompletionRequest, choice: int = 0) -> SamplingParams:
-    """How completion number `choice` of a prompt is made; raises InvalidRequest."""
+    """The parameters of completion number `choice` of a prompt; raises InvalidRequest."""
     given: dict[str, Any] = {}
     for field, (name, least, greatest) in _NUMBERS.items():
         value = getattr(asked, field)
@@ -94,7 +94,7 @@ def sampling(engine: Engine, asked: CompletionRequest, choice: int = 0) -> Sampl
 
 
 def _constraint(engine: Engine, asked: CompletionRequest) -> Constraint | None:
-    """A grammar goes before a schema; an empty schema asks for an object, as in llama-server.
+    """A grammar precedes a schema; an empty schema means any object, as in llama-server.
 
     Raises InvalidRequest, ConstraintPending.
     """
@@ -132,7 +132,7 @@ def _logit_bias(engine: Engine, given: Mapping[str, Any] | Sequence[Any]) -> dic
 
 
 def settings(params: SamplingParams, asked: CompletionRequest | None = None) -> dict[str, Any]:
-    """`generation_settings`: what is in force for a request, or of one only its parameters."""
+    """`generation_settings`: the settings of a request, or only its parameters."""
     most = -1 if params.max_tokens is None else params.max_tokens
     asked = asked or CompletionRequest(stream=False)
     return {

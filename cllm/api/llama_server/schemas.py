@@ -15,7 +15,7 @@ _OrAll = Annotated[int, Meta(ge=-1, le=INT32)]
 
 
 class PromptObject(Struct):
-    """A prompt that could bring images or sounds along."""
+    """A prompt that may contain images or sounds."""
 
     prompt_string: str
     multimodal_data: list[str] | None = None
@@ -29,8 +29,8 @@ class CompletionRequest(Struct, kw_only=True):
     """Body of ``/completion``.
 
     `n_predict`, `n_cmpl` and `n_probs` have OpenAI's names as aliases. `n_keep` and `n_discard`
-    say what is kept when a context is shifted, which is never done: a text ends with its context.
-    Where llama-server takes the nearest value that makes sense, so is done here (`sampling.py`).
+    select what a context shift keeps; there is none: a full context ends the text.
+    Where llama-server clamps a value, cLLM does the same (`sampling.py`).
     """
 
     prompt: Prompt | None = None
@@ -113,14 +113,14 @@ NOTHING: dict[str, Any] = {
 
 
 class Chunk(Struct):
-    """Another file that matters for what is filled in."""
+    """Another file as context of the inserted text."""
 
     text: str
     filename: str = "tmp"
 
 
 class InfillRequest(CompletionRequest, kw_only=True):
-    """Body of ``/infill``; `prompt` is the beginning of what is filled in."""
+    """Body of ``/infill``; `prompt` is the start of the inserted text."""
 
     input_prefix: str
     input_suffix: str

@@ -1,4 +1,4 @@
-"""``/props`` and ``/slots``: what the server is set to, and what it is at."""
+"""``/props`` and ``/slots``: settings and state of the server."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 class Server:
-    """The endpoints; each raises HttpError 503 while there is no model."""
+    """The endpoints; each raises HttpError 503 without a model."""
 
     def __init__(self, service: Service) -> None:
         self._service = service
@@ -33,7 +33,7 @@ class Server:
         raise HttpError(501, "this server does not support changing global properties")
 
     def slots(self, request: HttpRequest) -> HttpResponse:
-        """GET ``/slots``; with ``?fail_on_no_slot=1`` 503 where none is idle."""
+        """GET ``/slots``; with ``?fail_on_no_slot=1`` 503 if none is idle."""
         engine = self._service.engine
         slots = engine.slots()
         if request.query.get("fail_on_no_slot") and all(slot.busy for slot in slots):
@@ -86,7 +86,7 @@ def _described(slot: SlotInfo, context: ContextInfo) -> dict[str, Any]:
     left = -1 if params.max_tokens is None else params.max_tokens - made
     return {
         **told,
-        "id_task": int(generation.id[:7], 16),  # a number there
+        "id_task": int(generation.id[:7], 16),  # a number in llama-server
         "n_prompt_tokens": slot.tokens,
         "n_prompt_tokens_processed": max(
             0, min(slot.tokens, usage.prompt_tokens) - usage.cached_tokens

@@ -1,6 +1,6 @@
 """POST ``/slots/{id}``: save a slot's prefix to a file, restore or erase it, as llama-server does.
 
-The work is done on the engine's threads; the answer comes when it is done, and no worker waits.
+The engine's threads do the work; the answer follows at its end, and no worker waits.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ FILE = Schema(File)
 
 
 class SlotActions:
-    """The endpoint; `handler` shapes the errors that come later."""
+    """The endpoint; `handler` formats later errors."""
 
     __slots__ = ("_handler", "_service")
 

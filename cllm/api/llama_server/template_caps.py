@@ -1,4 +1,4 @@
-"""What a chat template can do, found out by rendering conversations with it.
+"""What a chat template supports, found by rendering conversations with it.
 
 Names: llama.cpp, common/jinja/caps.cpp.
 """
@@ -21,7 +21,7 @@ def _call(number: int) -> dict[str, Any]:
 _PARAMETERS = {"type": "object", "properties": {"x": {"type": "string", "description": "X"}}}
 _TOOL = {"name": "a-tool", "description": "A tool", "parameters": _PARAMETERS}
 _TOOLS = {"tools": [{"type": "function", "function": _TOOL}]}
-# llama.cpp, caps_apply_preserve_reasoning: by which models call it.
+# llama.cpp, caps_apply_preserve_reasoning: the names that models use.
 _KEEP_REASONING = {
     "preserve_thinking": True,
     "clear_thinking": False,

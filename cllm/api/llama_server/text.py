@@ -33,12 +33,12 @@ class Text:
         return _json({"tokens": [{"id": token, "piece": _text(piece)} for token, piece in pieces]})
 
     def detokenize(self, request: HttpRequest) -> HttpResponse:
-        """POST ``/detokenize``; control tokens are spelled out."""
+        """POST ``/detokenize``; control tokens become text."""
         tokens = DETOKENIZE.decode(request.body).tokens
         return _json({"content": spelled(self._service.engine, tokens)})
 
     def apply_template(self, request: HttpRequest) -> HttpResponse:
-        """POST ``/apply-template``: what a chat completion would read."""
+        """POST ``/apply-template``: the prompt of a chat completion."""
         asked = APPLY_TEMPLATE.decode(request.body)
         opened = asked.add_generation_prompt
         variables = {} if opened is None else {"add_generation_prompt": opened}

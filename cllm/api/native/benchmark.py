@@ -1,8 +1,8 @@
-"""POST ``/benchmark``: the server measures itself with requests of its own.
+"""POST ``/benchmark``: the server measures itself with generated requests.
 
-They go through the same queue and scheduler as everybody's. A thread of the benchmark's own keeps
-``concurrency`` of them in flight; no worker is held, and the engine thread only reports ends. Where
-the queue is full a request waits for room: that is load, not failure.
+They go through the same queue and scheduler as all others. The benchmark's thread keeps
+``concurrency`` of them in flight; it holds no worker, and the engine thread only reports ends. If
+the queue is full, a request waits for room: that is load, not failure.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _RETRY = 0.05  # seconds between two tries at a full queue
 
 
 class Benchmarks:
-    """The endpoint; bounds how many run at once."""
+    """The endpoint; limits how many run at once."""
 
     __slots__ = ("_room", "_service")
 
@@ -41,7 +41,7 @@ class Benchmarks:
         self._room = threading.BoundedSemaphore(AT_ONCE)
 
     def endpoint(self, request: HttpRequest) -> HttpResponse | DeferredResponse:
-        """Start one; the answer comes when it is done. An empty body takes every default.
+        """Start a benchmark and answer when it is done. An empty body selects every default.
 
         Raises HttpError 400 and 503, InvalidRequest.
         """
@@ -75,7 +75,7 @@ class Benchmarks:
 
 @dataclass(slots=True)
 class _Results:
-    """One entry a request that succeeded; times in seconds."""
+    """One entry per successful request; times in seconds."""
 
     seconds: list[float] = field(default_factory=list)
     first_token: list[float] = field(default_factory=list)
@@ -125,7 +125,7 @@ class _Run:
         if asked.temperature is not None:
             sampling = replace(sampling, temperature=asked.temperature)
         self._sampling = sampling
-        # An entry is a request that ended, or None: stop.
+        # An entry is an ended request, or None: stop.
         self._ended: SimpleQueue[_Request | None] = SimpleQueue()
         self._in_flight: set[_Request] = set()
         self._results = _Results()
@@ -136,7 +136,7 @@ class _Run:
         self._ended.put(None)
 
     def run(self) -> None:
-        """Returns when every request has ended or `cancel` was called; raises EngineError."""
+        """Run until every request has ended or `cancel` was called; raises EngineError."""
         asked = self._asked
         log.info(
             "benchmark: %d requests, %d at a time, %d tokens each",
@@ -202,7 +202,7 @@ class _Run:
         results.tokens.append(generation.usage.completion_tokens)
 
     def report(self) -> dict[str, Any]:
-        """The figures of API.md; times in seconds, of the requests that succeeded."""
+        """The results (docs/api.md); times in seconds, of successful requests."""
         results, total_time = self._results, self._total_time
         seconds, tokens = sorted(results.seconds), sum(results.tokens)
         each = [n / s for n, s in zip(results.tokens, results.seconds, strict=True) if s > 0]
@@ -230,7 +230,7 @@ def _mean(values: Sequence[float]) -> float:
 
 
 def _percentile(ascending: Sequence[float], fraction: float) -> float:
-    """The least value that at least this fraction of all does not exceed (nearest rank)."""
+    """The smallest value that at least this fraction of all does not exceed (nearest rank)."""
     if not ascending:
         return 0.0
     rank = -int(-fraction * len(ascending) // 1)  # the ceiling

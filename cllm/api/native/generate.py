@@ -1,4 +1,4 @@
-"""``/generate`` and ``/generate_stream``: a prompt in, its continuation whole or as it is made."""
+"""``/generate`` and ``/generate_stream``: a prompt in, its continuation out, whole or streamed."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class Generating:
-    """The two endpoints; they share validation and differ in how the text leaves."""
+    """The two endpoints; they share validation and differ in how they return the text."""
 
     __slots__ = ("_submission",)
 

@@ -15,7 +15,7 @@ from cllm.http import HttpError, HttpRequest, HttpResponse
 LEVELS = ("basic", "detailed", "full")
 
 _HEALTHY = {"status": State.READY.value, "model_loaded": True}
-_OK = {"success": True, "status": "ok"}  # the latter for clients of llama-server
+_OK = {"success": True, "status": "ok"}  # "status" is for clients of llama-server
 _HEALTHY_BODY = encode({**_OK, "data": _HEALTHY})
 _JSON_FIELD = (("Content-Type", JSON),)
 _RETRY_AFTER = (("Retry-After", str(RETRY_AFTER)),)
@@ -43,7 +43,7 @@ def health(service: Service, request: HttpRequest) -> HttpResponse:
 
 
 def unavailable(service: Service) -> HttpResponse:
-    """503 that says "loading" (with how much of the model is read) or "unhealthy"."""
+    """503 with "loading" (and the fraction of the model read) or "unhealthy"."""
     state = service.state
     data: dict[str, Any] = {"status": state.value, "model_loaded": state is State.READY}
     if state is State.LOADING:
@@ -91,7 +91,7 @@ def _metrics(service: Service) -> dict[str, Any]:
 
 @lru_cache(maxsize=1)
 def _dependencies() -> dict[str, str]:
-    """Version by name; they cannot change while the process runs."""
+    """Version by name; constant while the process runs."""
     versions = {"python": platform.python_version()}
     for name in _DEPENDENCIES:
         versions[name] = metadata.version(name)

@@ -14,13 +14,13 @@ if TYPE_CHECKING:
 
 
 def model_info(service: Service, request: HttpRequest) -> HttpResponse:
-    """The model's shape and the context in force; raises HttpError 503."""
+    """The model's shape and the context in use; raises HttpError 503."""
     info, threads = service.engine.info(), service.engine.stats().threads
     return success(_described(info, threads, service.settings.expose_model_path))
 
 
 def _described(info: ModelInfo, threads: int, expose_path: bool) -> dict[str, Any]:
-    """threads: that compute now."""
+    """threads: number of compute threads now."""
     return {
         "model_path": str(info.path) if expose_path else info.path.name,
         "model_name": info.name,
@@ -46,5 +46,5 @@ def _described(info: ModelInfo, threads: int, expose_path: bool) -> dict[str, An
 
 
 def _single(value: float | None) -> float | None:
-    """A GGUF float32 as it was meant: 1e-05, not its nearest double 9.999999747378752e-06."""
+    """A GGUF float32 in its shortest form: 1e-05, not the double 9.999999747378752e-06."""
     return None if value is None else float(f"{value:.7g}")

@@ -1,6 +1,6 @@
 """``/openapi.json``: the endpoints, described by the types that check their requests.
 
-Source: OpenAPI Specification 3.1, whose schemas are JSON Schema 2020-12, which msgspec writes.
+Source: OpenAPI Specification 3.1, whose schemas are JSON Schema 2020-12, as msgspec generates.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _PARAMETER = re.compile(r"\{(\w+)\}")
 
 
 class OpenApi:
-    """The endpoint; the document is made when it is first asked for."""
+    """The endpoint; the document is generated on the first request."""
 
     def __init__(self, family_of: Callable[[str], Family], keyed: bool) -> None:
         """keyed: whether requests need a key."""
@@ -125,7 +125,7 @@ def _parameters(route: Route) -> list[dict[str, Any]]:
 
 
 def _content(route: Route, ref_of: dict[Any, Any]) -> dict[str, Any]:
-    """What may come, by its type: a whole answer, events, or both where `stream` decides."""
+    """The possible content: a whole answer, events, or both if `stream` decides."""
     content: dict[str, Any] = {}
     if route.answer is not None:
         content[JSON] = {"schema": ref_of[route.answer]}

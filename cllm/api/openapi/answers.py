@@ -1,4 +1,4 @@
-"""What endpoints answer, as types: only to be described, nothing is made of them.
+"""The answers of endpoints as types, for description only.
 
 Main fields; a response may have others. Tests check real responses against them.
 """
@@ -37,7 +37,7 @@ class Endpoint(Struct):
 
 
 class Index(Struct):
-    """What is served."""
+    """The list of endpoints."""
 
     name: str
     version: str
@@ -87,7 +87,7 @@ class Decoded(Struct):
 
 
 class Benchmarked(Struct):
-    """What a benchmark measured; times in seconds."""
+    """The results of a benchmark; times in seconds."""
 
     total_requests: int
     successful_requests: int
@@ -107,7 +107,7 @@ class Benchmarked(Struct):
 
 
 class ModelInfo(Struct):
-    """The model and the context in force."""
+    """The model and the context in use."""
 
     model_path: str
     model_name: str | None
@@ -124,7 +124,7 @@ class ModelInfo(Struct):
 
 
 class OpenAIError(Struct):
-    """What went wrong; `param` is the field."""
+    """The error; `param` is the field."""
 
     message: str
     type: str
@@ -139,7 +139,7 @@ class OpenAIFailure(Struct):
 
 
 class Model(Struct):
-    """The model that is served."""
+    """The served model."""
 
     id: str
     object: Literal["model"]
@@ -148,7 +148,7 @@ class Model(Struct):
 
 
 class ModelList(Struct):
-    """All of them, which is one."""
+    """The list of models, which has one entry."""
 
     object: Literal["list"]
     data: list[Model]
@@ -185,7 +185,7 @@ class TextCompletion(Struct):
 
 
 class ChatMessage(Struct):
-    """What the assistant said, called and thought."""
+    """The assistant's text, calls and reasoning."""
 
     role: Literal["assistant"]
     content: str | None
@@ -260,6 +260,6 @@ class AnthropicMessage(Struct):
 
 
 class Count(Struct):
-    """How many tokens a conversation has."""
+    """The number of tokens of a conversation."""
 
     input_tokens: int

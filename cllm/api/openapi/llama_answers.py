@@ -1,4 +1,4 @@
-"""What llama-server's endpoints answer, as types: see `answers`."""
+"""The answers of llama-server's endpoints as types: see `answers`."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from msgspec import UNSET, Struct, UnsetType
 
 
 class LlamaError(Struct):
-    """What went wrong; the lengths where a prompt is too long."""
+    """The error; with the lengths if a prompt is too long."""
 
     code: int
     message: str
@@ -24,7 +24,7 @@ class LlamaFailure(Struct):
 
 
 class Completed(Struct):
-    """A continuation; fewer fields where `response_fields` says so."""
+    """A continuation; fewer fields with `response_fields`."""
 
     content: str | UnsetType = UNSET
     tokens: list[int] | UnsetType = UNSET
@@ -39,7 +39,7 @@ class Completed(Struct):
 
 
 class Tokenized(Struct):
-    """Tokens, with their pieces if asked."""
+    """Tokens, with their pieces if requested."""
 
     tokens: list[int | dict[str, Any]]
 
@@ -57,7 +57,7 @@ class Applied(Struct):
 
 
 class Props(Struct):
-    """What the server is set to."""
+    """The settings of the server."""
 
     default_generation_settings: dict[str, Any]
     total_slots: int
@@ -67,7 +67,7 @@ class Props(Struct):
 
 
 class Slot(Struct):
-    """A sequence and what it is at."""
+    """A slot and its state."""
 
     id: int
     n_ctx: int
@@ -75,7 +75,7 @@ class Slot(Struct):
 
 
 class SlotAction(Struct):
-    """What was saved, restored or erased."""
+    """The result of saving, restoring or erasing a slot."""
 
     id_slot: int
     filename: str | UnsetType = UNSET
@@ -100,7 +100,7 @@ class Ranking(Struct):
 
 
 class Score(Struct):
-    """A document's score, as Text Embeddings Inference has it."""
+    """A document's score, in the format of Text Embeddings Inference."""
 
     index: int
     score: float

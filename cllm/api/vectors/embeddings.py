@@ -1,4 +1,4 @@
-"""Texts to vectors: OpenAI's ``/v1/embeddings``, and ``/embedding`` as llama-server has it.
+"""Texts to vectors: OpenAI's ``/v1/embeddings``, and llama-server's ``/embedding``.
 
 Sources: the OpenAI API reference, "Embeddings"; llama-server's README, "POST /embedding" and
 "POST /embeddings".
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from cllm.engine import Embedding
     from cllm.engine.embedding.embedder import Embedder
 
-_PIECE = 64 * 1024  # bytes; a worker writes a response in pieces of at least this size
+_PIECE = 64 * 1024  # bytes; minimum size of the pieces in which a worker writes a response
 
 Inputs = str | list[str | TokenId | list[TokenId]]
 
@@ -149,7 +149,7 @@ def _llama_server(embedding: Embedding, norm: int) -> Iterator[bytes]:
 
 
 def _streamed(items: Iterator[bytes]) -> HttpResponse:
-    """Encoded by the worker that writes it, a piece at a time: some vectors are megabytes."""
+    """Encoded by the worker that writes it, piece by piece: vectors may take megabytes."""
     return HttpResponse.stream(IterableStream(_pieces(items)), JSON)
 
 

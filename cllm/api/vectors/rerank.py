@@ -1,5 +1,5 @@
-"""Documents in the order in which they answer a query: Jina's and Cohere's API as llama-server has
-it, and that of Text Embeddings Inference (`texts` instead of `documents`).
+"""Documents ranked by a query: Jina's and Cohere's API in llama-server's form, and that of Text
+Embeddings Inference (`texts` instead of `documents`).
 
 Sources: llama-server's README, "POST /reranking"; https://jina.ai/reranker/;
 https://docs.cohere.com/reference/rerank.
@@ -51,7 +51,7 @@ RERANK = Schema(RerankRequest)
 
 
 class Reranking:
-    """The endpoint, whose paths differ only in the envelope of their errors."""
+    """The endpoint; its paths differ only in the envelope of their errors."""
 
     __slots__ = ("_service", "_submission")
 
@@ -89,7 +89,7 @@ class Reranking:
 
 
 def _ranked(embedding: Embedding, most: int | None) -> list[tuple[int, float]]:
-    """(number of the document, score), the best first; equals in their own order."""
+    """(number of the document, score), the best first; ties in the order of the request."""
     scores = [float(scores[0, 0]) for scores in embedding.result()]
     return sorted(enumerate(scores), key=lambda item: -item[1])[:most]
 
@@ -115,7 +115,7 @@ def _results(
 def _scores(
     ranked: list[tuple[int, float]], texts: list[str], with_text: bool | None
 ) -> list[dict[str, Any]]:
-    """As Text Embeddings Inference answers."""
+    """The answer of Text Embeddings Inference."""
     return [
         {"index": index, "score": score, **({"text": texts[index]} if with_text else {})}
         for index, score in ranked

@@ -1,1 +1,1 @@
-"""What the KV cache holds of each slot, and how a prompt finds what it begins with."""
+"""What the KV cache holds per slot, and how a prompt finds its longest cached prefix."""

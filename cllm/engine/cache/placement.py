@@ -48,7 +48,7 @@ class Placer:
     ) -> Slot | None:
         """Give tokens the slot where the most are cached; None: not before the next decode.
 
-        wanted: the idle slot to take instead. fresh: begin with nothing.
+        wanted: the idle slot to use instead. fresh: reuse nothing.
         """
         cache = self.cache
         slot, start = cache.choose(tokens, wanted, fresh)
@@ -199,7 +199,7 @@ class Placer:
         return erased
 
     def give_up(self, slot: Slot) -> None:
-        """Free what an idle slot takes in the key/value cache; save it first if that pays."""
+        """Free an idle slot's cells in the KV cache; save it first if that is worthwhile."""
         if self.cache.worth_saving(slot) and not self._context.copies_pending:
             self._save(slot)
         self.forget(slot)

@@ -1,6 +1,6 @@
-"""A radix tree of token sequences: who shares how long a beginning with a new one.
+"""A radix tree of token sequences: the length of the prefix shared with a new one, per holder.
 
-A lookup compares the new tokens with each branch once, however many holders lie on it.
+A lookup compares the new tokens with each branch once, regardless of its number of holders.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ H = TypeVar("H", bound=Hashable)
 
 
 class _Node(Generic[H]):
-    """The tokens between its parent and itself, and the holders whose tokens end here."""
+    """The tokens from its parent to itself, and the holders whose tokens end here."""
 
     __slots__ = ("children", "edge", "holders", "parent")
 
@@ -27,7 +27,7 @@ class _Node(Generic[H]):
 
 
 class RadixTree(Generic[H]):
-    """Holders of token sequences, one sequence each, found by their common beginnings."""
+    """Holders of token sequences, one sequence each, found by their common prefixes."""
 
     def __init__(self) -> None:
         self._root: _Node[H] = _Node(array("i"), None)
@@ -67,7 +67,7 @@ class RadixTree(Generic[H]):
             node.parent.children[child.edge[0]] = child
 
     def shared(self, tokens: array[int]) -> dict[H, int]:
-        """How many leading tokens each holder shares with `tokens`; who shares none is left out."""
+        """Holder -> leading tokens shared with `tokens`; holders that share none are omitted."""
         found: dict[H, int] = {}
         node, depth = self._root, 0
         while True:
@@ -108,7 +108,7 @@ def _collect(node: _Node[H], depth: int, found: dict[H, int]) -> None:
 
 
 def common_prefix(one: array[int], other: array[int]) -> int:
-    """Count the leading tokens that two sequences have in common."""
+    """Count the leading tokens that two sequences share."""
     n = min(len(one), len(other))
     if n == 0 or one[0] != other[0]:
         return 0

@@ -1,4 +1,4 @@
-"""Prefixes in host memory: what slots held when they were given up, up to a number of bytes."""
+"""Prefixes in host memory: the contents of evicted slots, up to a number of bytes."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from cllm.engine.llama import Bytes
 
 @dataclass(slots=True, eq=False)
 class Saved:
-    """What llama.cpp needs to put `tokens` back into a slot.
+    """What llama.cpp needs to restore `tokens` into a slot.
 
-    whole: whether a part of it is of no use: of windowed and recurrent memories only the end is
+    whole: whether a part of it is useless: of windowed and recurrent memories only the end is
     kept.
     """
 
@@ -30,11 +30,11 @@ class Saved:
 
 
 class SavedPrefixes:
-    """The least recently used goes first when the bytes do not suffice.
+    """Evicts the least recently used entry when the bytes do not suffice.
 
-    The memory of one that went back into a slot is kept for the next, as far as there is room:
-    filling memory that is new to the process takes up to twenty times as long.
-    bytes: what the entries take, and what is kept for the next.
+    The buffer of a restored entry is kept for the next save, if there is room: filling memory
+    that is new to the process takes up to twenty times as long.
+    bytes: taken by the entries and by the kept buffer.
     """
 
     def __init__(self, max_bytes: int) -> None:
@@ -48,7 +48,7 @@ class SavedPrefixes:
         return len(self._entries)
 
     def make_room(self, size: int) -> list[Saved] | None:
-        """Drop what must go for `size` more bytes, which take_memory() gives; return it.
+        """Evict entries for `size` more bytes, for take_memory(); return the evicted ones.
 
         None: it never fits.
         """
@@ -64,19 +64,19 @@ class SavedPrefixes:
         return dropped
 
     def take_memory(self, size: int) -> Bytes:
-        """Bytes to fill with a prefix, after room was made for them.
+        """A buffer for a prefix, after make_room().
 
-        Beyond them lies address space for half as many, so that a conversation that has grown finds
-        room where it was; the system gives memory for it when it is written to.
+        It has 50 % spare address space, so that a grown conversation fits into it; the system
+        provides memory for it when it is written to.
         """
         spare = self._forget_spare()
-        # Not for a smaller one, which would hold more memory than is counted.
+        # Not for a smaller prefix, which would hold more memory than counted.
         if spare is None or spare.base is None or not spare.nbytes <= size <= spare.base.nbytes:
             return np.empty(size + size // 2, np.uint8)[:size]
         return spare.base[:size]
 
     def keep_memory(self, saved: Saved) -> None:
-        """Keep the memory of an entry that was restored for the next, unless it is still one."""
+        """Keep the buffer of a restored entry for the next save, unless the entry is still here."""
         if saved in self._entries:
             return
         self._forget_spare()
@@ -91,12 +91,12 @@ class SavedPrefixes:
         return spare
 
     def add(self, saved: Saved) -> None:
-        """Keep an entry for which there is room."""
+        """Add an entry for which there is room."""
         self._entries[saved] = None
         self.bytes += saved.data.nbytes
 
     def touch(self, saved: Saved) -> None:
-        """Note that an entry was of use."""
+        """Note that an entry was used."""
         self._entries.move_to_end(saved)
 
     def remove(self, saved: Saved) -> None:

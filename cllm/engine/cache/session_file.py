@@ -1,7 +1,7 @@
-"""Files that keep a slot's prefix: tokens and what llama.cpp saved of them, checked when read.
+"""Files with a slot's prefix: its tokens and llama.cpp's state, checked when read.
 
-The layout: a line that names the format, a line of JSON (`_Head`), the tokens as 32-bit integers,
-the state. A file is written beside its place and moved there, so that none is ever half there.
+Layout: a line that names the format, a line of JSON (`_Head`), the tokens as 32-bit integers, the
+state. A file is written under a temporary name and renamed, so that no reader sees a part of it.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _NAME = re.compile(r"[^\W_][\w.+=@,-]{0,199}")
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """Under what a state was saved, and alone can be restored."""
+    """The model and layout of a saved state; restoring needs the same ones."""
 
     model: str
     layout: str
@@ -52,7 +52,7 @@ def checked_name(name: object) -> str:
 
 
 def write(path: Path, identity: Identity, tokens: array[int], state: Bytes) -> int:
-    """Write a file and return its bytes. Raises EngineError with the system's reason."""
+    """Write a file and return its size in bytes. Raises EngineError with the system's reason."""
     head = _Head(identity, len(tokens), state.size, _checksum(tokens, state))
     beside = path.with_name(f".{path.name}.{uuid4().hex}")
     try:
@@ -70,9 +70,9 @@ def write(path: Path, identity: Identity, tokens: array[int], state: Bytes) -> i
 
 
 def read(path: Path, identity: Identity) -> tuple[array[int], Bytes, int]:
-    """Read tokens, state and the file's bytes.
+    """Read tokens, state and the file's size in bytes.
 
-    Raises InvalidRequest if it is not there, is damaged or was saved under another identity.
+    Raises InvalidRequest if it is missing, is damaged or was saved under another identity.
     """
     try:
         with path.open("rb") as file:

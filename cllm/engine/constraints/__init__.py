@@ -1,1 +1,1 @@
-"""What a text must be: schemas and grammars, compiled safely, and the tokens that they allow."""
+"""Constraints on a text: schemas and grammars, compiled safely, and the tokens they allow."""

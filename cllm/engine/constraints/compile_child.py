@@ -1,10 +1,10 @@
 """The child process that compiles a request's constraint before the server does.
 
-A grammar may crash llguidance, or take minutes or gigabytes: then only this process dies.
+A grammar may crash llguidance, or take minutes or gigabytes: only this process then dies.
 Protocol, all on pipes: the server writes frames (four bytes of length, little-endian, then the
 content): the vocabulary, then one frame of JSON for each constraint; the child answers each with
-a line of JSON, the vocabulary with `{}`. At the end of its input, so when the server is gone, the
-child exits. It imports neither llama.cpp nor numpy.
+a line of JSON, the vocabulary with `{}`. At the end of its input the server is gone, and the child
+exits. It imports neither llama.cpp nor numpy.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ from cllm.engine.errors import InvalidRequest, shortened
 MEMORY = 384 * 2**20
 """Bytes that compiling may add to the address space; a usual constraint takes about a megabyte."""
 
-_KEPT = 128 * 2**20  # bytes of memory more than at the start, with which the child is replaced
-_STACK = 4 * 2**20  # bytes; a thread of the server has 8 MiB, or half of that where less is set
+_KEPT = 128 * 2**20  # bytes of growth since the start at which the child is replaced
+_STACK = 4 * 2**20  # bytes; a server thread has 8 MiB, or half of that if the limit is lower
 _MOST_TEXT = 2000  # characters of an error, which may quote a constraint
 _LENGTH = struct.Struct("<I")
 
@@ -40,24 +40,24 @@ Compile = Callable[[Constraint, LLTokenizer], Any]
 
 
 def frame(content: bytes) -> bytes:
-    """What the server writes."""
+    """One frame, as the server writes it."""
     return _LENGTH.pack(len(content)) + content
 
 
 def vocabulary_frame(pieces: Sequence[bytes], eos: Sequence[int]) -> bytes:
-    """The first frame: the bytes of all tokens and which of them end a text."""
+    """The first frame: the bytes of all tokens, and which of them end a text."""
     head = json.dumps({"lengths": [len(piece) for piece in pieces], "eos": list(eos)}).encode()
     return frame(frame(head) + b"".join(pieces))
 
 
 def constraint_frame(constraint: Constraint, cpu_s: float) -> bytes:
-    """A constraint to compile, with the processor seconds that it may take."""
+    """A constraint to compile, with its limit of processor seconds."""
     job = {"kind": constraint.kind, "source": constraint.source, "cpu_s": cpu_s}
     return frame(json.dumps(job).encode())
 
 
 class _Vocabulary(TokenizerWrapper):
-    """Tokens by their bytes. A text becomes the longest ones that fit: any split will do here."""
+    """Tokens by their bytes. A text becomes the longest tokens that match: any split works here."""
 
     def __init__(self, content: bytes) -> None:
         begin = _LENGTH.size + _LENGTH.unpack_from(content)[0]
@@ -84,13 +84,13 @@ class _Vocabulary(TokenizerWrapper):
 
 
 class Child:
-    """Reads on the main thread, so that the end of its input is seen, and compiles on another."""
+    """Reads on the main thread, so that it sees the end of its input; compiles on another."""
 
     def __init__(self, compile: Compile = compile_constraint) -> None:
         self._compile = compile
         self._input = sys.stdin.buffer
         self._output = os.dup(1)
-        os.dup2(2, 1)  # whatever a library prints is no answer
+        os.dup2(2, 1)  # output of a library is not an answer
         self._jobs: SimpleQueue[dict[str, Any]] = SimpleQueue()
 
     def run(self) -> None:
@@ -108,13 +108,13 @@ class Child:
         self._answer({})
         while (content := _read(self._input)) is not None:
             self._jobs.put(json.loads(content))
-        os._exit(0)  # also in the middle of a constraint
+        os._exit(0)  # even while compiling a constraint
 
     def _work(self, tokenizer: LLTokenizer) -> None:
         before = _resident()
         while True:
             job = self._jobs.get()
-            os.ftruncate(2, 0)  # what the file says after a crash is about this constraint
+            os.ftruncate(2, 0)  # after a crash the file is about this constraint
             os.lseek(2, 0, os.SEEK_SET)
             _limit_time(job["cpu_s"])
             self._answer(self._tried(job, tokenizer))
@@ -132,7 +132,7 @@ class Child:
             return {"value": shortened(error.value), "expected": error.expected[:_MOST_TEXT]}
         except MemoryError:
             return {"memory": True}
-        except BaseException as error:  # a panic of llguidance is no Exception
+        except BaseException as error:  # a panic of llguidance is not an Exception
             return {"failed": f"{type(error).__name__}: {error}"[:200]}
 
     def _answer(self, answer: dict[str, Any]) -> None:
@@ -149,7 +149,7 @@ def _read(source: BinaryIO) -> bytes | None:
 
 
 def _give_way() -> None:
-    """Leave no core file, and be the first to go when the machine runs out of memory."""
+    """Leave no core file, and be the first process killed when memory runs out."""
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     with suppress(OSError):  # not Linux
         Path("/proc/self/oom_score_adj").write_text("1000")
@@ -175,7 +175,7 @@ def _limit_time(cpu_s: float) -> None:
 
 
 def _stack() -> int:
-    """Less than any thread of the server has: what passes here does not overflow there."""
+    """Less than any thread of the server has: what compiles here does not overflow there."""
     soft = resource.getrlimit(resource.RLIMIT_STACK)[0]
     default = 2 * 2**20 if soft == resource.RLIM_INFINITY else soft  # glibc's pthread_create
     page = resource.getpagesize()

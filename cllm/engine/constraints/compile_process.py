@@ -1,6 +1,6 @@
-"""A child process that compiles constraints first: what kills it, stalls it or fills it is refused.
+"""A child process that compiles constraints first; refuses what kills, stalls or fills it.
 
-Used by one thread at a time, which waits; kill() alone is for any thread.
+For one thread at a time, which waits; any thread may call kill().
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ from cllm.engine.machine.child import child_environment, signal_name
 COMMAND = (sys.executable, "-m", "cllm.engine.constraints.compile_child")
 
 _START_S = 60.0  # until a child has the vocabulary; 1.5 s for 151 936 tokens on an idle core
-_END_S = 5.0  # that an end may take once the child's output has ended
-_WALL = 4.0  # seconds that may pass for each processor second: the machine may be busy
+_END_S = 5.0  # for the child to exit once its output has ended
+_WALL = 4.0  # seconds of wall time per processor second: the machine may be busy
 _ANSWER = 64 * 1024  # bytes
 
 
 class TooSlow(EngineError):  # noqa: N818
-    """The child did not finish in time and has ended. certain: it used up its processor time."""
+    """The child did not finish in time and has ended. certain: it used all its processor time."""
 
     def __init__(self, certain: bool) -> None:
         self.certain = certain
@@ -41,20 +41,20 @@ class TooSlow(EngineError):  # noqa: N818
 
 
 class ChildKilled(InvalidRequest):
-    """The system killed the child, most likely for memory; another time it may not."""
+    """The system killed the child, most likely for memory; a retry may succeed."""
 
 
 class _GoneError(Exception):
-    """It has ended."""
+    """The child has ended."""
 
 
 class _LateError(Exception):
-    """It gave no answer in time."""
+    """The child did not answer in time."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Death:
-    """How a child ended: for lateness or by itself, with the constraint or before it was sent."""
+    """How a child ended: late or by itself, with the constraint or before it was sent."""
 
     late: bool
     sent: bool
@@ -63,15 +63,15 @@ class _Death:
 
     @property
     def tells(self) -> bool:
-        """Whether it says something about the constraint.
+        """Whether the death was caused by the constraint.
 
-        A child leaves on purpose with status 0, and the system may kill it at any time.
+        A child exits on purpose with status 0, and the system may kill it at any time.
         """
         return self.late or (self.sent and self.status not in (0, -signal.SIGKILL))
 
 
 class CompileProcess:
-    """Starts a child when there is something to compile, and a new one after each death."""
+    """Starts a child for the first constraint, and a new one after each death."""
 
     def __init__(self, vocabulary: Callable[[], bytes], command: Sequence[str] = COMMAND) -> None:
         self._command = command
@@ -90,7 +90,7 @@ class CompileProcess:
         return None if child is None else child.pid
 
     def start(self) -> None:
-        """Start the child if there is none; it prepares the vocabulary after this has returned.
+        """Start the child if there is none; it prepares the vocabulary after the return.
 
         Raises CompilerUnavailable, EngineClosed.
         """
@@ -106,7 +106,7 @@ class CompileProcess:
             raise self._unavailable(said or f"{error}") from None
 
     def try_out(self, constraint: Constraint, cpu_s: float) -> int:
-        """Have it compiled by the child; return about how many bytes that takes.
+        """Compile it in the child; return about how many bytes that takes.
 
         Raises InvalidRequest, TooSlow, CompilerUnavailable, EngineClosed.
         """
@@ -125,7 +125,7 @@ class CompileProcess:
         return int(answer["bytes"])
 
     def kill(self) -> None:
-        """End the child, so that whoever waits for it goes on; no other is started. Any thread."""
+        """End the child, so that its waiting thread continues; start no other. Any thread."""
         with self._lock:
             self._closed = True
             if self._child is not None:
@@ -148,7 +148,7 @@ class CompileProcess:
                 stderr=self._errors,
                 bufsize=0,
                 env=child_environment(),
-                start_new_session=True,  # Ctrl-C is for the server alone
+                start_new_session=True,  # only the server gets Ctrl-C
             )
             os.set_blocking(self._pipes(self._child)[0], False)
 
@@ -181,7 +181,7 @@ class CompileProcess:
         return line
 
     def _ask(self, content: bytes, wall_s: float) -> dict[str, Any] | _Death:
-        """The child's answer, or how it ended instead."""
+        """The child's answer, or how it ended."""
         self.start()
         deadline, sent = time.monotonic() + wall_s, False
         try:
@@ -202,7 +202,7 @@ class CompileProcess:
             return _Death(late, sent, status, said)
 
     def _verdict(self, constraint: Constraint, death: _Death) -> EngineError:
-        """What the child's death says about the constraint."""
+        """The verdict on the constraint after the child's death."""
         if not death.late and (death.status == 0 or not death.sent):
             return self._unavailable("it ends at once")
         self.deaths += 1

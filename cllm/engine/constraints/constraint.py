@@ -1,4 +1,4 @@
-"""What the text of a generation must be: a request's own grammar, in one of several languages."""
+"""A constraint on the text of a generation: a grammar in one of several languages."""
 
 from __future__ import annotations
 
@@ -33,12 +33,12 @@ _GBNF_SPELLED = {"\n": "\\n", "\r": "\\r", "\t": "\\t"}
 class Constraint:
     """A language that the text must belong to, from its first character to its last.
 
-    kind "json_schema": source is a JSON schema, as text or as what json.loads makes of it.
+    kind "json_schema": source is a JSON schema, as text or as the result of json.loads.
     "json_object": any JSON object; no source. "gbnf": llama.cpp's grammars. "regex": an expression
     (Rust's regex crate, no look-around) that matches the whole text. "lark": llguidance's dialect
     of Lark, in which a token of the vocabulary that is not text is spelled <|name|>.
     JSON is written on one line with ", " and ": " between, as json.dumps does.
-    Raises InvalidRequest; what only the vocabulary can tell is found by Engine.check_constraint.
+    Raises InvalidRequest; Engine.check_constraint finds errors that depend on the vocabulary.
     """
 
     kind: Kind
@@ -86,7 +86,7 @@ def _read(source: str) -> Mapping[str, Any] | bool:
         schema = json.loads(source)
     except (ValueError, RecursionError) as error:
         raise InvalidRequest("json_schema", source, f"JSON ({error})") from None
-    return schema  # type: ignore[no-any-return]  # check_schema looks at what it is
+    return schema  # type: ignore[no-any-return]  # check_schema checks its type
 
 
 def _written(schema: object) -> str:
@@ -104,7 +104,7 @@ def _lark_of_gbnf(source: str) -> str:
 
 
 def _unescaped(match: re.Match[str]) -> str:
-    """Write a code point as itself: the converter passes on numbers in a form that Lark has not."""
+    """Write a code point literally: the converter emits numbers in a form that Lark lacks."""
     digits = match[1] or match[2] or match[3]
     if digits is None or int(digits, 16) > 0x10FFFF:
         return match[0]

@@ -1,10 +1,10 @@
-"""Constraints compiled for a model's vocabulary: each tried by a child process first, then kept.
+"""Constraints compiled for a model's vocabulary: each in a child process first, then cached.
 
-A constraint may crash the compiler, hang it or fill the memory. So nothing that a request hands in
-is compiled in this process before a child has compiled it. Two threads have a child each:
-the patient one gives a constraint PATIENT_S of processor time; the quick one works only while that
-one is busy, gives up after QUICK_S and leaves the constraint to the patient one. So one
-constraint after the other that hangs does not keep others waiting for long.
+A constraint may crash the compiler, hang it or fill the memory. So this process compiles no
+constraint of a request before a child has compiled it. Two threads have a child each: the patient
+one gives a constraint PATIENT_S of processor time; the quick one works only while that one is busy,
+gives up after QUICK_S and leaves the constraint to the patient one. Constraints that hang one after
+the other therefore do not delay others for long.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ class Grammars:
     def __init__(self, vocab: Vocab) -> None:
         self._vocab = vocab
         self._kept: OrderedDict[Constraint, tuple[LLMatcher, int]] = OrderedDict()
-        # What a child said of constraints, by _key(): their size in bytes, or why not.
+        # The child's verdicts by _key(): the size in bytes, or the refusal.
         self._verdicts: OrderedDict[bytes, int | InvalidRequest] = OrderedDict()
         # What was no verdict, for those who ask again after they have waited for it.
         self._failed: OrderedDict[bytes, tuple[BaseException, float]] = OrderedDict()
@@ -90,7 +90,7 @@ class Grammars:
         return sum(lane.process.deaths for lane in self._lanes)
 
     def guide(self, constraint: Constraint) -> Guide:
-        """Return the start of one request's way; waits while it is compiled.
+        """Return a guide at the start of the text; waits while the constraint is compiled.
 
         Raises InvalidRequest, QueueFull, CompilerUnavailable, EngineClosed.
         """
@@ -116,7 +116,7 @@ class Grammars:
             found.result()
 
     def close(self) -> None:
-        """End the threads and their children; whoever waits gets EngineClosed."""
+        """End the threads and their children; waiting calls raise EngineClosed."""
         with self._changed:
             self._closed = True
             self._changed.notify_all()
@@ -161,7 +161,7 @@ class Grammars:
     # The lanes' threads.
 
     def next(self, quick: bool) -> Constraint | None:
-        """The next constraint for a lane, which waits for it; None: it is to end."""
+        """The next constraint for a lane, which waits for it; None: the lane must end."""
         with self._changed:
             if not quick:
                 self._patient_busy = False
@@ -175,7 +175,7 @@ class Grammars:
         return None
 
     def work(self, constraint: Constraint, process: CompileProcess, quick: bool) -> None:
-        """Compile it in the child, then here, and tell those who wait."""
+        """Compile it in the child, then here, and notify the waiting requests."""
         try:
             matcher = self._compile(constraint, process, QUICK_S if quick else PATIENT_S)
         except TooSlow as error:
@@ -196,7 +196,7 @@ class Grammars:
                 self._warned = True
                 _log.error("%s", error)
             self._settle(constraint, error)
-        except BaseException as error:  # whoever waits must not wait for ever
+        except BaseException as error:  # waiting requests must not wait forever
             if not isinstance(error, EngineClosed):
                 _log.exception("compiling a constraint failed")
             self._settle(constraint, error)
@@ -259,7 +259,7 @@ class Grammars:
 
 
 class _Prepared:
-    """The vocabulary as the compilers want it, made when it is first needed. For any thread."""
+    """The vocabulary in the compilers' form, made when first needed. For any thread."""
 
     def __init__(self, vocab: Vocab) -> None:
         self._vocab = vocab
@@ -269,7 +269,7 @@ class _Prepared:
         self._tokenizer: LLTokenizer | None = None
 
     def frame(self) -> bytes:
-        """What a child is given."""
+        """The vocabulary for a child."""
         with self._lock:
             if not self._frame:
                 self._pieces = self._vocab.pieces_for_llguidance()
@@ -278,7 +278,7 @@ class _Prepared:
             return self._frame
 
     def tokenizer(self) -> LLTokenizer:
-        """What this process compiles with."""
+        """The vocabulary for this process."""
         self.frame()
         with self._lock:
             if self._tokenizer is None:

@@ -1,4 +1,4 @@
-"""One request's way through its constraint: which tokens may follow, which must, when it ends."""
+"""One request's position in its constraint: which tokens may follow, which must, the end."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ class Guide:
         return self._forbidden
 
     def accept(self, token: int) -> None:
-        """Go on with a token that was not forbidden and does not end the text.
+        """Advance by a token that was not forbidden and does not end the text.
 
         Raises TooIntricate.
         """
@@ -100,15 +100,15 @@ class MaskThread:
         self._warned = False
 
     def start(self, guides: list[Guide]) -> None:
-        """Begin; nobody else may use these guides until wait() has returned."""
-        self.wait()  # a step that failed may have left without it
+        """Begin; no other thread may use these guides until wait() has returned."""
+        self.wait()  # a failed step may have skipped it
         if not guides:
             return
         if self._thread is None:
             thread = Thread(target=self._run, name="cllm-masks", daemon=True)
             try:
                 thread.start()
-            except RuntimeError as error:  # a limit on threads; the masks are computed when wanted
+            except RuntimeError as error:  # a limit on threads; masks are then computed on demand
                 if not self._warned:
                     self._warned = True
                     _log.warning(
@@ -120,7 +120,7 @@ class MaskThread:
         self._todo.put(guides)
 
     def wait(self) -> None:
-        """Return when what was begun is done."""
+        """Return when the work begun is done."""
         if self._busy:
             self._done.get()
             self._busy = False
@@ -134,8 +134,8 @@ class MaskThread:
     def _run(self) -> None:
         while (guides := self._todo.get()) is not None:
             for guide in guides:
-                # Whatever it is, it is raised again where the request can be given up; here it
-                # would end the thread, for which the engine waits.
+                # Any error is raised again where the request can be ended; here it would end the
+                # thread for which the engine waits.
                 with suppress(BaseException):
                     guide.forbidden()
             self._done.put(None)

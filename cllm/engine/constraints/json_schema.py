@@ -1,6 +1,6 @@
-"""Which JSON schemas can be held exactly; a keyword beyond those is named and never ignored.
+"""Which JSON schemas can be enforced exactly; other keywords are refused by name, never ignored.
 
-llguidance refuses the keywords it knows and cannot hold, but takes any other word for a remark.
+llguidance refuses keywords that it knows and cannot enforce, but ignores unknown ones.
 """
 
 from __future__ import annotations
@@ -88,8 +88,8 @@ _REMARKS = (
     "examples", "deprecated", "readOnly", "writeOnly", "contentEncoding", "contentMediaType",
     "contentSchema", "discriminator",
 )  # fmt: skip
-# How JSON is laid out: one way only. A token that can only be one need not be computed; and a model
-# cannot lose itself in spaces.
+# One layout for JSON. A token without an alternative needs no computation, and a model cannot
+# generate white space without end.
 _LAYOUT = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
 _EXPECTED = {
     "$ref": 'a reference within the schema ("#/…")',
@@ -98,7 +98,7 @@ _EXPECTED = {
 
 
 def check_schema(schema: object) -> None:
-    """Raise InvalidRequest, which names the keyword, for a schema that cannot be held exactly."""
+    """Raise InvalidRequest with the keyword for a schema that cannot be enforced exactly."""
     checker = _Checker()
     checker.visit(schema, MAX_DEPTH)
     if checker.references > MAX_REFERENCES:
@@ -116,9 +116,9 @@ def check_schema(schema: object) -> None:
 
 
 def lark_expression(schema: Mapping[str, Any] | bool) -> str:
-    """Return the schema as what may stand on the right side of a rule of Lark.
+    """Return the schema as the right side of a Lark rule.
 
-    Raises InvalidRequest, which names the keyword, for a schema that cannot be held exactly.
+    Raises InvalidRequest, which names the keyword, for a schema that cannot be enforced exactly.
     """
     check_schema(schema)
     inner = dict(schema) if isinstance(schema, Mapping) else {} if schema else {"enum": []}

@@ -1,1 +1,1 @@
-"""How much context, how many threads and which cache layout suit a model and a machine."""
+"""Context size, thread counts and cache layout for a model and a machine."""

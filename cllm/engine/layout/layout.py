@@ -1,4 +1,4 @@
-"""How a context is computed: as configured, and where that is left open by default."""
+"""How a context is computed: as configured, or by default where an option is open."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _UBATCH_SIZE = 512
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """Options that change speed and memory, never what is asked of the model (EngineConfig)."""
+    """Options that change speed and memory but not the results (EngineConfig)."""
 
     threads: int
     threads_batch: int

@@ -25,13 +25,13 @@ NOISE = 0.03
 _UBATCH_SIZES = (128, 256, 512)
 
 
-class CannotMeasure(Exception):  # noqa: N818 - no fault: that layout is not to be had here
+class CannotMeasure(Exception):  # noqa: N818 - not a fault: this layout is unavailable here
     """llama.cpp cannot compute in this layout."""
 
 
 @dataclass(frozen=True, slots=True)
 class Knob:
-    """An option that is open, the values to try, and the parts that it has a bearing on."""
+    """An open option, the values to try, and the parts that it affects."""
 
     name: str
     values: tuple[Any, ...]
@@ -39,16 +39,16 @@ class Knob:
 
 
 def parts_of(config: EngineConfig) -> tuple[str, ...]:
-    """The parts that there are."""
+    """The parts to measure."""
     return (SINGLE, TOGETHER, PROMPT) if config.parallel > 1 else (SINGLE, PROMPT)
 
 
 def knobs(
     config: EngineConfig, default: Layout, *, cores: int, hardware_threads: int, prompt: int
 ) -> list[Knob]:
-    """What the configuration leaves open, in the order in which it is best decided.
+    """The options that the configuration leaves open, in the best order to decide them.
 
-    cores: physical ones. prompt: tokens of the prompt that is measured.
+    cores: physical cores. prompt: tokens of the measured prompt.
     """
     parts = parts_of(config)
     counts = tuple(sorted({max(1, cores // 2), cores, hardware_threads}))
@@ -56,16 +56,16 @@ def knobs(
     if config.threads is None:
         found.append(Knob("threads", counts, (SINGLE,)))
     if config.threads_batch is None:
-        # llama.cpp takes these threads for every step of more than one token.
+        # llama.cpp uses these threads for every step with more than one token.
         found.append(Knob("threads_batch", counts, parts[1:]))
     if config.kv_unified is None and config.parallel > 1:
         found.append(Knob("kv_unified", (True,), parts))
     if config.flash_attn == "auto" and config.cache_type_v in ("f32", "f16", "bf16"):
-        # "auto" is "on" wherever llama.cpp has it for the device that computes the layer.
+        # "auto" is "on" if llama.cpp supports it on the device that computes the layer.
         found.append(Knob("flash_attn", ("off",), parts))
     if config.ubatch_size is None:
-        # Less than a sequence's token each would cut steps in two; more than the prompt shows
-        # nothing.
+        # Fewer than one token per sequence would split steps; more than the prompt has no
+        # effect.
         fitting = [n for n in _UBATCH_SIZES if config.parallel <= n < prompt]
         found.append(Knob("ubatch_size", tuple(fitting), (PROMPT,)))
     return [
@@ -75,7 +75,7 @@ def knobs(
 
 
 class Search:
-    """One option after the other, each beginning from the best so far; times are least ones."""
+    """Decides one option after the other, each from the best so far; times are minima."""
 
     def __init__(self, default: Layout, measure: Measure) -> None:
         self.default = default
@@ -89,7 +89,7 @@ class Search:
         out_of_time: Callable[[], bool],
         progress: Callable[[float], None],
     ) -> None:
-        """Set `best`; what is left when the time is over keeps its default.
+        """Set `best`; options left when the time is over keep their defaults.
 
         Raises CannotMeasure if the default cannot be measured.
         """
@@ -120,13 +120,13 @@ class Search:
                 progress(done / total)
 
     def seconds(self, layout: Layout, part: str) -> float:
-        """The least time measured; measured now if it was not before."""
+        """The minimum measured time; measures now if there is none."""
         if (layout, part) not in self._seconds:
             self._seconds[layout, part] = self._measure(layout, part)
         return self._seconds[layout, part]
 
     def speedup(self, parts: Sequence[str]) -> dict[str, float]:
-        """Part -> how many times as fast as by default the best layout is."""
+        """Part -> speed of the best layout divided by the default's."""
         if self.best == self.default:
             return {}
         return {p: self.seconds(self.default, p) / self.seconds(self.best, p) for p in parts}
@@ -134,7 +134,7 @@ class Search:
     def _is_faster(self, rival: Layout, parts: Sequence[str]) -> bool:
         if not self._wins(rival, parts):
             return False
-        # Again, in turns: a machine that does other things beside makes anything slow once.
+        # Again, in turns: other programs may have slowed down one measurement.
         for part in parts:
             for layout in (self.best, rival):
                 again = self._measure(layout, part)
@@ -142,11 +142,11 @@ class Search:
         return self._wins(rival, parts)
 
     def _wins(self, rival: Layout, parts: Sequence[str]) -> bool:
-        """Faster on the whole by more than noise, and slower in nothing."""
+        """Whether it is faster overall by more than noise, and slower in no part."""
         slower = [p for p in parts if self._ratio(rival, [p]) > 1 + NOISE]
         return not slower and self._ratio(rival, parts) < 1 - NOISE
 
     def _ratio(self, rival: Layout, parts: Sequence[str]) -> float:
-        """The rival's time over the best one's, in the geometric mean over the parts."""
+        """The rival's time over the best one's, as geometric mean over the parts."""
         ratios = [self.seconds(rival, p) / self.seconds(self.best, p) for p in parts]
         return float(prod(ratios) ** (1 / len(ratios)))

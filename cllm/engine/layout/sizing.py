@@ -29,7 +29,8 @@ _BYTES_PER_32 = {
 class ContextSize:
     """ctx_size: tokens per sequence. cells: of the whole cache. kv_bytes: its size, estimated.
 
-    too_high: whether the estimate counts layers that keep a small state instead of keys and values.
+    too_high: whether the estimate includes layers that keep a small state instead of keys and
+    values.
     """
 
     ctx_size: int
@@ -39,9 +40,9 @@ class ContextSize:
 
 
 def kv_bytes_per_token(metadata: Mapping[str, Any], config: EngineConfig) -> int:
-    """Bytes that one token takes in the key/value cache, by the model's own metadata.
+    """Bytes per token in the KV cache, by the model's metadata.
 
-    An upper bound for models whose attention is windowed, latent or in some layers missing.
+    An upper bound for models with windowed or latent attention, or layers without attention.
     """
     arch = metadata.get("general.architecture", "")
 
@@ -63,7 +64,7 @@ def context_size(
 ) -> ContextSize:
     """Decide tokens per sequence and cells of the cache.
 
-    beside: bytes that a token takes elsewhere, in a draft model's cache.
+    beside: bytes per token elsewhere, in a draft model's cache.
     Raises ValueError if a cache of kv_cells could not hold even one full sequence.
     """
     per_token = kv_bytes_per_token(metadata, config) + beside
@@ -111,5 +112,5 @@ def _by_layer(value: Any, layers: int) -> list[int]:
 
 
 def rounded_up(cells: int) -> int:
-    """As many cells as llama.cpp makes of them."""
+    """The number of cells, rounded as llama.cpp does."""
     return -(-cells // CELLS_STEP) * CELLS_STEP

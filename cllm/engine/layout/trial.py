@@ -1,4 +1,4 @@
-"""How long a model takes in a layout, measured on a context as the engine's own, only smaller."""
+"""Measures how long a model takes in a layout, on a smaller context like the engine's."""
 
 from __future__ import annotations
 
@@ -16,23 +16,23 @@ from cllm.engine.layout.search import PROMPT, SINGLE, CannotMeasure
 from cllm.engine.layout.sizing import ContextSize, rounded_up
 
 _MOST_SEQUENCES = 32
-_PROBE = 32  # tokens whose time says how long a prompt can be measured
+_PROBE = 32  # tokens whose time decides the length of the measured prompt
 _LONGEST_PROMPT = 512  # tokens
 _PROMPT_SECONDS = 1.0
-_REPEATS = (2, 16)  # of one measurement, least and most
-_REPEAT_SECONDS = 0.3  # past which the least is enough
+_REPEATS = (2, 16)  # of one measurement, minimum and maximum
+_REPEAT_SECONDS = 0.3  # after which the minimum is enough
 
 
 def longest_prompt(size: ContextSize, config: EngineConfig) -> int:
-    """Tokens that each sequence has room for, and the steps behind them."""
+    """Tokens that fit into each sequence together with the steps after them."""
     room = min(size.ctx_size, size.cells // config.parallel) - _REPEATS[1]
     return max(1, min(_LONGEST_PROMPT, room, config.batch_size))
 
 
 class LayoutTrial:
-    """Measures parts (see layout_search). Prompts are as long as can be read in a second.
+    """Measures parts (see search.py). Prompts are as long as can be read in a second.
 
-    All calls on one thread; close() frees the context, of which there is one at a time.
+    All calls on one thread; close() frees the context. There is one context at a time.
     """
 
     def __init__(
@@ -43,7 +43,7 @@ class LayoutTrial:
         default: Layout,
         stop: threading.Event,
     ) -> None:
-        """stop: when set, measurements end early. Raises CannotMeasure."""
+        """stop: once set, measurements end early. Raises CannotMeasure."""
         self._model = model
         self._config = config
         self._stop = stop
@@ -57,14 +57,14 @@ class LayoutTrial:
         probe = min(_PROBE, self.prompt)
         try:
             self._ready(default)
-            self._read_prompt(probe)  # brings the weights into memory
+            self._read_prompt(probe)  # loads the weights into memory
             per_token = _least(lambda: self._read_prompt(probe), self._stop) / probe
         finally:
             self.close()
         self.prompt = max(probe, min(self.prompt, int(_PROMPT_SECONDS / per_token)))
 
     def seconds(self, layout: Layout, part: str) -> float:
-        """The least of a few measurements. Raises CannotMeasure."""
+        """The minimum of a few measurements. Raises CannotMeasure."""
         self._ready(layout)
         if part == PROMPT:
             return _least(lambda: self._read_prompt(self.prompt), self._stop)
@@ -73,7 +73,7 @@ class LayoutTrial:
         return _least(lambda: self._step(sequences), self._stop)
 
     def close(self) -> None:
-        """Free the context; the model is the caller's."""
+        """Free the context; the caller owns the model."""
         if self._context is not None:
             self._context.close()
         self._context = self._made_for = self._read = None
@@ -107,13 +107,13 @@ class LayoutTrial:
         return self._context
 
     def _fill(self, sequences: int) -> None:
-        """Let each sequence hold the prompt, in cells of its own, and nothing else."""
+        """Let each sequence hold exactly the prompt, in its own cells."""
         context = self._live
         if self._read is None:
             self._read_prompt(self.prompt)
             self._read = context.save(0)
         context.clear()
-        if self._read is not None:  # where a memory cannot be copied, sequences begin empty
+        if self._read is not None:  # if a memory cannot be copied, sequences start empty
             for seq in range(sequences):
                 context.restore(seq, self._read)
 
@@ -143,7 +143,7 @@ class LayoutTrial:
 
 
 def _structure(layout: Layout) -> tuple[bool, str, int]:
-    """What a context is made with once and for all."""
+    """The parameters fixed at the creation of a context."""
     return layout.kv_unified, layout.flash_attn, layout.ubatch_size
 
 

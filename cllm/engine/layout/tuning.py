@@ -1,4 +1,4 @@
-"""`tune`: the fastest layout for this model, library and machine, measured once and remembered."""
+"""`tune`: the fastest layout for this model, library and machine, measured once and cached."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ _log = logging.getLogger("cllm.engine")
 TIME_LIMIT = 15.0
 """Seconds after which no further trial begins; a trial takes up to five or so."""
 
-# Part of the key: count up when what is measured changes.
+# Part of the key: increment when the measurements change.
 _REVISION = 1
-# They change how threads wait, and with that how many are best.
+# They change how threads wait, and therefore the best number of threads.
 _THREADING = ("OMP_", "GOMP_", "KMP_", "GGML_")
-# Options that have no bearing on which layout is fastest.
+# Options that do not affect which layout is fastest.
 _INDIFFERENT = ("max_queue", "max_itl_ms", "cache_ram", "slot_save_path", "draft_max",
                 "model_draft", "mmap", "mlock", "memory_budget", "extra_bufts", "pooling",
                 "tune")  # fmt: skip
@@ -41,11 +41,11 @@ _INDIFFERENT = ("max_queue", "max_itl_ms", "cache_ram", "slot_save_path", "draft
 
 @dataclass(frozen=True, slots=True)
 class Tuning:
-    """What was found.
+    """The result of tuning.
 
-    chosen: the options that differ from the default. speedup: part -> how many times as fast as
-    by default (empty where nothing is). seconds: that measuring took. cached: whether it was
-    remembered from an earlier start.
+    chosen: the options that differ from the default. speedup: part -> speed divided by the
+    default's (empty if nothing is faster). seconds: duration of the measurement. cached: whether
+    it is from an earlier start.
     """
 
     chosen: dict[str, Any]
@@ -56,7 +56,7 @@ class Tuning:
 
 @dataclass(frozen=True, slots=True)
 class Subject:
-    """What is tuned: a loaded model and how it is to be used; extra: its repacked kernels too."""
+    """The subject of tuning: a loaded model and its use; extra: with repacked kernels."""
 
     path: Path
     model: llama.Model
@@ -65,7 +65,7 @@ class Subject:
     extra: bool
 
     def key(self) -> str:
-        """32 hex digits that change with model, library, machine, and settings that matter."""
+        """32 hex digits that change with model, library, machine, and relevant settings."""
         machine = {
             "library and CPU": llama.library().key(),
             "cores": [physical_cores(), hardware_threads()],
@@ -79,9 +79,9 @@ class Subject:
 
 
 def tune(subject: Subject, progress: Callable[[float], None]) -> tuple[Layout, Tuning | None]:
-    """The layout to use and what it was chosen by; None where nothing can be measured.
+    """The layout to use and the tuning behind it; None if nothing can be measured.
 
-    progress: called with 0.0 to 1.0 while it measures, on another thread.
+    progress: called with 0.0 to 1.0 during the measurement, on another thread.
     """
     default = Layout.of(subject.config)
     path = user_cache() / f"tuning-{subject.key()}.json"
@@ -134,7 +134,7 @@ def _measured(
 def _difference(layout: Layout, default: Layout) -> dict[str, Any]:
     plain = asdict(default)
     found = {name: value for name, value in asdict(layout).items() if value != plain[name]}
-    if "threads" in found:  # which the other follows where it is not given
+    if "threads" in found:  # threads_batch follows it by default
         found["threads_batch"] = layout.threads_batch
     return found
 
@@ -153,7 +153,7 @@ def _remembered(path: Path, config: EngineConfig, default: Layout) -> tuple[Layo
         for item in fields(Layout):
             if type(getattr(layout, item.name)) is not type(getattr(default, item.name)):
                 raise TypeError(item.name)
-        replace(config, **asdict(layout))  # raises what a user who gave that would see
+        replace(config, **asdict(layout))  # raises the same error as a user's option
         speedup = {str(part): float(ratio) for part, ratio in saved["speedup"].items()}
         seconds = float(saved["seconds"])
     except FileNotFoundError:
@@ -166,7 +166,7 @@ def _remembered(path: Path, config: EngineConfig, default: Layout) -> tuple[Layo
 
 def _remember(path: Path, layout: Layout, tuning: Tuning, model: str) -> None:
     saved = {
-        "model": model,  # for whoever looks into the file
+        "model": model,  # for readers of the file
         "layout": asdict(layout),
         "speedup": tuning.speedup,
         "seconds": tuning.seconds,

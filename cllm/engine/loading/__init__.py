@@ -1,1 +1,1 @@
-"""From a GGUF file to a model that is ready: headers, checks, contexts, the draft model."""
+"""From a GGUF file to a loaded model: headers, checks, contexts, the draft model."""

@@ -50,7 +50,7 @@ class DraftFile:
         return self.header.size_bytes
 
     def kv_bytes_per_token(self, config: EngineConfig) -> int:
-        """Bytes that one token takes in its cache."""
+        """Bytes per token in its cache."""
         return kv_bytes_per_token(self.header.metadata, config)
 
     def load(
@@ -64,7 +64,7 @@ class DraftFile:
     ) -> DraftModel:
         """Load it next to the main model. Raises ModelLoadError.
 
-        name, main: the main model's file and vocabulary. cells: tokens that either cache holds.
+        name, main: the main model's file and vocabulary. cells: tokens that each cache holds.
         """
         with _naming_option():
             extra = wants_extra_bufts(config, self.header)

@@ -1,6 +1,6 @@
-"""Reads a GGUF file's header: what the model says of itself, and whether the file is whole.
+"""Reads a GGUF file's header: the model's metadata, and whether the file is complete.
 
-llama.cpp trusts what it maps; a file cut short by an interrupted download is found here instead.
+llama.cpp trusts what it maps; this finds a file truncated by an interrupted download.
 Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
 """
 
@@ -18,7 +18,7 @@ from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
 
 _MAGIC = b"GGUF"
 _VERSIONS = (2, 3)
-_LONGEST_LIST = 4096  # longer ones are vocabularies, which llama.cpp reads; only counted here
+_LONGEST_LIST = 4096  # longer ones are vocabularies, which llama.cpp reads; this only counts them
 _MOST_DIMS = 8
 
 # GGUF value types that struct can read. 8 is a string, 9 an array.
@@ -32,16 +32,16 @@ _U32, _U64 = struct.Struct("<I"), struct.Struct("<Q")
 
 
 class NotGgufError(ValueError):
-    """The file is something else, or of a version that nobody reads any more."""
+    """The file has another format, or a version no longer supported."""
 
 
 class TruncatedError(ValueError):
-    """The file ends before what its header promises."""
+    """The file is shorter than its header says."""
 
 
 @dataclass(frozen=True, slots=True)
 class GgufHeader:
-    """metadata: key -> value; vocabularies are left out. quantized: some weights are.
+    """metadata: key -> value; vocabularies are omitted. quantized: whether some weights are.
 
     classifies: there is a classification head, which rerankers have.
     """
@@ -121,7 +121,7 @@ class _Reader:
         return GgufHeader(metadata, n_tensors, quantized, size, classifies)
 
     def _tensor(self) -> tuple[str, int, int]:
-        """The tensor's name, type and where its data ends, counted from the data's start."""
+        """The tensor's name, type and the end of its data, relative to the data's start."""
         name = self._string()
         n_dims = self._u32()
         if n_dims > _MOST_DIMS:
@@ -154,7 +154,7 @@ class _Reader:
         return [self._value(kind) for _ in range(count)]
 
     def _skip_strings(self, count: int) -> None:
-        # Some 300 000 of them in a large vocabulary, so without a call for each.
+        # A large vocabulary has about 300 000, so without a call for each.
         read, data, at = _U64.unpack_from, self._data, self._at
         for _ in range(count):
             at += 8 + read(data, at)[0]

@@ -1,4 +1,4 @@
-"""From a path to a model in memory with a context around it, or one line that says why not."""
+"""From a path to a loaded model with its context, or an error of one line."""
 
 from __future__ import annotations
 
@@ -117,7 +117,7 @@ def load(
 
 
 def _part_of(progress: Report | None, begin: float, share: float) -> Report | None:
-    """Report one of two models' progress as a part of the whole."""
+    """Report one of two models' progress as a part of the total."""
     if progress is None:
         return None
     return lambda fraction: progress(begin + share * fraction)
@@ -126,7 +126,7 @@ def _part_of(progress: Report | None, begin: float, share: float) -> Report | No
 def _embedding_shape(
     path: Path, header: GgufHeader, model: llama.Model, layout: Layout, config: EngineConfig
 ) -> EmbeddingShape | None:
-    """How the model embeds; None: it generates. Raises ModelLoadError where it can do neither."""
+    """How the model embeds; None: it generates. Raises ModelLoadError if it can do neither."""
     if model.diffuses or (model.has_encoder and model.has_decoder):
         kind = "a diffusion model" if model.diffuses else "an encoder with a decoder"
         raise ModelLoadError(
@@ -181,7 +181,7 @@ def _make_embedding_context(
             n_ctx=shape.cells,
             n_seq=shape.most_inputs,
             n_batch=shape.batch,
-            n_ubatch=shape.batch,  # what is pooled must be computed at once
+            n_ubatch=shape.batch,  # pooling needs the whole input in one batch
             n_threads=layout.threads,
             n_threads_batch=layout.threads_batch,
             flash_attn=layout.flash_attn,

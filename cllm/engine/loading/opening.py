@@ -1,4 +1,4 @@
-"""A model file's weights in memory and a context around them, or one line that says why not."""
+"""A model file's weights in memory and a context for them, or an error of one line."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def open_model(
 ) -> llama.Model:
     """Load weights and vocabulary. Raises ModelLoadError, and what `progress` raises.
 
-    On a thread of its own: where llama.cpp calls back, Python would lose a KeyboardInterrupt.
+    On its own thread: in a callback from llama.cpp, Python would lose a KeyboardInterrupt.
     """
     stop = threading.Event()
     loaded: list[llama.Model] = []
@@ -59,7 +59,7 @@ def open_model(
         raise
 
 
-# general.type or general.architecture of files that are no models by themselves.
+# general.type or general.architecture of files that are not complete models.
 _PARTS = {
     "adapter": "a LoRA adapter",
     "mmproj": "what lets a model see or hear (mmproj)",
@@ -68,13 +68,13 @@ _PARTS = {
 
 
 class _GivenUpError(Exception):
-    """Nobody waits for the model any more."""
+    """The load was abandoned."""
 
 
 def open_context(
     model: llama.Model, cells: int, config: EngineConfig, layout: Layout, n_outputs: int
 ) -> llama.Context:
-    """Make the context of a model that generates; n_outputs: see Context. Raises OSError."""
+    """Create the context of a model that generates; n_outputs: see Context. Raises OSError."""
     return llama.Context(
         model,
         n_ctx=cells,
@@ -92,7 +92,7 @@ def open_context(
 
 
 def checked_header(path: Path) -> GgufHeader:
-    """Read what the file says of itself. Raises ModelLoadError where it is no whole model."""
+    """Read the file's header. Raises ModelLoadError if it is not a complete model."""
     try:
         header = read_header(path)
     except FileNotFoundError as error:
@@ -118,7 +118,7 @@ def checked_header(path: Path) -> GgufHeader:
 
 
 def wants_extra_bufts(config: EngineConfig, header: GgufHeader) -> bool:
-    """Whether the repacked/AMX kernels are to be used; tries them out first if "auto"."""
+    """Whether to use the repacked/AMX kernels; "auto" tests them first."""
     if config.extra_bufts != "auto" or not header.quantized:
         return config.extra_bufts != "off"
     verdict = preflight.check(llama.library())
@@ -128,7 +128,7 @@ def wants_extra_bufts(config: EngineConfig, header: GgufHeader) -> bool:
 
 
 def warm_up(name: str, model: llama.Model, context: llama.Context, batch: llama.Batch) -> None:
-    """Decode once, so that the first request does not pay for it. Raises ModelLoadError."""
+    """Decode once, so that the first request does not have to. Raises ModelLoadError."""
     token = max(0, model.vocab.bos)
     code = compute_aside("cllm-warm-up", lambda: context.warm_up(batch, token))
     if code:

@@ -1,8 +1,9 @@
 """Computing on a thread that ends with it.
 
-GNU OpenMP keeps a pool for every thread that has ever computed, and with a pool beside the engine
-thread's it takes the cores for oversubscribed and no longer spins between operations (83 tokens/s
-instead of 98: 0.6B model, 8 sequences, two cores). So nobody computes on the thread that loads.
+GNU OpenMP keeps a pool for every thread that has ever computed. With a second pool next to the
+engine thread's it treats the cores as oversubscribed and no longer spins between operations
+(83 tokens/s instead of 98: 0.6B model, 8 sequences, two cores). So the loading thread computes
+nothing itself.
 """
 
 from __future__ import annotations
@@ -18,10 +19,10 @@ _T = TypeVar("_T")
 def compute_aside(
     name: str, work: Callable[[], _T], give_up: Callable[[], object] = lambda: None
 ) -> _T:
-    """work() on a thread called `name`; returns or raises what it does.
+    """Run work() on a thread called `name`; return or raise its result.
 
-    Whatever is raised here meanwhile, such as KeyboardInterrupt, calls `give_up` and comes out only
-    when `work` has ended: what it computes with may be freed then.
+    An exception raised here meanwhile, such as KeyboardInterrupt, calls `give_up` and propagates
+    only when `work` has ended: its resources may be freed then.
     """
     future: Future[_T] = Future()
 
@@ -46,10 +47,10 @@ def compute_aside(
 
 
 def _end(future: Future[_T]) -> None:
-    """Wait until it is not running. Not by join(), which takes a thread for ended once it has been
-    interrupted (Python 3.11, bpo-45274)."""
+    """Wait until it is not running. Not by join(), which considers a thread ended once the call
+    has been interrupted (Python 3.11, bpo-45274)."""
     while not (future.cancel() or future.done()):
         try:
             wait([future])
         except KeyboardInterrupt:
-            continue  # asked for already
+            continue  # already requested

@@ -1,7 +1,7 @@
-"""Weights in huge pages: fewer translations of addresses, where Linux gives them only when asked.
+"""Weights in huge pages, for fewer address translations, where Linux needs a request for them.
 
-What llama.cpp repacks for its fast kernels lies in memory of its own, which few systems back with
-huge pages by themselves: "madvise" is the kernel's setting in most distributions.
+llama.cpp repacks weights for its fast kernels into private memory, which few systems back with huge
+pages by themselves: most distributions set the kernel to "madvise".
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from pathlib import Path
 
 _MAPS = Path("/proc/self/maps")
 _SETTING = Path("/sys/kernel/mm/transparent_hugepage/enabled")
-_LEAST = 4 << 20  # bytes of a mapping that is worth it: two pages
+_LEAST = 4 << 20  # bytes of a mapping, minimum: two pages
 _MADV_HUGEPAGE = 14  # asm-generic/mman-common.h
 
 Span = tuple[int, int]
@@ -21,16 +21,16 @@ Span = tuple[int, int]
 
 
 class HugePages:
-    """Asks for huge pages in large private memory that comes into being after this object."""
+    """Requests huge pages for large private memory mapped after this object was created."""
 
     def __init__(self) -> None:
         self._before = list(_large_mappings()) if _only_when_asked() else None
 
     def advise(self) -> None:
-        """Ask before the new memory is written. Nothing happens where asking makes no difference.
+        """Request them before the new memory is written; no effect where the system ignores it.
 
-        Memory of others, such as threads' stacks, keeps its small pages: huge ones would make
-        more of it resident than they use.
+        Other memory, such as threads' stacks, keeps its small pages: huge ones would make more
+        of it resident than is used.
         """
         if self._before is None:
             return
@@ -51,7 +51,7 @@ def _only_when_asked() -> bool:
 
 
 def _outside(mapping: Span, known: list[Span]) -> Iterator[Span]:
-    """What of a mapping is in no known one: the kernel joins new memory to what it lies beside."""
+    """The part of a mapping outside known ones: the kernel merges adjacent mappings."""
     start, end = mapping
     for known_start, known_end in sorted(known):
         if start < known_end and known_start < end:
@@ -63,7 +63,7 @@ def _outside(mapping: Span, known: list[Span]) -> Iterator[Span]:
 
 
 def _large_mappings() -> Iterator[Span]:
-    """Private mappings that no file is behind (proc_pid_maps(5))."""
+    """Private mappings without a file (proc_pid_maps(5))."""
     try:
         lines = _MAPS.read_text().splitlines()
     except OSError:

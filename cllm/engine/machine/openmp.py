@@ -1,9 +1,9 @@
-"""Bounds how long OpenMP's threads spin while they wait for each other; nothing but stdlib here.
+"""Bounds how long OpenMP's threads spin while they wait for each other; stdlib only.
 
-llama.cpp's threads meet after each operation. By default a thread that waits there keeps its core
-busy: for up to 20 ms with GNU OpenMP, for 200 ms with LLVM's. On a machine that other programs use,
-the thread it waits for may need that very core. The bounds are longer than a wait on an idle
-machine takes. The runtimes read them where they are loaded, so this comes before llama.cpp.
+llama.cpp's threads synchronize after each operation. By default a waiting thread keeps its core
+busy: for up to 20 ms with GNU OpenMP, for 200 ms with LLVM's. On a machine with other load, the
+thread it waits for may need that core. The bounds are longer than a wait on an idle machine. The
+runtimes read them when loaded, so this runs before llama.cpp is loaded.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _told = False
 
 
 def bound_spinning() -> None:
-    """Set the bounds for this process, unless the user has set a variable that decides it."""
+    """Set the bounds for this process, unless the user has set such a variable."""
     global _loaded_before
     if any(name in os.environ for name in _DECISIONS):
         return
@@ -36,13 +36,13 @@ def bound_spinning() -> None:
 
 
 def environment_without_bounds() -> dict[str, str]:
-    """The environment as the user gave it, for programs that are not cLLM."""
+    """The user's environment, for programs other than cLLM."""
     ours = BOUNDS if _loaded_before is not None else {}
     return {name: value for name, value in os.environ.items() if name not in ours}
 
 
 def runtimes() -> frozenset[str]:
-    """The files of the OpenMP runtimes in this process; empty where the system does not say."""
+    """The files of the OpenMP runtimes in this process; empty if the system has no list."""
     try:
         lines = Path("/proc/self/maps").read_text().splitlines()
     except OSError:
@@ -51,9 +51,9 @@ def runtimes() -> frozenset[str]:
 
 
 def tell_if_too_late() -> None:
-    """Log once if llama.cpp shares a runtime that was in the process before the bounds were set.
+    """Log once if llama.cpp shares a runtime that was loaded before the bounds were set.
 
-    To be called when llama.cpp is loaded and was compiled with OpenMP.
+    Call it when llama.cpp is loaded and was compiled with OpenMP.
     """
     global _told
     before = _loaded_before

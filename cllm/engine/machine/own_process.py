@@ -1,4 +1,4 @@
-"""Which process an engine belongs to: threads do not survive a fork, and locks stay held in it."""
+"""The process of an engine: after a fork its threads are gone and its locks may stay held."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from cllm.engine.errors import EngineClosed
 
 
 class OwnProcess:
-    """The process that it was made in."""
+    """The process in which this object was created."""
 
     __slots__ = ("_id",)
 

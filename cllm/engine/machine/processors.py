@@ -1,4 +1,4 @@
-"""The processors that this process may use: affinity, control groups' quotas, what others leave."""
+"""The processors that this process may use: affinity, control group quotas, other load."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def physical_cores() -> int:
 
 
 def hardware_threads() -> int:
-    """As physical_cores, but each hardware thread of a core is counted."""
+    """As physical_cores, but counts each hardware thread of a core."""
     return within_quota(len(allowed_cpus()), cpu_quota())
 
 
@@ -36,27 +36,27 @@ def allowed_cpus() -> set[int]:
 
 
 def within_quota(count: int, quota: float | None) -> int:
-    """At most as many threads as the quota is worth, rounded to the nearest; 1.5 gives 2.
+    """The number of threads, limited to the quota rounded to the nearest integer; 1.5 gives 2.
 
     The kernel stops all threads of a group that has used up its time, until the next period.
-    Two threads within a quota of 1.5 make 1.5 times the work of one, in spite of the pauses;
+    Two threads within a quota of 1.5 do 1.5 times the work of one, in spite of the pauses;
     within 1.4 they gain little, and the pauses make the time between tokens uneven.
     """
     return max(1, count if quota is None else min(count, int(quota + 0.5)))
 
 
 def cpu_quota(root: Path = _ROOT) -> float | None:
-    """CPU time per time that control groups allow this process; None: no limit.
+    """CPU seconds per second that control groups allow this process; None: no limit.
 
-    The least of the process's own group and of all groups around it, in both versions of Linux's
-    control groups. root: where /proc and the control groups' file systems are looked for.
+    The minimum over the process's group and its ancestors, in both versions of Linux's control
+    groups. root: where to find /proc and the control groups' file systems.
     """
     quotas = [_quota(folder) for folder in _cpu_groups(root)]
     return min((quota for quota in quotas if quota is not None), default=None)
 
 
 def _cpu_groups(root: Path) -> Iterator[Path]:
-    """The process's group and those around it, as far as they are mounted here.
+    """The process's group and its ancestors, if mounted here.
 
     Sources: cgroups(7) for /proc/self/cgroup, proc(5) for mountinfo.
     """
@@ -72,8 +72,8 @@ def _cpu_groups(root: Path) -> Iterator[Path]:
             for mounted, point in _mounts_of(kind, option, mounts):
                 top = root / point.lstrip("/")
                 inside = path.removeprefix(mounted.rstrip("/")) if path != mounted else ""
-                # A path outside of what is mounted names a group of another namespace: then
-                # the top of the mount is the nearest that can be read.
+                # A path outside the mounts names a group of another namespace; the nearest
+                # readable group is then the top of the mount.
                 within = path == mounted or path.startswith(mounted.rstrip("/") + "/")
                 folder = top / inside.lstrip("/") if within and ".." not in path else top
                 yield folder
@@ -111,7 +111,7 @@ def _quota(folder: Path) -> float | None:
 
 
 class ProcessorWatch:
-    """How many of the CPUs that this process may use other programs leave to it."""
+    """How many of this process's CPUs other programs leave to it."""
 
     __slots__ = ("_cpus", "_own", "_ticks")
 
@@ -126,9 +126,9 @@ class ProcessorWatch:
         return len(self._cpus)
 
     def spare(self) -> float | None:
-        """CPUs that others left on average since the last call; None: the system does not say.
+        """CPUs that others left on average since the last call; None: unknown on this system.
 
-        What this process used counts as left, what a hypervisor gave to other machines does not.
+        This process's own use counts as left; time that a hypervisor gave to others does not.
         """
         before, self._ticks = self._ticks, self._read()
         own_before, self._own = self._own, time.process_time()

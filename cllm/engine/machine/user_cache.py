@@ -1,4 +1,4 @@
-"""Where this user's derived files live, and how one is put there whole or not at all."""
+"""The folder of this user's derived files, and atomic writes to it."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from pathlib import Path
 
 
 def user_cache() -> Path:
-    """The directory for files that can be made again; created, and known to be writable.
+    """The directory for files that can be regenerated; created, and checked to be writable.
 
-    $XDG_CACHE_HOME/cllm, or ~/.cache/cllm (XDG Base Directory Specification); where neither can
-    be written (a read-only home, a container without one), a directory of this user's under the
-    system's temporary directory.
+    $XDG_CACHE_HOME/cllm, or ~/.cache/cllm (XDG Base Directory Specification); if neither is
+    writable (a read-only home, a container without one), this user's directory under the system's
+    temporary directory.
     """
     wanted = _wanted()
     try:
@@ -39,7 +39,7 @@ def _private_temporary() -> Path:
     with contextlib.suppress(OSError):
         shared.mkdir(mode=0o700, exist_ok=True)
         status = shared.lstat()
-        # Anybody may have made that name in /tmp: only our own private directory is trusted.
+        # Any user may have created that name in /tmp: only our own private directory is trusted.
         ours = not hasattr(os, "getuid") or status.st_uid == os.getuid()
         if ours and not shared.is_symlink() and not status.st_mode & 0o022:
             return shared
@@ -48,7 +48,7 @@ def _private_temporary() -> Path:
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Yields a name beside `path` to write to, and renames it to `path` if nothing was raised.
+    """Yield a temporary name next to `path` to write to; rename it to `path` without an error.
 
     Other processes see the old file or the new one, never a part; of concurrent writers the last
     one wins.

@@ -15,7 +15,7 @@ def logprobs(
 ) -> tuple[float, tuple[tuple[int, float], ...]]:
     """Return log softmax(row) of `token`, and (token, logprob) of the `count` greatest.
 
-    row: logits [n_vocab]. The greatest come first, equal ones by token.
+    row: logits [n_vocab]. The greatest come first, ties by token.
     """
     best = float(row.max())
     norm = best + math.log(np.exp(row - best).sum(dtype=np.float64))

@@ -1,4 +1,4 @@
-"""How one request wants its tokens chosen: the sampling parameters and their ranges."""
+"""The sampling parameters of one request and their ranges."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ GREEDY_BELOW = 1e-4
 
 _NO_BIAS: Mapping[int, float] = MappingProxyType({})
 
-# Field -> least, greatest, what to tell whoever left the range.
+# Field -> minimum, maximum, the text for a value outside.
 _RANGES: Mapping[str, tuple[float, float, str]] = {
     "temperature": (0.0, 100.0, "a number from 0 (greedy) to 100"),
     "top_p": (0.0, 1.0, "a number from 0 to 1 (1: off)"),
@@ -62,24 +62,24 @@ _SWITCHES = ("ignore_eos", "record_tokens", "spell_special", "report_progress")
 class SamplingParams:
     """How tokens are chosen and when a generation ends.
 
-    max_tokens: new tokens at most; None: until the context is full.
-    temperature: 0 takes the most probable token every time (greedy).
-    top_k: candidates kept; 0 or -1: all. top_p, min_p: as llama.cpp's samplers of those names.
+    max_tokens: maximum number of new tokens; None: until the context is full.
+    temperature: 0 always takes the most probable token (greedy).
+    top_k: candidates kept; 0 or -1: all. top_p, min_p: llama.cpp's samplers of these names.
     repetition_penalty, presence_penalty, frequency_penalty: over the last penalty_last_n tokens,
-        prompt included; before all else, wherever they stand in `samplers`.
-    typical_p, top_n_sigma, xtc_*, dry_*, dynatemp_*: llama.cpp's samplers of those names.
-    mirostat: 1 or 2 takes the place of all samplers but penalties and temperature.
-    samplers: those of SAMPLERS that are applied, in this order.
-    seed: any 64-bit integer; the same seed and logits give the same tokens. None: chosen anew.
-    stop: texts that end the generation; they are never part of its text. One string or several.
-    logit_bias: token -> what is added to its logit, -100 to 100 or -infinity (never).
+        prompt included; applied first, at any position in `samplers`.
+    typical_p, top_n_sigma, xtc_*, dry_*, dynatemp_*: llama.cpp's samplers of these names.
+    mirostat: 1 or 2 replaces all samplers except penalties and temperature.
+    samplers: those of SAMPLERS to apply, in this order.
+    seed: any 64-bit integer; the same seed and logits give the same tokens. None: random.
+    stop: strings that end the generation; its text contains no part of them. One or several.
+    logit_bias: token -> addend of its logit, -100 to 100 or -infinity (never chosen).
     ignore_eos: never choose a token that ends the generation.
-    logprobs: record each token with its log-probability and those of so many alternatives.
+    logprobs: record each token with its log-probability and this number of alternatives.
     record_tokens: record each token, without log-probabilities.
-    constraint: what the text must be; it ends when nothing may follow.
-    spell_special: control tokens appear in the text, spelled out; but never one that ends it.
+    constraint: what the text must match; it ends when nothing may follow.
+    spell_special: include control tokens in the text, except the one that ends it.
     line_limit: seconds from the first token after which the text ends once it has a line break.
-    report_progress: tell of each part of the prompt that has been read; see Generation.evaluated.
+    report_progress: report each part of the prompt once evaluated; see Generation.evaluated.
 
     Raises InvalidRequest, which names the field, its value and what was expected.
     """
@@ -158,18 +158,18 @@ class SamplingParams:
 
     @property
     def greedy(self) -> bool:
-        """Whether every token is simply the most probable one that penalties have left."""
+        """Whether every token is the most probable one after penalties."""
         fixed = self.temperature < GREEDY_BELOW and not self.dynamic_temperature
         return fixed and "dry" not in self.active
 
     @property
     def dynamic_temperature(self) -> bool:
-        """Whether the temperature follows the entropy; mirostat takes it as it is."""
+        """Whether the temperature follows the entropy; mirostat uses it unchanged."""
         return self.dynatemp_range > 0.0 and "temperature" in self.samplers and not self.mirostat
 
     @property
     def active(self) -> tuple[str, ...]:
-        """The samplers, in their order, that do something."""
+        """The samplers that have an effect, in order."""
         if self.mirostat:
             return tuple(name for name in self.samplers if name == "temperature")
         does = {
@@ -186,7 +186,7 @@ class SamplingParams:
 
     @property
     def penalized(self) -> bool:
-        """Whether tokens seen before weigh on the choice."""
+        """Whether earlier tokens affect the choice."""
         return "penalties" in self.samplers and (
             self.repetition_penalty != 1.0
             or self.presence_penalty != 0.0

@@ -1,8 +1,8 @@
-"""Logits -> tokens, as one request's sampling parameters want it.
+"""Logits -> tokens, by one request's sampling parameters.
 
-Bias and penalties touch a few dozen logits, so they are written into llama.cpp's row in place;
-what is left for llama.cpp's samplers is then mostly a few hundred candidates instead of a whole
-vocabulary (151 936 candidates cost 0.4 ms a token).
+Bias and penalties change a few dozen logits, so they are written into llama.cpp's row in place.
+llama.cpp's samplers then get mostly a few hundred candidates instead of a whole vocabulary
+(151 936 candidates cost 0.4 ms per token).
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ _RANDOM_SEED = 0xFFFFFFFF  # llama.h: LLAMA_DEFAULT_SEED, "choose one"
 
 
 class TokenSampler:
-    """One request's choices. All of its state is its random numbers and the tokens it is shown.
+    """Chooses one request's tokens. Its only state is random numbers and the tokens shown to it.
 
-    The same seed and the same logits give the same tokens, whatever else is in the batch.
+    The same seed and logits give the same tokens, regardless of the rest of the batch.
     """
 
     __slots__ = ("_accepted", "_bias", "_biased", "_chain", "_first", "_looks_back", "_params")
@@ -51,7 +51,7 @@ class TokenSampler:
         active = params.active
         self._first = next(iter(active), "")
         self._looks_back = "dry" in active
-        self._accepted = 0  # tokens that the chain has been shown
+        self._accepted = 0  # tokens shown to the sampler chain
         self._chain = None if params.greedy else SamplerChain(_links(params, vocab))
 
     def choose(
@@ -59,8 +59,8 @@ class TokenSampler:
     ) -> int:
         """Choose the token that follows `tokens`; overwrites `row`, its logits [n_vocab].
 
-        forbidden: tokens that it must not be, [n_vocab].
-        Raises EngineError if the model gave no number, or if every token is ruled out.
+        forbidden: excluded tokens, [n_vocab].
+        Raises EngineError if a logit is not a number, or if every token is excluded.
         """
         if len(self._biased):
             row[self._biased] += self._bias
@@ -106,7 +106,7 @@ def _links(params: SamplingParams, vocab: Vocab) -> Iterator[Link]:
             yield "temp", (value,)
         elif name in ("top_k", "top_n_sigma"):
             yield name, (value,)
-        elif name != "top_p" or active[0] != "top_p":  # else candidates() has done it
+        elif name != "top_p" or active[0] != "top_p":  # else candidates() has applied it
             yield name.replace("typical_p", "typical"), (value, 1)
     if params.mirostat == 1:
         yield "mirostat", (vocab.n_tokens, seed, params.mirostat_tau, params.mirostat_eta, 100)
@@ -117,7 +117,7 @@ def _links(params: SamplingParams, vocab: Vocab) -> Iterator[Link]:
 
 
 def candidates(row: FloatArray, params: SamplingParams, first: str) -> NDArray[np.void]:
-    """Return the tokens worth showing to the samplers, of which `first` is the first.
+    """Return the tokens that the samplers, of which `first` is the first, can choose.
 
     They are CANDIDATE records. Raises EngineError if a logit that matters is not a number.
     """
@@ -125,7 +125,7 @@ def candidates(row: FloatArray, params: SamplingParams, first: str) -> NDArray[n
         ids = greatest(row, params.top_k)
     elif first == "top_p":
         ids = _nucleus(row, params.top_p)
-    elif first == "min_p":  # with a little room for rounding: llama.cpp's min_p does the cut
+    elif first == "min_p":  # with a margin for rounding: llama.cpp's min_p makes the cut
         ids = np.flatnonzero(row >= row.max() + math.log(params.min_p) - 1e-3)
     else:
         ids = np.arange(len(row))
@@ -138,10 +138,10 @@ def candidates(row: FloatArray, params: SamplingParams, first: str) -> NDArray[n
 
 
 def greatest(row: FloatArray, top_k: int) -> NDArray[np.intp]:
-    """Return all tokens that can be among the top_k, and mostly not many more.
+    """Return all tokens that can be among the top_k, and usually few more.
 
     The top_k-th greatest of the maxima of disjoint groups of logits cannot be greater than the
-    top_k-th greatest logit, so nothing below it need be looked at.
+    top_k-th greatest logit, so no logit below it counts.
     """
     groups = len(row) // _GROUP
     if top_k > groups:
@@ -156,7 +156,7 @@ def greatest(row: FloatArray, top_k: int) -> NDArray[np.intp]:
 def _nucleus(row: FloatArray, top_p: float) -> NDArray[np.intp]:
     """The most probable tokens that together have the probability top_p, as llama.cpp's top_p.
 
-    Of a whole vocabulary llama.cpp sorts more than that takes: 8 ms for 151 936 flat logits.
+    llama.cpp sorts more of a whole vocabulary than needed: 8 ms for 151 936 flat logits.
     """
     best = row.max()
     weights = np.exp(row - best)
@@ -173,7 +173,7 @@ def _nucleus(row: FloatArray, top_p: float) -> NDArray[np.intp]:
 
 
 def folded_seed(seed: int | None) -> int:
-    """Fold a 64-bit seed into llama.cpp's 32 bits, of which one value would mean "random"."""
+    """Fold a 64-bit seed into llama.cpp's 32 bits, one value of which means "random"."""
     if seed is None:
         return secrets.randbelow(_RANDOM_SEED)
     seed &= 2**64 - 1

@@ -1,1 +1,1 @@
-"""The engine thread: what waits, what runs, what one step computes."""
+"""The engine thread: which requests wait, which run, what one step computes."""

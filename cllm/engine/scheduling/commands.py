@@ -26,7 +26,7 @@ class Commands:
     def put(self, slot: int, run: Callable[[Slot], Any]) -> Future[Any]:
         """Run something on a slot as soon as no request is in it. Any thread.
 
-        The future ends with what `run` returns or raises, or with EngineClosed.
+        The future gets what `run` returns or raises, or EngineClosed.
         """
         future: Future[Any] = Future()
         with self._lock:

@@ -1,10 +1,10 @@
-"""Fair queueing between tenants: the next request is of the tenant that has used the least tokens.
+"""Fair queueing between tenants: the next request is from the tenant with the fewest tokens used.
 
 Virtual token counters after Sheng et al., "Fairness in Serving Large Language Models" (arXiv
-2401.00588). A tenant's counter grows by what is computed for it, divided by its weight. Inside a
-tenant the order is first come, first served. The queue never holds back a request while a slot is
-free, and a tenant does not save credit while it has nothing waiting: when it comes back, its
-counter is lifted to the least of those that wait.
+2401.00588). A tenant's counter grows by the tokens computed for it, divided by its weight. Within a
+tenant the order is first come, first served. The queue never delays a request while a slot is
+free, and a tenant collects no credit while it has no requests: when it returns, its counter is
+raised to the minimum of the waiting tenants.
 
 Pure policy: no clock and no threads.
 """
@@ -18,11 +18,11 @@ from typing import Generic, Protocol, TypeVar
 GENERATED = 2
 """What a generated token counts; an evaluated token of a prompt counts 1, a cached one nothing."""
 
-_PRUNE_FROM = 64  # tenants without requests that are kept without looking
+_PRUNE_FROM = 64  # tenants without requests that are kept without a check
 
 
 class Queued(Protocol):
-    """What can wait: it belongs to a tenant."""
+    """An item of the queue: it belongs to a tenant."""
 
     @property
     def tenant(self) -> str: ...
@@ -43,26 +43,26 @@ class _Account(Generic[T]):
         self.waiting: OrderedDict[T, int] = OrderedDict()
 
     def rank(self) -> tuple[float, int, int]:
-        """The least is served next: tokens used, then requests that run, then the first arrival."""
+        """The minimum is served next: tokens used, then running requests, then first arrival."""
         return self.used, self.running, next(iter(self.waiting.values()))
 
 
 class FairQueue(Generic[T]):
-    """Requests that wait, and the counters of their tenants. One thread's own.
+    """Waiting requests and the counters of their tenants. For one thread.
 
     A request is added by `extend`, leaves the queue by `take` and ends by `leave`; `charge` counts
-    what is computed for its tenant in between.
+    the tokens computed for its tenant in between.
     """
 
     def __init__(self, weight: Callable[[str], float] = lambda tenant: 1.0) -> None:
         """weight: a tenant's share relative to the others', above 0."""
         self._weight = weight
         self._active: dict[str, _Account[T]] = {}  # tenants with requests, waiting or running
-        self._weights = 0.0  # of the active ones together
+        self._weights = 0.0  # sum over the active ones
         self._idle: dict[str, float] = {}  # counters above the level of tenants without requests
         self._prune_at = _PRUNE_FROM
-        # The counter of a tenant that has had its share at all times. It rises with all work, so
-        # that tenants that are new, however many, do not overtake a known one for ever.
+        # The counter of a tenant that has always had its share. It rises with all work, so that
+        # any number of new tenants cannot overtake a known one forever.
         self._level = 0.0
         self._front: deque[T] = deque()  # preempted requests: they go before all others
         self._arrived = 0
@@ -72,18 +72,18 @@ class FairQueue(Generic[T]):
         return self._size
 
     def __iter__(self) -> Iterator[T]:
-        """All that wait, in no particular order."""
+        """All waiting requests, in no particular order."""
         yield from self._front
         for account in self._active.values():
             yield from account.waiting
 
     @property
     def known(self) -> int:
-        """Tenants of which something is kept."""
+        """Number of tenants with a counter."""
         return len(self._active) + len(self._idle)
 
     def extend(self, items: Iterable[T]) -> None:
-        """Add requests that arrived, in their order."""
+        """Add new requests, in their order."""
         floor = self._floor()
         for item in items:
             account = self._active.get(item.tenant) or self._activate(item.tenant)
@@ -94,7 +94,7 @@ class FairQueue(Generic[T]):
             self._size += 1
 
     def candidates(self) -> Iterator[T]:
-        """All that wait, in the order in which they should be served as of now."""
+        """All waiting requests, in the order in which to serve them now."""
         yield from self._front
         accounts = [account for account in self._active.values() if account.waiting]
         if accounts:
@@ -105,7 +105,7 @@ class FairQueue(Generic[T]):
                 yield from account.waiting
 
     def take(self, item: T) -> None:
-        """A request is served from now on."""
+        """Take a request out of the queue to serve it."""
         self._size -= 1
         account = self._active[item.tenant]
         if item in account.waiting:
@@ -116,22 +116,22 @@ class FairQueue(Generic[T]):
             self._front.remove(item)
 
     def put_back(self, item: T) -> None:
-        """A request that was taken was preempted: it is the next of all."""
+        """Put a preempted request back at the front of all."""
         self._front.appendleft(item)
         self._size += 1
 
     def rotate(self, item: T) -> None:
-        """A request had its turn and has more to do: others of its tenant are next."""
+        """Move an unfinished request behind the others of its tenant."""
         self._active[item.tenant].waiting.move_to_end(item)
 
     def charge(self, tenant: str, tokens: float) -> None:
-        """Count what was computed for a tenant that has requests."""
+        """Count the tokens computed for a tenant that has requests."""
         account = self._active[tenant]
         account.used += tokens / account.weight
         self._level += tokens / self._weights
 
     def leave(self, item: T) -> None:
-        """A request has ended, wherever it was."""
+        """Remove a request that has ended, waiting or running."""
         account = self._active[item.tenant]
         if item in account.waiting:
             del account.waiting[item]
@@ -145,7 +145,7 @@ class FairQueue(Generic[T]):
             self._deactivate(item.tenant, account)
 
     def _floor(self) -> float:
-        """The counter of a tenant that comes back: the level, within the counters that wait."""
+        """The counter of a returning tenant: the level, within the waiting tenants' counters."""
         waiting = [account.used for account in self._active.values() if account.waiting]
         return max(min(waiting), min(self._level, max(waiting))) if waiting else self._level
 
@@ -159,7 +159,7 @@ class FairQueue(Generic[T]):
         del self._active[tenant]
         self._weights -= account.weight
         if not self._active:
-            # Nobody competes any more: what was used does not matter.
+            # No tenant competes any more: past use does not matter.
             self._idle.clear()
             self._level = self._weights = 0.0
         elif account.used > self._level:
@@ -170,9 +170,9 @@ class FairQueue(Generic[T]):
 
 
 def gives_way(waiting: Mapping[str, Sized], newcomer: str) -> str:
-    """The tenant whose newest request is refused when one more than may wait arrives.
+    """The tenant whose newest request is refused when a request arrives at the limit.
 
-    It is the one that would have the most waiting; the newcomer's own where it is among those.
+    It is the tenant with the most waiting requests; in a tie that includes it, the newcomer's.
     """
     own = len(waiting.get(newcomer, ())) + 1
     most = max(waiting, key=lambda tenant: len(waiting[tenant]), default=newcomer)

@@ -69,7 +69,7 @@ class Inbox(Generic[T]):
             self._changed.notify()
 
     def check_open(self, tenant: str) -> None:
-        """Raise what put would raise now, before effort goes into preparing a request."""
+        """Raise what put would raise now, before the work of preparing a request."""
         self._process.check()
         with self._changed:
             self._check_open(tenant)

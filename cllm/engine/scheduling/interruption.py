@@ -18,7 +18,7 @@ _LONGEST_STEP_S = 10.0  # later deadlines are checked between two steps
 
 
 class Interruption:
-    """The engine thread says which prompts a step reads; any thread may end that step.
+    """The engine thread notes which prompts a step reads; any thread may end that step.
 
     A step is bounded to about a second, which is long for a prompt that is no longer wanted. A step
     without a cancelled or expired prompt is not interrupted, except when the engine is closed. Of

@@ -1,13 +1,13 @@
-"""How much of the prompts is read beside running streams, and whose prompt comes first.
+"""How many prompt tokens a step reads next to running streams, and which prompt comes first.
 
-Pure policy: it is told what steps cost and gives numbers back.
+Pure policy: it takes the cost of steps and returns numbers.
 """
 
 from __future__ import annotations
 
-_AUTO_STEPS = 5.0  # the time between two tokens, in decode steps, where none was asked for
-_AUTO_LEAST_S = 0.1  # and what a reader does not notice anyhow
-_ALONE_S = 1.0  # of a step in which nobody generates: an arrival waits that long for the next
+_AUTO_STEPS = 5.0  # the time between two tokens, in decode steps, if not configured
+_AUTO_LEAST_S = 0.1  # the minimum: a reader does not notice it
+_ALONE_S = 1.0  # of a step without generating sequences: a new arrival waits this long
 _LEAST_TOKENS = 8  # of prompts in a step: smaller products cost as much
 _MEMORY = 0.9  # weight of the past at each observation
 
@@ -15,21 +15,20 @@ _MEMORY = 0.9  # weight of the past at each observation
 class Pacer:
     """Learns what a step costs and bounds the prompt tokens in it.
 
-    A step takes as long as its generating sequences take (a line over their number) and, on top,
-    as long as its prompt tokens take (a line over theirs); llama.cpp evaluates the two parts one
-    after the other.
+    A step takes the time of its generating sequences (linear in their number) plus the time of
+    its prompt tokens (linear in theirs); llama.cpp evaluates the two parts one after the other.
     """
 
     __slots__ = ("_decode", "_max_itl", "_prompt")
 
     def __init__(self, max_itl: float | None) -> None:
-        """max_itl: seconds between two tokens of a stream that prompts may lead to; None: auto."""
+        """max_itl: limit in seconds on the gap between two tokens of a stream; None: auto."""
         self._max_itl = max_itl
         self._decode = _Line(flat=True)
         self._prompt = _Line(flat=False)
 
     def observe(self, decoding: int, prompt_tokens: int, seconds: float) -> None:
-        """Learn from a step: so many generating sequences and prompt tokens took so long."""
+        """Learn from a step: its generating sequences, its prompt tokens and its time."""
         if not prompt_tokens:
             self._decode.add(decoding, seconds)
         elif not decoding:
@@ -38,12 +37,12 @@ class Pacer:
             self._prompt.add(prompt_tokens, max(0.0, seconds - self._decode.at(decoding)))
 
     def budget(self, decoding: int, waiting: int, least_alone: int) -> int:
-        """Prompt tokens for the next step beside `decoding` generating sequences.
+        """Prompt tokens for the next step next to `decoding` generating sequences.
 
-        However little time there is, prompts get as much of it as the streams, so that they are
-        read. waiting: prompts to read; where they are more than the streams, these are held up as
-        if nobody generated, unless a time was asked for. least_alone: tokens that are efficiently
-        evaluated at once: the least where nobody generates, and all while nothing is known.
+        Prompts always get at least as much time as the streams, so that they progress. waiting:
+        prompts to read; if there are more of them than streams, and no time is configured, a step
+        may take as long as without streams. least_alone: tokens that are evaluated efficiently at
+        once: the minimum without generating sequences, and the result while costs are unknown.
         """
         prompt = self._prompt
         if not decoding:
@@ -59,25 +58,25 @@ class Pacer:
         return max(_LEAST_TOKENS, int(prompt.inverse(max(target - step, step))))
 
     def step_s(self, decoding: int) -> float | None:
-        """Seconds of a step with so many generating sequences and nothing else; None: unknown."""
+        """Seconds of a step with only this number of generating sequences; None: unknown."""
         return self._decode.at(decoding) if self._decode.known else None
 
     def due(self, arrived: float, pending: int) -> float:
-        """When a prompt that had nobody beside it would be read; the least is served first.
+        """A prompt's deadline: arrival plus the time it still needs alone; earliest deadline first.
 
-        Shorter ones go first, but nobody is overtaken by a prompt that arrives later than its own
-        reading would have taken: no stream of short prompts can starve a long one.
+        Shorter prompts go first, but no prompt is overtaken by one that arrives after its own
+        deadline: a stream of short prompts cannot starve a long one.
         """
         return arrived + self._prompt.at(pending) if self._prompt.known else arrived
 
 
 class _Line:
-    """Seconds as fixed + each * count, fitted to what was observed, the newest weighing most."""
+    """Seconds as fixed + each * count, fitted to observations, the newest with the most weight."""
 
     __slots__ = ("_flat", "_n", "_t", "_x", "_xt", "_xx")
 
     def __init__(self, flat: bool) -> None:
-        """flat: whether all is taken for fixed as long as one count alone was observed."""
+        """flat: whether all counts as fixed while only one count has been observed."""
         self._flat = flat
         self._n = self._x = self._t = self._xx = self._xt = 0.0
 
@@ -98,7 +97,7 @@ class _Line:
         return fixed + each * count
 
     def inverse(self, seconds: float) -> float:
-        """The count that takes so long; 0 if even none takes longer."""
+        """The count that takes this long; 0 if the fixed part alone takes longer."""
         fixed, each = self._fit()
         return max(0.0, seconds - fixed) / each
 

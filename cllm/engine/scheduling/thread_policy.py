@@ -1,39 +1,39 @@
-"""How many threads compute: fewer where threads that wait for each other slow down every step.
+"""The number of compute threads: fewer if threads that wait for each other slow down steps.
 
-Pure policy: it is told what steps took and what other programs leave, and gives numbers back.
+Pure policy: it takes the time of steps and the cores that other programs leave.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-_MARGIN = 0.25  # of a core, which other programs may take before fewer threads are tried
-_CHANGE = 0.3  # of a core by which what they leave must change to be news
-_ROUNDS = 12  # pairs of steps in a trial at most
+_MARGIN = 0.25  # of a core that other programs may use before fewer threads are tried
+_CHANGE = 0.3  # of a core; a smaller change of what they leave does not count
+_ROUNDS = 12  # maximum number of pairs of steps in a trial
 _MISSES = 16  # pairs that a trial may lose to steps of different shapes
-_ALIKE = 1.25  # ratio of tokens up to which two steps are compared
-# Cost of the other count in costs of the one in force, after so many pairs and more: at most
-# `better` ends a trial with a switch, at least `worse` ends it without.
+_ALIKE = 1.25  # maximum ratio of tokens of two comparable steps
+# Cost of the other count divided by the cost of the current one, from this number of pairs on: a
+# ratio of at most `better` ends a trial with a switch, of at least `worse` without.
 _WORSE = ((1, 1.4), (2, 1.25), (3, 1.15))
 _BETTER = ((1, 0.3), (2, 0.5), (3, 0.65), (5, 0.75), (8, 0.85), (_ROUNDS, 0.92))
-_FIRST_S = 2.0  # of computing before the first trial without news
-_NO_WORSE = 1.02  # suffices for threads that other programs leave a core each
-_PAUSE_S = 1.0  # of computing between two trials at least
+_FIRST_S = 2.0  # of computing before the first trial without a change
+_NO_WORSE = 1.02  # suffices if other programs leave a core per thread
+_PAUSE_S = 1.0  # minimum of computing between two trials
 _LONGEST_PAUSE_S = 60.0
-_SHARE = 0.01  # of the time that trials without news may lose
+_SHARE = 0.01  # of the time that trials without a change may lose
 _SHARE_WITH_NEWS = 0.05
 
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """What a step computes: tokens of so many sequences, of which some generate."""
+    """The shape of a step: its tokens, its sequences, and how many of them generate."""
 
     sequences: int
     generating: int
     tokens: int
 
     def like(self, other: Shape) -> bool:
-        """Whether the time for a token may be compared."""
+        """Whether the time per token may be compared."""
         same = self.generating == other.generating and (
             not self.generating or self.sequences == other.sequences
         )
@@ -42,22 +42,22 @@ class Shape:
 
 
 def counts(most: int) -> tuple[int, ...]:
-    """The numbers of threads that are tried: all, all but one, three quarters, halves, one."""
+    """The numbers of threads to try: all, one fewer, three quarters, half, ..., one."""
     halves = {most >> shift for shift in range(most.bit_length())}
     return tuple(sorted({most, most - 1, most * 3 // 4, *halves} - {0}, reverse=True))
 
 
 class ThreadPolicy:
-    """Compares the number of threads in force with others, and changes it.
+    """Compares the current number of threads with others, and changes it.
 
     A trial computes steps of the same shape in turns with the two counts (A B, B A, A B, ...) and
-    compares their sums, so that neither growing contexts nor a neighbour's rhythm decide.
+    compares their sums, so that growing contexts and periodic load of other programs cancel out.
 
     A trial is due when it is likely to change something: fewer threads while other programs leave
-    fewer cores than there are threads, more threads at any time. It loses time where it fails, so
+    fewer cores than there are threads, more threads at any time. It loses time if it fails, so
     pauses double, and are long enough that all trials lose at most a hundredth of the time. When
-    what others leave changes, the next one is due at once, or as soon as they have lost less than
-    a twentieth. On a machine that nobody else uses there is none.
+    the cores that others leave change, the next trial is due at once, or as soon as trials have
+    lost less than a twentieth. On a machine without other load there is none.
     """
 
     __slots__ = (
@@ -66,19 +66,19 @@ class ThreadPolicy:
     )  # fmt: skip
 
     def __init__(self, most: int) -> None:
-        """most: threads to begin with and never to exceed."""
+        """most: the initial and maximum number of threads."""
         self.threads = most
         self._counts = counts(most)
         self._trial: _Trial | None = None
         self._clock = 0.0  # seconds of all steps
         self._next, self._next_with_news = _FIRST_S, 0.0  # on that clock, when a trial is due
-        self._failures = 0  # trials since the last switch or news
+        self._failures = 0  # trials since the last switch or change
         self._turn = 0
         self._spare: float | None = None  # cores that other programs leave
         self._judged_with: float | None = most  # what that was at the last trial
 
     def note_spare(self, spare: float | None) -> None:
-        """Learn how many cores other programs leave; None: nobody knows."""
+        """Learn how many cores other programs leave; None: unknown."""
         self._spare = spare
         if self._judged_with is None:
             self._judged_with = spare
@@ -88,7 +88,7 @@ class ThreadPolicy:
             self._failures = self._turn = 0
 
     def choose(self, shape: Shape) -> int:
-        """How many threads are to compute a step."""
+        """The number of threads for a step."""
         if self._trial is None and self._clock >= self._next:
             other = self._candidate()
             if other is not None:
@@ -97,7 +97,7 @@ class ThreadPolicy:
         return self.threads if self._trial is None else self._trial.arm(shape)
 
     def learn(self, shape: Shape, threads: int, seconds: float) -> None:
-        """Learn what a step took that so many threads computed."""
+        """Learn the time of a step and its number of threads."""
         self._clock += seconds
         trial = self._trial
         if trial is None:
@@ -107,7 +107,7 @@ class ThreadPolicy:
             self._end(trial, better)
 
     def _candidate(self) -> int | None:
-        """What to compare with, if anything: the count nearest to what is left, then others."""
+        """The count to compare with, if any: the nearest to the free cores first."""
         now, spare = self.threads, self._spare
         lower = spare is None or spare < now - _MARGIN
         wanted = [n for n in self._counts if n > now or (n < now and lower)]
@@ -121,7 +121,7 @@ class ThreadPolicy:
         self._trial = None
         pause = _PAUSE_S
         if better:
-            self.threads, self._judged_with = trial.other, None  # what others take changes with it
+            self.threads, self._judged_with = trial.other, None  # it changes what others use
             self._failures = self._turn = 0
         else:
             self._failures, self._turn = self._failures + 1, self._turn + 1
@@ -131,23 +131,23 @@ class ThreadPolicy:
 
 
 class _Trial:
-    """Steps of two counts in turns, and what they cost a token."""
+    """Steps of two counts in turns, and their cost per token."""
 
     __slots__ = ("_better", "_costs", "_first", "_misses", "_now", "_pairs", "lost", "other")
 
     def __init__(self, now: int, other: int, ties: bool) -> None:
-        """ties: whether the other is better where both are equally good."""
+        """ties: whether the other count wins a tie."""
         self._better = (*_BETTER, (_ROUNDS, _NO_WORSE)) if ties else _BETTER
         self._now = now
         self.other = other
-        self._first: tuple[int, Shape, float] | None = None  # of the pair that is not whole
+        self._first: tuple[int, Shape, float] | None = None  # of the incomplete pair
         self._costs = {now: 0.0, other: 0.0}
         self._pairs = 0
         self._misses = 0
         self.lost = 0.0  # seconds, by using the other count
 
     def arm(self, shape: Shape) -> int:
-        """Whose turn it is."""
+        """The count whose turn it is."""
         if self._first is not None and not self._first[1].like(shape):
             self._first = None
             self._misses += 1
@@ -157,7 +157,7 @@ class _Trial:
         return leads if self._first is None else follows
 
     def note(self, shape: Shape, threads: int, seconds: float) -> None:
-        """Count a step that was computed as arm() said."""
+        """Count a step computed with the count of arm()."""
         cost = seconds / shape.tokens
         if self._first is None:
             self._first = (threads, shape, cost)
@@ -173,7 +173,7 @@ class _Trial:
         self.lost += difference * shape.tokens
 
     def outcome(self) -> bool | None:
-        """Whether the other count is better; None: not known yet."""
+        """Whether the other count is better; None: undecided."""
         pairs = self._pairs
         if not pairs:
             return False if self._misses >= _MISSES else None

@@ -1,4 +1,4 @@
-"""How many threads compute each step: fixed, or as thread_policy.py decides. Engine thread only."""
+"""The number of compute threads of each step: fixed, or by thread_policy.py. Engine thread only."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from cllm.engine.stats import EngineStats
 
 _log = logging.getLogger("cllm.engine")
 
-_LOOK_S = 1.0  # between two looks at what other programs use
+_LOOK_S = 1.0  # between two readings of other programs' use
 _SILENCE_S = 60.0  # between two log lines
 
 
 class Threads:
-    """Sets the threads of contexts before each step, and learns what steps take."""
+    """Sets the threads of contexts before each step, and learns the cost of steps."""
 
     def __init__(
         self,
@@ -29,7 +29,7 @@ class Threads:
         stats: EngineStats,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """live: what the contexts were made with. clock: seconds."""
+        """live: the parameters of the contexts. clock: in seconds."""
         self._clock = clock
         self._contexts = contexts
         self._single, self._batch = live.threads, live.threads_batch
@@ -44,13 +44,13 @@ class Threads:
         stats.cores_left = stats.cores = self._watch.cpus
 
     def prepare(self, shape: Shape) -> None:
-        """Set the number for a step."""
+        """Set the number of threads for a step."""
         self._look()
         if self._policy is not None:
             self._use(self._policy.choose(shape))
 
     def learn(self, shape: Shape, seconds: float) -> bool:
-        """Learn what it took; False: it was computed with a number of threads on trial."""
+        """Learn a step's time; False: it was computed with a number of threads on trial."""
         policy = self._policy
         if policy is None:
             return True

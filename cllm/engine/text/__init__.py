@@ -1,1 +1,1 @@
-"""Tokens to text: whole characters, and where a stop string ends a text."""
+"""Tokens to text: whole characters, and stop strings."""

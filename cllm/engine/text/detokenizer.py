@@ -1,4 +1,4 @@
-"""Tokens to text as they come: only whole characters leave, whatever the tokens cut through."""
+"""Incremental tokens to text: only whole characters leave, even if tokens split them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ _new_decoder = codecs.getincrementaldecoder("utf-8")
 
 
 class Detokenizer:
-    """One generation's way from tokens to text.
+    """Converts one generation's tokens to text.
 
     A character whose bytes are spread over several tokens appears with the last of them. Bytes
     that cannot become a character give U+FFFD as soon as that is certain, one for each maximal
@@ -24,11 +24,11 @@ class Detokenizer:
         self._decoder = _new_decoder(errors="replace")
 
     def push(self, token: int) -> str:
-        """The text that `token` completes; often none, seldom more than a word."""
+        """The text that `token` completes; often none, rarely more than a word."""
         return self._decoder.decode(self._piece(token))
 
     def flush(self) -> str:
-        """What the end of the tokens makes of an unfinished character: U+FFFD, or nothing."""
+        """The text for an unfinished character at the end of the tokens: U+FFFD, or nothing."""
         return self._decoder.decode(b"", final=True)
 
     def drop(self) -> None:

@@ -1,8 +1,8 @@
-"""Stop strings, found while the text is still coming, without letting any part of one out.
+"""Stop strings, found in a growing text without publishing any part of one.
 
-An Aho-Corasick automaton (Aho & Corasick, 1975): its state is the longest end of the text that
-begins some stop string, which is exactly what must be held back. Time is linear in the text and
-in the stop strings, whatever they are: they come from clients, and the engine's thread reads them.
+An Aho-Corasick automaton (Aho & Corasick, 1975): its state is the longest suffix of the text
+that begins a stop string, which is exactly what must be held back. Time is linear in the text and
+in the stop strings: clients choose them, and the engine thread runs this.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ _ROOT = 0
 
 
 class StopMatcher:
-    """Passes text on until one of the stop strings is complete.
+    """Passes text through until one of the stop strings is complete.
 
-    The stop string that is complete first ends the text; of several that end at the same
-    character the longest does. How the text is cut into chunks makes no difference.
-    Raises ValueError if a stop string is empty: it would end every text before it begins.
+    The stop string completed first ends the text; of several that end at the same character, the
+    longest. How the text is cut into chunks makes no difference.
+    Raises ValueError if a stop string is empty: it would end every text at its start.
     """
 
     __slots__ = ("_automaton", "_state", "found")
@@ -36,7 +36,7 @@ class StopMatcher:
     def push(self, text: str) -> tuple[str, bool]:
         """Text that may be published now, and whether a stop string has been found.
 
-        After one has been found nothing more comes out.
+        After a stop string nothing more is returned.
         """
         if self.found:
             return "", True
@@ -53,7 +53,7 @@ class StopMatcher:
         return automaton.text_before(before, text[:read], withheld), length > 0
 
     def flush(self) -> str:
-        """What was held back for a stop string that did not come; for the end of the text."""
+        """The text held back for a stop string that did not follow; call it at the end."""
         if self._automaton is None:
             return ""
         held = self._automaton.held(self._state)
@@ -68,10 +68,10 @@ class _Automaton:
 
     def __init__(self, stops: Sequence[str]) -> None:
         self._children: list[dict[str, int]] = [{}]
-        self._fallback = [_ROOT]  # the state of the longest proper end that is also a prefix
-        self._owner = [""]  # a stop string that begins with this prefix, which so is not stored
+        self._fallback = [_ROOT]  # the state of the longest proper suffix that is also a prefix
+        self._owner = [""]  # a stop string with this prefix, so that the prefix is not stored
         self.depth = [0]  # length of the prefix
-        self.match = [0]  # length of the longest stop string that ends here; 0: none does
+        self.match = [0]  # length of the longest stop string that ends here; 0: none
         for stop in stops:
             if not stop:
                 raise ValueError("a stop string must not be empty")
@@ -119,11 +119,11 @@ class _Automaton:
         return state, len(text), 0
 
     def held(self, state: int) -> str:
-        """The characters that `state` stands for."""
+        """The characters of `state`."""
         return self._owner[state][: self.depth[state]]
 
     def text_before(self, state: int, text: str, withheld: int) -> str:
-        """What `state` holds and then `text`, without the last `withheld` characters."""
+        """The characters of `state` and `text`, without the last `withheld` ones."""
         from_text = len(text) - withheld
         if from_text >= 0:
             return self.held(state) + text[:from_text]
