@@ -144,7 +144,7 @@ class Grammars:
                 raise EngineClosed
             if len(self._fresh) >= MAX_WAITING:
                 raise QueueFull(len(self._fresh), _RETRY_AFTER)
-            if len(self._lanes) < 1 + self._patient_busy:
+            if len(self._lanes) < 1 + (self._patient_busy or bool(self._fresh)):
                 self._add_lane()
             job = self._jobs[constraint] = Future()
             self._fresh.append(constraint)
