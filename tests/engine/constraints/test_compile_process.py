@@ -158,7 +158,7 @@ def opened_by_child(pipe: Path) -> int:
 def test_many_that_hang_do_not_keep_a_good_one_from_its_turn(
     doomed: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(grammars, "QUICK_S", 0.1)
+    monkeypatch.setattr(grammars, "QUICK_S", 0.5)
     monkeypatch.setattr(grammars, "PATIENT_S", 4 * WAIT)  # longer than the test may take
     hanging = []
     for number in range(4):
