@@ -208,3 +208,12 @@ def test_llama_cpp_is_imported_in_its_package_only() -> None:
     ]
     assert users
     assert [name for name in users if not within(name, USES_LLAMA_CPP)] == []
+
+
+def test_a_file_of_over_400_lines_says_why() -> None:
+    folders = ("cllm", "scripts", "tests", "docs")
+    paths = [path for folder in folders for path in (ROOT / folder).rglob("*.py")]
+    assert len(paths) > 300
+    texts = {path: path.read_text(encoding="utf-8").splitlines() for path in paths}
+    long = [path for path, lines in texts.items() if len(lines) > 400]
+    assert [str(path) for path in long if "over 400 lines" not in texts[path][0]] == []

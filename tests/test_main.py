@@ -1,4 +1,4 @@
-"""The command line as a child process: output, errors, start and stop."""
+"""The command line as a child process; over 400 lines of output, errors, start and stop."""
 
 from __future__ import annotations
 

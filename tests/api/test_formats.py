@@ -1,4 +1,7 @@
-"""Promises of the formats: a model's text is parsed in any pieces, and nothing is lost."""
+"""Promises of the formats; over 400 lines, since all families pass one list of checks.
+
+A model's text is parsed in any pieces, and nothing is lost.
+"""
 
 from __future__ import annotations
 

@@ -1,6 +1,7 @@
-"""Promises of llama-server's endpoints: all fields that its clients read, with true numbers.
+"""llama-server's endpoints; over 400 lines, since one recording covers them all.
 
-tests/tools/llama_server_fields.py recorded llama-server's own answers.
+All fields that its clients read are there, with true numbers. tests/tools/llama_server_fields.py
+recorded llama-server's own answers.
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""A connection's life: keep-alive, pipelining, 100-continue, half-closed and lost clients."""
+"""A connection's life; over 400 lines, since the cases share their handlers.
+
+Keep-alive, pipelining, 100-continue, half-closed and lost clients.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""The queue: no wake-up is lost, and a blocked handler holds up only its own connection."""
+"""The queue; over 400 lines, since the cases share one simulated set of workers.
+
+No wake-up is lost, and a blocked handler holds up only its own connection.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Routing and middleware, without a socket."""
+"""Routing and middleware, without a socket; over 400 lines of short promises."""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Request bodies: checked by their head, bounded in memory together and in time."""
+"""Request bodies; over 400 lines, since the cases share one budget to fill.
+
+They are checked by their head, bounded in memory together and in time.
+"""
 
 from __future__ import annotations
 

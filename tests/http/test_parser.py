@@ -1,4 +1,7 @@
-"""The request parser, rule by rule; sections are of RFC 9112 unless named."""
+"""The request parser, rule by rule; over 400 lines, as RFC 9112 has that many rules.
+
+Sections are of RFC 9112 unless named.
+"""
 
 from __future__ import annotations
 

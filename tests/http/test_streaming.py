@@ -1,4 +1,4 @@
-"""Streams on the wire: framing, order, back-pressure, ends, and callbacks."""
+"""Streams on the wire: over 400 lines of framing, order, back-pressure, ends, callbacks."""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""A constrained text belongs to its language, with any other parameters and sequences."""
+"""Constrained texts; over 400 lines, since all languages share one set of helpers.
+
+A text belongs to its language, with any other parameters and sequences.
+"""
 
 from __future__ import annotations
 
