@@ -183,7 +183,7 @@ def _options() -> argparse.ArgumentParser:
     )
     options.add_argument(
         "--model-draft", type=Path, metavar="FILE",
-        help="draft model that cLLM and llama-server guess with",
+        help="draft model that cLLM and llama-server draft with",
     )  # fmt: skip
     options.add_argument(
         "--copy-model", type=Path, metavar="FILE", help="GGUF file for the workload copy, one that "
