@@ -90,8 +90,8 @@ class Engine:
         self._process.check()
         if isinstance(self._runner, Scheduler):
             return self._runner
-        use = "ranks documents" if self._info.pooling == "rank" else "embeds texts"
-        raise Unsupported(f"this model {use} and generates no text; load a model that does")
+        use = "ranks documents" if self._info.pooling == "rank" else "produces embeddings"
+        raise Unsupported(f"this model only {use}; load a generative model for this request")
 
     @property
     def sessions(self) -> Sessions:

@@ -254,7 +254,9 @@ class Server:
             connection.close(abort=True)
         stuck = [worker.thread for worker in self._workers if worker.thread.is_alive()]
         for thread in stuck:
-            _log.error("%s is held by a handler and left running:\n%s", thread.name, _stack(thread))
+            _log.error(
+                "%s is blocked in a handler and was not joined:\n%s", thread.name, _stack(thread)
+            )
         if not self._acceptor_thread.is_alive():
             self._acceptor.release()
         # A thread left running uses only `queue`, finds it closed and ends.

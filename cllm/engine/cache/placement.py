@@ -155,7 +155,7 @@ class Placer:
             if not self._save_failed:
                 self._save_failed = True
                 _log.warning(
-                    "no memory to keep a prefix of %.1f MiB, which will be computed again; "
+                    "not enough memory to save a prefix of %.1f MiB; it will be computed again; "
                     "lower cache_ram (logged once)",
                     size / 2**20,
                 )

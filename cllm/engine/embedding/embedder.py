@@ -57,16 +57,15 @@ class Embedder:
         """Raise Unsupported if the model ranks."""
         if self._shape.pooling == "rank":
             raise Unsupported(
-                "this model ranks documents and does not embed; use /v1/rerank, or load an "
-                "embedding model"
+                "this model only ranks documents; use /v1/rerank, or load an embedding model"
             )
 
     def check_ranks(self) -> None:
         """Raise Unsupported unless the model ranks."""
         if self._shape.pooling != "rank":
             raise Unsupported(
-                "this model embeds and does not rank; load a reranker, with --pooling rank if "
-                "its file does not say that it is one"
+                "this model only produces embeddings; load a reranker, with --pooling rank if "
+                "its file has no pooling metadata"
             )
 
     @property
@@ -82,7 +81,7 @@ class Embedder:
         for number, text in enumerate(texts):
             if not text:
                 field = _field(name, number, len(texts))
-                raise InvalidRequest(field, text, "a text that is not empty")
+                raise InvalidRequest(field, text, "non-empty text")
         return [self._tokenizer.tokenize(text, True, False) for text in texts]
 
     def pairs(self, query: str, documents: Sequence[str]) -> list[list[int]]:

@@ -77,7 +77,7 @@ class Tokenizer:
         with self.borrowed():
             if isinstance(prompt, str):
                 if not prompt:
-                    raise InvalidRequest("prompt", prompt, "a text that is not empty")
+                    raise InvalidRequest("prompt", prompt, "non-empty text")
                 tokens = self._tokenize("prompt", prompt, True, False)
             else:
                 tokens = self.checked("prompt", prompt)
