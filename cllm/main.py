@@ -16,7 +16,6 @@ from time import monotonic
 from typing import TYPE_CHECKING
 
 from cllm import logs
-from cllm.allocator import return_large_blocks
 from cllm.settings import Settings, SettingsError, load_settings
 from cllm.wiring import api_settings, engine_config, server_config
 
@@ -71,7 +70,6 @@ Message = StopSignal | Loaded | LoadFailed | Stopped
 def main(argv: Sequence[str] | None = None) -> int:
     """Serve until a signal requests a stop; returns the exit status."""
     hold_standard_streams()
-    return_large_blocks()
     # A SimpleQueue, not an Event: its put() may be called in a signal handler.
     mailbox: SimpleQueue[Message] = SimpleQueue()
     watch_signals(mailbox)
