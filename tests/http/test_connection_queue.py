@@ -452,6 +452,9 @@ def test_a_push_while_a_worker_falls_asleep_wakes_it_without_the_acceptor() -> N
                 pusher.join(0.2)  # it ends at once where it sees a worker awake, else it waits
             return count
 
+        def __bool__(self) -> bool:
+            return len(self) > 0  # before 3.11 a deque's own test of truth does not ask __len__
+
         def append(self, item: Connection) -> None:
             super().append(item)
             self.appended.set()
