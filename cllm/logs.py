@@ -10,7 +10,7 @@ import time
 import traceback
 from collections.abc import Mapping
 
-from cllm.options import SettingsError
+from cllm.option_sources import SettingsError
 
 # Attributes of every record; any other attribute was passed as `extra`.
 _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}

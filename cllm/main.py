@@ -16,7 +16,7 @@ from time import monotonic
 from typing import TYPE_CHECKING
 
 from cllm import logs
-from cllm.settings import Settings, SettingsError, load_settings
+from cllm.option_table import Settings, SettingsError, load_settings
 from cllm.wiring import api_settings, engine_config, server_config
 
 if TYPE_CHECKING:

@@ -18,7 +18,7 @@ from cllm.version import __version__
 if TYPE_CHECKING:
     from cllm.engine.info import ModelInfo
     from cllm.engine.layout.tuning import Tuning
-    from cllm.settings import Settings
+    from cllm.option_table import Settings
 
 log = logging.getLogger("cllm.main")
 

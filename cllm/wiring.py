@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cllm.option_kinds import is_visible_ascii
-from cllm.settings import Settings, SettingsError
+from cllm.option_table import Settings, SettingsError
 
 if TYPE_CHECKING:
     from cllm.api import ApiSettings

@@ -10,7 +10,7 @@ source "$(dirname "${BASH_SOURCE[0]}")/_env.sh"
 # What differs between Pythons shows here: sockets, threads, parsing, typing, a generation.
 QUICK=(
     tests/http/test_{parser,parser_properties,handler,response,rfc_vectors,sse,streaming}.py
-    tests/test_imports.py tests/test_settings.py
+    tests/test_imports.py tests/test_options.py
     tests/api/test_{formats,chat_template,generate,generate_stream}.py
     tests/engine/{text,scheduling/test_{inbox,pacing,planning,scheduler}.py,cache/test_radix.py,machine/test_user_cache.py}
 )

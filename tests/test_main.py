@@ -26,7 +26,7 @@ import pytest
 
 from cllm.main import LoadFailed, Message, Program, StopSignal
 from cllm.models import demo_path
-from cllm.settings import load_settings
+from cllm.option_table import load_settings
 from cllm.version import __version__
 from tests import embedding_models
 

@@ -18,7 +18,14 @@ from cllm.option_kinds import (
     switch,
     text,
 )
-from cllm.options import OneLineParser, SettingsError, add_arguments, option, options_of, resolve
+from cllm.option_sources import (
+    OneLineParser,
+    SettingsError,
+    add_arguments,
+    option,
+    options_of,
+    resolve,
+)
 from cllm.version import __version__
 
 __all__ = ["Settings", "SettingsError", "load_settings", "make_parser"]
