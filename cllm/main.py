@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from cllm import logs
 from cllm.option_table import Settings, SettingsError, load_settings
-from cllm.wiring import api_settings, engine_config, server_config
+from cllm.wiring import api_settings, check_model_files, engine_config, server_config
 
 if TYPE_CHECKING:
     from types import FrameType
@@ -160,6 +160,7 @@ class Program:
         from cllm.api import Service, create_handler
         from cllm.http import Server
 
+        check_model_files(settings)
         self.settings = settings
         self.mailbox = mailbox
         self.engine_config = engine_config(settings)
@@ -253,10 +254,11 @@ class Program:
         else:
             grace = self.settings.grace
             stats = self.engine.stats()
+            running = stats.slots_busy + stats.queue_depth
+            finish = f"generations in flight ({running}) have {grace:g} s to finish; "
             log.info(
-                "%s: stopping; generations in flight (%d) have %g s to finish; "
-                "a second signal ends the process now",
-                name, stats.slots_busy + stats.queue_depth, grace,
+                "%s: stopping; %sa second signal ends the process now",
+                name, finish if running else "",
             )  # fmt: skip
         _start_thread("cllm-stopper", lambda: self._stop(grace))
 

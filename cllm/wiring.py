@@ -18,6 +18,26 @@ if TYPE_CHECKING:
     from cllm.http.limits import ServerConfig
 
 
+def check_model_files(settings: Settings) -> None:
+    """Raise SettingsError if a model file cannot be opened; its content is read later."""
+    for flag, name in (("--model", settings.model), ("--model-draft", settings.model_draft)):
+        try:
+            if name is not None:
+                Path(name).open("rb").close()
+        except FileNotFoundError:
+            raise SettingsError(
+                f"{flag}: there is no file {name}; check the path, or download the model first"
+            ) from None
+        except IsADirectoryError:
+            raise SettingsError(
+                f"{flag}: {name} is a directory; give the .gguf file in it"
+            ) from None
+        except OSError as error:
+            raise SettingsError(
+                f"{flag}: {name} cannot be read ({error.strerror}); check its permissions"
+            ) from None
+
+
 def server_config(settings: Settings) -> ServerConfig:
     """The HTTP server's configuration; raises SettingsError for a contradiction."""
     from cllm.http.limits import Limits, ServerConfig

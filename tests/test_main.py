@@ -240,8 +240,13 @@ def test_settings_that_contradict_each_other() -> None:
 
 
 def test_a_missing_model(tmp_path: Path) -> None:
-    said = refusal("--port", "0", "--model", str(tmp_path / "no.gguf"))
-    assert "there is no file" in said and "no.gguf" in said
+    path = tmp_path / "no.gguf"
+    for flag in ("--model", "--model-draft"):
+        done = run("--port", "0", flag, str(path))
+        assert done.returncode == 2
+        assert done.stdout == ""
+        remedy = "check the path, or download the model first"
+        assert done.stderr == f"cllm: {flag}: there is no file {path}; {remedy}\n", "no port before"
 
 
 def test_a_file_that_is_not_gguf(tmp_path: Path) -> None:
@@ -560,7 +565,7 @@ def test_an_idle_server_stops_with_status_0(start: Start, number: signal.Signals
     child = start().ready()
     child.signal(number)
     assert child.wait() == 0
-    child.until(rf"{number.name}: stopping; generations in flight \(0\)")
+    child.until(rf"{number.name}: stopping; a second signal ends the process now")
 
 
 def test_a_stream_in_flight_is_finished_before_the_exit(start: Start) -> None:
