@@ -77,8 +77,9 @@ class Settings:
     chat_template_file: str | None = option(None, MODEL, path(), "read the chat template from FILE")
     pooling: str = option(
         "auto", MODEL, choice("auto", "none", "mean", "cls", "last", "rank"),
-        "how an embedding model makes one vector of the tokens of an input, or with rank a score; "
-        "auto: as the model file says; a file without pooling metadata is served for generation",
+        "how an embedding model computes the vector of an input from those of its tokens; rank: "
+        "the score of a reranker; none: one vector per token; auto: as the model file says, and "
+        "a file that does not say generates text",
     )  # fmt: skip
     expose_model_path: bool = option(
         False,
@@ -119,7 +120,8 @@ class Settings:
         256,
         ENGINE,
         integer(0),
-        "requests that may wait; beyond it, the newest of the client with most of them gets 429",
+        "requests that may wait while --parallel others run; beyond it, the newest request of the "
+        "client with the most waiting requests gets 429",
     )
     batch_size: int = option(
         2048, ENGINE, integer(1, 1 << 20), "maximum number of tokens in a step"

@@ -86,11 +86,17 @@ check_post() {
 start_server() {
     local python=${PYTHON:-python3} try
     [ -n "${PYTHON:-}" ] || [ ! -x "$ROOT/.venv/bin/python" ] || python=$ROOT/.venv/bin/python
-    "$python" -c 'import llama_cpp, msgspec' 2>/dev/null || {
+    python=$(command -v "$python") || {
+        echo "FAIL PYTHON=$PYTHON: there is no such program"
+        exit 1
+    }
+    case $python in /*) ;; *) python=$PWD/$python ;; esac
+    # Elsewhere: in the source tree Python would import that instead of what is installed.
+    (cd "$WORK" && "$python" -c 'import cllm, llama_cpp, msgspec') 2>/dev/null || {
         echo "FAIL cLLM is not installed for $python; scripts/run.sh installs it into .venv"
         exit 1
     }
-    (cd "$ROOT" && exec "$python" -m cllm.main --port 0) >"$WORK/server.log" 2>&1 &
+    (cd "$WORK" && exec "$python" -m cllm.main --port 0) >"$WORK/server.log" 2>&1 &
     SERVER=$!
     for ((try = 0; try < 600; try++)); do
         kill -0 "$SERVER" 2>/dev/null || fail 'the server ended during startup'
