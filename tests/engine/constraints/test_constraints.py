@@ -22,6 +22,7 @@ from cllm.engine import (
     EngineError,
     InvalidRequest,
     SamplingParams,
+    TooIntricate,
 )
 from cllm.engine.constraints.constraint import MAX_SOURCE, Kind, json_rule
 from cllm.engine.constraints.guide import Guide, MaskThread
@@ -398,6 +399,19 @@ def test_hostile_constraints_are_refused(engine: Engine, constraint: tuple[Kind,
     with pytest.raises(InvalidRequest):
         engine.check_constraint(Constraint(*constraint))
     assert finished(engine.submit("Hello", greedy(2))).usage.completion_tokens == 2
+
+
+AMBIGUOUS = """root ::= word
+word ::= word word | [a-z] | word word word"""
+
+
+def test_a_constraint_that_is_slow_at_every_token_is_given_up(engine: Engine) -> None:
+    """Each mask alone is quick enough; together they would take a minute."""
+    other = engine.submit("Hello", greedy(40))
+    slow = engine.submit("Hello", held("gbnf", AMBIGUOUS, max_tokens=400, temperature=2.0))
+    with pytest.raises(TooIntricate, match="more than 5 ms a token"):
+        slow.result(WAIT)
+    assert finished(other).usage.completion_tokens == 40
 
 
 def test_a_rule_for_json_can_stand_in_a_grammar(engine: Engine) -> None:
