@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 
 def check_model_files(settings: Settings) -> None:
     """Raise SettingsError if a model file cannot be opened; its content is read later."""
-    for flag, name in (("--model", settings.model), ("--model-draft", settings.model_draft)):
+    draft = settings.model_draft if settings.draft_max else None
+    for flag, name in (("--model", settings.model), ("--model-draft", draft)):
         try:
             if name is not None:
                 Path(name).open("rb").close()
