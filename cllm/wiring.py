@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import fields
@@ -19,24 +21,23 @@ if TYPE_CHECKING:
 
 
 def check_model_files(settings: Settings) -> None:
-    """Raise SettingsError if a model file cannot be opened; its content is read later."""
+    """Raise SettingsError if a model file cannot be read; its content is checked later."""
     draft = settings.model_draft if settings.draft_max else None
     for flag, name in (("--model", settings.model), ("--model-draft", draft)):
+        if name is None:
+            continue
         try:
-            if name is not None:
-                Path(name).open("rb").close()
-        except FileNotFoundError:
+            is_folder = stat.S_ISDIR(os.stat(name).st_mode)
+        except (FileNotFoundError, NotADirectoryError):
             raise SettingsError(
                 f"{flag}: there is no file {name}; check the path, or download the model first"
             ) from None
-        except IsADirectoryError:
-            raise SettingsError(
-                f"{flag}: {name} is a directory; give the .gguf file in it"
-            ) from None
         except OSError as error:
-            raise SettingsError(
-                f"{flag}: {name} cannot be read ({error.strerror}); check its permissions"
-            ) from None
+            raise SettingsError(f"{flag}: {name} cannot be read: {error.strerror}") from None
+        if is_folder:
+            raise SettingsError(f"{flag}: {name} is a directory; give the .gguf file in it")
+        if not os.access(name, os.R_OK):
+            raise SettingsError(f"{flag}: {name} cannot be read; check its permissions")
 
 
 def server_config(settings: Settings) -> ServerConfig:

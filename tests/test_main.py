@@ -437,7 +437,9 @@ def test_a_load_that_fails_after_the_signal_does_not_matter(
     mailbox: queue.SimpleQueue[Message] = queue.SimpleQueue()
     mailbox.put(StopSignal(signal.SIGTERM))
     mailbox.put(LoadFailed(ValueError("cut off")))
-    settings = load_settings(["--port", "0", "--model", str(tmp_path / "none.gguf")], {})
+    broken = tmp_path / "broken.gguf"
+    broken.write_text("no model")
+    settings = load_settings(["--port", "0", "--model", str(broken)], {})
     assert Program(settings, mailbox).run() == 0
     assert capsys.readouterr().err == ""
 
