@@ -37,7 +37,7 @@ class Intake:
         if refusal is not None:
             return self._around(request, refusal)
         try:
-            decode(request, self._config.limits.body, self.memory.take)
+            decode(request, self._config.limits.body, self.memory)
         except HttpError as error:
             return self.error(error, request)
         return self.handle(request)
