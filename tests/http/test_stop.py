@@ -19,6 +19,7 @@ from cllm.http import (
     Server,
     ServerConfig,
 )
+from cllm.http import server as http_server
 from tests.http.http_wire import (
     PATIENCE,
     Connect,
@@ -222,8 +223,9 @@ def test_past_the_grace_period_a_stream_that_has_just_come_ends_with_its_last_ev
 
 
 def test_past_the_grace_period_a_client_that_does_not_read_is_cut(
-    serve: Serve, connect: Connect
+    serve: Serve, connect: Connect, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(http_server, "ENDING_TIME", 0.2)
     handler = HttpHandler()
     handler.get("/", lambda request: HttpResponse.bytes(bytes(16 << 20)))
     server = serve(handler)
@@ -237,8 +239,9 @@ def test_past_the_grace_period_a_client_that_does_not_read_is_cut(
 
 
 def test_a_handler_that_never_returns_does_not_hold_it_up(
-    connect: Connect, caplog: pytest.LogCaptureFixture
+    connect: Connect, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(http_server, "ENDING_TIME", 0.2)
     gate = Gate()
     handler = basic_handler()
     handler.get("/gate", gate)
