@@ -21,6 +21,8 @@ from cllm.engine.scheduling.thread_policy import Shape
 from cllm.engine.scheduling.threads import Threads
 from cllm.engine.stats import EngineStats
 
+_EARLY = 0.001  # s; a timer may be this early, and its step has ended
+
 
 class Job:
     """One request. next: its next input. read: tokens of that input that are in memory."""
@@ -236,7 +238,7 @@ class EmbeddingScheduler(EngineLoop[Job]):
             error: EngineError | None = EngineClosed("the engine was closed")
             if job.request.cancel_requested:
                 error = None
-            elif job.deadline_s is not None and job.deadline <= time.monotonic():
+            elif job.deadline_s is not None and job.deadline <= time.monotonic() + _EARLY:
                 error = DeadlineExceeded(job.deadline_s)
             job.read = 0
             self._finish(job, FinishReason.ERROR if error else FinishReason.CANCELLED, error)
