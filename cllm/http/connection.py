@@ -141,12 +141,12 @@ class Connection:
     def schedule(self) -> None:
         """Have a worker run the connection. Any thread."""
         with self._lock:
-            state = self._state
-            if state is not IDLE:
-                self._state = ON_SCHEDULE[state]
+            before = self._state
+            if before is QUEUED:  # not written, since `run` changes it without the lock
                 return
-            self._state = QUEUED
-        self._push(self)
+            self._state = ON_SCHEDULE[before]
+        if before is IDLE:
+            self._push(self)
 
     def admitted(self) -> None:
         """It is registered with the poller: workers may run it. By the acceptor."""
@@ -166,8 +166,9 @@ class Connection:
 
     def run(self, workspace: Workspace) -> None:
         """By the worker that took it from the queue: until it would block. Raises nothing."""
-        with self._lock:
-            self._state = RUNNING
+        # Without the lock: `schedule` writes nothing while the connection is QUEUED, and a wake-up
+        # before this line is one before the run.
+        self._state = RUNNING
         try:
             if self.attention:
                 self.attention = False

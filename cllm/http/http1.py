@@ -41,6 +41,9 @@ TURN_REQUESTS = 16
 TURN_READS = 16  # of the worker's receive buffer
 
 
+_IDLE = ParserState.IDLE  # an enum's members are slow to look up in Python 3.11
+
+
 class Phase(enum.IntEnum):
     """What the connection does now; see the module."""
 
@@ -127,7 +130,7 @@ class Http1:
         )
         self._keep = keep
         self._outgoing.chunked = chunked
-        self._outgoing.pending = [head, body] if body else [head]
+        self._outgoing.begin(head, body or b"")
 
     def data(self, pieces: Sequence[Buffer], *, ended: bool) -> int:
         return self._outgoing.frame(pieces, last=ended)
@@ -174,7 +177,7 @@ class Http1:
                 return self._park(connection, READ)
             if parser.wants_continue:
                 parser.continue_sent()
-                self._outgoing.pending = [CONTINUE]
+                self._outgoing.begin(CONTINUE)
                 self._phase = CONTINUING
                 interest = self._outgoing.flush(connection)
                 if interest:
@@ -186,7 +189,7 @@ class Http1:
         """Nothing more to read: set the deadline of what is expected next."""
         state = self._parser.state
         config = self._context.config
-        if state is ParserState.IDLE:
+        if state is _IDLE:
             if self._context.draining:
                 return DONE
             self._in_head = False
@@ -348,7 +351,7 @@ class Http1:
 
     def _give_up(self, workspace: Workspace, reason: str) -> None:
         """Cancel the response in flight: the client no longer waits for it."""
-        self._outgoing.pending = []
+        self._outgoing.drop()
         self._exchange.cancel(reason, workspace.counters)
 
     def _expire(self, connection: Connection, workspace: Workspace) -> int:

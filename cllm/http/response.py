@@ -6,7 +6,6 @@ import re
 import time
 from collections.abc import Iterable
 from email.utils import formatdate
-from functools import lru_cache
 from http import HTTPStatus
 from typing import Any
 
@@ -114,27 +113,23 @@ class HttpResponse:
         Transfer-Encoding; without it (HTTP/1.0) the close ends the body and `keep_alive` must be
         False. Raises ValueError for what cannot be sent: answer 500 instead.
         """
+        body = self.body
         try:
-            return self._encode_head(keep_alive, chunked, server, request_id)
+            parts = [_beginning(self.status, server)]
+            if type(body) is bytes and self.status not in _BODYLESS:
+                parts.append(b"Content-Length: %d\r\n" % len(body))  # the most common case
+            elif (length := self._content_length()) is not None:
+                parts.append(b"Content-Length: %d\r\n" % length)
+            elif chunked and self.has_body:
+                parts.append(b"Transfer-Encoding: chunked\r\n")
+            elif keep_alive and self.has_body:
+                raise ValueError("a stream that is not chunked ends by closing the connection")
+            for name_value in self.headers:
+                parts.append(_PREBUILT_FIELDS.get(name_value) or field_line(*name_value))
+            if request_id:
+                parts.append(_request_id_line(request_id))
         except TypeError as error:  # such as a number for a field's value
             raise ValueError(f"the response has a part of the wrong type: {error}") from error
-
-    def _encode_head(
-        self, keep_alive: bool, chunked: bool, server: str, request_id: str | None
-    ) -> Octets:
-        parts = [_status_line(self.status), _server_line(server), _date_line()]
-        length = self._content_length()
-        if length is not None:
-            parts.append(b"Content-Length: %d\r\n" % length)
-        elif self.has_body:
-            if chunked:
-                parts.append(b"Transfer-Encoding: chunked\r\n")
-            elif keep_alive:
-                raise ValueError("a stream that is not chunked ends by closing the connection")
-        for name_value in self.headers:
-            parts.append(_PREBUILT_FIELDS.get(name_value) or field_line(*name_value))
-        if request_id:
-            parts.append(field_line("X-Request-Id", request_id))
         parts.append(_END_KEEP_ALIVE if keep_alive else _END_CLOSE)
         return b"".join(parts)
 
@@ -155,7 +150,7 @@ class HttpResponse:
         except TypeError as error:
             raise ValueError(f"the response has a part of the wrong type: {error}") from error
         fields = [("Server", server)] if server else []
-        fields.append(("Date", date()))
+        fields.append(("Date", formatdate(usegmt=True)))
         if length is not None:
             fields.append(("Content-Length", str(length)))
         fields += self.headers
@@ -232,12 +227,6 @@ _STATUS_LINES = {
 }
 
 
-@lru_cache(maxsize=8)
-def _server_line(server: str) -> bytes:
-    """RFC 9110 section 10.2.4; ServerConfig has checked the name."""
-    return f"Server: {server}\r\n".encode() if server else b""
-
-
 _PREBUILT_FIELDS = {
     (name, value): field_line(name, value)
     for name, value in (
@@ -249,23 +238,28 @@ _PREBUILT_FIELDS = {
     )
 }
 
-_date: tuple[int, str, bytes] = (0, "", b"")
+
+def _request_id_line(request_id: str) -> bytes:
+    if request_id.isascii() and request_id.isprintable():  # faster than the expressions
+        return f"X-Request-Id: {request_id}\r\n".encode()
+    return field_line("X-Request-Id", request_id)
 
 
-def date() -> str:
-    """RFC 9110 section 6.6.1; built once a second. A race builds it twice, which is harmless."""
-    return _current_date()[1]
+# The status line, Server and Date of this second's responses, by status and server name.
+_beginnings: tuple[int, dict[tuple[int, str], bytes]] = (0, {})
 
 
-def _date_line() -> bytes:
-    return _current_date()[2]
-
-
-def _current_date() -> tuple[int, str, bytes]:
-    global _date
+def _beginning(status: int, server: str) -> bytes:
+    """RFC 9110 sections 6.6.1, 10.2.4. A race builds one twice, which is harmless."""
+    global _beginnings
     now = int(time.time())
-    current = _date
-    if current[0] != now:
-        text = formatdate(now, usegmt=True)
-        current = _date = (now, text, f"Date: {text}\r\n".encode())
-    return current
+    second, known = _beginnings
+    if second != now:
+        known = {}
+        _beginnings = (now, known)
+    beginning = known.get((status, server))
+    if beginning is None:
+        server_line = f"Server: {server}\r\n" if server else ""  # ServerConfig has checked it
+        fields = f"{server_line}Date: {formatdate(now, usegmt=True)}\r\n".encode()
+        beginning = known[status, server] = _status_line(status) + fields
+    return beginning
