@@ -161,7 +161,7 @@ class Http1:
                 try:
                     request = parser.next_request()
                 except ProtocolError as error:
-                    return self._refuse(connection, workspace, error)
+                    return self.refuse(connection, workspace, error)
                 if request is None:
                     break
                 answered += 1
@@ -243,7 +243,7 @@ class Http1:
         interest = self._send(connection, workspace, step)
         return DONE if interest is None else interest
 
-    def _refuse(self, connection: Connection, workspace: Workspace, error: HttpError) -> int:
+    def refuse(self, connection: Connection, workspace: Workspace, error: HttpError) -> int:
         """Respond to bytes that are no request, or to a head that timed out, and end."""
         response = self._context.handler.error_response(error, None)
         return self._turn_away(connection, workspace, None, response)
@@ -365,7 +365,7 @@ class Http1:
             what = "head" if incoming is None else "body"
             error = HttpError(408, f"the rest of the request's {what} did not arrive in time")
             if incoming is None:
-                return self._refuse(connection, workspace, error)
+                return self.refuse(connection, workspace, error)
             response = self._context.intake.error(error, incoming.request)
             return self._turn_away(connection, workspace, incoming, response)
         if self._phase is ANSWERING and not self._outgoing.pending:  # a ping is due

@@ -7,7 +7,18 @@ import threading
 import pytest
 
 from cllm.http import BodyStream, DeferredResponse, HttpHandler, HttpResponse
-from tests.http.http_wire import PATIENCE, Connect, Gate, Serve, basic_handler, encode, wait_until
+from tests.http.http_wire import (
+    HTTP_1,
+    PATIENCE,
+    Connect,
+    Gate,
+    Serve,
+    basic_handler,
+    encode,
+    wait_until,
+)
+
+PROTOCOLS = HTTP_1
 
 SHORT = 0.1  # s; for the deadline under test, with the others out of reach
 LONG = 60.0

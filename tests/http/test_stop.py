@@ -20,6 +20,7 @@ from cllm.http import (
     ServerConfig,
 )
 from tests.http.http_wire import (
+    HTTP_1,
     PATIENCE,
     Connect,
     Gate,
@@ -30,6 +31,8 @@ from tests.http.http_wire import (
     server_threads,
     wait_until,
 )
+
+PROTOCOLS = HTTP_1
 
 GRACE = 60.0  # s; longer than the test may take: what ends has ended by itself
 
