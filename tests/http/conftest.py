@@ -69,6 +69,7 @@ def connect(protocol: str) -> Iterator[Connect]:
     with contextlib.ExitStack() as stack:
 
         def open_client(server: Server, **options: Any) -> RawClient:
-            return stack.enter_context(client(server.port, **options))
+            secured = RawClient if server.tls is None else client
+            return stack.enter_context(secured(server.port, **options))
 
         yield open_client

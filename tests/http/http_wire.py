@@ -132,6 +132,10 @@ class RawClient:
     def receive(self, size: int) -> bytes:
         return self.socket.recv(size)
 
+    def wait_begun(self) -> None:
+        """Wait for the first byte of a response."""
+        self.buffer += self.receive(1)
+
     def ended(self) -> bool:
         """The server ended the connection, without another byte; waits for it."""
         try:

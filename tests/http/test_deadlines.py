@@ -149,7 +149,7 @@ def test_a_steady_reader_is_served_although_the_socket_is_not_writable(
     serve: Serve, connect: Connect
 ) -> None:
     """It is writable again only after a third of the kernel's buffer, megabytes here, has left."""
-    size, part, parts = 32 << 20, 2048, 60
+    size, part, parts = 32 << 20, 16 << 10, 60  # a record of TLS at a time
     handler = HttpHandler()
     handler.get("/", lambda request: HttpResponse.bytes(bytes(size)))
     server = serve(handler, write_timeout=2 * SHORT)

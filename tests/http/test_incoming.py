@@ -462,6 +462,7 @@ def test_whatever_clients_do_nothing_is_left_of_it(serve: Serve, seed: int) -> N
     rng = random.Random(seed)
     server = serve(
         locked_handler(),
+        tls=None,
         limits=Limits(body=400_000),
         body_memory=500_000,
         max_connections=12,

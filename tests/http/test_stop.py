@@ -141,7 +141,7 @@ def test_a_large_response_may_finish(serve: Serve, connect: Connect) -> None:
     server = serve(handler)
     client = connect(server, receive_buffer=4096)
     client.send(encode())
-    client.socket.recv(1, socket.MSG_PEEK)
+    client.wait_begun()
     thread = stopping(server)
     assert client.reply().body == body
     assert ended(thread)
@@ -232,7 +232,7 @@ def test_past_the_grace_period_a_client_that_does_not_read_is_cut(
     server = serve(handler)
     client = connect(server, receive_buffer=4096)
     client.send(encode())
-    client.socket.recv(1, socket.MSG_PEEK)
+    client.wait_begun()
     assert ended(stopping(server, grace=0))
     assert server.stats().connections_open == 0
     with pytest.raises((EOFError, ConnectionResetError)):
