@@ -283,7 +283,7 @@ class Http1:
                     self._phase = FLUSHING
                     return interest
                 self._phase = ANSWERING
-                return _or_leaves(interest)
+                return interest | HANGUP if interest == WRITE else interest
         if step is SENT:
             return self._complete(connection, workspace)
         self._phase = ANSWERING
@@ -318,7 +318,7 @@ class Http1:
         if self._outgoing.pending:
             interest = self._outgoing.flush(connection)
             if interest:
-                return _or_leaves(interest)
+                return interest | HANGUP if interest == WRITE else interest
         step = exchange.advance(self)
         return self._go_on(connection, workspace, self._send(connection, workspace, step))
 
@@ -395,8 +395,3 @@ _ADVANCE: dict[Phase, Callable[[Http1, Connection, Workspace], int]] = {
     ANSWERING: Http1._continue_answering,
     FLUSHING: Http1._flush,
 }
-
-
-def _or_leaves(interest: int) -> int:
-    """A stream's interest to park with, which also reports a client that leaves unread data."""
-    return WRITE | HANGUP if interest == WRITE else interest

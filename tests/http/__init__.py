@@ -2,7 +2,6 @@
 
 acceptor, listeners, worker, workspace   test_server, test_many_connections, test_stop
 access_log, stats                        test_server
-certificates                             test_tls
 errors, request                          test_handler, test_parser
 head                                     test_parser, test_parser_properties, test_rfc_vectors
 http1                                    test_connection_life, test_deadlines, test_streaming,

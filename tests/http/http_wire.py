@@ -193,6 +193,16 @@ def client_context() -> ssl.SSLContext:
     return ssl.create_default_context(cafile=str(CERTIFICATES / "server-ca.pem"))
 
 
+def tls_connection(port: int, context: ssl.SSLContext, name: str = "localhost") -> ssl.SSLSocket:
+    sock = socket.create_connection(("127.0.0.1", port), timeout=PATIENCE)
+    return context.wrap_socket(sock, server_hostname=name)
+
+
+def get_over(sock: ssl.SSLSocket, path: str = "/health") -> bytes:
+    sock.sendall(encode(path=path, headers={"Connection": "close"}))
+    return b"".join(iter(lambda: sock.recv(65536), b""))
+
+
 # What a test can run over: the server's TLS, and the client. A module whose tests are about
 # behavior, not about bytes, names those it runs over in `PROTOCOLS`.
 TRANSPORTS: dict[str, tuple[TlsConfig | None, type[RawClient]]] = {
