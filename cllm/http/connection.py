@@ -12,6 +12,7 @@ import threading
 from collections.abc import Callable
 from typing import Protocol
 
+from cllm.http.access_log import AccessLog
 from cllm.http.intake import Intake
 from cllm.http.limits import ServerConfig
 from cllm.http.poller import Poller
@@ -52,8 +53,8 @@ class Context:
     """What the connections of one server share."""
 
     __slots__ = (
-        "closed", "config", "connections", "draining", "ending", "handle", "handler", "intake",
-        "poller", "push",
+        "access_log", "closed", "config", "connections", "draining", "ending", "handle", "handler",
+        "intake", "poller", "push",
     )  # fmt: skip
 
     def __init__(
@@ -64,7 +65,9 @@ class Context:
         connections: dict[int, Connection],
         push: Callable[[Connection], None],
         closed: Callable[[Connection], None],
+        access_log: AccessLog | None = None,
     ) -> None:
+        self.access_log = access_log
         self.handler = intake.handler
         self.intake = intake
         self.handle = intake.handle

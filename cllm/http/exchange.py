@@ -102,7 +102,8 @@ class Exchange:
         request.client = self.client = source.client
         request.id = access_log.request_id(request)
         self.request = request
-        if context.config.access_log and access_log.enabled():
+        log = context.access_log
+        if log is not None and log.enabled:
             self._begun = monotonic()
         if request.body and "content-encoding" in request.headers:
             answer = context.intake.handle_coded(request)
@@ -132,7 +133,8 @@ class Exchange:
         self.request = request
         if request is not None:
             counters.requests += 1
-        if self._context.config.access_log and access_log.enabled():
+        log = self._context.access_log
+        if log is not None and log.enabled:
             self._begun = monotonic()
         return self._respond(response, sink)
 
@@ -292,9 +294,10 @@ class Exchange:
             stream.cancel(reason)
 
     def _record(self) -> None:
-        seconds = monotonic() - self._begun
-        self._begun = 0.0
-        access_log.write(self.client, self.request, self.status, self.sent, seconds)
+        begun, self._begun = self._begun, 0.0
+        log = self._context.access_log
+        assert log is not None
+        log.add(self.client, self.request, self.status, self.sent, begun)
 
 
 def split(pieces: Sequence[Buffer], most: int) -> tuple[Sequence[Buffer], Sequence[Buffer]]:

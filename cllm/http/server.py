@@ -12,6 +12,7 @@ from time import monotonic
 from types import TracebackType
 
 from cllm.http.acceptor import Acceptor
+from cllm.http.access_log import AccessLog
 from cllm.http.certificates import Certificates, TlsConfig
 from cllm.http.connection import Connection, ConnectionProtocol, Context
 from cllm.http.cors import cors
@@ -72,6 +73,7 @@ class Server:
         self._context: Context
         self._acceptor: Acceptor
         self._certificates: Certificates | None = None
+        self._access_log: AccessLog | None = None
 
     def __enter__(self) -> Server:
         self.start()
@@ -145,12 +147,16 @@ class Server:
         queue = self._acceptor.queue
         origins = self.config.cors_origins
         intake = Intake(self._handler, self.config, cors(origins) if origins else None)
+        self._access_log = AccessLog() if self.config.access_log else None
         self._context = Context(
-            intake, self.config, self._poller, self._connections, queue.push, self._closed
-        )
+            intake, self.config, self._poller, self._connections, queue.push, self._closed,
+            self._access_log,
+        )  # fmt: skip
         self._acceptor_thread = threading.Thread(
             target=self._acceptor.run, name="cllm-acceptor", daemon=True
         )
+        if self._access_log is not None:
+            self._access_log.start()
         for number in range(self.config.workers):
             worker = Worker(queue, number)
             queue.enter()
@@ -168,6 +174,8 @@ class Server:
             worker.queue.close()
         for worker in workers:
             worker.thread.join(JOIN_TIME)
+        if self._access_log is not None:
+            self._access_log.stop()
 
     def _admit(self, sock: socket.socket, client: tuple[str, int]) -> None:
         """A connection of an accepted socket; on the acceptor's thread."""
@@ -283,6 +291,8 @@ class Server:
             thread.join(max(limit - monotonic(), 0.0))
         for connection in list(self._connections.values()):
             connection.close(abort=True)
+        if self._access_log is not None:
+            self._access_log.stop()
         stuck = [worker.thread for worker in self._workers if worker.thread.is_alive()]
         for thread in stuck:
             _log.error(
