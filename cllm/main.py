@@ -17,7 +17,13 @@ from typing import TYPE_CHECKING
 
 from cllm import logs
 from cllm.option_table import Settings, SettingsError, load_settings
-from cllm.wiring import api_settings, check_model_files, engine_config, server_config
+from cllm.wiring import (
+    api_settings,
+    check_model_files,
+    engine_config,
+    server_config,
+    tls_config,
+)
 
 if TYPE_CHECKING:
     from types import FrameType
@@ -37,6 +43,11 @@ class StopSignal:
     """SIGINT or SIGTERM arrived for the first time."""
 
     number: int
+
+
+@dataclass(frozen=True, slots=True)
+class ReloadSignal:
+    """SIGHUP arrived."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +75,7 @@ _STANDARD_ERROR = 2
 _OTHER_FILES = 256  # besides connections: listeners, pollers, the model's parts, libraries, logs
 _PARTING = 0.2  # seconds for threads to end after their last message
 
-Message = StopSignal | Loaded | LoadFailed | Stopped
+Message = StopSignal | ReloadSignal | Loaded | LoadFailed | Stopped
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -166,7 +177,9 @@ class Program:
         self.engine_config = engine_config(settings)
         self.service = Service(settings=api_settings(settings))
         self.handler = create_handler(self.service)
-        self.server = Server(self.handler, settings.host, settings.port, server_config(settings))
+        tls = tls_config(settings)
+        config = server_config(settings)
+        self.server = Server(self.handler, settings.host, settings.port, config, tls)
         self.service.server_stats = self.server.stats
         self.engine: Engine | None = None
         self.stopping = False
@@ -181,6 +194,8 @@ class Program:
             self.server.start()
         except HttpServerError as error:
             return refuse(str(error))
+        if self.server.tls is not None:
+            signal.signal(signal.SIGHUP, lambda *_: self.mailbox.put(ReloadSignal()))
         if not self.service.settings.api_keys:
             warn_of_strangers(self.settings.host)
         log.info("loading %s", self.settings.model or "the built-in model")
@@ -194,6 +209,8 @@ class Program:
                     continue  # the loaded engine no longer matters
                 self.server.stop(0)
                 return self._explain(message.error)
+            elif isinstance(message, ReloadSignal):
+                self._reload()
             elif isinstance(message, StopSignal):
                 self._begin_stop(message.number)
             else:
@@ -204,7 +221,13 @@ class Program:
         """The server's URL for programs on this machine."""
         host = self.settings.host
         host = {"": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
-        return f"http://{f'[{host}]' if ':' in host else host}:{self.server.port}"
+        return f"{self.server.scheme}://{f'[{host}]' if ':' in host else host}:{self.server.port}"
+
+    @property
+    def trust(self) -> str:
+        """The file that a client must trust; "" if its own authorities do."""
+        tls = self.server.tls
+        return tls.certificates[0][0] if tls is not None and self.settings.tls_self_signed else ""
 
     def _load(self) -> None:
         """On the loader's thread: read the model, send the engine or the error."""
@@ -222,13 +245,17 @@ class Program:
         except BaseException as error:
             self.mailbox.put(LoadFailed(error))
 
+    def _reload(self) -> None:
+        """Read the files of the certificates again; it logs what it did."""
+        self.server.reload_certificates()
+
     def _serve(self, engine: Engine) -> None:
         from cllm.startup import announce
 
         self.engine = engine
         if not self.stopping:
             self.service.ready(engine)
-            announce(self.settings, self.url, engine.info(), self.handler.routes())
+            announce(self.settings, self.url, engine.info(), self.handler.routes(), self.trust)
 
     def _explain(self, error: BaseException) -> int:
         """Report an error that the user can fix in one line, a bug with a traceback in the log."""

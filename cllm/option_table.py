@@ -12,6 +12,7 @@ from cllm.option_kinds import (
     integer,
     names,
     path,
+    paths,
     seconds,
     secrets,
     size,
@@ -102,6 +103,24 @@ class Settings:
     api_key_file: str | None = option(
         None, SERVER, path(), "file of further API keys, one per line"
     )
+    tls_cert: tuple[str, ...] = option(
+        (), SERVER, paths(),
+        "serve HTTPS with this certificate and its chain (PEM); several for several host names",
+    )  # fmt: skip
+    tls_key: tuple[str, ...] = option(
+        (), SERVER, paths(), "private key of each --tls-cert, in the same order (PEM)"
+    )
+    tls_client_ca: str | None = option(
+        None, SERVER, path(), "accept client certificates that these authorities signed (PEM)"
+    )
+    tls_client_auth: str = option(
+        "required", SERVER, choice("required", "optional"),
+        "whether clients need a certificate where --tls-client-ca is given",
+    )  # fmt: skip
+    tls_self_signed: bool = option(
+        False, SERVER, switch(),
+        "serve HTTPS with a certificate made for this machine, for a first try; needs cllm[tls]",
+    )  # fmt: skip
 
     parallel: int = option(
         8, ENGINE, integer(1, 256), "sequences generated at the same time; further requests wait"

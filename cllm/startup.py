@@ -85,11 +85,16 @@ def warn_of_strangers(host: str) -> None:
 
 
 def announce(
-    settings: Settings, url: str, info: ModelInfo, endpoints: Sequence[tuple[str, str]]
+    settings: Settings,
+    url: str,
+    info: ModelInfo,
+    endpoints: Sequence[tuple[str, str]],
+    trust: str = "",
 ) -> None:
     """Announce once what is served and where: a banner, and a log line if the log is elsewhere.
 
-    endpoints: (method, path) of each; the banner has the paths, GET / the rest.
+    endpoints: (method, path) of each; the banner has the paths, GET / the rest. trust: the file of
+    a self-signed certificate.
     """
     if settings.log_file is not None or settings.log_json:
         log.info(
@@ -99,14 +104,18 @@ def announce(
     if settings.log_json and settings.log_file is None:
         return
     try:
-        print(banner(settings, url, info, endpoints), flush=True)
+        print(banner(settings, url, info, endpoints, trust), flush=True)
     except BrokenPipeError:
         # The reader of our output is gone; a later flush at exit must not report it.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def banner(
-    settings: Settings, url: str, info: ModelInfo, endpoints: Sequence[tuple[str, str]]
+    settings: Settings,
+    url: str,
+    info: ModelInfo,
+    endpoints: Sequence[tuple[str, str]],
+    trust: str = "",
 ) -> str:
     """URL, model, sequences, context and the reason for its size, threads, endpoints."""
     context = info.context
@@ -137,6 +146,9 @@ def banner(
         ]
     path, body = _EXAMPLES[info.capability]
     key = " -H 'Authorization: Bearer KEY'" if asks_for_key else ""
+    if trust:
+        lines += ["", f"  The certificate is self-signed. Clients must trust {trust}"]
+        key = f" --cacert {trust}{key}"
     lines += ["", f"  curl {url}{path}{key} -d '{body}'", ""]
     return "\n".join(lines)
 

@@ -17,6 +17,7 @@ from cllm.option_table import Settings, SettingsError
 if TYPE_CHECKING:
     from cllm.api import ApiSettings
     from cllm.engine.config import EngineConfig
+    from cllm.http.certificates import TlsConfig
     from cllm.http.limits import ServerConfig
 
 
@@ -56,6 +57,34 @@ def server_config(settings: Settings) -> ServerConfig:
             high_water=settings.stream_buffer,
             **_fields_shared_with(ServerConfig, settings),
         )
+
+
+def tls_config(settings: Settings) -> TlsConfig | None:
+    """The server's certificates, or None for plain HTTP; raises SettingsError."""
+    from cllm.http.certificates import TlsConfig
+
+    certificates, keys = settings.tls_cert, settings.tls_key
+    if settings.tls_self_signed:
+        from cllm.self_signed import self_signed
+
+        if certificates or keys:
+            raise SettingsError("--tls-self-signed and --tls-cert: give one of them")
+        made = self_signed(settings.host)
+        certificates, keys = (made[0],), (made[1],)
+    if len(certificates) != len(keys):
+        raise SettingsError(
+            f"--tls-cert names {len(certificates)} files and --tls-key {len(keys)}; give one key "
+            "for each certificate, in the same order"
+        )
+    if not certificates:
+        if settings.tls_client_ca is not None:
+            raise SettingsError("--tls-client-ca needs --tls-cert and --tls-key")
+        return None
+    return TlsConfig(
+        tuple(zip(certificates, keys, strict=True)),
+        settings.tls_client_ca,
+        settings.tls_client_auth,
+    )
 
 
 def engine_config(settings: Settings) -> EngineConfig:

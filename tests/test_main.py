@@ -99,7 +99,7 @@ class Child:
 
     def listening(self) -> Child:
         """Wait until the port is open."""
-        self.port = int(self.until(r"listening on http://127\.0\.0\.1:(\d+)")[1])
+        self.port = int(self.until(r"listening on https?://127\.0\.0\.1:(\d+)")[1])
         return self
 
     def ready(self) -> Child:
@@ -520,7 +520,7 @@ def test_a_limit_of_open_files_that_cannot_be_raised_is_told(start: Start) -> No
 
 def test_json_log_lines_are_objects_and_the_banner_is_one_of_them(start: Start) -> None:
     child = start("--log-json")
-    child.port = int(child.until(r'"listening on http://127\.0\.0\.1:(\d+)')[1])
+    child.port = int(child.until(r'"listening on https?://127\.0\.0\.1:(\d+)')[1])
     child.until(r'"serving cLLM Stories on http')
     child.get("/health")
     child.signal(signal.SIGTERM)

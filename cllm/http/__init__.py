@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from cllm.http.body_stream import BodyStream, IterableStream
+from cllm.http.certificates import TlsConfig
 from cllm.http.cors import cors
 from cllm.http.deferred import DeferredResponse
 from cllm.http.errors import HttpError, HttpServerError, ProtocolError, StreamClosed
@@ -38,5 +39,6 @@ __all__ = [
     "ServerConfig",
     "ServerStats",
     "StreamClosed",
+    "TlsConfig",
     "cors",
 ]

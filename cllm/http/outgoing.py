@@ -19,16 +19,22 @@ class Outgoing:
     pending: the bytes, in order. chunked: a stream is framed as chunks (RFC 9112 section 7.1).
     """
 
-    __slots__ = ("_config", "_unsent", "chunked", "pending")
+    __slots__ = ("_config", "_size", "_unsent", "chunked", "pending")
 
     def __init__(self, config: ServerConfig) -> None:
         self._config = config
         self.pending: list[Buffer] = []
+        self._size = 0  # of pending
         self.chunked = False
         # Since the write deadline was set: what the kernel held then and took since; -1: not set
         self._unsent = -1
 
-    def frame(self, pieces: list[bytes], *, last: bool) -> int:
+    def begin(self, head: bytes, body: bytes = b"") -> None:
+        """A response begins; nothing is pending."""
+        self.pending = [head, body] if body else [head]
+        self._size = len(head) + len(body)
+
+    def frame(self, pieces: Sequence[Buffer], *, last: bool) -> int:
         """Append a stream's pieces, as one chunk however many they are; their size.
 
         last: the body ends with them.
@@ -37,13 +43,25 @@ class Outgoing:
         pending = self.pending
         if not self.chunked:
             pending += pieces
-        elif size:  # a chunk of no bytes would be the last one (RFC 9112 section 7.1)
-            pending.append(b"%x\r\n" % size)
+            self._size += size
+            return size
+        begin, end = b"", b""
+        if size:  # a chunk of no bytes would be the last one (RFC 9112 section 7.1)
+            begin = b"%x\r\n" % size
+            end = b"\r\n0\r\n\r\n" if last else b"\r\n"
+            pending.append(begin)
             pending += pieces
-            pending.append(b"\r\n0\r\n\r\n" if last else b"\r\n")
+            pending.append(end)
         elif last:
-            pending.append(b"0\r\n\r\n")
+            end = b"0\r\n\r\n"
+            pending.append(end)
+        self._size += len(begin) + size + len(end)
         return size
+
+    def drop(self) -> None:
+        """Forget what is pending: the connection ends."""
+        self.pending = []
+        self._size = 0
 
     def flush(self, connection: Connection) -> int:
         """Write: 0 when everything has left, else the interest to park with, or AGAIN.
@@ -55,19 +73,19 @@ class Outgoing:
         interest = AGAIN
         for _ in range(TURN_WRITES):
             sent = write(pending if len(pending) <= IOV_MAX else pending[:IOV_MAX])
+            if sent == self._size:
+                self.drop()
+                self._unsent = -1
+                connection.deadline = NEVER
+                return 0
             if sent < 0:
                 interest = READ if sent == WANT_READ else WRITE
                 break
-            pending = rest(pending, sent)
+            pending = self.pending = rest(pending, sent)
+            self._size -= sent
             if self._unsent >= 0:
                 self._unsent += sent
-            if not pending:
-                connection.deadline = NEVER
-                self._unsent = -1
-                interest = 0
-                break
-        self.pending = pending
-        if interest and self._unsent < 0:
+        if self._unsent < 0:
             self._unsent = connection.transport.unsent()
             connection.deadline = monotonic() + self._config.write_timeout
         return interest

@@ -64,6 +64,9 @@ class _Step(enum.Enum):
     DONE = enum.auto()
 
 
+_HEAD = _Step.HEAD  # an enum's members are slow to look up in Python 3.11
+
+
 class RequestParser:
     """Turns one connection's bytes into requests; pipelined ones one at a time.
 
@@ -84,7 +87,7 @@ class RequestParser:
         self._buffer: bytes | bytearray = b""
         self._position = 0
         self._scan = 0  # no line ends before this index
-        self._step = _Step.HEAD
+        self._step = _HEAD
         self._empty_lines = 0
         self.head: Head | None = None  # of the request whose body is not complete
         self._body = bytearray()  # decoded chunks
@@ -119,7 +122,7 @@ class RequestParser:
         if self._position == len(self._buffer):
             return None
         try:
-            if self._step is _Step.HEAD:
+            if self._step is _HEAD:
                 head = self._read_head()
                 if head is None:
                     return None
@@ -134,7 +137,7 @@ class RequestParser:
 
     @property
     def state(self) -> ParserState:
-        if self._step is not _Step.HEAD:
+        if self._step is not _HEAD:
             return ParserState.BODY
         return ParserState.IDLE if self._position == len(self._buffer) else ParserState.HEAD
 
@@ -254,7 +257,7 @@ class RequestParser:
             self._buffer = bytes(memoryview(self._buffer)[self._position :])
             self._position = self._scan = 0
         self.head = None
-        self._step = _Step.HEAD
+        self._step = _HEAD
         return head.request(body)
 
     def _read_chunk_size(self) -> bool:

@@ -1,4 +1,4 @@
-"""The bytes of one connection: a plain socket, behind calls that TLS can implement too."""
+"""The bytes of one connection: a plain socket, behind calls that TLS implements too."""
 
 from __future__ import annotations
 
@@ -45,7 +45,10 @@ class Transport(Protocol):
         """Bytes read into `buffer`; 0 at the end; WANT_READ or WANT_WRITE."""
 
     def write(self, buffers: Sequence[Buffer]) -> int:
-        """Bytes taken of at most IOV_MAX buffers, WANT_READ or WANT_WRITE."""
+        """Bytes taken of at most IOV_MAX buffers, WANT_READ or WANT_WRITE.
+
+        After WANT_… the next call must begin with the same bytes; there may be more behind them.
+        """
 
     def probe(self) -> Peer:
         """Whether the peer is still connected."""
@@ -128,13 +131,16 @@ class PlainTransport:
             raise ConnectionLost(str(error)) from None
 
     def close(self) -> None:
-        if self._process == os.getpid():
+        if self._is_own():
             shut_down(self._socket)
         self._socket.close()
 
+    def _is_own(self) -> bool:
+        return self._process == os.getpid()
+
     def abort(self) -> None:
         try:
-            if self._process == os.getpid():
+            if self._is_own():
                 self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
                 _reset(self._socket)
         finally:

@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 
-from cllm.http import HttpHandler, Server, ServerConfig
+from cllm.http import HttpHandler, Server, ServerConfig, TlsConfig
 from tests.http.http_wire import (
+    TRANSPORTS,
     Connect,
     RawClient,
     Serve,
@@ -24,14 +25,33 @@ def only_own_threads() -> None:
     ignore_running_threads()
 
 
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Run the tests of a module over the PROTOCOLS that it names; see TRANSPORTS."""
+    protocols = getattr(metafunc.module, "PROTOCOLS", None)
+    if protocols is not None and "protocol" in metafunc.fixturenames:
+        metafunc.parametrize("protocol", protocols, indirect=True)
+
+
 @pytest.fixture
-def serve() -> Iterator[Serve]:
+def protocol(request: pytest.FixtureRequest) -> str:
+    """What `serve` and `connect` use, a key of TRANSPORTS."""
+    return str(getattr(request, "param", "http/1.1"))
+
+
+@pytest.fixture
+def serve(protocol: str) -> Iterator[Serve]:
     """Start servers on free ports: `serve(handler, workers=2, head_timeout=0.2, …)`."""
     servers: list[Server] = []
+    default_tls = TRANSPORTS[protocol][0]
 
-    def start(handler: HttpHandler | None = None, host: str = "127.0.0.1", **config: Any) -> Server:
+    def start(
+        handler: HttpHandler | None = None,
+        host: str = "127.0.0.1",
+        tls: TlsConfig | None = default_tls,
+        **config: Any,
+    ) -> Server:
         config.setdefault("workers", 4)
-        server = Server(handler or basic_handler(), host, 0, ServerConfig(**config))
+        server = Server(handler or basic_handler(), host, 0, ServerConfig(**config), tls)
         server.start()
         servers.append(server)
         return server
@@ -43,11 +63,13 @@ def serve() -> Iterator[Serve]:
 
 
 @pytest.fixture
-def connect() -> Iterator[Connect]:
+def connect(protocol: str) -> Iterator[Connect]:
     """Open client connections: `connect(server)`; they are closed when the test ends."""
+    client = TRANSPORTS[protocol][1]
     with contextlib.ExitStack() as stack:
 
         def open_client(server: Server, **options: Any) -> RawClient:
-            return stack.enter_context(RawClient(server.port, **options))
+            secured = RawClient if server.tls is None else client
+            return stack.enter_context(secured(server.port, **options))
 
         yield open_client

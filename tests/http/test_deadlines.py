@@ -7,7 +7,18 @@ import threading
 import pytest
 
 from cllm.http import BodyStream, DeferredResponse, HttpHandler, HttpResponse
-from tests.http.http_wire import PATIENCE, Connect, Gate, Serve, basic_handler, encode, wait_until
+from tests.http.http_wire import (
+    HTTP_1,
+    PATIENCE,
+    Connect,
+    Gate,
+    Serve,
+    basic_handler,
+    encode,
+    wait_until,
+)
+
+PROTOCOLS = HTTP_1
 
 SHORT = 0.1  # s; for the deadline under test, with the others out of reach
 ENOUGH = 0.5  # s; where the client has to do something before
@@ -139,7 +150,7 @@ def test_a_steady_reader_is_served_although_the_socket_is_not_writable(
     serve: Serve, connect: Connect
 ) -> None:
     """It is writable again only after a third of the kernel's buffer, megabytes here, has left."""
-    size, part, parts = 32 << 20, 2048, 60
+    size, part, parts = 32 << 20, 16 << 10, 60  # a record of TLS at a time
     handler = HttpHandler()
     handler.get("/", lambda request: HttpResponse.bytes(bytes(size)))
     server = serve(handler, write_timeout=ENOUGH)

@@ -32,6 +32,7 @@ from cllm.http.intake import Intake
 from cllm.http.poller import new_poller
 from cllm.http.workspace import Workspace
 from tests.http.http_wire import (
+    HTTP_1,
     PATIENCE,
     Connect,
     RawClient,
@@ -40,6 +41,8 @@ from tests.http.http_wire import (
     encode,
     wait_until,
 )
+
+PROTOCOLS = HTTP_1
 
 SHORT = 0.1  # s
 KIB = 1024
@@ -459,6 +462,7 @@ def test_whatever_clients_do_nothing_is_left_of_it(serve: Serve, seed: int) -> N
     rng = random.Random(seed)
     server = serve(
         locked_handler(),
+        tls=None,
         limits=Limits(body=400_000),
         body_memory=500_000,
         max_connections=12,

@@ -16,7 +16,18 @@ from cllm.http import (
 )
 from cllm.http.connection import IDLE
 from cllm.http.sse import PING
-from tests.http.http_wire import Connect, Gate, RawClient, Serve, basic_handler, encode, wait_until
+from tests.http.http_wire import (
+    HTTP_1,
+    Connect,
+    Gate,
+    RawClient,
+    Serve,
+    basic_handler,
+    encode,
+    wait_until,
+)
+
+PROTOCOLS = HTTP_1
 
 OFTEN = 0.05  # s between two pings
 LONG = 3600.0  # s; what is waited for this long does not come
@@ -166,7 +177,7 @@ def test_tokens_that_make_no_event_do_not_put_the_ping_off(serve: Serve, connect
 
         taken = 0
 
-        def take(self) -> list[bytes]:
+        def take(self, most: int = 0) -> list[bytes]:
             super().take()
             self.taken += 1
             return []

@@ -21,6 +21,7 @@ from cllm.http import (
 )
 from cllm.http import server as http_server
 from tests.http.http_wire import (
+    HTTP_1,
     PATIENCE,
     Connect,
     Gate,
@@ -31,6 +32,8 @@ from tests.http.http_wire import (
     server_threads,
     wait_until,
 )
+
+PROTOCOLS = HTTP_1
 
 GRACE = 60.0  # s; longer than the test may take: what ends has ended by itself
 
@@ -139,7 +142,7 @@ def test_a_large_response_may_finish(serve: Serve, connect: Connect) -> None:
     server = serve(handler)
     client = connect(server, receive_buffer=4096)
     client.send(encode())
-    client.socket.recv(1, socket.MSG_PEEK)
+    client.wait_begun()
     thread = stopping(server)
     assert client.reply().body == body
     assert ended(thread)
@@ -231,7 +234,7 @@ def test_past_the_grace_period_a_client_that_does_not_read_is_cut(
     server = serve(handler)
     client = connect(server, receive_buffer=4096)
     client.send(encode())
-    client.socket.recv(1, socket.MSG_PEEK)
+    client.wait_begun()
     assert ended(stopping(server, grace=0))
     assert server.stats().connections_open == 0
     with pytest.raises((EOFError, ConnectionResetError)):

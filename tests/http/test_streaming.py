@@ -22,7 +22,18 @@ from cllm.http import (
     Server,
     StreamClosed,
 )
-from tests.http.http_wire import PATIENCE, Connect, Gate, Serve, basic_handler, encode, wait_until
+from tests.http.http_wire import (
+    HTTP_1,
+    PATIENCE,
+    Connect,
+    Gate,
+    Serve,
+    basic_handler,
+    encode,
+    wait_until,
+)
+
+PROTOCOLS = HTTP_1
 
 
 def streaming(stream: BodyStream) -> HttpHandler:
@@ -279,7 +290,7 @@ def test_a_stream_whose_take_fails_costs_its_own_connection_only(
     serve: Serve, connect: Connect, caplog: pytest.LogCaptureFixture, error: type[BaseException]
 ) -> None:
     class Broken(BodyStream):
-        def take(self) -> list[bytes]:
+        def take(self, most: int = 0) -> list[bytes]:
             raise error
 
     stream = Broken()
@@ -301,7 +312,7 @@ def test_a_pull_source_is_asked_once_for_each_wake_up(serve: Serve, connect: Con
             self.left = 3
             self.threads: set[str] = set()
 
-        def take(self) -> list[bytes]:
+        def take(self, most: int = 0) -> list[bytes]:
             self.threads.add(threading.current_thread().name)
             super().take()
             self.left -= 1
@@ -492,7 +503,7 @@ def test_rfc9112_8_a_body_that_the_close_would_end_is_reset(
     serve: Serve, connect: Connect, why: str
 ) -> None:
     class Failing(BodyStream):
-        def take(self) -> list[bytes]:
+        def take(self, most: int = 0) -> list[bytes]:
             pieces = super().take()
             if pieces == [b"fail"]:
                 raise ZeroDivisionError
