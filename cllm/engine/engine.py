@@ -27,6 +27,7 @@ from cllm.engine.machine.own_process import OwnProcess
 from cllm.engine.sampling.params import SamplingParams
 from cllm.engine.scheduling.scheduler import Scheduler
 from cllm.engine.sequence import Sequence as EngineSequence
+from cllm.engine.sharing import COMMON, EQUAL, Scope, Share
 from cllm.engine.speculation.drafter import Drafter
 from cllm.engine.stats import EngineStats
 from cllm.engine.text.tokenizer import Tokenizer, check_prompt_length
@@ -124,6 +125,9 @@ class Engine:
         slot: int | None = None,
         fresh: bool = False,
         tenant: str = "",
+        share: Share = EQUAL,
+        priority: int = 0,
+        scope: Scope = COMMON,
     ) -> Generation:
         """Queue a prompt, text or tokens, and return at once.
 
@@ -131,16 +135,17 @@ class Engine:
         out in it are text. deadline: seconds from now to the end of the generation; checked
         before each step. on_update: see Generation. slot: the only one to run in.
         fresh: reuse nothing of earlier prompts. tenant: the request's owner; slots are shared
-        fairly between tenants, and one tenant's requests are served in order of arrival. Waits
-        until a constraint is compiled. Raises InvalidRequest, PromptTooLong, QueueFull,
-        CompilerUnavailable, Unsupported, EngineClosed.
+        fairly between tenants, by their `share`, and one tenant's requests are served in order of
+        arrival. priority: the lowest of all waiting requests is served first. scope: whose
+        prefixes it reuses, and who may reuse its own. Waits until a constraint is compiled. Raises
+        InvalidRequest, PromptTooLong, QueueFull, CompilerUnavailable, Unsupported, EngineClosed.
         """
         if deadline is not None and not 0 < deadline < math.inf:
             raise InvalidRequest("deadline", deadline, "a positive number of seconds")
         n_slots = self._info.context.parallel
         if slot is not None and not 0 <= slot < n_slots:
             raise InvalidRequest("slot", slot, f"a slot from 0 to {n_slots - 1}")
-        self._scheduler.check_open(tenant)
+        self._scheduler.check_open(tenant, share)
         tokens = self._tokenizer.prompt(prompt, self._ctx_size)
         self._tokenizer.checked("logit_bias", params.logit_bias)
         if params.ignore_eos:
@@ -162,6 +167,9 @@ class Engine:
                 fresh=fresh,
                 drafter=Drafter() if drafts and self._info.context.draft_max else None,
                 tenant=tenant,
+                share=share,
+                priority=priority,
+                scope=scope,
             )
         )
         return generation

@@ -13,12 +13,14 @@ from cllm.engine.sampling.params import SamplingParams
 class SlotInfo:
     """A slot of the cache and the number of tokens that it holds.
 
+    owner: who may see more of it than that it is there; see Scope.
     generation, params: of the request that it serves or served last; None if it served none yet.
     """
 
     id: int
     busy: bool
     tokens: int
+    owner: str
     generation: Generation | None
     params: SamplingParams | None
 
@@ -26,4 +28,4 @@ class SlotInfo:
 def slot_info(slot: Slot) -> SlotInfo:
     """Describe a slot as of now. Any thread."""
     generation, params = slot.served or (None, None)
-    return SlotInfo(slot.id, slot.busy, slot.length, generation, params)
+    return SlotInfo(slot.id, slot.busy, slot.length, slot.scope.owner, generation, params)

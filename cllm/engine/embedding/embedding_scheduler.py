@@ -18,6 +18,7 @@ from cllm.engine.scheduling.fairness import FairQueue
 from cllm.engine.scheduling.loop import EngineLoop
 from cllm.engine.scheduling.thread_policy import Shape
 from cllm.engine.scheduling.threads import Threads
+from cllm.engine.sharing import EQUAL, Share
 from cllm.engine.stats import EngineStats
 
 
@@ -30,7 +31,9 @@ class Job:
         "embedding",
         "inputs",
         "next",
+        "priority",
         "read",
+        "share",
         "tenant",
         "writer",
     )
@@ -41,6 +44,8 @@ class Job:
         embedding: Embedding,
         deadline: float | None,
         tenant: str = "",
+        share: Share = EQUAL,
+        priority: int = 0,
     ) -> None:
         self.inputs = [array("i", tokens) for tokens in inputs]
         self.embedding = embedding
@@ -50,6 +55,8 @@ class Job:
         self.next = 0
         self.read = 0
         self.tenant = tenant
+        self.share = share
+        self.priority = priority
 
     @property
     def request(self) -> Embedding:

@@ -1,4 +1,4 @@
-"""Which waiting sequence gets a free slot, and how much of its prompt is cached there."""
+"""Which waiting sequence gets a slot, and how much of its prompt is cached there."""
 
 from __future__ import annotations
 
@@ -19,7 +19,11 @@ GiveUp = Callable[[Sequence, Exception], None]
 
 
 class Admission:
-    """Fair between tenants; prefers slots that hold a prefix of the prompt. Engine thread."""
+    """Fair between tenants; prefers slots that hold a prefix of the prompt. Engine thread.
+
+    If all slots are busy, a tenant with less than its share of them gets one of a tenant with more:
+    the youngest sequence of that one pauses. Its cached tokens are kept in host memory.
+    """
 
     def __init__(
         self, placer: Placer, vocab: Vocab, stats: EngineStats, shared_cells: int | None
@@ -44,27 +48,68 @@ class Admission:
             except Exception as error:
                 give_up(sequence, error)
 
-    def admit(self, running: list[Sequence], give_up: GiveUp) -> None:
-        """Give free slots to waiting sequences and add these to the running ones."""
+    def admit(self, running: list[Sequence], give_up: GiveUp) -> list[Sequence]:
+        """Give slots to waiting sequences and add these to the running ones; return them."""
         began = time.perf_counter()
+        admitted: list[Sequence] = []
         while (sequence := self._next(running)) is not None:
-            try:
-                if not self._place(sequence, running):
-                    break
-            except Exception as error:
-                give_up(sequence, error)
+            if not self._admit(sequence, running, give_up, admitted):
+                break
             if len(running) > 1 and time.perf_counter() - began > _PLACING_S:
                 break
+        if self.waiting and not self._placer.cache.has_idle:
+            claimant = self._make_way(running)
+            if claimant is not None:
+                self._admit(claimant, running, give_up, admitted)
+        return admitted
+
+    def _admit(
+        self,
+        sequence: Sequence,
+        running: list[Sequence],
+        give_up: GiveUp,
+        admitted: list[Sequence],
+    ) -> bool:
+        """Place a sequence; False: not possible before the next decode."""
+        try:
+            if not self._place(sequence, running):
+                return False
+            admitted.append(sequence)
+        except Exception as error:
+            give_up(sequence, error)
+        return True
+
+    def _make_way(self, running: list[Sequence]) -> Sequence | None:
+        """Pause a sequence of a tenant with too many slots; return the one to take its slot."""
+        claim = self.waiting.claim(len(self._placer.cache.slots))
+        if claim is None or claim[0].wanted_slot is not None:
+            return None
+        claimant, tenant = claim
+        others = [s for s in running if s.tenant == tenant and s.priority >= claimant.priority]
+        others.sort(key=lambda sequence: sequence.generation.submitted, reverse=True)
+        for youngest in others:
+            slot = slot_of(youngest)
+            remaining = [sequence for sequence in running if sequence is not youngest]
+            if self._placer.can_pause(slot) and self._fits(claimant, remaining):
+                running.remove(youngest)
+                youngest.slot = None
+                youngest.preempted = True
+                self._placer.cache.release(slot)
+                self.waiting.pause(youngest)
+                self._stats.pauses += 1
+                return claimant
+        return None
 
     def _place(self, sequence: Sequence, running: list[Sequence]) -> bool:
         """Let a sequence run; False: not possible before the next decode."""
         place = self._placer.place
-        slot = place(sequence.tokens, sequence.wanted_slot, sequence.fresh)
+        scope = sequence.scope
+        slot = place(sequence.tokens, sequence.wanted_slot, sequence.fresh, scope)
         if slot is None:
             if running:
                 return False
             # A failed step left a copy pending, and no other step will perform it.
-            slot = place(sequence.tokens, sequence.wanted_slot, fresh=True)
+            slot = place(sequence.tokens, sequence.wanted_slot, fresh=True, scope=scope)
             assert slot is not None
         self.waiting.take(sequence)
         running.append(sequence)
