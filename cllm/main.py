@@ -16,8 +16,9 @@ from time import monotonic
 from typing import TYPE_CHECKING
 
 from cllm import logs
+from cllm.key_file import KeyFileError, key_command
 from cllm.settings import Settings, SettingsError, load_settings
-from cllm.wiring import api_settings, engine_config, server_config
+from cllm.wiring import api_settings, engine_config, key_ring, server_config
 
 if TYPE_CHECKING:
     from types import FrameType
@@ -37,6 +38,11 @@ class StopSignal:
     """SIGINT or SIGTERM arrived for the first time."""
 
     number: int
+
+
+@dataclass(frozen=True, slots=True)
+class ReloadSignal:
+    """SIGHUP arrived."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +70,7 @@ _STANDARD_ERROR = 2
 _OTHER_FILES = 256  # besides connections: listeners, pollers, the model's parts, libraries, logs
 _PARTING = 0.2  # seconds for threads to end after their last message
 
-Message = StopSignal | Loaded | LoadFailed | Stopped
+Message = StopSignal | ReloadSignal | Loaded | LoadFailed | Stopped
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -73,8 +79,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     # A SimpleQueue, not an Event: its put() may be called in a signal handler.
     mailbox: SimpleQueue[Message] = SimpleQueue()
     watch_signals(mailbox)
+    arguments = sys.argv[1:] if argv is None else list(argv)
+    if arguments[:1] == ["key"]:
+        return key(arguments[1:])
     try:
-        settings = load_settings(sys.argv[1:] if argv is None else argv, os.environ)
+        settings = load_settings(arguments, os.environ)
+        if settings.api_keys_file is not None:
+            signal.signal(signal.SIGHUP, lambda *_: mailbox.put(ReloadSignal()))
         logs.set_up(settings.log_level, file=settings.log_file, as_json=settings.log_json)
         status = Program(settings, mailbox).run()
     except SettingsError as error:
@@ -108,6 +119,15 @@ def watch_signals(mailbox: SimpleQueue[Message]) -> None:
 
     signal.signal(signal.SIGINT, on_signal)
     signal.signal(signal.SIGTERM, on_signal)
+
+
+def key(arguments: Sequence[str]) -> int:
+    """`cllm key new NAME`."""
+    try:
+        print(key_command(arguments))
+    except KeyFileError as error:
+        return refuse(str(error))
+    return OK
 
 
 def refuse(message: str) -> int:
@@ -180,7 +200,7 @@ class Program:
             self.server.start()
         except HttpServerError as error:
             return refuse(str(error))
-        if not self.service.settings.api_keys:
+        if not self.service.tenants.keyed:
             warn_of_strangers(self.settings.host)
         log.info("loading %s", self.settings.model or "the built-in model")
         _start_thread("cllm-loader", self._load)
@@ -193,6 +213,8 @@ class Program:
                     continue  # the loaded engine no longer matters
                 self.server.stop(0)
                 return self._explain(message.error)
+            elif isinstance(message, ReloadSignal):
+                self._reload()
             elif isinstance(message, StopSignal):
                 self._begin_stop(message.number)
             else:
@@ -220,6 +242,17 @@ class Program:
             self.mailbox.put(Loaded(engine))
         except BaseException as error:
             self.mailbox.put(LoadFailed(error))
+
+    def _reload(self) -> None:
+        """Read the file of keys again; if it cannot be used, the keys stay as they are."""
+        try:
+            ring = key_ring(self.settings)
+        except SettingsError as error:
+            log.error("SIGHUP: %s; the keys stay as they are", error)
+            return
+        assert ring is not None
+        self.service.tenants.renew(ring)
+        log.info("SIGHUP: %s has %d keys", self.settings.api_keys_file, len(ring.keys))
 
     def _serve(self, engine: Engine) -> None:
         from cllm.startup import announce

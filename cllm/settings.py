@@ -94,6 +94,16 @@ class Settings:
     api_key_file: str | None = option(
         None, SERVER, path(), "file of further API keys, one per line"
     )
+    api_keys_file: str | None = option(
+        None, SERVER, path(),
+        "TOML file of keys, each with a name and limits; read again on SIGHUP; the command "
+        "cllm key new NAME makes a key",
+    )  # fmt: skip
+    share_prefixes: str = option(
+        "auto", SERVER, choice("auto", "all", "tenant"),
+        "whose requests share cached prefixes: all, or only those of one key or client address; "
+        "auto: tenant with --api-keys-file, else all",
+    )  # fmt: skip
 
     parallel: int = option(
         8, ENGINE, integer(1, 256), "sequences generated at the same time; further requests wait"

@@ -21,6 +21,7 @@ from cllm.api.route import Family, Route
 from cllm.api.schemas import TOO_DEEP
 from cllm.api.service import Service, State
 from cllm.api.submission import Submission
+from cllm.api.tenants import metered
 from cllm.engine import ConstraintPending, EngineError, PromptTooLong, QueueFull
 from cllm.http import HttpError, HttpHandler, HttpRequest, HttpResponse
 from cllm.http.incoming import BodyMemory
@@ -42,7 +43,8 @@ def create_handler(service: Service) -> HttpHandler:
     handler = HttpHandler()
     metrics = Metrics(service)
     submission = Submission(service, metrics)
-    openapi = OpenApi(_family, keyed=bool(service.settings.api_keys))
+    tenants = service.tenants
+    openapi = OpenApi(_family, keyed=tenants.keyed)
 
     def index(request: HttpRequest) -> HttpResponse:
         listed = [
@@ -61,8 +63,9 @@ def create_handler(service: Service) -> HttpHandler:
     )  # fmt: skip
 
     handler.error_body = _error_body
-    if service.settings.api_keys:
-        handler.add_check(require_key(service.settings.api_keys))
+    if tenants.keyed:
+        handler.add_check(require_key(tenants))
+    handler.add_middleware(metered(tenants))
     memory = BodyMemory(service.settings.body_memory)
     lanes = _Lanes(
         large=Lane(handler, "cllm-large-bodies", memory),
@@ -116,7 +119,7 @@ def _guarded(
             return lane.run_after(pending, refusing, request)
         except QueueFull as error:
             if family is NATIVE:
-                return too_many_requests()
+                return too_many_requests(error.retry_after)
             raise describe(error, request.id) from None
         except PromptTooLong as error:
             if family.too_long is None:

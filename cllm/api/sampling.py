@@ -33,6 +33,17 @@ class SamplingFields(Struct, kw_only=True):
     ignore_eos: bool | None = None
 
 
+class SharingFields(Struct, kw_only=True):
+    """How a request shares the server with others; vLLM's names.
+
+    priority: the lowest is served first. cache_salt: only requests with the same one share cached
+    prefixes.
+    """
+
+    priority: Annotated[int, Meta(ge=-INT32, le=INT32)] | None = None
+    cache_salt: NonEmpty | None = None
+
+
 def given_sampling(asked: Struct) -> dict[str, Any]:
     """The sampling fields that a body has and that are given, by name."""
     return {

@@ -24,6 +24,7 @@ from cllm.engine.generation import Completion, Generation
 from cllm.engine.info import ModelInfo
 from cllm.engine.loading.loading import Loaded, load
 from cllm.engine.machine.own_process import OwnProcess
+from cllm.engine.request import Meter
 from cllm.engine.sampling.params import SamplingParams
 from cllm.engine.scheduling.scheduler import Scheduler
 from cllm.engine.sequence import Sequence as EngineSequence
@@ -128,6 +129,7 @@ class Engine:
         share: Share = EQUAL,
         priority: int = 0,
         scope: Scope = COMMON,
+        meter: Meter | None = None,
     ) -> Generation:
         """Queue a prompt, text or tokens, and return at once.
 
@@ -137,8 +139,9 @@ class Engine:
         fresh: reuse nothing of earlier prompts. tenant: the request's owner; slots are shared
         fairly between tenants, by their `share`, and one tenant's requests are served in order of
         arrival. priority: the lowest of all waiting requests is served first. scope: whose
-        prefixes it reuses, and who may reuse its own. Waits until a constraint is compiled. Raises
-        InvalidRequest, PromptTooLong, QueueFull, CompilerUnavailable, Unsupported, EngineClosed.
+        prefixes it reuses, and who may reuse its own. meter: is told of its beginning and end.
+        Waits until a constraint is compiled. Raises InvalidRequest, PromptTooLong, QueueFull,
+        CompilerUnavailable, Unsupported, EngineClosed.
         """
         if deadline is not None and not 0 < deadline < math.inf:
             raise InvalidRequest("deadline", deadline, "a positive number of seconds")
@@ -153,7 +156,7 @@ class Engine:
         guide = self._guide(params.constraint) if params.constraint else None
         # A constraint forces tokens by itself; of each logged token the own logits are wanted.
         drafts = guide is None and params.logprobs is None
-        generation = Generation(len(tokens), on_update, self._scheduler.cancel)
+        generation = Generation(len(tokens), on_update, self._scheduler.cancel, meter)
         self._scheduler.submit(
             EngineSequence(
                 tokens,

@@ -56,6 +56,7 @@ class Messages:
 
         return self._submission.answer(
             request,
+            asked,
             wanted,
             stream=asked.stream,
             frames=lambda generations: MessageFrames(reply(generations), prepared),

@@ -68,6 +68,7 @@ class Completion:
 
         return self._submission.answer(
             request,
+            asked,
             wanted,
             stream=asked.stream,
             frames=lambda generations: CompletionFrames(job, generations),

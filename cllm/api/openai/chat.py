@@ -50,6 +50,7 @@ class ChatCompletions:
         reply = partial(Reply.of, self._service, "chatcmpl", count)
         return self._submission.answer(
             request,
+            asked,
             wanted,
             stream=asked.stream,
             frames=lambda generations: ChatFrames(reply(generations), prepared, engine, usage),

@@ -35,6 +35,7 @@ class Served(NamedTuple):
 
     generation: Generation
     params: SamplingParams
+    tenant: str
 
 
 @dataclass(slots=True, eq=False)

@@ -115,7 +115,7 @@ class Admission:
         running.append(sequence)
         sequence.slot = slot
         sequence.generation.slot = slot.id
-        slot.served = Served(sequence.generation, sequence.params)
+        slot.served = Served(sequence.generation, sequence.params, sequence.tenant)
         if sequence.sampler is None:
             sequence.sampler = TokenSampler(sequence.params, self._vocab)
             sequence.writer.admit()

@@ -60,7 +60,12 @@ class EngineLoop(ABC, Generic[W]):
 
     def submit(self, work: W) -> None:
         """Queue a request. Raises QueueFull, EngineClosed, or EngineError if the thread died."""
-        self._inbox.put(work)
+        work.writer.begin_metering()
+        try:
+            self._inbox.put(work)
+        except BaseException:
+            work.writer.end_metering()
+            raise
 
     def check_open(self, tenant: str, share: Share = EQUAL) -> None:
         """Raise what submit would raise now, before effort goes into preparing a request."""
