@@ -92,7 +92,7 @@ class GenerationStream(BodyStream):
             self._notified = True
             wake()
 
-    def take(self) -> list[bytes]:
+    def take(self, most: int = 0) -> list[bytes]:
         """The events of all deltas since the last call, as one piece: they are sent together."""
         if not self._generations or self._ended or self.cancel_reason is not None:
             return []

@@ -121,15 +121,38 @@ class BodyStream:
         if pending:
             wake()
 
-    def take(self) -> list[bytes]:
-        """Everything written since the last call; never blocks, raises nothing."""
+    def take(self, most: int = 0) -> list[bytes]:
+        """What was written since the last call; never blocks, raises nothing.
+
+        most: as many whole pieces as reach so many bytes, 0 for all. While `more` is true after it,
+        call again: no wake-up follows.
+        """
         with self._lock:
-            chunks, self._chunks = self._chunks, []
-            self._pending = 0
-            self._notified = False
+            if most and self._pending > most:
+                chunks = self._first_chunks(most)
+            else:
+                chunks, self._chunks = self._chunks, []
+                self._pending = 0
+                self._notified = False
         if chunks and self.ping:
             self._between = chunks[-1].endswith(_EVENT_ENDS)
         return chunks
+
+    @property
+    def more(self) -> bool:
+        """The last `take` left something that it could have given."""
+        return bool(self._chunks)
+
+    def _first_chunks(self, most: int) -> list[bytes]:
+        """Under the lock."""
+        count = size = 0
+        while size < most:
+            size += len(self._chunks[count])
+            count += 1
+        first = self._chunks[:count]
+        del self._chunks[:count]
+        self._pending -= size
+        return first
 
     def take_ping(self) -> bytes:
         """What to send after an empty `take`: the ping, or b"" within an event."""
@@ -216,7 +239,7 @@ class IterableStream(BodyStream):
             self._notified = True
         wake()
 
-    def take(self) -> list[bytes]:
+    def take(self, most: int = 0) -> list[bytes]:
         """The next item, and a wake-up for the one after it; [] when the iterator has ended.
 
         An exception in the iterator is logged; the body ends with `end_event`, or is cancelled

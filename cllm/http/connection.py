@@ -152,6 +152,13 @@ class Connection:
         """It is registered with the poller: workers may run it. By the acceptor."""
         self._finish(again=False)
 
+    def become(self, protocol: ConnectionProtocol) -> None:
+        """Go on with another protocol, such as after a handshake. By the owner.
+
+        The protocol before must not hold a request; it returns what the new one's `advance` gives.
+        """
+        self._protocol = protocol
+
     def attend(self) -> None:
         """Have the protocol check its deadline and whether the server stops. Any thread."""
         self.attention = True

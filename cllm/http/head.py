@@ -147,7 +147,17 @@ def parse_head(raw: bytes, limits: Limits) -> Head:
     version = "HTTP/1.0" if minor == "0" else "HTTP/1.1"
     if method == "CONNECT":
         raise ProtocolError(501, "CONNECT is not supported: this is not a proxy")
-    fields = parse_fields(text[line_end + 2 :])
+    return build_head(method, target, version, parse_fields(text[line_end + 2 :]), limits)
+
+
+def build_head(
+    method: str, target: str, version: str, fields: list[tuple[str, str]], limits: Limits
+) -> Head:
+    """A head of parts that are valid by themselves; checks what they mean together.
+
+    In HTTP/2 the caller gives `:authority` as the field Host. Raises ProtocolError 400, 417, 431,
+    501.
+    """
     if len(fields) > limits.fields:
         raise ProtocolError(431, f"the head has more than {limits.fields} fields")
     headers = Headers(fields)
@@ -289,7 +299,7 @@ def _keep_alive(headers: Headers, version: str) -> bool:
     options = _list(headers.get("connection", ""))
     if "close" in options:
         return False
-    return version == "HTTP/1.1" or "keep-alive" in options
+    return version != "HTTP/1.0" or "keep-alive" in options
 
 
 def _expects_continue(headers: Headers, version: str) -> bool:
@@ -299,7 +309,7 @@ def _expects_continue(headers: Headers, version: str) -> bool:
         return False
     if any(expectation != "100-continue" for expectation in expectations):
         raise ProtocolError(417, "the only supported expectation is 100-continue")
-    return version == "HTTP/1.1"  # one in HTTP/1.0 is to be ignored
+    return version != "HTTP/1.0"  # one in HTTP/1.0 is to be ignored
 
 
 def _list(value: str | None) -> list[str]:

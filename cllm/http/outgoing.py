@@ -28,7 +28,7 @@ class Outgoing:
         # Since the write deadline was set: what the kernel held then and took since; -1: not set
         self._unsent = -1
 
-    def frame(self, pieces: list[bytes], *, last: bool) -> int:
+    def frame(self, pieces: Sequence[Buffer], *, last: bool) -> int:
         """Append a stream's pieces, as one chunk however many they are; their size.
 
         last: the body ends with them.
@@ -58,7 +58,7 @@ class Outgoing:
             if sent < 0:
                 interest = READ if sent == WANT_READ else WRITE
                 break
-            pending = rest(pending, sent)
+            pending = [] if sent == sum(map(len, pending)) else rest(pending, sent)
             if self._unsent >= 0:
                 self._unsent += sent
             if not pending:

@@ -122,25 +122,57 @@ class HttpResponse:
     def _encode_head(
         self, keep_alive: bool, chunked: bool, server: str, request_id: str | None
     ) -> Octets:
-        body = self.body
         parts = [_status_line(self.status), _server_line(server), _date_line()]
-        if not self.has_body:
-            if self.status == 205:
-                parts.append(b"Content-Length: 0\r\n")
-        elif isinstance(body, bytes):
-            parts.append(b"Content-Length: %d\r\n" % len(body))
-        elif not isinstance(body, BodyStream):
-            raise TypeError(f"the body is a {type(body).__name__}; give bytes or a BodyStream")
-        elif chunked:
-            parts.append(b"Transfer-Encoding: chunked\r\n")
-        elif keep_alive:
-            raise ValueError("a stream that is not chunked ends by closing the connection")
+        length = self._content_length()
+        if length is not None:
+            parts.append(b"Content-Length: %d\r\n" % length)
+        elif self.has_body:
+            if chunked:
+                parts.append(b"Transfer-Encoding: chunked\r\n")
+            elif keep_alive:
+                raise ValueError("a stream that is not chunked ends by closing the connection")
         for name_value in self.headers:
             parts.append(_PREBUILT_FIELDS.get(name_value) or field_line(*name_value))
         if request_id:
             parts.append(field_line("X-Request-Id", request_id))
         parts.append(_END_KEEP_ALIVE if keep_alive else _END_CLOSE)
         return b"".join(parts)
+
+    def fields(
+        self, *, server: str = "cLLM", request_id: str | None = None
+    ) -> list[tuple[str, str]]:
+        """The fields that `encode_head` writes, as pairs, for a protocol with its own framing.
+
+        Without Connection and Transfer-Encoding. Raises ValueError for what cannot be sent.
+        """
+        try:
+            _status_line(self.status)
+            length = self._content_length()
+            for name, value in self.headers:
+                check_field(name, value)
+            if request_id:
+                check_field("X-Request-Id", request_id)
+        except TypeError as error:
+            raise ValueError(f"the response has a part of the wrong type: {error}") from error
+        fields = [("Server", server)] if server else []
+        fields.append(("Date", date()))
+        if length is not None:
+            fields.append(("Content-Length", str(length)))
+        fields += self.headers
+        if request_id:
+            fields.append(("X-Request-Id", request_id))
+        return fields
+
+    def _content_length(self) -> int | None:
+        """Of the body, also in answer to HEAD; None for a stream and where none may be sent."""
+        if self.status in _BODYLESS:
+            return 0 if self.status == 205 else None
+        body = self.body
+        if isinstance(body, bytes):
+            return len(body)
+        if isinstance(body, BodyStream):
+            return None
+        raise TypeError(f"the body is a {type(body).__name__}; give bytes or a BodyStream")
 
     def __repr__(self) -> str:
         body = "stream" if isinstance(self.body, BodyStream) else f"{len(self.body)} bytes"
@@ -161,12 +193,17 @@ _END_CLOSE = b"Connection: close\r\n\r\n"
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 
 
-def field_line(name: str, value: str) -> bytes:
-    """`Name: value` and CRLF; raises ValueError for what is not valid in one line."""
+def check_field(name: str, value: str) -> None:
+    """Raise ValueError for what is not valid in one field line, or is the connection's to write."""
     if not _FIELD_NAME.fullmatch(name) or name.lower() in _RESERVED:
         raise ValueError(f"a response cannot set the field {name!r}")
     if not _FIELD_VALUE.fullmatch(value):
         raise ValueError(f"the response field {name} has a value that cannot be sent: {value!r}")
+
+
+def field_line(name: str, value: str) -> bytes:
+    """`Name: value` and CRLF; raises ValueError as `check_field`."""
+    check_field(name, value)
     return f"{name}: {value}\r\n".encode("latin-1")
 
 
@@ -212,15 +249,23 @@ _PREBUILT_FIELDS = {
     )
 }
 
-_date: tuple[int, bytes] = (0, b"")
+_date: tuple[int, str, bytes] = (0, "", b"")
+
+
+def date() -> str:
+    """RFC 9110 section 6.6.1; built once a second. A race builds it twice, which is harmless."""
+    return _current_date()[1]
 
 
 def _date_line() -> bytes:
-    """RFC 9110 section 6.6.1; built once a second. A race builds it twice, which is harmless."""
+    return _current_date()[2]
+
+
+def _current_date() -> tuple[int, str, bytes]:
     global _date
     now = int(time.time())
-    second, line = _date
-    if second != now:
-        line = f"Date: {formatdate(now, usegmt=True)}\r\n".encode()
-        _date = (now, line)
-    return line
+    current = _date
+    if current[0] != now:
+        text = formatdate(now, usegmt=True)
+        current = _date = (now, text, f"Date: {text}\r\n".encode())
+    return current

@@ -219,3 +219,48 @@ def test_rfc9110_15_3_6_a_205_leaves_the_connection_in_step(serve: Serve, connec
     for _ in range(2):
         reply = client.get("/")
         assert (reply.status, reply.body, reply.headers["content-length"]) == (205, b"", "0")
+
+
+# Fields for other protocols
+
+
+def test_the_fields_are_those_of_the_head_without_its_framing() -> None:
+    response = HttpResponse.json({"a": 1}, 201, [("X-A", "1"), ("X-A", "2")])
+    head = response.encode_head(keep_alive=True, server="s", request_id="id-1").decode()
+    pairs = [tuple(line.split(": ", 1)) for line in head.split("\r\n")[1:-2]]
+    fields = response.fields(server="s", request_id="id-1")
+    assert sorted(fields) == sorted(pair for pair in pairs if pair[0] != "Connection")
+
+
+@pytest.mark.parametrize(
+    ("response", "length"),
+    [
+        (HttpResponse(205, body=b"body"), "0"),
+        (HttpResponse(204, body=b"body"), None),
+        (HttpResponse(304), None),
+        (HttpResponse.stream(BodyStream()), None),
+        (HttpResponse(200), "0"),
+    ],
+)
+def test_the_fields_have_the_length_where_there_is_one(
+    response: HttpResponse, length: str | None
+) -> None:
+    assert dict(response.fields()).get("Content-Length") == length
+    assert "Transfer-Encoding" not in dict(response.fields())
+
+
+@pytest.mark.parametrize(
+    "response",
+    [
+        HttpResponse(100),
+        HttpResponse(299.5),  # type: ignore[arg-type]
+        HttpResponse(200, [("Connection", "close")]),
+        HttpResponse(200, [("A b", "x")]),
+        HttpResponse(200, [("A", "x\r\ny")]),
+        HttpResponse(200, [("A", 5)]),  # type: ignore[list-item]
+        HttpResponse(200, body="text"),  # type: ignore[arg-type]
+    ],
+)
+def test_fields_are_refused_as_in_a_head(response: HttpResponse) -> None:
+    with pytest.raises(ValueError, match=r"."):
+        response.fields()
