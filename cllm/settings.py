@@ -99,6 +99,16 @@ class Settings:
         "TOML file of keys, each with a name and limits; read again on SIGHUP; the command "
         "cllm key new NAME makes a key",
     )  # fmt: skip
+    trusted_proxies: tuple[str, ...] = option(
+        (), SERVER, names(),
+        "networks of proxies, such as 10.0.0.0/8, whose X-Forwarded-For and Forwarded fields name "
+        "the client",
+    )  # fmt: skip
+    proxy_protocol: bool = option(
+        False, SERVER, switch(),
+        "expect a PROXY header (version 2) at the start of each connection; only --trusted-proxies "
+        "can then connect",
+    )  # fmt: skip
     share_prefixes: str = option(
         "auto", SERVER, choice("auto", "all", "tenant"),
         "whose requests share cached prefixes: all, or only those of one key or client address; "

@@ -9,7 +9,7 @@ from cllm.api.anthropic import routes as anthropic
 from cllm.api.envelopes import success, too_many_requests
 from cllm.api.errors import describe
 from cllm.api.keys import OPEN, require_key
-from cllm.api.lanes import LARGE, Answer, Endpoint, Lane
+from cllm.api.lanes import LARGE, Answer, Endpoint, Lane, check_displaced
 from cllm.api.llama_server import routes as llama_server
 from cllm.api.metrics import Metrics
 from cllm.api.native import routes as native
@@ -113,6 +113,7 @@ def _guarded(
 
     def refusing(request: HttpRequest) -> Answer:
         try:
+            check_displaced(request)
             return endpoint(request)
         except ConstraintPending as pending:
             lane = lanes.large if len(request.body) > LARGE else lanes.constrained

@@ -153,7 +153,7 @@ class Engine:
         self._tokenizer.checked("logit_bias", params.logit_bias)
         if params.ignore_eos:
             self._tokenizer.find_end_tokens()
-        guide = self._guide(params.constraint) if params.constraint else None
+        guide = self._guide(params.constraint, tenant) if params.constraint else None
         # A constraint forces tokens by itself; of each logged token the own logits are wanted.
         drafts = guide is None and params.logprobs is None
         generation = Generation(len(tokens), on_update, self._scheduler.cancel, meter)
@@ -217,19 +217,21 @@ class Engine:
         check_prompt_length(n_tokens, self._ctx_size)
 
     def check_constraint(
-        self, constraint: Constraint, *, wait: bool = True, keep: bool = True
+        self, constraint: Constraint, *, wait: bool = True, keep: bool = True, tenant: str = ""
     ) -> None:
         """Check a constraint as submit does; what it compiles is kept.
+
+        tenant: who asks; compilations of several tenants take turns.
 
         wait: until it is compiled; otherwise ConstraintPending is raised until then. keep: with
         wait=False, return only if what was compiled is still kept; otherwise it is enough that it
         can be compiled. Raises InvalidRequest, QueueFull, CompilerUnavailable, EngineClosed.
         """
         if wait:
-            self._guide(constraint)
+            self._guide(constraint, tenant)
             return
         with self._tokenizer.borrowed():
-            self._grammars.check(constraint, keep)
+            self._grammars.check(constraint, keep, tenant)
 
     def cancel(self, generation: Generation) -> None:
         """End a generation before the next decode; its text is kept. Same as its cancel()."""
@@ -318,9 +320,9 @@ class Engine:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _guide(self, constraint: Constraint) -> Guide:
+    def _guide(self, constraint: Constraint, tenant: str) -> Guide:
         with self._tokenizer.borrowed():
-            return self._grammars.guide(constraint)
+            return self._grammars.guide(constraint, tenant)
 
 
 def _follow(generation: Generation, ready: threading.Event) -> Iterator[str]:

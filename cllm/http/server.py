@@ -12,7 +12,7 @@ from time import monotonic
 from types import TracebackType
 
 from cllm.http.acceptor import Acceptor
-from cllm.http.connection import Connection, Context
+from cllm.http.connection import Connection, ConnectionProtocol, Context
 from cllm.http.cors import cors
 from cllm.http.errors import HttpServerError
 from cllm.http.handler import HttpHandler
@@ -21,6 +21,7 @@ from cllm.http.intake import Intake
 from cllm.http.limits import ServerConfig
 from cllm.http.listeners import address_of, listen
 from cllm.http.poller import READ, new_poller
+from cllm.http.proxy_protocol import ProxyProtocol
 from cllm.http.stats import ServerStats, add_up
 from cllm.http.transport import PlainTransport, shut_down
 from cllm.http.worker import Worker
@@ -156,10 +157,14 @@ class Server:
             sock.close()  # macOS: EINVAL where the peer has already reset the connection
             return
         context = self._context
+        protocol: ConnectionProtocol = Http1(context)
+        proxies = context.intake.proxies
+        if self.config.proxy_protocol and proxies is not None:
+            protocol = ProxyProtocol(protocol, proxies.trusts, self._acceptor.clients.enter)
         connection = Connection(
             context,
             PlainTransport(sock),
-            Http1(context),
+            protocol,
             client,
             READ,
             monotonic() + self.config.head_timeout,

@@ -6,7 +6,7 @@ from typing import Annotated
 
 from msgspec import Meta, Struct
 
-from cllm.api.sampling import SamplingFields, SharingFields, Temperature, given_sampling
+from cllm.api.sampling import SamplingFields, Temperature, given_sampling
 from cllm.api.schemas import INT32, NonEmpty, Schema
 from cllm.engine import SamplingParams
 
@@ -14,7 +14,7 @@ DEFAULT_MAX_TOKENS = 256
 SEED_PROMPT = "人工智能是计算机科学的一个分支"
 
 
-class GenerateRequest(SamplingFields, SharingFields, kw_only=True):
+class GenerateRequest(SamplingFields, kw_only=True):
     """Body of ``/generate`` and ``/generate_stream``.
 
     The defaults of the sampling fields are those of :class:`cllm.engine.SamplingParams`;

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 
 from msgspec import UNSET, Meta, Struct, UnsetType
 
-from cllm.api.sampling import SamplingFields, SharingFields, given_sampling
+from cllm.api.sampling import SamplingFields, given_sampling
 from cllm.api.schemas import INT32, Schema, TokenId
 from cllm.engine import SamplingParams
 
@@ -39,7 +39,7 @@ class StreamOptions(Struct):
     include_usage: bool | None = None
 
 
-class Sampled(SamplingFields, SharingFields, kw_only=True):
+class Sampled(SamplingFields, kw_only=True):
     """The fields that both kinds of completion share."""
 
     model: str | None = None
