@@ -616,12 +616,11 @@ def test_the_keys_are_read_again_on_sighup(start: Start, tmp_path: Path) -> None
         file.write_text("".join(lines))
 
     write("alice", "bob")
-    child = start("--api-keys-file", str(file))
+    child = start("--api-keys-file", str(file)).ready()
 
     def status(key: str) -> int:
-        connection = http.client.HTTPConnection("127.0.0.1", child.port, timeout=WAIT)
-        connection.request("GET", "/usage", headers={"x-api-key": key})
-        with contextlib.closing(connection):
+        with contextlib.closing(child.connection()) as connection:
+            connection.request("GET", "/usage", headers={"x-api-key": key})
             return connection.getresponse().status
 
     assert [status(key) for key in ("alice", "bob", "carol")] == [200, 200, 401]

@@ -76,9 +76,9 @@ def retry_fields(seconds: float) -> tuple[Field, Field]:
 def openai_fields(kind: str, bucket: Bucket) -> tuple[Field, ...]:
     """OpenAI's fields of one limit. kind: "requests" or "tokens"."""
     return (
-        (f"x-ratelimit-limit-{kind}", str(bucket.size)),
-        (f"x-ratelimit-remaining-{kind}", str(bucket.remaining)),
-        (f"x-ratelimit-reset-{kind}", _duration(bucket.full_in)),
+        ("x-ratelimit-limit-" + kind, str(bucket.size)),
+        ("x-ratelimit-remaining-" + kind, str(bucket.remaining)),
+        ("x-ratelimit-reset-" + kind, _duration(bucket.full_in)),
     )
 
 
@@ -96,7 +96,7 @@ def _duration(seconds: float) -> str:
     """As OpenAI writes it: "12ms", "1.5s", "6m0s"."""
     if seconds < 1:
         return f"{math.ceil(seconds * 1000)}ms"
-    minutes, rest = divmod(seconds, MINUTE)
-    if minutes:
-        return f"{minutes:.0f}m{rest:.0f}s"
-    return f"{rest:.3f}".rstrip("0").rstrip(".") + "s"
+    if seconds < MINUTE:
+        return f"{seconds:.4g}s"
+    whole = math.ceil(seconds)
+    return f"{whole // 60}m{whole % 60}s"

@@ -64,7 +64,8 @@ class Tenant:
     """One tenant's limits and counts. Any thread.
 
     A running request costs nothing while it runs: its tokens are read when the next one asks.
-    requests: POST requests taken. refused: by the limit that refused them.
+    limited: whether there is a limit of requests or tokens. requests: POST requests taken.
+    refused: by the limit that refused them.
     """
 
     def __init__(self, name: str, terms: Terms) -> None:
@@ -85,13 +86,9 @@ class Tenant:
             self.share = Share(terms.weight, terms.concurrent, terms.queued)
             self._requests = _renewed(self._requests, terms.requests_per_minute, now)
             self._tokens = _renewed(self._tokens, terms.tokens_per_minute, now)
+            self.limited = self._requests is not None or self._tokens is not None
 
     # Requests
-
-    @property
-    def limited(self) -> bool:
-        """Whether it has a limit of requests or tokens."""
-        return self._requests is not None or self._tokens is not None
 
     def check(self, anthropic: bool = False) -> None:
         """Raise HttpError 429 if a request that comes now is over a limit.
@@ -106,6 +103,10 @@ class Tenant:
         self._take(1, anthropic)
 
     def _take(self, amount: int, anthropic: bool) -> None:
+        if not self.limited:
+            with self._lock:
+                self.requests += amount
+            return
         now = monotonic()
         with self._lock:
             requests, tokens = self._requests, self._tokens
@@ -126,11 +127,6 @@ class Tenant:
             f"the limit of {what} per minute of this key is reached; try again in {fields[0][1]} s"
         )
         return HttpError(429, message, (*fields, *self._fields(anthropic)))
-
-    def count_refusal(self, limit: str) -> None:
-        """Count a request that was refused for another reason than the limits here."""
-        with self._lock:
-            self.refused[limit] = self.refused.get(limit, 0) + 1
 
     def fields(self, anthropic: bool) -> Sequence[Field]:
         """The header fields that say what is left, in either API's form; none without limits."""
@@ -310,12 +306,14 @@ def metered(tenants: Tenants) -> Middleware:
 
     def count(request: HttpRequest, next: Next) -> Answer:
         tenant = tenants.of(request)
+        if not tenant.limited:
+            if request.method == "POST":
+                tenant.take()
+            return next(request)
         anthropic = is_anthropic(request)
         if request.method == "POST":
             tenant.take(anthropic)
         answer = next(request)
-        if not tenant.limited:
-            return answer
 
         def add(response: HttpResponse) -> HttpResponse:
             response.headers += tenant.fields(anthropic)

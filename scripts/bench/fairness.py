@@ -29,25 +29,7 @@ examples:
   python -m scripts.bench fairness --model FILE --parallel 4
 """
 BIG = "127.0.0.2"
-WORDS = [
-    "a",
-    "fox",
-    "and",
-    "a",
-    "lantern",
-    "in",
-    "the",
-    "quiet",
-    "forest",
-    "met",
-    "an",
-    "old",
-    "owl",
-    "who",
-    "knew",
-    "every",
-    "path",
-]
+WORDS = ("a", "fox", "lantern", "in", "the", "quiet", "forest", "met", "an", "old", "owl")
 PATIENCE = 300.0  # s until an answer counts as lost
 
 
@@ -131,6 +113,7 @@ def step_seconds(before: dict[str, float], after: dict[str, float]) -> float:
 
 
 def spread(name: str, seconds: list[float]) -> dict[str, Any]:
+    """A row of the table: seconds as milliseconds."""
     values = [second * 1e3 for second in seconds]
     return {
         "": name, "count": len(values), "p50": statistics.median(values),

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from cllm.api import ApiSettings
-from cllm.engine import Engine
+from cllm.engine import Engine, EngineConfig
 from cllm.models import demo_path
 from tests.api.api_client import Live, eventually, idle, serving
 from tests.api.keyed import RING
@@ -50,8 +50,8 @@ def narrow() -> Iterator[Engine]:
 @pytest.fixture(scope="session")
 def keyed_engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
     folder = str(tmp_path_factory.mktemp("slots"))
-    config = {"parallel": 4, "ctx_size": 512, "cache_ram": 0, "slot_save_path": folder}
-    with Engine.load(demo_path(), **config) as engine:
+    config = EngineConfig(parallel=4, ctx_size=512, cache_ram=0, slot_save_path=folder)
+    with Engine.load(demo_path(), config) as engine:
         yield engine
 
 

@@ -44,18 +44,20 @@ class _Account(Generic[T]):
     waiting: requests and their arrival numbers, by priority; none of the queues is empty.
     """
 
-    __slots__ = ("running", "share", "used", "waiting")
+    __slots__ = ("running", "share", "used", "waiting", "weight")
 
     def __init__(self, used: float, share: Share) -> None:
         self.used = used
         self.share = share
+        self.weight = share.weight
         self.running = 0
         self.waiting: dict[int, OrderedDict[T, int]] = {}
 
     def rank(self) -> tuple[int, float, int, int]:
         """The minimum is next: priority, tokens used, running requests, first arrival."""
-        most_urgent = min(self.waiting)
-        first = next(iter(self.waiting[most_urgent].values()))
+        waiting = self.waiting
+        most_urgent = next(iter(waiting)) if len(waiting) == 1 else min(waiting)
+        first = next(iter(waiting[most_urgent].values()))
         return most_urgent, self.used, self.running, first
 
     @property
@@ -101,6 +103,9 @@ class FairQueue(Generic[T]):
         self._front: deque[T] = deque()  # preempted requests: they go before all others
         self._arrived = 0
         self._size = 0
+        # claim() has found nothing, and since then no request came, went or began: charges do not
+        # change whether there is a claim, and each step asks.
+        self._unclaimed = False
 
     def __len__(self) -> int:
         return self._size
@@ -120,10 +125,12 @@ class FairQueue(Generic[T]):
         """Add new requests, in their order."""
         floor = self._floor()
         for item in items:
+            self._unclaimed = False
             account = self._active.get(item.tenant) or self._activate(item.tenant, item.share)
             if account.share is not item.share:
-                self._weights += item.share.weight - account.share.weight
+                self._weights += item.share.weight - account.weight
                 account.share = item.share
+                account.weight = item.share.weight
             if not account.waiting:
                 account.used = max(account.used, floor)
             self._arrived += 1
@@ -147,18 +154,23 @@ class FairQueue(Generic[T]):
         The request is of a tenant that would still run no more than its share of the slots with
         it; the other tenant runs more than its own share, the most of all. None if there are none.
         """
-        if self._front or self._size == 0 or len(self._active) < 2:
+        if self._unclaimed or self._front or self._size == 0 or len(self._active) < 2:
             return None
+        claim = self._claim(slots)
+        self._unclaimed = claim is None
+        return claim
+
+    def _claim(self, slots: int) -> tuple[T, str] | None:
         per_weight = slots / self._weights
         poor = [
             account
             for account in self._active.values()
-            if account.may_run and account.running + 1 <= per_weight * account.share.weight
+            if account.may_run and account.running + 1 <= per_weight * account.weight
         ]
         if not poor:
             return None
         excess, rich = max(
-            (account.running - per_weight * account.share.weight, tenant)
+            (account.running - per_weight * account.weight, tenant)
             for tenant, account in self._active.items()
         )
         if excess < 1:
@@ -167,6 +179,7 @@ class FairQueue(Generic[T]):
 
     def take(self, item: T) -> None:
         """Take a request out of the queue to serve it."""
+        self._unclaimed = False
         self._size -= 1
         account = self._active[item.tenant]
         if account.discard(item):
@@ -177,6 +190,7 @@ class FairQueue(Generic[T]):
 
     def pause(self, item: T) -> None:
         """Put a running request back, before the waiting ones of its tenant and priority."""
+        self._unclaimed = False
         account = self._active[item.tenant]
         account.running -= 1
         account.add(item, 0)
@@ -195,11 +209,12 @@ class FairQueue(Generic[T]):
     def charge(self, tenant: str, tokens: float) -> None:
         """Count the tokens computed for a tenant that has requests."""
         account = self._active[tenant]
-        account.used += tokens / account.share.weight
+        account.used += tokens / account.weight
         self._level += tokens / self._weights
 
     def leave(self, item: T) -> None:
         """Remove a request that has ended, waiting or running."""
+        self._unclaimed = False
         account = self._active[item.tenant]
         if account.discard(item):
             self._size -= 1
@@ -224,7 +239,7 @@ class FairQueue(Generic[T]):
 
     def _deactivate(self, tenant: str, account: _Account[T]) -> None:
         del self._active[tenant]
-        self._weights -= account.share.weight
+        self._weights -= account.weight
         if not self._active:
             # No tenant competes any more: past use does not matter.
             self._idle.clear()
