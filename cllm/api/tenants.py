@@ -65,7 +65,7 @@ class Tenant:
 
     A running request costs nothing while it runs: its tokens are read when the next one asks.
     limited: whether there is a limit of requests or tokens. requests: POST requests taken.
-    refused: by the limit that refused them.
+    refused: by the limit that refused them: "requests", "tokens", "queue".
     """
 
     def __init__(self, name: str, terms: Terms) -> None:
@@ -98,6 +98,15 @@ class Tenant:
         if self.limited:
             self._take(0, anthropic)
 
+    def check_tokens(self, anthropic: bool = False) -> None:
+        """The same for a request that was taken and is about to be submitted."""
+        if self._tokens is None:
+            return
+        now = monotonic()
+        with self._lock:
+            if self._tokens is not None:
+                self._check_tokens(self._tokens, anthropic, now)
+
     def take(self, anthropic: bool = False) -> None:
         """Count a request; raises as `check`, and counts nothing then."""
         self._take(1, anthropic)
@@ -113,12 +122,20 @@ class Tenant:
             if requests is not None and (seconds := requests.wait(1, now)):
                 raise self._over(f"{requests.size} requests", "requests", seconds, anthropic)
             if tokens is not None:
-                self._settle(tokens, now)
-                if seconds := tokens.wait(0, now):
-                    raise self._over(f"{tokens.size} tokens", "tokens", seconds, anthropic)
+                self._check_tokens(tokens, anthropic, now)
             if requests is not None:
                 requests.use(amount, now)
             self.requests += amount
+
+    def _check_tokens(self, tokens: Bucket, anthropic: bool, now: float) -> None:
+        self._settle(tokens, now)
+        if seconds := tokens.wait(0, now):
+            raise self._over(f"{tokens.size} tokens", "tokens", seconds, anthropic)
+
+    def note_full_queue(self) -> None:
+        """The engine had no room for a request."""
+        with self._lock:
+            self.refused["queue"] = self.refused.get("queue", 0) + 1
 
     def _over(self, what: str, limit: str, seconds: float, anthropic: bool) -> HttpError:
         self.refused[limit] = self.refused.get(limit, 0) + 1

@@ -185,7 +185,7 @@ class _Run:
     def _submit(self) -> bool:
         """Whether there was room in the engine's queue, and the tenant may use more tokens."""
         try:
-            self._tenant.check()
+            self._tenant.check_tokens()
         except HttpError:
             return False
         request = _Request(self._ended)

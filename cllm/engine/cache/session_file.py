@@ -63,10 +63,14 @@ def checked_name(name: object) -> str:
 
 
 def write(path: Path, identity: Identity, tokens: array[int], state: Bytes, salt: str = "") -> int:
-    """Write a file and return its size in bytes. Raises EngineError with the system's reason."""
+    """Write a file, and its folder, and return its size in bytes.
+
+    Raises EngineError with the system's reason.
+    """
     head = _Head(identity, len(tokens), state.size, _checksum(tokens, state), salt)
     beside = path.with_name(f".{path.name}.{uuid4().hex}")
     try:
+        path.parent.mkdir(exist_ok=True)
         with beside.open("wb") as file:
             file.write(_FORMAT)
             file.write(json.dumps(asdict(head)).encode() + b"\n")

@@ -70,7 +70,6 @@ class Sessions:
             return *self._placer.snapshot(source, owner), source.scope.salt
 
         def write(snapshot: tuple[array[int], Bytes, str]) -> Session:
-            path.parent.mkdir(exist_ok=True)
             size = session_file.write(path, self._identity, *snapshot)
             return Session(slot, filename, len(snapshot[0]), size, time.perf_counter() - began)
 

@@ -15,6 +15,8 @@ from cllm.engine.stats import EngineStats
 
 _PLACING_S = 0.05  # of a step, that running streams wait while prefixes are saved and restored
 
+_PAUSE_REST = 10  # times as long as a pause and what it makes room for took, until the next pause
+
 GiveUp = Callable[[Sequence, Exception], None]
 
 
@@ -33,6 +35,7 @@ class Admission:
         self._vocab = vocab
         self._stats = stats
         self._shared_cells = shared_cells
+        self._next_pause = 0.0  # time.perf_counter()
         self.waiting: FairQueue[Sequence] = FairQueue()
 
     def catch_up(self, running: list[Sequence], give_up: GiveUp) -> None:
@@ -57,10 +60,12 @@ class Admission:
                 break
             if len(running) > 1 and time.perf_counter() - began > _PLACING_S:
                 break
-        if self.waiting and not self._placer.cache.has_idle:
+        if self.waiting and not self._placer.cache.has_idle and began >= self._next_pause:
             claimant = self._make_way(running)
             if claimant is not None:
                 self._admit(claimant, running, give_up, admitted)
+                now = time.perf_counter()
+                self._next_pause = now + (now - began) * _PAUSE_REST
         return admitted
 
     def _admit(
