@@ -48,7 +48,7 @@ class Bucket:
     @property
     def remaining(self) -> int:
         """What can be used now, at least 0."""
-        return max(0, math.floor(self.level))
+        return int(self.level) if self.level > 0 else 0
 
     @property
     def full_in(self) -> float:
@@ -60,6 +60,12 @@ class Bucket:
             self.level += (now - self._at) * self.size / MINUTE
             self._at = now
         self.level = min(self.level, self.size)
+
+
+_OPENAI = {
+    kind: tuple(f"x-ratelimit-{what}-{kind}" for what in ("limit", "remaining", "reset"))
+    for kind in ("requests", "tokens")
+}
 
 
 def retry_fields(seconds: float) -> tuple[Field, Field]:
@@ -75,10 +81,11 @@ def retry_fields(seconds: float) -> tuple[Field, Field]:
 
 def openai_fields(kind: str, bucket: Bucket) -> tuple[Field, ...]:
     """OpenAI's fields of one limit. kind: "requests" or "tokens"."""
+    limit, remaining, reset = _OPENAI[kind]
     return (
-        ("x-ratelimit-limit-" + kind, str(bucket.size)),
-        ("x-ratelimit-remaining-" + kind, str(bucket.remaining)),
-        ("x-ratelimit-reset-" + kind, _duration(bucket.full_in)),
+        (limit, str(bucket.size)),
+        (remaining, str(bucket.remaining)),
+        (reset, _duration(bucket.full_in)),
     )
 
 

@@ -168,25 +168,23 @@ class Tenant:
 
     def began(self, request: Request) -> None:
         """A request is submitted: its prompt counts."""
+        cost = request.usage.prompt_tokens
         with self._lock:
-            cost = float(request.usage.prompt_tokens)
             self._running[request] = cost
             if self._tokens is not None:
                 self._tokens.use(cost, monotonic())
 
     def ended(self, request: Request) -> None:
         """It has ended, whatever ended it; one on which no work began costs nothing."""
+        usage, begun = request.usage, request.begun
         with self._lock:
-            counted = self._running.pop(request, 0.0)
-            usage = request.usage
-            cost = _cost(request)
-            if request.begun:
+            counted = self._running.pop(request)
+            if begun:
                 self.prompt_tokens += usage.prompt_tokens
                 self.cached_tokens += usage.cached_tokens
                 self.generated_tokens += usage.completion_tokens
-            else:
-                cost = 0.0
             if self._tokens is not None:
+                cost = _cost(request) if begun else 0.0
                 self._tokens.spread(cost - counted, monotonic())
 
     def _settle(self, tokens: Bucket, now: float) -> None:

@@ -128,7 +128,9 @@ class Exchange:
         counters: Counters,
     ) -> Step:
         """Answer without the handler; request: None for bytes that are no request."""
-        self.client = source.client if request is None else request.client
+        self.client = source.client
+        if request is not None:
+            self.client = self._context.intake.client_of(request, source.client)
         self.request = request
         if request is not None:
             counters.requests += 1

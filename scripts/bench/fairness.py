@@ -11,9 +11,18 @@ import socket
 import statistics
 import threading
 import time
-from collections.abc import Iterator
+import timeit
+from collections.abc import Callable, Iterator
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
+
+from cllm.api.tenants import TENANT, Key, KeyRing, Tenant, Tenants, Terms, metered
+from cllm.engine import Request
+from cllm.engine.scheduling.fairness import FairQueue
+from cllm.engine.sharing import EQUAL
+from cllm.http import HttpRequest, HttpResponse
+from cllm.http.handler import Middleware
 
 from .clients.load import SPAWN, Client, ClientError, request_bytes, response_end
 from .common import Report, parse, parser, percentile, positive, wait
@@ -121,6 +130,60 @@ def spread(name: str, seconds: list[float]) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def accounting() -> list[dict[str, Any]]:
+    """What counting costs: a request, and a step of eight sequences."""
+    digest = sha256(b"key").digest()
+    rows = []
+    for name, terms in (
+        ("request of a key without limits", Terms()),
+        ("request of a key with both limits", Terms(10**9, 10**9)),
+    ):
+        tenants = Tenants(ring=KeyRing((Key("key", digest, terms),), Terms()))
+        tenant, response = tenants.find(digest), HttpResponse()
+        assert tenant is not None
+        count = metered(tenants)
+        request = HttpRequest.build("POST", "/generate")
+        request.context[TENANT] = tenant
+        generation = Request(10)
+
+        def whole(
+            count: Middleware = count, request: HttpRequest = request, tenant: Tenant = tenant,
+            response: HttpResponse = response, generation: Request = generation,
+        ) -> None:  # fmt: skip
+            response.headers.clear()
+            count(request, lambda request: response)
+            tenant.began(generation)
+            tenant.ended(generation)
+
+        rows.append({"": name, "us": _best(whole)})
+    queue: FairQueue[_Running] = FairQueue()
+    running = [_Running(f"tenant {number % 4}") for number in range(8)]
+    queue.extend(running)
+    for each in running:
+        queue.take(each)
+
+    def step() -> None:
+        for each in running:
+            queue.charge(each.tenant, 2)
+        queue.claim(8)
+
+    rows.append({"": "step of 8 sequences of 4 tenants", "us": _best(step)})
+    return rows
+
+
+class _Running:
+    """As much of a sequence as the queue sees."""
+
+    share, priority = EQUAL, 0
+
+    def __init__(self, tenant: str) -> None:
+        self.tenant = tenant
+
+
+def _best(run: Callable[[], None], count: int = 10_000) -> float:
+    return min(timeit.repeat(run, number=count, repeat=7)) / count * 1e6
+
+
 def main() -> None:
     """Parse the command line, measure, report."""
     options = parser(__doc__ or "", EPILOG)
@@ -136,7 +199,11 @@ def main() -> None:
         "--requests", type=positive, default=60, metavar="N",
         help="of the small client, alone and next to the big one; default: 60",
     )  # fmt: skip
-    given = parse(options, big=10, requests=5)
+    options.add_argument(
+        "--warm-up", type=float, default=5.0, metavar="SECONDS",
+        help="of the big client before the small one is measured; default: 5",
+    )  # fmt: skip
+    given = parse(options, big=10, requests=5, warm_up=0.5)
     report = Report("Fair shares")
     arguments = ["--parallel", str(given.parallel), "--ctx-size", "512"]
     if given.model:
@@ -148,6 +215,7 @@ def main() -> None:
         with big_client(server.port, given.big):
             while figures(server)["queue_depth"] < given.big - given.parallel:
                 wait(0.1, "until the big client has all its requests there")
+            wait(given.warm_up, "until its first prompts are read")
             before = figures(server)
             beside = [first_token(server.port, 10**6 + n) for n in range(given.requests)]
             after = figures(server)
@@ -171,4 +239,5 @@ def main() -> None:
         ratio = max(0.0, of(beside) - step) / of(alone)
         what = f"{name}: (next to the big client - one step) / alone at most 1.5"
         report.target(what, ratio, ratio <= 1.5)
+    report.table("Accounting, microseconds of one thread (best of 7)", accounting())
     report.write(given.json)

@@ -11,6 +11,7 @@ import requests
 
 from cllm.api import ApiSettings
 from cllm.engine import Engine
+from cllm.http import ServerConfig
 from tests.api.api_client import Live, begin_post, read_until, serving
 from tests.api.keyed import GENERATING, LONG_PROMPT, RING, SHORT, ask, see
 
@@ -151,3 +152,34 @@ def test_without_keys_addresses_share_unless_the_operator_says_otherwise(
                 text = read_until(peer, b'"predicted_n"').decode()
             (count,) = re.findall(r'"cache_n":(\d+)', text)
             assert (int(count) > 100) == found
+
+
+# Behind a proxy
+
+
+def forwarded(live: Live, client: str, **more: str) -> requests.Response:
+    fields = {"X-Forwarded-For": client, **more}
+    return live.post("/generate", {**SHORT, "max_tokens": 1}, headers=fields)
+
+
+def test_clients_behind_a_trusted_proxy_are_told_apart(keyed_engine: Engine) -> None:
+    trusting = ServerConfig(grace=5.0, trusted_proxies=("127.0.0.1",))
+    with serving(keyed_engine, ApiSettings(api_keys=("right",)), trusting) as live:
+        wrong = [forwarded(live, "203.0.113.7", authorization=f"Bearer {n}") for n in range(11)]
+        assert [answer.status_code for answer in wrong[-2:]] == [401, 429]
+        assert forwarded(live, "203.0.113.7", authorization="Bearer right").status_code == 429
+        # A client cannot be another by what it sends in front.
+        forged = "198.51.100.1, 203.0.113.7"
+        assert forwarded(live, forged, authorization="Bearer right").status_code == 429
+        assert forwarded(live, "203.0.113.8", authorization="Bearer right").status_code == 200
+
+
+def test_a_forged_address_is_ignored_without_trusted_proxies(keyed_engine: Engine) -> None:
+    with serving(keyed_engine, ApiSettings(api_keys=("right",))) as live:
+        for number in range(11):
+            last = forwarded(live, f"203.0.113.{number}", authorization=f"Bearer {number}")
+        assert last.status_code == 429
+    with serving(keyed_engine, ApiSettings(share_prefixes="tenant")) as live:
+        assert forwarded(live, "203.0.113.7").status_code == 200
+        assert {slot.tenant for slot in keyed_engine.slots()} & {"127.0.0.1"}
+        assert not any((slot.tenant or "").startswith("203.") for slot in keyed_engine.slots())

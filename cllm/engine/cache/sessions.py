@@ -12,6 +12,7 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
+from hashlib import sha256
 from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import quote
@@ -127,7 +128,10 @@ class Sessions:
             raise NotEnabled("saving and restoring slots is disabled; start with --slot-save-path")
         folder = Path(directory)
         if owner:
-            folder /= "@" + quote(owner, safe="")  # no file of a client begins with "@"
+            # No file of a client begins with "@". The digest keeps owners apart where the file
+            # system ignores case.
+            digest = sha256(owner.encode()).hexdigest()[:16]
+            folder /= f"@{quote(owner, safe='')[:64]}-{digest}"
         return folder / checked_name(filename)
 
     def _checked(self, slot: int) -> int:
