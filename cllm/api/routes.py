@@ -119,6 +119,7 @@ def _guarded(
             lane = lanes.large if len(request.body) > LARGE else lanes.constrained
             return lane.run_after(pending, refusing, request)
         except QueueFull as error:
+            service.tenants.of(request).note_full_queue()
             if family is NATIVE:
                 return too_many_requests(error.retry_after)
             raise describe(error, request.id) from None

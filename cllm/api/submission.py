@@ -18,8 +18,8 @@ from cllm.api.metrics import Metrics
 from cllm.api.sampling import Sharing
 from cllm.api.service import Service
 from cllm.api.stream import Frames, GenerationStream
-from cllm.api.tenants import Tenant, is_anthropic, scope_of, tenant_of
-from cllm.engine import DeadlineExceeded, InvalidRequest, QueueFull
+from cllm.api.tenants import Tenant, scope_of, tenant_of
+from cllm.engine import DeadlineExceeded, InvalidRequest
 from cllm.http import DeferredResponse, HttpError, HttpRequest, HttpResponse
 
 if TYPE_CHECKING:
@@ -94,7 +94,7 @@ class Submission:
             request.id, lambda ended: respond(ended[0]), refuse, self._metrics
         )
         tenant = self._service.tenants.of(request)
-        tenant.check_tokens(is_anthropic(request))
+        tenant.check_tokens()
         embedding = self._service.engine.embedder.submit(
             inputs,
             name=name,
@@ -130,7 +130,7 @@ class Submission:
         service, deadline = self._service, self._deadline(request)
         engine, tenant, name = service.engine, service.tenants.of(request), tenant_of(request)
         priority = _priority(asked, tenant)
-        tenant.check_tokens(is_anthropic(request))  # it may have waited, and others came before
+        tenant.check_tokens()  # it may have waited, and others came before
         scope = scope_of(request, service.divides_prefixes, asked.cache_salt)
         generations: list[Generation] = []
         try:
@@ -150,9 +150,7 @@ class Submission:
                         meter=tenant,
                     )
                 )
-        except BaseException as error:
-            if isinstance(error, QueueFull):
-                tenant.note_full_queue()
+        except BaseException:
             for generation in generations:
                 generation.cancel()
             raise

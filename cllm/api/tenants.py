@@ -98,14 +98,17 @@ class Tenant:
         if self.limited:
             self._take(0, anthropic)
 
-    def check_tokens(self, anthropic: bool = False) -> None:
-        """The same for a request that was taken and is about to be submitted."""
+    def check_tokens(self) -> None:
+        """The same for a request that was taken and is about to be submitted.
+
+        The error says only when to try again: the response gets the other fields by itself.
+        """
         if self._tokens is None:
             return
         now = monotonic()
         with self._lock:
             if self._tokens is not None:
-                self._check_tokens(self._tokens, anthropic, now)
+                self._check_tokens(self._tokens, None, now)
 
     def take(self, anthropic: bool = False) -> None:
         """Count a request; raises as `check`, and counts nothing then."""
@@ -127,7 +130,7 @@ class Tenant:
                 requests.use(amount, now)
             self.requests += amount
 
-    def _check_tokens(self, tokens: Bucket, anthropic: bool, now: float) -> None:
+    def _check_tokens(self, tokens: Bucket, anthropic: bool | None, now: float) -> None:
         self._settle(tokens, now)
         if seconds := tokens.wait(0, now):
             raise self._over(f"{tokens.size} tokens", "tokens", seconds, anthropic)
@@ -137,13 +140,14 @@ class Tenant:
         with self._lock:
             self.refused["queue"] = self.refused.get("queue", 0) + 1
 
-    def _over(self, what: str, limit: str, seconds: float, anthropic: bool) -> HttpError:
+    def _over(self, what: str, limit: str, seconds: float, anthropic: bool | None) -> HttpError:
         self.refused[limit] = self.refused.get(limit, 0) + 1
         fields = retry_fields(seconds)
         message = (
             f"the limit of {what} per minute of this key is reached; try again in {fields[0][1]} s"
         )
-        return HttpError(429, message, (*fields, *self._fields(anthropic)))
+        more = () if anthropic is None else self._fields(anthropic)
+        return HttpError(429, message, (*fields, *more))
 
     def fields(self, anthropic: bool) -> Sequence[Field]:
         """The header fields that say what is left, in either API's form; none without limits."""

@@ -13,6 +13,7 @@ import pytest
 
 from cllm.api.tenants import Terms
 from cllm.engine import Engine
+from cllm.http import HttpError
 from tests.api.api_client import Live, begin_post, eventually, frozen, read_until, serving
 from tests.api.keyed import GENERATING, LONG_PROMPT, SHORT, ask, ring, see
 
@@ -56,6 +57,26 @@ def test_tokens_of_a_stream_count_while_it_runs(keyed: Live) -> None:
         read_until(peer, b"\r\n\r\n")
 
 
+def test_what_waited_for_its_turn_is_checked_again(keyed: Live) -> None:
+    """All have passed the check at the head before the first one's tokens count."""
+    with ExitStack() as stack, frozen(keyed.engine):
+        held = [stack.enter_context(begin_post(keyed, "/generate", SHORT, key="alice"))]
+        eventually(lambda: keyed.engine.stats().queue_depth >= 1, "the engine is held")
+        fields = {**SHORT, "prompt": LONG_PROMPT}
+        keyed.service.tenants.renew(ring(alice=Terms(tokens_per_minute=50)))
+        tenant = keyed.service.tenants.find(sha256(b"alice").digest())
+        assert tenant is not None
+        tenant.check_tokens()
+        held.append(stack.enter_context(begin_post(keyed, "/generate", fields, key="alice")))
+        eventually(lambda: tenant.described()["in_flight"] == 2, "it is submitted")
+        with pytest.raises(HttpError) as over:
+            tenant.check_tokens()
+        assert [name for name, _ in over.value.headers] == ["Retry-After", "retry-after-ms"]
+        answer = ask(keyed, "alice")
+        assert answer.status_code == 429
+        assert answer.headers["x-ratelimit-limit-tokens"] == "50"  # once
+
+
 def test_cached_tokens_count_a_tenth(keyed: Live) -> None:
     """30 tokens a minute are used up by the first prompt, and hardly touched by the same again."""
     tenants = keyed.service.tenants
@@ -95,6 +116,8 @@ def test_over_its_concurrency_a_key_waits_and_then_gets_429(keyed: Live) -> None
         refused = ask(keyed, "single")
         assert refused.status_code == 429 and int(refused.headers["Retry-After"]) >= 1
         assert refused.json()["retry_after"] == int(refused.headers["Retry-After"])
+        (told,) = see(keyed, "single", "/usage").json()["data"]["tenants"]
+        assert told["refused"] == {"queue": 1} and told["in_flight"] == 2
         assert ask(keyed, "alice").status_code == 200  # slots are free
         assert keyed.engine.stats().queue_depth == 1
         running.close()
