@@ -77,6 +77,7 @@ class Grammars:
         self._awaited: WeakValueDictionary[Constraint, Future[LLMatcher]] = WeakValueDictionary()
         self._fresh = CompileQueue(MAX_WAITING)
         self._slow: deque[Constraint] = deque()
+        self._compiling: set[Constraint] = set()
         self._changed = threading.Condition()
         self._patient_busy = False
         self._mean_s = 0.0  # of a compilation
@@ -133,11 +134,17 @@ class Grammars:
             self._settle(constraint, EngineClosed())
 
     def _leave(self, constraint: Constraint, tenant: str) -> None:
-        """A request waits no longer for a constraint; if none does, it is not compiled."""
+        """A request waits no longer for a constraint; if none does, it need not be compiled.
+
+        One that is being compiled is compiled to its end.
+        """
+        job = None
         with self._changed:
-            job = (
-                self._jobs.pop(constraint, None) if self._fresh.leave(constraint, tenant) else None
-            )
+            if self._fresh.leave(constraint, tenant) and constraint not in self._compiling:
+                job = self._jobs.pop(constraint, None)
+                if constraint in self._slow:
+                    self._slow.remove(constraint)
+                    self._fresh.done(constraint)
         if job is not None:
             job.cancel()
 
@@ -154,7 +161,7 @@ class Grammars:
                 raise InvalidRequest(verdict.field, verdict.value, verdict.expected)
             job = self._jobs.get(constraint) or self._awaited.get(constraint)
             if job is not None:
-                if constraint in self._fresh:
+                if constraint in self._jobs:
                     self._fresh.join(constraint, tenant)
                 return job
             if self._closed:
@@ -193,11 +200,15 @@ class Grammars:
             while not self._closed:
                 if not quick and (self._slow or len(self._fresh)):
                     self._patient_busy = True
-                    return self._slow.popleft() if self._slow else self._fresh.take()
+                    return self._begin(self._slow.popleft() if self._slow else self._fresh.take())
                 if quick and len(self._fresh) and self._patient_busy:
-                    return self._fresh.take()
+                    return self._begin(self._fresh.take())
                 self._changed.wait()
         return None
+
+    def _begin(self, constraint: Constraint) -> Constraint:
+        self._compiling.add(constraint)
+        return constraint
 
     def work(self, constraint: Constraint, process: CompileProcess, quick: bool) -> None:
         """Compile it in the child, then here, and notify the waiting requests."""
@@ -254,6 +265,7 @@ class Grammars:
         with self._changed:
             if len(self._slow) >= MAX_WAITING:
                 return False
+            self._compiling.discard(constraint)
             self._slow.append(constraint)
             self._changed.notify_all()
         return True
@@ -269,6 +281,8 @@ class Grammars:
     def _settle(self, constraint: Constraint, outcome: LLMatcher | BaseException) -> None:
         with self._changed:
             job = self._jobs.pop(constraint, None)
+            self._fresh.done(constraint)
+            self._compiling.discard(constraint)
             self.refused += isinstance(outcome, InvalidRequest)
             self._failed.pop(_key(constraint), None)
             if isinstance(outcome, BaseException) and not isinstance(

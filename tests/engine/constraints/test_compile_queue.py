@@ -60,33 +60,53 @@ def test_the_newest_of_the_tenant_with_most_gives_way() -> None:
     assert filled(most=1).room_for("any") is None
 
 
+def test_who_waits_for_what_was_taken_may_join_and_leave_too() -> None:
+    queue = filled(("a", "x"), ("b", "x"), ("b", "y"))
+    assert queue.take() == regex("x") and len(queue) == 1
+    queue.join(regex("x"), "c")
+    assert [queue.leave(regex("x"), who) for who in ("a", "c", "b")] == [False, False, True]
+    queue.join(regex("x"), "a")
+    assert taken(queue) == ["y"], "it is not compiled twice"
+    for _ in range(2):
+        queue.done(regex("x"))
+    assert not queue.leave(regex("x"), "a")
+    assert queue._interest.keys() == queue._taken == {regex("y")}
+
+
 def test_nothing_is_lost_or_kept_whatever_comes() -> None:
     rng = random.Random(3)
-    queue, waiting = CompileQueue(8), {}  # type: ignore[var-annotated]
-    for _ in range(5000):
+    queue = CompileQueue(8)
+    interest: dict[str, list[str]] = {}  # the tenants who wait for each
+    compiling: set[str] = set()
+    for _ in range(10_000):
         tenant, name = f"t{rng.randrange(4)}", f"{rng.randrange(20)}"
-        match rng.randrange(3):
+        match rng.randrange(4):
             case 0:
-                if regex(name) not in queue:
+                if name not in interest:
                     try:
                         displaced = queue.room_for(tenant)
                     except IndexError:
                         continue
                     if displaced is not None:
-                        assert len(set(waiting.pop(displaced.source))) == 1
+                        assert len(set(interest.pop(displaced.source))) == 1
                 queue.join(regex(name), tenant)
-                waiting.setdefault(name, []).append(tenant)
+                interest.setdefault(name, []).append(tenant)
             case 1:
-                expected = waiting.get(name, []) == [tenant]
-                assert queue.leave(regex(name), tenant) == expected
-                if tenant in waiting.get(name, []):
-                    waiting[name].remove(tenant)
-                    if not waiting[name]:
-                        del waiting[name]
+                last = interest.get(name) == [tenant]
+                assert queue.leave(regex(name), tenant) == last
+                if tenant in interest.get(name, []):
+                    interest[name].remove(tenant)
+                if last and name not in compiling:
+                    del interest[name]
             case 2:
                 if len(queue):
-                    assert waiting.pop(queue.take().source)
+                    compiling.add(queue.take().source)
+            case 3:
+                if name in compiling:
+                    queue.done(regex(name))
+                    compiling.discard(name)
+                    del interest[name]
+        waiting = interest.keys() - compiling
         assert len(queue) == len(waiting) <= 8
-        assert {name for names in queue._waiting.values() for name in names} == set(
-            map(regex, waiting)
-        )
+        found = {each.source for queued in queue._waiting.values() for each in queued}
+        assert found == waiting and compiling <= interest.keys()
