@@ -43,6 +43,7 @@ examples:
   cllm                                     serve the built-in model, which writes short stories
   cllm --model qwen3-0.6b-q4_k_m.gguf      serve your own model on http://127.0.0.1:8080
   cllm --model m.gguf --host 0.0.0.0 --parallel 16 --ctx-size 4096
+  cllm key new alice                       make an API key for --api-keys-file
   CLLM_PORT=9000 cllm --config cllm.yaml   a YAML file with lines such as "max-body: 16M"
 
 [Brackets] hold the environment variable of an option and its default. A YAML file uses the names

@@ -12,6 +12,7 @@ from cllm.http.request import Headers
 Client = tuple[str, int]
 
 MOST_HOPS = 32  # that are looked at; each costs about 1 us
+MOST_LENGTH = 4096  # of a Forwarded field; a longer one cannot be read
 
 _TOKEN = r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+"
 _PAIR = rf'{_TOKEN}=(?:{_TOKEN}|"(?:[^"\\]|\\.)*")'
@@ -85,7 +86,7 @@ def _address(host: str) -> IPv4Address | IPv6Address | None:
 
 def _hops(value: str) -> list[str] | None:
     """The `for` of each element, "" where there is none; None: it is not a Forwarded field."""
-    if not _FORWARDED.fullmatch(value):
+    if len(value) > MOST_LENGTH or not _FORWARDED.fullmatch(value):
         return None
     found = (_FOR.search(element) for element in _SPLIT.findall(value))
     return ["" if hop is None else hop[1].strip('"') for hop in found]

@@ -58,6 +58,7 @@ def test_x_forwarded_for_is_read_from_the_right(value: str, expected: str) -> No
         ('by="x, for=1.1.1.1", for=203.0.113.7', "203.0.113.7"),
         ("203.0.113.7", PEER[0]),
         ("for = 203.0.113.7", PEER[0]),
+        ("for=203.0.113.7" + ", for=10.1.1.1" * 400, PEER[0]),  # too long
     ],
 )
 def test_forwarded_is_read_as_rfc_7239_says(value: str, expected: str) -> None:
