@@ -16,11 +16,13 @@ from time import monotonic
 from typing import TYPE_CHECKING
 
 from cllm import logs
+from cllm.key_file import KeyFileError, key_command
 from cllm.option_table import Settings, SettingsError, load_settings
 from cllm.wiring import (
     api_settings,
     check_model_files,
     engine_config,
+    key_ring,
     server_config,
     tls_config,
 )
@@ -84,8 +86,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     # A SimpleQueue, not an Event: its put() may be called in a signal handler.
     mailbox: SimpleQueue[Message] = SimpleQueue()
     watch_signals(mailbox)
+    arguments = sys.argv[1:] if argv is None else list(argv)
+    if arguments[:1] == ["key"]:
+        return key(arguments[1:])
     try:
-        settings = load_settings(sys.argv[1:] if argv is None else argv, os.environ)
+        settings = load_settings(arguments, os.environ)
         logs.set_up(settings.log_level, file=settings.log_file, as_json=settings.log_json)
         status = Program(settings, mailbox).run()
     except SettingsError as error:
@@ -119,6 +124,15 @@ def watch_signals(mailbox: SimpleQueue[Message]) -> None:
 
     signal.signal(signal.SIGINT, on_signal)
     signal.signal(signal.SIGTERM, on_signal)
+
+
+def key(arguments: Sequence[str]) -> int:
+    """`cllm key new NAME`."""
+    try:
+        print(key_command(arguments))
+    except KeyFileError as error:
+        return refuse(str(error))
+    return OK
 
 
 def refuse(message: str) -> int:
@@ -194,9 +208,9 @@ class Program:
             self.server.start()
         except HttpServerError as error:
             return refuse(str(error))
-        if self.server.tls is not None:
+        if self.server.tls is not None or self.settings.api_keys_file is not None:
             signal.signal(signal.SIGHUP, lambda *_: self.mailbox.put(ReloadSignal()))
-        if not self.service.settings.api_keys:
+        if not self.service.tenants.keyed:
             warn_of_strangers(self.settings.host)
         log.info("loading %s", self.settings.model or "the built-in model")
         _start_thread("cllm-loader", self._load)
@@ -246,8 +260,19 @@ class Program:
             self.mailbox.put(LoadFailed(error))
 
     def _reload(self) -> None:
-        """Read the files of the certificates again; it logs what it did."""
-        self.server.reload_certificates()
+        """Read the files of certificates and keys again; what cannot be used stays as it is."""
+        if self.server.tls is not None:
+            self.server.reload_certificates()
+        if self.settings.api_keys_file is None:
+            return
+        try:
+            ring = key_ring(self.settings)
+        except SettingsError as error:
+            log.error("SIGHUP: %s; the keys stay as they are", error)
+            return
+        assert ring is not None
+        self.service.tenants.renew(ring)
+        log.info("SIGHUP: %s has %d keys", self.settings.api_keys_file, len(ring.keys))
 
     def _serve(self, engine: Engine) -> None:
         from cllm.startup import announce

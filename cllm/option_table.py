@@ -51,6 +51,7 @@ examples:
   cllm                                     serve the built-in model, which writes short stories
   cllm --model qwen3-0.6b-q4_k_m.gguf      serve your own model on http://127.0.0.1:8080
   cllm --model m.gguf --host 0.0.0.0 --parallel 16 --ctx-size 4096
+  cllm key new alice                       make an API key for --api-keys-file
   CLLM_PORT=9000 cllm --config cllm.yaml   a YAML file with lines such as "max-body: 16M"
 
 [Brackets] hold the environment variable of an option and its default. A YAML file uses the names
@@ -120,6 +121,26 @@ class Settings:
     tls_self_signed: bool = option(
         False, SERVER, switch(),
         "serve HTTPS with a certificate made for this machine, for a first try; needs cllm[tls]",
+    )  # fmt: skip
+    api_keys_file: str | None = option(
+        None, SERVER, path(),
+        "TOML file of keys, each with a name and limits; read again on SIGHUP; the command "
+        "cllm key new NAME makes a key",
+    )  # fmt: skip
+    trusted_proxies: tuple[str, ...] = option(
+        (), SERVER, names(),
+        "networks of proxies, such as 10.0.0.0/8, whose X-Forwarded-For and Forwarded fields name "
+        "the client",
+    )  # fmt: skip
+    proxy_protocol: bool = option(
+        False, SERVER, switch(),
+        "expect a PROXY header (version 2) at the start of each connection; only --trusted-proxies "
+        "can then connect",
+    )  # fmt: skip
+    share_prefixes: str = option(
+        "auto", SERVER, choice("auto", "all", "tenant"),
+        "whose requests share cached prefixes: all, or only those of one key or client address; "
+        "auto: tenant with --api-keys-file, else all",
     )  # fmt: skip
 
     parallel: int = option(

@@ -79,7 +79,7 @@ def warn_of_strangers(host: str) -> None:
         alone = host == "localhost"
     if not alone:
         log.warning(
-            "anyone who can reach %s can use the model; require a key with --api-key-file",
+            "anyone who can reach %s can use the model; require a key with --api-keys-file",
             host or "this machine",
         )
 
@@ -119,7 +119,7 @@ def banner(
 ) -> str:
     """URL, model, sequences, context and the reason for its size, threads, endpoints."""
     context = info.context
-    asks_for_key = settings.api_key is not None or settings.api_key_file is not None
+    asks_for_key = any((settings.api_key, settings.api_key_file, settings.api_keys_file))
     everywhere = (
         " and all other addresses of this machine" if settings.host in ("0.0.0.0", "::") else ""
     )

@@ -11,11 +11,13 @@ from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from cllm.key_file import KeyFileError, read_key_file
 from cllm.option_kinds import is_visible_ascii
 from cllm.option_table import Settings, SettingsError
 
 if TYPE_CHECKING:
     from cllm.api import ApiSettings
+    from cllm.api.tenants import KeyRing
     from cllm.engine.config import EngineConfig
     from cllm.http.certificates import TlsConfig
     from cllm.http.limits import ServerConfig
@@ -111,6 +113,8 @@ def api_settings(settings: Settings) -> ApiSettings:
             expose_model_path=settings.expose_model_path,
             chat_template=template,
             api_keys=_api_keys(settings),
+            key_ring=key_ring(settings),
+            share_prefixes=None if settings.share_prefixes == "auto" else settings.share_prefixes,
         )
 
 
@@ -131,6 +135,16 @@ def _api_keys(settings: Settings) -> tuple[str, ...]:
     if not keys:
         raise SettingsError(f"--api-key-file: {file} holds no key; put one on a line")
     return tuple(keys)
+
+
+def key_ring(settings: Settings) -> KeyRing | None:
+    """The content of --api-keys-file, if there is one; raises SettingsError."""
+    if settings.api_keys_file is None:
+        return None
+    try:
+        return read_key_file(settings.api_keys_file)
+    except KeyFileError as error:
+        raise SettingsError(f"--api-keys-file: {error}") from None
 
 
 def _read_file(source: str, file: str) -> str:

@@ -146,6 +146,7 @@ def test_a_command_calls_itself_as_it_is_called(name: str) -> None:
         "serve",
         "embeddings",
         "cache",
+        "fairness",
     ],
 )
 def test_help_explains_itself(name: str) -> None:
@@ -204,6 +205,16 @@ def test_bursts_are_measured_next_to_an_idle_server(tmp_path: Path) -> None:
     rows = rows_of(found, "1 bursts of 40 streams")
     assert [row[""] for row in rows] == ["/health", "/health, idle server"]
     assert all(row["count"] > 0 for row in rows)
+
+
+def test_a_small_client_is_measured_next_to_a_big_one(tmp_path: Path) -> None:
+    found, text = results(tmp_path, "fairness", "--parallel", "2")
+    alone, beside = rows_of(found, "Milliseconds to the first token")
+    assert alone["count"] == beside["count"] == 5 and 0 < alone["p50"] <= alone["max"]
+    assert text.count("target: ") == 2
+    (load,) = rows_of(found, "Under load")
+    assert load["step, ms"] > 0 and load["pauses"] > 0
+    assert all(row["us"] > 0 for row in rows_of(found, "Accounting"))
 
 
 def test_the_cache_is_measured_with_and_without_each_mechanism(tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -612,3 +613,41 @@ def test_a_second_signal_exits_at_once(start: Start, number: signal.Signals) -> 
         child.until("stopping; ")
         child.signal(number)
         assert child.wait() == 128 + number
+
+
+def test_the_keys_are_read_again_on_sighup(start: Start, tmp_path: Path) -> None:
+    file = tmp_path / "keys.toml"
+
+    def write(*names: str) -> None:
+        lines = (f'[keys.{n}]\nsha256 = "{sha256(n.encode()).hexdigest()}"\n' for n in names)
+        file.write_text("".join(lines))
+
+    write("alice", "bob")
+    child = start("--api-keys-file", str(file)).ready()
+
+    def status(key: str) -> int:
+        with contextlib.closing(child.connection()) as connection:
+            connection.request("GET", "/usage", headers={"x-api-key": key})
+            return connection.getresponse().status
+
+    assert [status(key) for key in ("alice", "bob", "carol")] == [200, 200, 401]
+    write("bob", "carol")
+    child.process.send_signal(signal.SIGHUP)
+    child.until("SIGHUP: .* has 2 keys")
+    assert [status(key) for key in ("alice", "bob", "carol")] == [401, 200, 200]
+    file.write_text("[keys.bob]\nsha256 = 3")
+    child.process.send_signal(signal.SIGHUP)
+    child.until("SIGHUP: --api-keys-file: .* keys.bob.sha256: expected .*; the keys stay")
+    assert [status(key) for key in ("alice", "bob", "carol")] == [401, 200, 200]
+
+
+def test_a_file_of_keys_that_cannot_be_used(tmp_path: Path) -> None:
+    file = tmp_path / "keys.toml"
+    assert refusal("--api-keys-file", str(file)).startswith("--api-keys-file: cannot read")
+    file.write_text("[keys.a]\nsha256 = 'x'\nweight = 2")
+    assert "keys.a.sha256: expected" in refusal("--api-keys-file", str(file))
+
+
+def test_networks_of_proxies_that_cannot_be_used() -> None:
+    assert "--trusted-proxies" in refusal("--trusted-proxies", "10.0.0.1/8")
+    assert "--proxy-protocol needs --trusted-proxies" in refusal("--proxy-protocol")

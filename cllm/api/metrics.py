@@ -6,7 +6,7 @@ generation.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from prometheus_client import CollectorRegistry, Histogram, ProcessCollector, generate_latest
@@ -15,6 +15,7 @@ from prometheus_client.registry import Collector
 
 from cllm.api.llama_server.metrics import LlamaFigures
 from cllm.api.service import Service
+from cllm.api.tenants import Tenant
 from cllm.http import HttpRequest, HttpResponse
 from cllm.version import __version__
 
@@ -43,6 +44,7 @@ _ENGINE_COUNTERS = (
     ("guessed_right_tokens", "Draft tokens accepted", "guessed_right"),
     ("recomputed_tokens", "Tokens evaluated again after a preemption", "recomputed_tokens"),
     ("preemptions", "Sequences preempted for lack of KV cache", "preemptions"),
+    ("pauses", "Sequences that left their slot to another tenant", "pauses"),
     ("failed_decodes", "llama_decode calls that failed", "failed_decodes"),
     ("thread_changes", "Changes of the number of computing threads", "thread_changes"),
     ("constraints_compiled", "Constraints compiled", "constraints_compiled"),
@@ -99,7 +101,7 @@ _SERVER_GAUGES = (
 class Metrics:
     """A registry of its own, so that several servers in a process keep their figures apart."""
 
-    __slots__ = ("_length", "_llama", "_queued", "_registry", "_seconds", "_ttft")
+    __slots__ = ("_length", "_llama", "_queued", "_registry", "_seconds", "_service", "_ttft")
 
     def __init__(self, service: Service) -> None:
         registry = CollectorRegistry()
@@ -115,6 +117,7 @@ class Metrics:
         )
         self._length = _histogram(registry, "generation_tokens", "Tokens generated", _TOKENS)
         self._llama = LlamaFigures(service)
+        self._service = service
         registry.register(_Figures(service))
         registry.register(self._llama)
         ProcessCollector(registry=registry)
@@ -130,8 +133,14 @@ class Metrics:
             self._llama.finished(request)
 
     def endpoint(self, request: HttpRequest) -> HttpResponse:
-        """GET ``/metrics``."""
-        return HttpResponse.bytes(generate_latest(self._registry), CONTENT_TYPE)
+        """GET ``/metrics``; with a file of keys, only an admin key sees more than its own."""
+        tenants = self._service.tenants
+        own = CollectorRegistry()
+        own.register(_OfTenants(tenants.visible(request)))
+        text = generate_latest(own) if tenants.keyed else b""
+        if tenants.sees_all(request):
+            text = generate_latest(self._registry) + text
+        return HttpResponse.bytes(text, CONTENT_TYPE)
 
 
 class _Figures(Collector):
@@ -155,6 +164,36 @@ class _Figures(Collector):
         yield from _engine(service.engine.stats())
         if service.server_stats is not None:
             yield from _server(service.server_stats())
+
+
+class _OfTenants(Collector):
+    """What tenants have used; their names are those of the keys, so their number is bounded."""
+
+    def __init__(self, tenants: Sequence[Tenant]) -> None:
+        self._tenants = tenants
+
+    def collect(self) -> Iterator[Metric]:
+        requests = CounterMetricFamily(
+            "cllm_tenant_requests", "POST requests of a tenant", labels=["tenant"]
+        )
+        refused = CounterMetricFamily(
+            "cllm_tenant_refused", "Requests refused by a limit", labels=["tenant", "limit"]
+        )
+        tokens = CounterMetricFamily(
+            "cllm_tenant_tokens", "Tokens of a tenant", labels=["tenant", "kind"]
+        )
+        running = GaugeMetricFamily(
+            "cllm_tenant_in_flight", "Requests that wait or run", labels=["tenant"]
+        )
+        for tenant in self._tenants:
+            told, name = tenant.described(), tenant.name
+            requests.add_metric([name], told["requests"])
+            running.add_metric([name], told["in_flight"])
+            for limit, count in told["refused"].items():
+                refused.add_metric([name, limit], count)
+            for kind in ("prompt", "cached", "generated"):
+                tokens.add_metric([name, kind], told[f"{kind}_tokens"])
+        yield from (requests, refused, tokens, running)
 
 
 def _engine(stats: EngineStats) -> Iterator[Metric]:

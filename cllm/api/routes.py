@@ -9,7 +9,7 @@ from cllm.api.anthropic import routes as anthropic
 from cllm.api.envelopes import success, too_many_requests
 from cllm.api.errors import describe
 from cllm.api.keys import OPEN, require_key
-from cllm.api.lanes import LARGE, Answer, Endpoint, Lane
+from cllm.api.lanes import LARGE, Answer, Endpoint, Lane, check_displaced
 from cllm.api.llama_server import routes as llama_server
 from cllm.api.metrics import Metrics
 from cllm.api.native import routes as native
@@ -21,6 +21,7 @@ from cllm.api.route import Family, Route
 from cllm.api.schemas import TOO_DEEP
 from cllm.api.service import Service, State
 from cllm.api.submission import Submission
+from cllm.api.tenants import metered
 from cllm.engine import ConstraintPending, EngineError, PromptTooLong, QueueFull
 from cllm.http import HttpError, HttpHandler, HttpRequest, HttpResponse
 from cllm.http.incoming import BodyMemory
@@ -42,7 +43,8 @@ def create_handler(service: Service) -> HttpHandler:
     handler = HttpHandler()
     metrics = Metrics(service)
     submission = Submission(service, metrics)
-    openapi = OpenApi(_family, keyed=bool(service.settings.api_keys))
+    tenants = service.tenants
+    openapi = OpenApi(_family, keyed=tenants.keyed)
 
     def index(request: HttpRequest) -> HttpResponse:
         listed = [
@@ -61,8 +63,9 @@ def create_handler(service: Service) -> HttpHandler:
     )  # fmt: skip
 
     handler.error_body = _error_body
-    if service.settings.api_keys:
-        handler.add_check(require_key(service.settings.api_keys))
+    if tenants.keyed:
+        handler.add_check(require_key(tenants))
+    handler.add_middleware(metered(tenants))
     memory = BodyMemory(service.settings.body_memory)
     lanes = _Lanes(
         large=Lane(handler, "cllm-large-bodies", memory),
@@ -110,13 +113,15 @@ def _guarded(
 
     def refusing(request: HttpRequest) -> Answer:
         try:
+            check_displaced(request)
             return endpoint(request)
         except ConstraintPending as pending:
             lane = lanes.large if len(request.body) > LARGE else lanes.constrained
             return lane.run_after(pending, refusing, request)
         except QueueFull as error:
+            service.tenants.of(request).note_full_queue()
             if family is NATIVE:
-                return too_many_requests()
+                return too_many_requests(error.retry_after)
             raise describe(error, request.id) from None
         except PromptTooLong as error:
             if family.too_long is None:

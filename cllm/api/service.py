@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from cllm.api.chat.chat_template import CHATML, ChatTemplate, TemplateError
+from cllm.api.rate_limits import Field, retry_fields
+from cllm.api.tenants import KeyRing, Tenants
 from cllm.http import HttpError
 
 if TYPE_CHECKING:
@@ -19,7 +21,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("cllm.api")
 
-RETRY_AFTER = 5  # seconds after which a client should retry: a full queue, or a loading model
+RETRY_AFTER = 5  # seconds after which a client should retry, where nothing tells how long it takes
 
 
 class State(enum.Enum):
@@ -38,11 +40,15 @@ class ApiSettings:
     body_memory: int = 256 * 2**20  # bytes of the bodies of requests that wait on lanes
     expose_model_path: bool = False
     chat_template: str | None = None  # in place of the model's own
-    api_keys: tuple[str, ...] = field(default=(), repr=False)  # empty: no key is required
+    api_keys: tuple[str, ...] = field(default=(), repr=False)
+    key_ring: KeyRing | None = None  # with neither this nor api_keys no key is required
+    share_prefixes: str | None = None  # "all", "tenant"; None: "tenant" with a key ring
 
     def __post_init__(self) -> None:
         if not self.request_timeout > 0:
             raise ValueError(f"request_timeout is {self.request_timeout}; give seconds above 0")
+        if self.share_prefixes not in (None, "all", "tenant"):
+            raise ValueError(f"share_prefixes is {self.share_prefixes!r}; give all or tenant")
         if self.chat_template is not None:
             ChatTemplate(self.chat_template)  # raises TemplateError, a ValueError
 
@@ -57,6 +63,9 @@ class Service:
 
     def __init__(self, engine: Engine | None = None, settings: ApiSettings | None = None) -> None:
         self.settings = settings or ApiSettings()
+        self.tenants = Tenants(self.settings.api_keys, self.settings.key_ring)
+        share = self.settings.share_prefixes or ("tenant" if self.tenants.isolated else "all")
+        self.divides_prefixes = share == "tenant"
         self.server_stats: Callable[[], ServerStats] | None = None
         self.started = time.monotonic()
         self.progress = 0.0  # of the load, 0 … 1
@@ -90,7 +99,14 @@ class Service:
 
     def unavailable(self) -> HttpError:
         """503 with the reason why no engine is ready."""
-        return HttpError(503, self.reason, (("Retry-After", str(RETRY_AFTER)),))
+        return HttpError(503, self.reason, self.retry_fields())
+
+    def retry_fields(self) -> tuple[Field, ...]:
+        """When a request that gets 503 should come again: once the model is read, at this pace."""
+        seconds = float(RETRY_AFTER)
+        if self._state is State.LOADING and self.progress:
+            seconds = min(60.0, self.uptime * (1 - self.progress) / self.progress)
+        return retry_fields(seconds)
 
     @property
     def model_id(self) -> str:

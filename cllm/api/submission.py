@@ -15,10 +15,11 @@ from typing import TYPE_CHECKING, Generic, TypeVar
 from cllm.api.errors import describe
 from cllm.api.lanes import WAITING_SINCE
 from cllm.api.metrics import Metrics
+from cllm.api.sampling import Sharing
 from cllm.api.service import Service
 from cllm.api.stream import Frames, GenerationStream
-from cllm.api.tenants import tenant_of
-from cllm.engine import DeadlineExceeded
+from cllm.api.tenants import Tenant, scope_of, tenant_of
+from cllm.engine import DeadlineExceeded, InvalidRequest
 from cllm.http import DeferredResponse, HttpError, HttpRequest, HttpResponse
 
 if TYPE_CHECKING:
@@ -50,6 +51,7 @@ class Submission:
     def whole(
         self,
         request: HttpRequest,
+        asked: Sharing,
         wanted: Sequence[Wanted],
         respond: Callable[[Sequence[Generation]], HttpResponse],
         refuse: Callable[[HttpError], HttpResponse],
@@ -59,12 +61,13 @@ class Submission:
         Raises HttpError 503, InvalidRequest, QueueFull; nothing stays queued then.
         """
         answer: _Whole[Generation] = _Whole(request.id, respond, refuse, self._metrics)
-        answer.bind(self._submit(request, wanted, answer.on_update))
+        answer.bind(self._submit(request, asked, wanted, answer.on_update))
         return answer.deferred
 
     def answer(
         self,
         request: HttpRequest,
+        asked: Sharing,
         wanted: Sequence[Wanted],
         *,
         stream: bool | None,
@@ -74,12 +77,13 @@ class Submission:
     ) -> HttpResponse | DeferredResponse:
         """As `streamed` if `stream` is true, else as `whole`."""
         if stream:
-            return self.streamed(request, wanted, frames)
-        return self.whole(request, wanted, respond, refuse)
+            return self.streamed(request, asked, wanted, frames)
+        return self.whole(request, asked, wanted, respond, refuse)
 
     def embedded(
         self,
         request: HttpRequest,
+        asked: Sharing,
         inputs: Sequence[Sequence[int]],
         name: str,
         respond: Callable[[Embedding], HttpResponse],
@@ -89,12 +93,17 @@ class Submission:
         answer: _Whole[Embedding] = _Whole(
             request.id, lambda ended: respond(ended[0]), refuse, self._metrics
         )
+        tenant = self._service.tenants.of(request)
+        tenant.check_tokens()
         embedding = self._service.engine.embedder.submit(
             inputs,
             name=name,
             deadline=self._deadline(request),
             on_update=answer.on_update,
             tenant=tenant_of(request),
+            share=tenant.share,
+            priority=_priority(asked, tenant),
+            meter=tenant,
         )
         answer.bind([embedding])
         return answer.deferred
@@ -102,20 +111,27 @@ class Submission:
     def streamed(
         self,
         request: HttpRequest,
+        asked: Sharing,
         wanted: Sequence[Wanted],
         frames: Callable[[Sequence[Generation]], Frames],
     ) -> HttpResponse:
         """Respond with events as the tokens come; raises as `whole`."""
-        stream = GenerationStream(
-            request.id, partial(self._submit, request, wanted), frames, self._metrics.finished
-        )
+        submit = partial(self._submit, request, asked, wanted)
+        stream = GenerationStream(request.id, submit, frames, self._metrics.finished)
         return HttpResponse.sse(stream)
 
     def _submit(
-        self, request: HttpRequest, wanted: Sequence[Wanted], on_update: Callable[[], None]
+        self,
+        request: HttpRequest,
+        asked: Sharing,
+        wanted: Sequence[Wanted],
+        on_update: Callable[[], None],
     ) -> Sequence[Generation]:
-        engine, deadline = self._service.engine, self._deadline(request)
-        tenant = tenant_of(request)
+        service, deadline = self._service, self._deadline(request)
+        engine, tenant, name = service.engine, service.tenants.of(request), tenant_of(request)
+        priority = _priority(asked, tenant)
+        tenant.check_tokens()  # it may have waited, and others came before
+        scope = scope_of(request, service.divides_prefixes, asked.cache_salt)
         generations: list[Generation] = []
         try:
             for each in wanted:
@@ -127,7 +143,11 @@ class Submission:
                         on_update=on_update,
                         slot=each.slot,
                         fresh=each.fresh,
-                        tenant=tenant,
+                        tenant=name,
+                        share=tenant.share,
+                        priority=priority,
+                        scope=scope,
+                        meter=tenant,
                     )
                 )
         except BaseException:
@@ -144,6 +164,15 @@ class Submission:
         if left <= 0:
             raise DeadlineExceeded(timeout)
         return left
+
+
+def _priority(asked: Sharing, tenant: Tenant) -> int:
+    priority = asked.priority or 0
+    most_urgent = tenant.terms.priority
+    if priority < most_urgent:
+        expected = f"an integer of {most_urgent} or more, which is the most urgent allowed here"
+        raise InvalidRequest("priority", priority, expected)
+    return priority
 
 
 R = TypeVar("R", bound="Request")

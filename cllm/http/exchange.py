@@ -99,7 +99,7 @@ class Exchange:
         """Have the handler answer a complete request. Handlers may block."""
         context = self._context
         counters.requests += 1
-        request.client = self.client = source.client
+        request.client = self.client = context.intake.client_of(request, source.client)
         request.id = access_log.request_id(request)
         self.request = request
         log = context.access_log
@@ -130,6 +130,8 @@ class Exchange:
     ) -> Step:
         """Answer without the handler; request: None for bytes that are no request."""
         self.client = source.client
+        if request is not None:
+            self.client = self._context.intake.client_of(request, source.client)
         self.request = request
         if request is not None:
             counters.requests += 1

@@ -209,7 +209,7 @@ class Http1:
         intake = self._context.intake
         if incoming is None:
             request = head.request()
-            request.client = connection.client
+            request.client = intake.client_of(request, connection.client)
             request.id = access_log.request_id(request)
             incoming = self._incoming = intake.begin(request)
             response = intake.refusal(request, head.length)

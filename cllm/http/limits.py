@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, field
 
+from cllm.http.forwarded import TrustedProxies
+
 KIB = 1024
 MIB = 1024 * KIB
 
@@ -65,6 +67,8 @@ class ServerConfig:
     grace: float = 30.0  # for requests in flight when the server stops
     high_water: int = 1 * MIB  # pending bytes of a stream whose reader is slow
     cors_origins: tuple[str, ...] = ()  # allowed origins, ("*",) for all, () for no CORS
+    trusted_proxies: tuple[str, ...] = ()  # networks whose X-Forwarded-For and Forwarded count
+    proxy_protocol: bool = False  # every connection begins with a PROXY header, version 2
     access_log: bool = True
     server_name: str = "cLLM"  # the Server field; "" omits it
 
@@ -94,6 +98,14 @@ class ServerConfig:
                     f"ServerConfig.cors_origins has {origin!r}; "
                     'give "*" or scheme://host[:port] without a path'
                 )
+        try:
+            TrustedProxies(self.trusted_proxies)
+        except ValueError as error:
+            raise ValueError(f"ServerConfig.trusted_proxies: {error}") from None
+        if self.proxy_protocol and not self.trusted_proxies:
+            raise ValueError(
+                "ServerConfig.proxy_protocol needs trusted_proxies: the addresses of the proxies"
+            )
         if self.server_name and not _TOKEN.fullmatch(self.server_name):
             raise ValueError(
                 f"ServerConfig.server_name is {self.server_name!r}; "

@@ -23,6 +23,7 @@ from cllm.http.intake import Intake
 from cllm.http.limits import ServerConfig
 from cllm.http.listeners import address_of, listen
 from cllm.http.poller import READ, new_poller
+from cllm.http.proxy_protocol import ProxyProtocol
 from cllm.http.stats import ServerStats, add_up
 from cllm.http.tls import Handshake
 from cllm.http.transport import PlainTransport, shut_down
@@ -191,6 +192,9 @@ class Server:
             protocol = Http1(context)
         else:
             protocol = Handshake(context, sock, self._certificates, self._follow)
+        proxies = context.intake.proxies
+        if self.config.proxy_protocol and proxies is not None:
+            protocol = ProxyProtocol(protocol, proxies.trusts, self._acceptor.clients.enter)
         connection = Connection(
             context,
             PlainTransport(sock),

@@ -17,6 +17,7 @@ from cllm.api.envelopes import JSON, encode
 from cllm.api.sampling import given_sampling
 from cllm.api.service import Service
 from cllm.api.submission import Submission, Wanted
+from cllm.api.tenants import tenant_of
 from cllm.engine import PromptTooLong, SamplingParams
 from cllm.http import DeferredResponse, HttpRequest, HttpResponse
 
@@ -48,7 +49,7 @@ class Messages:
         """POST ``/v1/messages``. Raises HttpError 400 and 503, InvalidRequest, QueueFull."""
         asked = MESSAGES.decode(request.body)
         with named(_NAMES):
-            prepared = prepare(self._service, conversation(asked))
+            prepared = prepare(self._service, conversation(asked), tenant_of(request))
             wanted = [Wanted(prepared.tokens, _params(asked, prepared))]
 
         def reply(generations: Sequence[Generation]) -> Reply:
@@ -56,6 +57,7 @@ class Messages:
 
         return self._submission.answer(
             request,
+            asked,
             wanted,
             stream=asked.stream,
             frames=lambda generations: MessageFrames(reply(generations), prepared),
@@ -68,7 +70,8 @@ class Messages:
         asked = COUNT.decode(request.body)
         with named(_NAMES):
             try:
-                count = len(prepare(self._service, conversation(asked)).tokens)
+                prepared = prepare(self._service, conversation(asked), tenant_of(request))
+                count = len(prepared.tokens)
             except PromptTooLong as error:  # which is just what this is asked for
                 count = error.prompt_tokens
         return HttpResponse.bytes(encode({"input_tokens": count}), JSON)

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 
 from msgspec import Meta, Struct
 
-from cllm.api.sampling import Temperature, TopK
+from cllm.api.sampling import Priority, Temperature, TopK
 from cllm.api.schemas import INT32, Fraction, NonEmpty, Schema
 from cllm.engine.sampling.params import MAX_STOPS
 
@@ -130,8 +130,10 @@ class MessagesRequest(CountRequest, kw_only=True):
     temperature: Temperature | None = None
     top_k: TopK | None = None
     top_p: Fraction | None = None
-    # Not Anthropic's: a name of the native API.
+    # Not Anthropic's: names of the native API.
     seed: int | None = None
+    priority: Priority | None = None
+    cache_salt: NonEmpty | None = None
 
 
 COUNT = Schema(CountRequest)

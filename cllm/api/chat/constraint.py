@@ -54,11 +54,11 @@ def is_plain(response: Constraint | None) -> bool:
     return response is not None and response.kind not in ("json_schema", "json_object")
 
 
-def check_response(engine: Engine, response: Constraint | None) -> None:
+def check_response(engine: Engine, response: Constraint | None, tenant: str) -> None:
     """Refuse an answer's form that cannot be held. Raises InvalidRequest, ConstraintPending."""
     if response is not None:
         try:
-            engine.check_constraint(response, wait=False)
+            engine.check_constraint(response, wait=False, tenant=tenant)
         except InvalidRequest as error:
             if response.kind != "json_schema":
                 raise
@@ -121,7 +121,7 @@ def _compiled(
         assert format.think is not None
         start = f"{thoughts(grammar, format.think, thinking is Thinking.OPENED)} {start}"
     constraint = Constraint("lark", grammar.source(start))
-    engine.check_constraint(constraint, wait=False)
+    engine.check_constraint(constraint, wait=False, tenant=conversation.tenant)
     return constraint
 
 

@@ -38,6 +38,7 @@ class Conversation:
     reasoning: False: none; True or an effort's name: think first; None: the template's default.
     template_kwargs: further variables of the template.
     continued: the last message is the assistant's and is continued, not answered.
+    tenant: whose turn it is when constraints are compiled.
     """
 
     messages: Sequence[Mapping[str, Any]]
@@ -49,3 +50,4 @@ class Conversation:
     reasoning: bool | str | None = None
     template_kwargs: Mapping[str, Any] = field(default_factory=dict)
     continued: bool = False
+    tenant: str = ""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 from cllm.api.chat.constraint import (
@@ -39,8 +39,10 @@ class Prepared:
     parser: Callable[[], Parser]
 
 
-def prepare(service: Service, conversation: Conversation) -> Prepared:
+def prepare(service: Service, conversation: Conversation, tenant: str = "") -> Prepared:
     """Get a conversation ready for the engine. Nothing is queued.
+
+    tenant: whose turn it is when constraints are compiled.
 
     Raises HttpError 400 and InvalidRequest, which name the field of OpenAI's chat completions;
     HttpError 503, EngineClosed; ConstraintPending: ask again when it is compiled.
@@ -49,7 +51,8 @@ def prepare(service: Service, conversation: Conversation) -> Prepared:
     format = detect(template)
     tools = callable_tools(conversation)
     prompt = prompt_of(service, conversation)
-    check_response(engine, response)
+    conversation = replace(conversation, tenant=tenant)
+    check_response(engine, response, tenant)
     plain = is_plain(response)
     if response is not None and plain and tools:
         raise InvalidRequest(response.kind, "a constraint", "no tools together with it")

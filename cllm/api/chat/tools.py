@@ -49,20 +49,21 @@ def held_tools(engine: Engine, conversation: Conversation) -> list[Tool]:
     """
     names = [tool.name for tool in conversation.tools]
     forced = conversation.choice == "required"
-    held, pending, tools = [], [], callable_tools(conversation)
+    held, tools = [], callable_tools(conversation)
+    pending: list[ConstraintPending] = []
     if len(tools) > _MOST:
         expected = f"at most {_MOST} tools where one of them cannot be held"
         raise InvalidRequest("tools", f"{len(tools)} tools", expected)
     for tool in tools:
         where = f"tools[{names.index(tool.name)}].function.parameters"
         try:
-            held.append(_held(engine, tool, where, forced))
+            held.append(_held(engine, tool, where, forced, conversation.tenant))
         except ConstraintPending as error:
             pending.append(error)
             if len(pending) == _AT_ONCE:
                 break
     if pending:
-        raise pending[-1]
+        raise ConstraintPending(pending[-1].settled, lambda: [each.leave() for each in pending])
     return held
 
 
@@ -81,11 +82,11 @@ def described(tools: Sequence[Tool]) -> list[dict[str, Any]]:
     ]
 
 
-def _held(engine: Engine, tool: Tool, where: str, forced: bool) -> Tool:
+def _held(engine: Engine, tool: Tool, where: str, forced: bool, tenant: str) -> Tool:
     schema = Constraint("json_schema", dict(tool.schema))
     try:
         # Not to be kept: of more tools than are kept, each round would drop others.
-        engine.check_constraint(schema, wait=False, keep=False)
+        engine.check_constraint(schema, wait=False, keep=False, tenant=tenant)
     except InvalidRequest as error:
         if forced or tool.strict:
             raise InvalidRequest(where, error.value, error.expected) from None

@@ -14,6 +14,7 @@ from cllm.api.llama_server.sampling import sampling
 from cllm.api.llama_server.schemas import COMPLETION, CompletionRequest
 from cllm.api.service import Service
 from cllm.api.submission import Submission, Wanted
+from cllm.api.tenants import tenant_of
 from cllm.engine import InvalidRequest
 from cllm.http import DeferredResponse, HttpRequest, HttpResponse
 
@@ -50,7 +51,12 @@ class Completion:
             raise InvalidRequest("id_slot", slot, f"a slot from 0 to {n_slots - 1}, or -1: any")
         slot = None if slot == -1 else slot
         wanted = [
-            Wanted(tokens, sampling(engine, asked, choice), slot, asked.cache_prompt is False)
+            Wanted(
+                tokens,
+                sampling(engine, asked, choice, tenant_of(request)),
+                slot,
+                asked.cache_prompt is False,
+            )
             for tokens in found
             for choice in range(count)
         ]
@@ -68,6 +74,7 @@ class Completion:
 
         return self._submission.answer(
             request,
+            asked,
             wanted,
             stream=asked.stream,
             frames=lambda generations: CompletionFrames(job, generations),

@@ -60,8 +60,13 @@ def most_tokens(asked: CompletionRequest) -> int:
     return -1
 
 
-def sampling(engine: Engine, asked: CompletionRequest, choice: int = 0) -> SamplingParams:
-    """The parameters of completion number `choice` of a prompt; raises InvalidRequest."""
+def sampling(
+    engine: Engine, asked: CompletionRequest, choice: int = 0, tenant: str = ""
+) -> SamplingParams:
+    """The parameters of completion number `choice` of a prompt; raises InvalidRequest.
+
+    tenant: whose turn it is when constraints are compiled.
+    """
     given: dict[str, Any] = {}
     for field, (name, least, greatest) in _NUMBERS.items():
         value = getattr(asked, field)
@@ -87,13 +92,13 @@ def sampling(engine: Engine, asked: CompletionRequest, choice: int = 0) -> Sampl
         logit_bias=_logit_bias(engine, asked.logit_bias or {}),
         logprobs=probabilities or None,
         record_tokens=bool(asked.return_tokens or asked.stream),
-        constraint=_constraint(engine, asked),
+        constraint=_constraint(engine, asked, tenant),
         line_limit=limit / 1000 if limit > 0 else None,
         report_progress=bool(asked.return_progress and asked.stream),
     )
 
 
-def _constraint(engine: Engine, asked: CompletionRequest) -> Constraint | None:
+def _constraint(engine: Engine, asked: CompletionRequest, tenant: str) -> Constraint | None:
     """A grammar precedes a schema; an empty schema means any object, as in llama-server.
 
     Raises InvalidRequest, ConstraintPending.
@@ -106,7 +111,7 @@ def _constraint(engine: Engine, asked: CompletionRequest) -> Constraint | None:
             constraint = Constraint("json_schema", schema)
         else:
             return None
-        engine.check_constraint(constraint, wait=False)
+        engine.check_constraint(constraint, wait=False, tenant=tenant)
     except InvalidRequest as error:
         field = "grammar" if asked.grammar else error.field
         raise InvalidRequest(field, error.value, error.expected) from None

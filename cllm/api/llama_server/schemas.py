@@ -7,6 +7,7 @@ from typing import Annotated, Any
 from msgspec import Meta, Struct
 
 from cllm.api.openai.schemas import ChatRequest
+from cllm.api.sampling import SharingFields
 from cllm.api.schemas import INT32, Schema, TokenId
 from cllm.engine.sampling.params import MAX_LOGPROBS
 
@@ -25,7 +26,7 @@ Mixed = list[str | TokenId]
 Prompt = str | PromptObject | list[str | TokenId | PromptObject | Mixed]
 
 
-class CompletionRequest(Struct, kw_only=True):
+class CompletionRequest(SharingFields, kw_only=True):
     """Body of ``/completion``.
 
     `n_predict`, `n_cmpl` and `n_probs` have OpenAI's names as aliases. `n_keep` and `n_discard`
@@ -124,7 +125,7 @@ class InfillRequest(CompletionRequest, kw_only=True):
 
     input_prefix: str
     input_suffix: str
-    input_extra: list[Chunk] = []
+    input_extra: list[Chunk] = []  # noqa: RUF012 - msgspec copies it
 
 
 class TokenizeRequest(Struct):

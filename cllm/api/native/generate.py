@@ -31,6 +31,7 @@ class Generating:
         asked = GENERATE.decode(request.body)
         return self._submission.answer(
             request,
+            asked,
             _wanted(asked),
             stream=asked.stream,
             frames=NativeFrames,
@@ -41,7 +42,7 @@ class Generating:
     def generate_stream(self, request: HttpRequest) -> HttpResponse:
         """Events, whatever ``stream`` says; raises as `generate`."""
         asked = GENERATE.decode(request.body)
-        return self._submission.streamed(request, _wanted(asked), NativeFrames)
+        return self._submission.streamed(request, asked, _wanted(asked), NativeFrames)
 
 
 def _wanted(asked: GenerateRequest) -> list[Wanted]:

@@ -17,6 +17,7 @@ from cllm.api.openai.reply import Reply
 from cllm.api.openai.schemas import CHAT, ChatRequest, Message, ResponseFormat
 from cllm.api.service import Service
 from cllm.api.submission import Submission, Wanted
+from cllm.api.tenants import tenant_of
 from cllm.engine.constraints.constraint import Constraint
 from cllm.http import DeferredResponse, HttpRequest, HttpResponse
 
@@ -42,7 +43,7 @@ class ChatCompletions:
         """
         asked = CHAT.decode(request.body)
         with named(_NAMES):
-            prepared = prepare(self._service, conversation_of(asked))
+            prepared = prepare(self._service, conversation_of(asked), tenant_of(request))
         count = asked.n or 1
         wanted = _wanted(asked, prepared, count)
         engine = self._service.engine if asked.logprobs else None
@@ -50,6 +51,7 @@ class ChatCompletions:
         reply = partial(Reply.of, self._service, "chatcmpl", count)
         return self._submission.answer(
             request,
+            asked,
             wanted,
             stream=asked.stream,
             frames=lambda generations: ChatFrames(reply(generations), prepared, engine, usage),

@@ -61,6 +61,7 @@ class Completions:
         reply = partial(Reply.of, self._service, "cmpl", count)
         return self._submission.answer(
             request,
+            asked,
             wanted,
             stream=asked.stream,
             frames=lambda generations: _Frames(reply(generations), shown, recorder, usage),

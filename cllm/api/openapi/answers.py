@@ -154,6 +154,26 @@ class ModelList(Struct):
     data: list[Model]
 
 
+class Accounts(Struct):
+    """What tenants have used. seconds: since the start."""
+
+    seconds: float
+    tenants: list[Account]
+
+
+class Account(Struct):
+    """Counts since the start of one tenant, and its limits."""
+
+    tenant: str
+    requests: int
+    refused: dict[str, int]
+    in_flight: int
+    prompt_tokens: int
+    cached_tokens: int
+    generated_tokens: int
+    limits: dict[str, float | bool]
+
+
 class Usage(Struct):
     """Tokens."""
 

@@ -10,10 +10,11 @@ from base64 import b64encode
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from msgspec import Meta, Struct
+from msgspec import Meta
 
 from cllm.api import llama_server, openai
 from cllm.api.envelopes import JSON, encode
+from cllm.api.sampling import SharingFields
 from cllm.api.schemas import Schema, TokenId
 from cllm.api.service import Service
 from cllm.api.submission import Submission
@@ -30,7 +31,7 @@ _PIECE = 64 * 1024  # bytes; minimum size of the pieces in which a worker writes
 Inputs = str | list[str | TokenId | list[TokenId]]
 
 
-class OpenAIRequest(Struct):
+class OpenAIRequest(SharingFields):
     """Body of ``/v1/embeddings``. Unknown fields are ignored, null means left out."""
 
     input: Inputs
@@ -40,7 +41,7 @@ class OpenAIRequest(Struct):
     user: str | None = None
 
 
-class LlamaServerRequest(Struct):
+class LlamaServerRequest(SharingFields):
     """Body of ``/embedding`` and ``/embeddings``: one of content and input."""
 
     content: Inputs | None = None
@@ -91,7 +92,7 @@ class Embeddings:
         def respond(embedding: Embedding) -> HttpResponse:
             return _streamed(_openai(embedding, model, width, base64))
 
-        return self._submission.embedded(request, inputs, "input", respond, openai.refused)
+        return self._submission.embedded(request, asked, inputs, "input", respond, openai.refused)
 
     def llama_server(self, request: HttpRequest) -> DeferredResponse:
         """POST ``/embedding`` and ``/embeddings``; raises as `openai`."""
@@ -108,7 +109,9 @@ class Embeddings:
         def respond(embedding: Embedding) -> HttpResponse:
             return _streamed(_llama_server(embedding, norm if embedder.pools else -1))
 
-        return self._submission.embedded(request, inputs, name, respond, llama_server.refused)
+        return self._submission.embedded(
+            request, asked, inputs, name, respond, llama_server.refused
+        )
 
 
 def _tokens(embedder: Embedder, name: str, given: Inputs) -> list[list[int]]:

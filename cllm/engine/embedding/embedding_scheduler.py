@@ -19,6 +19,7 @@ from cllm.engine.scheduling.interruption import Interruption
 from cllm.engine.scheduling.loop import EngineLoop
 from cllm.engine.scheduling.thread_policy import Shape
 from cllm.engine.scheduling.threads import Threads
+from cllm.engine.sharing import EQUAL, Share
 from cllm.engine.stats import EngineStats
 
 _EARLY = 0.001  # s; a timer may be this early, and its step has ended
@@ -33,7 +34,9 @@ class Job:
         "embedding",
         "inputs",
         "next",
+        "priority",
         "read",
+        "share",
         "tenant",
         "writer",
     )
@@ -44,6 +47,8 @@ class Job:
         embedding: Embedding,
         deadline: float | None,
         tenant: str = "",
+        share: Share = EQUAL,
+        priority: int = 0,
     ) -> None:
         self.inputs = [array("i", tokens) for tokens in inputs]
         self.embedding = embedding
@@ -53,6 +58,8 @@ class Job:
         self.next = 0
         self.read = 0
         self.tenant = tenant
+        self.share = share
+        self.priority = priority
 
     @property
     def request(self) -> Embedding:

@@ -113,9 +113,7 @@ class Scheduler(EngineLoop[Sequence]):
         self._expire()
         self._commands.obey(self._cache.slots)
         self._admission.catch_up(self._running, self._give_up)
-        known = len(self._running)
-        self._admission.admit(self._running, self._give_up)
-        for sequence in self._running[known:]:
+        for sequence in self._admission.admit(self._running, self._give_up):
             self._inbox.begun(sequence)
         plan = self._plan()
         if not plan:

@@ -196,6 +196,37 @@ def test_the_queue_is_bounded(tmp_path: Path) -> None:
         engine.check_constraint(Constraint("regex", "63"))
 
 
+def test_a_full_queue_makes_room_for_another_tenant_and_for_those_who_leave(tmp_path: Path) -> None:
+    with planted(), Engine.load(random_path(), parallel=1, ctx_size=256) as engine:
+        held, pipe = hold(tmp_path, "first")
+        also, other = hold(tmp_path, "second")
+        for each in (held, also):
+            with pytest.raises(ConstraintPending):
+                engine.check_constraint(each, wait=False)
+        busy = [opened_by_child(pipe), opened_by_child(other)]  # both lanes
+        pending = []
+        for number in range(grammars.MAX_WAITING):
+            with pytest.raises(ConstraintPending) as caught:
+                engine.check_constraint(Constraint("regex", f"{number}"), wait=False, tenant="many")
+            pending.append(caught.value)
+        with pytest.raises(ConstraintPending):
+            engine.check_constraint(Constraint("regex", "few"), wait=False, tenant="few")
+        with pytest.raises(QueueFull):
+            pending[-1].settled.result(WAIT)
+        with pytest.raises(QueueFull):
+            engine.check_constraint(Constraint("regex", "one more"), wait=False, tenant="many")
+        pending[0].leave()
+        assert pending[0].settled.cancelled()
+        with pytest.raises(ConstraintPending):
+            engine.check_constraint(Constraint("regex", "one more"), wait=False, tenant="many")
+        for descriptor in busy:
+            os.close(descriptor)
+        engine.check_constraint(Constraint("regex", "62"))
+        # Neither has left a trace: both are compiled when they are asked for again.
+        engine.check_constraint(Constraint("regex", "63"))
+        engine.check_constraint(Constraint("regex", "0"))
+
+
 def test_closing_ends_the_children_and_those_who_wait(tmp_path: Path) -> None:
     before = threading.active_count()
     with planted(), ThreadPoolExecutor(1) as pool:

@@ -18,6 +18,7 @@ from cllm.api.openai.responses.schemas import RESPONSES, ResponsesRequest
 from cllm.api.sampling import given_sampling
 from cllm.api.service import Service
 from cllm.api.submission import Submission, Wanted
+from cllm.api.tenants import tenant_of
 from cllm.engine import SamplingParams
 from cllm.http import DeferredResponse, HttpRequest, HttpResponse
 from cllm.http.sse import PING
@@ -45,7 +46,7 @@ class Responses:
         """POST ``/v1/responses``. Raises HttpError 400 and 503, InvalidRequest, QueueFull."""
         asked = RESPONSES.decode(request.body)
         with named(_NAMES):
-            prepared = prepare(self._service, conversation(asked))
+            prepared = prepare(self._service, conversation(asked), tenant_of(request))
         wanted = [Wanted(prepared.tokens, _params(asked, prepared))]
 
         def reply(generations: Sequence[Generation]) -> _Reply:
@@ -53,6 +54,7 @@ class Responses:
 
         return self._submission.answer(
             request,
+            asked,
             wanted,
             stream=asked.stream,
             frames=lambda generations: _Frames(reply(generations)),

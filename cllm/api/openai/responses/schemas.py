@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 from msgspec import Meta, Struct
 
 from cllm.api.openai.schemas import Count
-from cllm.api.sampling import Temperature
+from cllm.api.sampling import SharingFields, Temperature
 from cllm.api.schemas import Fraction, NonEmpty, Schema
 
 # A field with one of these values asks for nothing.
@@ -113,7 +113,7 @@ class ReasoningConfig(Struct):
     effort: Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"] | None = None
 
 
-class ResponsesRequest(Struct, kw_only=True):
+class ResponsesRequest(SharingFields, kw_only=True):
     """The body."""
 
     input: NonEmpty | Annotated[list[Item], Meta(min_length=1)]
