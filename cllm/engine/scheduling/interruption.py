@@ -6,7 +6,6 @@ import logging
 import math
 import threading
 import time
-from collections.abc import Iterable
 
 from cllm.engine.llama import Context
 from cllm.engine.request import Request
@@ -64,11 +63,13 @@ class Interruption:
 
     # The engine thread.
 
-    def begin(self, sequences: Iterable[Sequence], alone: bool) -> None:
+    def begin(self, sequences: list[Sequence], alone: bool) -> None:
         """Note that a step begins that reads these prompts. alone: it computes for one request."""
         self._alone = alone
         may = self._can_undo and (alone or not self._others_lost)
-        reading = list(sequences) if may else []
+        reading = sequences if may else []
+        if not reading and not self._interrupted:
+            return  # only stop() can interrupt it
         with self._lock:
             self._step += 1
             self._reading = frozenset(s.generation for s in reading)
@@ -99,8 +100,9 @@ class Interruption:
         timer, self._timer = self._timer, None
         if timer is not None:
             timer.cancel()
-        with self._lock:
-            self._reading = frozenset()
-            if not self._alone:
-                self._others_lost = self._interrupted
-            return self._interrupted
+        if self._reading:
+            with self._lock:
+                self._reading = frozenset()
+        if not self._alone:
+            self._others_lost = self._interrupted
+        return self._interrupted
