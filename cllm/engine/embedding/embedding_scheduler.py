@@ -147,7 +147,7 @@ class EmbeddingScheduler(EngineLoop[Job]):
         decode_began = time.perf_counter()
         jobs = {part.job for part in self._parts}
         # The inputs of others in a step would have to be computed again: it runs to its end.
-        self._interruption.begin(jobs if len(jobs) == 1 else (), len(jobs) == 1)
+        self._interruption.begin(tuple(jobs) if len(jobs) == 1 else (), len(jobs) == 1)
         try:
             code = self._context.decode(self._batch, count)
         finally:

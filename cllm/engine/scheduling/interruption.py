@@ -6,7 +6,7 @@ import logging
 import math
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from cllm.engine.llama import Context
@@ -67,11 +67,13 @@ class Interruption:
 
     # The engine thread.
 
-    def begin(self, works: Iterable[Work], alone: bool) -> None:
+    def begin(self, works: Sequence[Work], alone: bool) -> None:
         """Note that a step begins that reads these prompts. alone: it computes for one request."""
         self._alone = alone
         may = self._can_undo and (alone or not self._others_lost)
-        reading = list(works) if may else []
+        reading = works if may else ()
+        if not reading and not self._interrupted:
+            return  # only stop() can interrupt it
         with self._lock:
             self._step += 1
             self._reading = frozenset(work.request for work in reading)
@@ -102,8 +104,9 @@ class Interruption:
         timer, self._timer = self._timer, None
         if timer is not None:
             timer.cancel()
-        with self._lock:
-            self._reading = frozenset()
-            if not self._alone:
-                self._others_lost = self._interrupted
-            return self._interrupted
+        if self._reading:
+            with self._lock:
+                self._reading = frozenset()
+        if not self._alone:
+            self._others_lost = self._interrupted
+        return self._interrupted

@@ -122,7 +122,8 @@ class Scheduler(EngineLoop[Sequence]):
         self._threads.prepare(shape)
         decode_began = time.perf_counter()
         self._masks.start([s.guide for s, _ in plan if s.guide is not None])
-        self._interruption.begin((s for s, n in plan if n > 1 and not s.decoding), len(plan) == 1)
+        reading = [s for s, n in plan if n > 1 and not s.decoding]
+        self._interruption.begin(reading, len(plan) == 1)
         try:
             done, code = self._decode(plan)
         finally:
@@ -131,7 +132,7 @@ class Scheduler(EngineLoop[Sequence]):
         decode_ended = time.perf_counter()
         done_whole = done is plan and code == DONE
         if done_whole and self._threads.learn(shape, decode_ended - decode_began):
-            self._planner.learn(plan, decode_ended - decode_began)
+            self._planner.learn(plan, shape, decode_ended - decode_began)
         plan = done
         if code == DONE:
             self._failures = 0

@@ -52,8 +52,8 @@ def slowed(engine: Engine, tokens_per_s: float) -> None:
     planner = engine._scheduler._planner
     real = planner.learn
 
-    def learn(plan: Any, seconds: float) -> None:
-        real(plan, sum(count for _, count in plan) / tokens_per_s)
+    def learn(plan: Any, shape: Any, seconds: float) -> None:
+        real(plan, shape, shape.tokens / tokens_per_s)
 
     planner.learn = learn  # type: ignore[method-assign]
 
