@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 from msgspec import Meta, Struct
 
+from cllm.api.constraint_fields import ConstraintFields
 from cllm.api.schemas import INT32, Fraction, NonEmpty, TokenId
 from cllm.engine.sampling.params import MAX_STOPS
 
@@ -17,7 +18,7 @@ TopK = Annotated[int, Meta(ge=-1, le=INT32)]
 Penalty = Annotated[float, Meta(ge=-2, le=2)]
 
 
-class SamplingFields(Struct, kw_only=True):
+class SamplingFields(ConstraintFields, kw_only=True):
     """Fields that go to :class:`cllm.engine.SamplingParams` unchanged; null means its default."""
 
     temperature: Temperature | None = None
@@ -33,10 +34,9 @@ class SamplingFields(Struct, kw_only=True):
     ignore_eos: bool | None = None
 
 
+_OWN = tuple(SamplingFields.__annotations__)
+
+
 def given_sampling(asked: Struct) -> dict[str, Any]:
     """The sampling fields that a body has and that are given, by name."""
-    return {
-        name: value
-        for name in SamplingFields.__struct_fields__
-        if (value := getattr(asked, name, None)) is not None
-    }
+    return {name: value for name in _OWN if (value := getattr(asked, name, None)) is not None}

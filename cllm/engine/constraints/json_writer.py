@@ -42,11 +42,11 @@ _TYPES: Mapping[str, tuple[type, ...]] = {
 
 
 class Writer:
-    """Writes one schema that has passed check_schema() and with_exact_bounds()."""
+    """Writes one schema that has passed normalized() and with_exact_bounds()."""
 
-    def __init__(self, root: Schema, remarks: tuple[str, ...], layout: Schema) -> None:
+    def __init__(self, root: Schema, layout: Schema) -> None:
         self._root = {k: v for k, v in root.items() if k not in DEFINED}
-        self._remarks = {*remarks, *DEFINED}
+        self._remarks = {*DEFINED}
         self._layout = layout
         self._rules: list[str] = []
         self._size = 0
@@ -272,7 +272,8 @@ class Writer:
         return self._rule(f'"[" {tail} "]"')
 
     def _only(self, used: set[str], allowed: set[str]) -> None:
-        for keyword in sorted(used - allowed):
+        added = {"type", "additionalProperties"}  # perhaps not by the client
+        for keyword in sorted(used - allowed, key=lambda name: (name in added, name)):
             others = ", ".join(sorted(used & allowed))
             raise self._refused(keyword, f"no {keyword} next to {others} around a number {BEYOND}")
 

@@ -1,0 +1,400 @@
+"""A client's JSON schema in the form that is compiled: keywords that are held, and no others.
+
+- Words that assert nothing are left out; a keyword that cannot be held is refused with its place.
+- Other spellings get one form: `definitions`, anchors and pointers become `$defs`, lists in `items`
+  become `prefixItems`, formats become patterns, `oneOf` of disjoint schemas becomes `anyOf`.
+- An object with `properties` and without `additionalProperties` has no further ones
+  (json_closed.py).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from cllm.engine.constraints.json_closed import (
+    close,
+    kinds_of,
+    names_together,
+    with_names,
+    with_rule,
+)
+from cllm.engine.constraints.json_disjoint import all_disjoint
+from cllm.engine.constraints.json_formats import LENGTHS, pattern_of
+from cllm.engine.constraints.json_keywords import (
+    ASSERTIONS,
+    COUNTS,
+    MAX_PROPERTIES,
+    TYPES,
+    UNHELD,
+    instead,
+    is_number,
+    misspelt,
+    refusal,
+)
+from cllm.engine.constraints.json_numbers import EXACT
+from cllm.engine.constraints.json_references import Place, References
+from cllm.engine.errors import InvalidRequest
+
+MAX_DEPTH = 64
+"""Schemas within schemas."""
+
+MAX_REFERENCES = 1000
+"""$ref's of a schema: a chain of some 4 000 overflows llguidance's stack."""
+
+_IN_PLACE = ("allOf", "anyOf", "oneOf")
+_NUMBERS = ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf")
+_STRINGS = ("minLength", "maxLength", "pattern", "format")
+
+
+def normalized(schema: Any, lenient: bool = False) -> Any:
+    """The schema in the compiled form: a dict or a bool, that accepts no value that it refuses.
+
+    lenient: leave out what cannot be held. Raises InvalidRequest, which names keyword and place.
+    """
+    return Normalizer(schema, lenient).whole()
+
+
+class Normalizer:
+    """Of one document."""
+
+    def __init__(self, document: Any, lenient: bool = False) -> None:
+        self._references = References(document)
+        self._lenient = lenient
+        self._count = 0
+        # The definitions' names by pointer and whether they are closed.
+        self._names: dict[tuple[str, bool], str] = {}
+        self._waiting: list[tuple[str, Place, bool]] = []
+        self._defs: dict[str, Any] = {}
+
+    @property
+    def root(self) -> Place:
+        """The whole document."""
+        return self._references.root
+
+    def find(self, reference: str, base: str) -> Place | None:
+        """What a $ref names; None: nothing in the document."""
+        return self._references.find(reference, base)
+
+    def whole(self, place: Place | None = None) -> Any:
+        """This part of the document, or all of it, with the definitions that it uses."""
+        place = place or self.root
+        self._count, self._defs, self._waiting = 0, {}, []
+        self._names = {(place.pointer, True): "#"}
+        found = self._schema(place, True, MAX_DEPTH)
+        while self._waiting:
+            name, target, closed = self._waiting.pop()
+            self._defs[name] = self._schema(target, closed, MAX_DEPTH)
+        if isinstance(found, dict) and self._defs:
+            found = {**found, "$defs": {name: self._defs[name] for name in sorted(self._defs)}}
+        return found
+
+    # One schema.
+
+    def _schema(self, place: Place, closed: bool, depth: int) -> Any:
+        schema = place.value
+        if isinstance(schema, bool):
+            return schema
+        if not isinstance(schema, dict):
+            self._refuse("a schema", place, "an object, true or false")
+            return True
+        if depth == 0:
+            raise InvalidRequest("json_schema", "a schema", f"at most {MAX_DEPTH} within another")
+        given = {
+            keyword: value
+            for keyword, value in schema.items()
+            if value is not None or keyword == "const"
+        }
+        self._check_words(given, place)
+        made: dict[str, Any] = {}
+        self._types(given, made, place)
+        together = names_together(given, place, self.find) if closed else None
+        for keyword in given:
+            if keyword in ASSERTIONS:
+                self._assertion(keyword, given, made, place)
+            elif keyword in _IN_PLACE:
+                inner = closed and together is None
+                self._options(keyword, given, made, place, inner, depth)
+            elif keyword == "$ref":
+                self._reference(given, made, place, closed and together is None)
+            elif keyword == "properties":
+                self._properties(given, made, place, depth)
+            elif keyword == "patternProperties":
+                patterns = self._named(keyword, given, place, depth)
+                made[keyword] = patterns
+            elif keyword == "additionalProperties":
+                made[keyword] = self._schema(place.at(keyword), True, depth - 1)
+        self._items(given, made, place, depth)
+        if "propertyNames" in given and "object" in kinds_of(given):
+            rule = self._schema(place.at("propertyNames"), True, depth - 1)
+            while isinstance(rule, dict) and set(rule) == {"$ref"}:
+                rule = self._resolved(rule["$ref"])
+            if not with_rule(rule, made):
+                self._refuse("propertyNames", place, instead("propertyNames"))
+        self._unevaluated(given, made, place, together)
+        if closed and "object" in kinds_of(given):
+            close(made, together)
+        self._check_counts(made, place)
+        return made
+
+    def _check_words(self, given: Mapping[str, Any], place: Place) -> None:
+        """Refuse what asserts something and cannot be held."""
+        for keyword, value in given.items():
+            if keyword in UNHELD:
+                if not _asserts_nothing(keyword, value, given):
+                    self._refuse(keyword, place, instead(keyword))
+            elif keyword == "uniqueItems":
+                most = given.get("maxItems", 2)
+                one = is_number(most) and most <= 1
+                if value is True and "array" in kinds_of(given) and not one:
+                    self._refuse(keyword, place, instead(keyword))
+            elif keyword not in _SEEN and (known := misspelt(keyword)) is not None:
+                self._refuse(keyword, place, f"{known}, or a word that is not so near to it")
+
+    def _types(self, given: Mapping[str, Any], made: dict[str, Any], place: Place) -> None:
+        if "type" not in given or given["type"] == "any":
+            return
+        kinds = given["type"] if isinstance(given["type"], list) else [given["type"]]
+        kinds = [kind.lower() if isinstance(kind, str) else kind for kind in kinds]
+        if not kinds or not all(kind in TYPES for kind in kinds):
+            self._refuse("type", place, f"one or more of {', '.join(TYPES)}")
+            return
+        if given.get("nullable") is True and "null" not in kinds:
+            kinds.append("null")
+        kinds = list(dict.fromkeys(kinds))
+        made["type"] = kinds[0] if len(kinds) == 1 else kinds
+
+    def _assertion(
+        self, keyword: str, given: Mapping[str, Any], made: dict[str, Any], place: Place
+    ) -> None:
+        value = given[keyword]
+        if keyword in _NUMBERS and not kinds_of(given) & {"number", "integer"}:
+            return
+        if keyword in _STRINGS and "string" not in kinds_of(given):
+            return
+        if keyword == "required" and isinstance(value, bool):
+            return  # draft 3: it concerns the object around this schema
+        if keyword.startswith("exclusive") and isinstance(value, bool):  # draft 4
+            bound = keyword.removeprefix("exclusive").lower()
+            if value and bound in given and is_number(given[bound]):
+                made[keyword] = given[bound]
+                return
+            if not value:
+                return
+        check, expected = ASSERTIONS[keyword]
+        if not check(value):
+            self._refuse(keyword, place, expected)
+        elif keyword == "format":
+            self._format(value, made)
+        elif keyword == "pattern" and "pattern" in made:  # of a format
+            made["allOf"] = [*made.get("allOf", ()), {"pattern": value}]
+        elif keyword in COUNTS:
+            limit = made.get(keyword, value) if keyword == "maxLength" else value
+            made[keyword] = int(min(value, limit))
+        elif keyword in ("minimum", "maximum") and "number" in made.get("type", ()):
+            made[keyword] = _inside(keyword, value)
+        else:
+            made[keyword] = list(dict.fromkeys(value)) if keyword == "required" else value
+
+    def _format(self, name: str, made: dict[str, Any]) -> None:
+        pattern = pattern_of(name)
+        if pattern is None:
+            return
+        if "pattern" in made:
+            made["allOf"] = [*made.get("allOf", ()), {"pattern": made["pattern"]}]
+        made["pattern"] = pattern
+        if name in LENGTHS:
+            made["maxLength"] = min(LENGTHS[name], made.get("maxLength", LENGTHS[name]))
+
+    def _options(
+        self,
+        keyword: str,
+        given: Mapping[str, Any],
+        made: dict[str, Any],
+        place: Place,
+        closed: bool,
+        depth: int,
+    ) -> None:
+        if not isinstance(given[keyword], list):
+            self._refuse(keyword, place, "a list of schemas")
+            return
+        options = [
+            self._schema(place.at(keyword, index), closed, depth - 1)
+            for index in range(len(given[keyword]))
+        ]
+        if keyword == "oneOf":
+            options = _exclusive(options)
+            if all_disjoint(options, self._resolved):
+                keyword = "anyOf"
+        if keyword == "allOf":
+            made[keyword] = [*made.get(keyword, ()), *options]
+        elif keyword in made:  # both anyOf and a oneOf that became one
+            made["allOf"] = [*made.get("allOf", ()), {keyword: options}]
+        else:
+            made[keyword] = options
+
+    def _reference(
+        self, given: Mapping[str, Any], made: dict[str, Any], place: Place, closed: bool
+    ) -> None:
+        reference = given["$ref"]
+        target = self.find(reference, place.base) if isinstance(reference, str) else None
+        if target is None:
+            self._refuse("$ref", place, 'a reference within the schema ("#/…")')
+            return
+        self._count += 1
+        if self._count > MAX_REFERENCES:
+            raise InvalidRequest("json_schema", "$ref", f"at most {MAX_REFERENCES} references")
+        made["$ref"] = self._named_reference(target, closed)
+
+    def _named_reference(self, target: Place, closed: bool) -> str:
+        key = target.pointer, closed
+        if key not in self._names:
+            stem = re.sub(r"[^A-Za-z0-9_.-]", "_", target.pointer.rpartition("/")[2])[:40] or "root"
+            name, number = stem, 1
+            while name in self._names.values():
+                number += 1
+                name = f"{stem}-{number}"
+            self._names[key] = name
+            self._waiting.append((name, target, closed))
+        name = self._names[key]
+        return name if name == "#" else f"#/$defs/{name}"
+
+    def _resolved(self, reference: str) -> Any:
+        """What a reference of the result names, for comparisons; True until it is written."""
+        if reference == "#":
+            return True
+        name = reference.removeprefix("#/$defs/")
+        for number, (waiting, target, closed) in enumerate(self._waiting):
+            if waiting == name:
+                del self._waiting[number]
+                self._defs[name] = True  # while it is being written
+                self._defs[name] = self._schema(target, closed, MAX_DEPTH)
+                break
+        return self._defs.get(name, True)
+
+    # Objects.
+
+    def _named(
+        self, keyword: str, given: Mapping[str, Any], place: Place, depth: int
+    ) -> dict[str, Any]:
+        value = given[keyword]
+        if not isinstance(value, dict):
+            self._refuse(keyword, place, "schemas by name")
+            return {}
+        if len(value) > MAX_PROPERTIES:
+            found = f"{len(value)} {keyword}"
+            raise InvalidRequest("json_schema", found, f"at most {MAX_PROPERTIES}")
+        inner = place.at(keyword)
+        return {name: self._schema(inner.at(name), True, depth - 1) for name in value}
+
+    def _properties(
+        self, given: Mapping[str, Any], made: dict[str, Any], place: Place, depth: int
+    ) -> None:
+        made["properties"] = self._named("properties", given, place, depth)
+        needed = [
+            name
+            for name in made["properties"]
+            if isinstance(given["properties"][name], dict)
+            and given["properties"][name].get("required") is True
+        ]
+        if needed:  # draft 3
+            own = given.get("required")
+            made["required"] = list(
+                dict.fromkeys([*(own if isinstance(own, list) else ()), *needed])
+            )
+
+    def _unevaluated(
+        self,
+        given: Mapping[str, Any],
+        made: dict[str, Any],
+        place: Place,
+        together: set[str] | None,
+    ) -> None:
+        value = given.get("unevaluatedProperties")
+        if value is None or value is True or value == {}:
+            return
+        if "additionalProperties" in given or "object" not in kinds_of(given):
+            return
+        alone = not {"$ref", *_IN_PLACE} & given.keys()
+        if value is False and (alone or (together is not None and not _has_options(given))):
+            made["properties"] = with_names(made.get("properties", {}), together or set())
+            made["additionalProperties"] = False
+            return
+        self._refuse("unevaluatedProperties", place, instead("unevaluatedProperties"))
+
+    def _check_counts(self, made: Mapping[str, Any], place: Place) -> None:
+        """A further property may be written twice, and then counts once."""
+        least = made.get("minProperties", 0) - len(made.get("required", ()))
+        if least > 1 and made.get("additionalProperties", True) is not False:
+            expected = "at most one more than required, or additionalProperties: false"
+            raise refusal("minProperties", made["minProperties"], place.pointer, expected)
+
+    # Arrays.
+
+    def _items(
+        self, given: Mapping[str, Any], made: dict[str, Any], place: Place, depth: int
+    ) -> None:
+        first, rest = "prefixItems", "items"
+        if isinstance(given.get("items"), list):  # before draft 2020-12
+            first, rest = "items", "additionalItems"
+        if first in given:
+            if isinstance(given[first], list):
+                made["prefixItems"] = [
+                    self._schema(place.at(first, index), True, depth - 1)
+                    for index in range(len(given[first]))
+                ]
+            else:
+                self._refuse(first, place, "a list of schemas")
+        if rest in given:
+            made["items"] = self._schema(place.at(rest), True, depth - 1)
+
+    def _refuse(self, keyword: str, place: Place, expected: str) -> None:
+        """Raise InvalidRequest, unless what cannot be held is left out."""
+        if self._lenient:
+            return
+        value = place.value.get(keyword) if isinstance(place.value, dict) else place.value
+        raise refusal(keyword, value, place.pointer, expected)
+
+
+_SEEN = {
+    *ASSERTIONS, *UNHELD, *_IN_PLACE, "$ref", "type", "properties", "patternProperties",
+    "additionalProperties", "propertyNames", "items", "prefixItems", "additionalItems", "if",
+    "uniqueItems", "nullable", "unevaluatedProperties", "minContains", "maxContains", "$defs",
+    "definitions",
+}  # fmt: skip
+
+
+def _asserts_nothing(keyword: str, value: Any, given: Mapping[str, Any]) -> bool:
+    if keyword in ("then", "else") and "if" not in given:
+        return True
+    if keyword == "contains" and given.get("minContains") == 0 and "maxContains" not in given:
+        return True
+    return any(type(value) is type(none) and value == none for none in UNHELD[keyword])
+
+
+def _has_options(given: Mapping[str, Any]) -> bool:
+    return bool({"anyOf", "oneOf"} & given.keys())
+
+
+def _inside(keyword: str, value: float) -> float:
+    """A bound of a number that is not beyond what is read exactly, if it can move inward."""
+    if keyword == "maximum" and value > EXACT:
+        return EXACT
+    return -EXACT if keyword == "minimum" and value < -EXACT else value
+
+
+def _exclusive(options: list[Any]) -> list[Any]:
+    """Options that each require one property: each then excludes those of the others."""
+    names = [
+        option["required"][0]
+        for option in options
+        if isinstance(option, dict) and set(option) == {"required"} and len(option["required"]) == 1
+    ]
+    if len(names) < max(2, len(options)) or len(set(names)) < len(names):
+        return options
+    others = [{other: False for other in names if other != name} for name in names]
+    return [
+        {"type": "object", "required": [name], "properties": properties}
+        for name, properties in zip(names, others, strict=True)
+    ]
