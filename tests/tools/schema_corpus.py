@@ -108,7 +108,9 @@ def walks(
                 return
 
 
-def report(engine: Engine, source: str, read: Callable[[], Mapping[str, Schema]], texts: int) -> int:
+def report(
+    engine: Engine, source: str, read: Callable[[], Mapping[str, Schema]], texts: int
+) -> int:
     """Print what came of a source's schemas; return the number of violations."""
     schemas = read()
     began, slowest = time.monotonic(), (0.0, "")

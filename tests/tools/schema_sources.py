@@ -211,7 +211,8 @@ const kinds = {
   date: z.iso.date(), time: z.iso.time(), datetime: z.iso.datetime(),
   duration: z.iso.duration(), pattern: z.string().regex(/^[a-z]+$/),
   lengths: z.string().min(1).max(10), starts: z.string().startsWith("a"),
-  positive: z.number().positive(), multiple: z.int().multipleOf(5), described: z.string().describe("d"),
+  positive: z.number().positive(), multiple: z.int().multipleOf(5),
+  described: z.string().describe("d"),
 };
 const found = {};
 for (const [name, kind] of Object.entries(kinds)) {

@@ -22,7 +22,9 @@ class Tool:
     @property
     def schema(self) -> Mapping[str, Any]:
         """The schema of the arguments, which are always an object."""
-        return {"type": "object", **(self.parameters or {"properties": {}})}
+        given = self.parameters or {"properties": {}}
+        rest = {keyword: value for keyword, value in given.items() if keyword != "type"}
+        return {"type": given.get("type") or "object", **rest}
 
 
 @dataclass(frozen=True, slots=True)

@@ -62,6 +62,7 @@ def _reason(matcher: LLMatcher) -> str:
         return "oneOf of schemas that have no value in common; use anyOf"
     first, *more = told.split("\n")
     details = [line for line in more if line.startswith("error: ")]
+    first = first.split(": (", 1)[0]  # an expression in llguidance's own form
     return " ".join(" ".join([first, *details[:1]]).split())
 
 

@@ -90,7 +90,7 @@ FORMATS: Mapping[str, str] = {
     "relative-json-pointer": f"(?:0|[1-9][0-9]{{0,9}})(?:\\#|{_POINTER})",
 }
 
-LENGTHS: Mapping[str, int] = {"email": 254, "idn-email": 254, "hostname": 253, "idn-hostname": 253}
+LENGTHS: Mapping[str, int] = {"hostname": 253, "idn-hostname": 253}
 """Maximum characters of a format, where its expression does not say it."""
 
 DISJOINT = ("date", "time", "date-time", "uuid", "ipv4", "email")

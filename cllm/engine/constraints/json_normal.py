@@ -128,9 +128,7 @@ class Normalizer:
         self._items(given, made, place, depth)
         if "propertyNames" in given and "object" in kinds_of(given):
             rule = self._schema(place.at("propertyNames"), True, depth - 1)
-            while isinstance(rule, dict) and set(rule) == {"$ref"}:
-                rule = self._resolved(rule["$ref"])
-            if not with_rule(rule, made):
+            if not with_rule(self._followed(rule), made):
                 self._refuse("propertyNames", place, instead("propertyNames"))
         self._unevaluated(given, made, place, together)
         if closed and "object" in kinds_of(given):
@@ -225,6 +223,7 @@ class Normalizer:
         ]
         if keyword == "oneOf":
             options = _exclusive(options)
+            self._discriminate(options, given.get("discriminator"))
             if all_disjoint(options, self._resolved):
                 keyword = "anyOf"
         if keyword == "allOf":
@@ -233,6 +232,13 @@ class Normalizer:
             made["allOf"] = [*made.get("allOf", ()), {keyword: options}]
         else:
             made[keyword] = options
+
+    def _discriminate(self, options: list[Any], told: Any) -> None:
+        """Require the property that OpenAPI's `discriminator` names: options differ in it."""
+        name = told.get("propertyName") if isinstance(told, dict) else None
+        for option in map(self._followed, options) if name is not None else ():
+            if isinstance(option, dict) and name in option.get("properties", ()):
+                option["required"] = list(dict.fromkeys([*option.get("required", ()), name]))
 
     def _reference(
         self, given: Mapping[str, Any], made: dict[str, Any], place: Place, closed: bool
@@ -259,6 +265,14 @@ class Normalizer:
             self._waiting.append((name, target, closed))
         name = self._names[key]
         return name if name == "#" else f"#/$defs/{name}"
+
+    def _followed(self, schema: Any) -> Any:
+        """The schema, or what it refers to if it says nothing else."""
+        for _ in range(MAX_DEPTH):
+            if not isinstance(schema, dict) or set(schema) != {"$ref"}:
+                break
+            schema = self._resolved(schema["$ref"])
+        return schema
 
     def _resolved(self, reference: str) -> Any:
         """What a reference of the result names, for comparisons; True until it is written."""
