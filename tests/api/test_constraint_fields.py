@@ -188,7 +188,8 @@ def test_an_answer_of_text_has_no_constraint(live: Live) -> None:
 
 
 def test_any_object_and_a_closed_one(live: Live) -> None:
-    for fields in ({"json_schema": {}}, wrapped(type="json_object"), {"format": "json"}):
+    objects: list[dict[str, Any]] = [{"json_schema": {}}, {"format": "json"}]
+    for fields in (wrapped(type="json_object"), *objects):
         answer = live.post("/completion", prompted(fields))
         assert answer.json()["content"].startswith("{")
     tool = {"name": "f", "parameters": SCHEMA}

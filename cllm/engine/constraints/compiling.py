@@ -58,8 +58,6 @@ def _reason(matcher: LLMatcher) -> str:
     _, found, told = error.partition("failed to compile JSON schema: ")
     if not found:
         return " ".join(error.split())
-    if told.startswith("oneOf constraints"):
-        return "oneOf of schemas that have no value in common; use anyOf"
     first, *more = told.split("\n")
     details = [line for line in more if line.startswith("error: ")]
     first = first.split(": (", 1)[0]  # an expression in llguidance's own form

@@ -23,8 +23,8 @@ def kinds_of(schema: Mapping[str, Any]) -> set[str]:
     kinds = schema.get("type", TYPES)
     if kinds == "any":
         return set(TYPES)
-    kinds = [kinds] if isinstance(kinds, str) else kinds
-    found = {kind.lower() for kind in kinds or () if isinstance(kind, str)}
+    kinds = kinds if isinstance(kinds, (list, tuple)) else [kinds]
+    found = {kind.lower() for kind in kinds if isinstance(kind, str)}
     return found if found else set(TYPES)
 
 
@@ -85,6 +85,35 @@ def close(made: dict[str, Any], together: set[str] | None) -> None:
         return
     made["properties"] = properties
     made["additionalProperties"] = False
+
+
+def evaluated(given: Mapping[str, Any], made: dict[str, Any], together: set[str] | None) -> bool:
+    """Write unevaluatedProperties as additionalProperties; False: it cannot be held."""
+    value = given.get("unevaluatedProperties")
+    if value is None or value is True or value == {} or "additionalProperties" in given:
+        return True
+    if "object" not in kinds_of(given):
+        return True
+    alone = not {"$ref", *IN_PLACE} & given.keys()
+    if value is not False or not (alone or (together is not None and _has_no_options(given))):
+        return False
+    made["properties"] = with_names(made.get("properties", {}), together or set())
+    made["additionalProperties"] = False
+    return True
+
+
+def _has_no_options(given: Mapping[str, Any]) -> bool:
+    return not {"anyOf", "oneOf"} & given.keys()
+
+
+COUNTED = "at most one more than required, or additionalProperties: false"
+
+
+def miscounted(made: Mapping[str, Any]) -> str | None:
+    """A count that a further property breaks which is written twice; see COUNTED."""
+    more = made.get("minProperties", 0) - len(made.get("required", ()))
+    is_open = made.get("additionalProperties", True) is not False
+    return "minProperties" if more > 1 and is_open else None
 
 
 def with_rule(rule: Any, made: dict[str, Any]) -> bool:

@@ -20,13 +20,33 @@ _MOST = 64  # options compared with each other
 Resolve = Callable[[str], Any]
 
 
-def all_disjoint(options: Sequence[Any], resolve: Resolve) -> bool:
-    """Whether no value fits two of these schemas. resolve: the schema that a $ref names."""
+def all_disjoint(options: Sequence[Any], given: Sequence[Any], resolve: Resolve) -> bool:
+    """Whether no value of one option fits another one, as the client gave it.
+
+    options: as they are compiled, given: as they say. resolve: the schema that a $ref names.
+    """
     return len(options) <= _MOST and all(
         _disjoint(one, other, resolve, _DEEPEST)
         for number, one in enumerate(options)
-        for other in options[number + 1 :]
+        for index, other in enumerate(given)
+        if index != number
     )
+
+
+def exclusive(options: list[Any]) -> list[Any]:
+    """Options that each require one property: each then excludes those of the others."""
+    names = [
+        option["required"][0]
+        for option in options
+        if isinstance(option, dict) and set(option) == {"required"} and len(option["required"]) == 1
+    ]
+    if len(names) < max(2, len(options)) or len(set(names)) < len(names):
+        return options
+    others = [{other: False for other in names if other != name} for name in names]
+    return [
+        {"type": "object", "required": [name], "properties": properties}
+        for name, properties in zip(names, others, strict=True)
+    ]
 
 
 def _disjoint(one: Any, other: Any, resolve: Resolve, depth: int) -> bool:

@@ -25,8 +25,8 @@ MAX_MULTIPLE = 10_000
 
 
 def is_number(value: object) -> bool:
-    """Whether it is a JSON number."""
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
+    """Whether it is a number, infinity included, which a number of many digits becomes."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and value == value
 
 
 def is_texts(value: object) -> bool:
@@ -50,16 +50,24 @@ def _is_text(value: object) -> bool:
     return isinstance(value, str)
 
 
+def _is_json(value: object) -> bool:
+    try:
+        json.dumps(value, allow_nan=False)
+    except ValueError:
+        return False
+    return True
+
+
 def _is_list(value: object) -> bool:
-    return isinstance(value, list)
+    return isinstance(value, list) and _is_json(value)
 
 
 _Check = Callable[[Any], bool]
 
 # Keyword -> whether its value is well-formed, and what is expected.
 ASSERTIONS: Mapping[str, tuple[_Check, str]] = {
-    "enum": (_is_list, "a list of values"),
-    "const": (lambda value: True, "a value"),
+    "enum": (_is_list, "a list of values of JSON"),
+    "const": (_is_json, "a value of JSON"),
     "required": (is_texts, "a list of names"),
     "minLength": (_is_count, "a count"),
     "maxLength": (_is_count, "a count"),
@@ -122,6 +130,15 @@ _INSTEAD = {
 # Words that are one letter away from a keyword and mean something else.
 _ANNOTATIONS = ("title", "titles", "example", "examples", "formatted", "deprecated")
 _KNOWN = (*ASSERTIONS, *APPLICATORS, *UNHELD, "$defs", "definitions", "minContains", "maxContains")
+
+
+def asserts_nothing(keyword: str, value: Any, given: Mapping[str, Any]) -> bool:
+    """Whether a keyword of UNHELD has no effect, with this value in this schema."""
+    if keyword in ("then", "else") and "if" not in given:
+        return True
+    if keyword == "contains" and given.get("minContains") == 0 and "maxContains" not in given:
+        return True
+    return any(type(value) is type(none) and value == none for none in UNHELD[keyword])
 
 
 def instead(keyword: str) -> str:

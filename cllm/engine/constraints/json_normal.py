@@ -14,13 +14,15 @@ from collections.abc import Mapping
 from typing import Any
 
 from cllm.engine.constraints.json_closed import (
+    COUNTED,
     close,
+    evaluated,
     kinds_of,
+    miscounted,
     names_together,
-    with_names,
     with_rule,
 )
-from cllm.engine.constraints.json_disjoint import all_disjoint
+from cllm.engine.constraints.json_disjoint import all_disjoint, exclusive
 from cllm.engine.constraints.json_formats import LENGTHS, pattern_of
 from cllm.engine.constraints.json_keywords import (
     ASSERTIONS,
@@ -28,6 +30,7 @@ from cllm.engine.constraints.json_keywords import (
     MAX_PROPERTIES,
     TYPES,
     UNHELD,
+    asserts_nothing,
     instead,
     is_number,
     misspelt,
@@ -43,6 +46,7 @@ MAX_DEPTH = 64
 MAX_REFERENCES = 1000
 """$ref's of a schema: a chain of some 4 000 overflows llguidance's stack."""
 
+_NAMING = {"type", "$ref"}
 _IN_PLACE = ("allOf", "anyOf", "oneOf")
 _NUMBERS = ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf")
 _STRINGS = ("minLength", "maxLength", "pattern", "format")
@@ -59,9 +63,12 @@ def normalized(schema: Any, lenient: bool = False) -> Any:
 class Normalizer:
     """Of one document."""
 
-    def __init__(self, document: Any, lenient: bool = False) -> None:
+    def __init__(self, document: Any, lenient: bool = False, wide: bool = False) -> None:
+        """wide: leave objects open, and numbers unbounded, as the schema says."""
         self._references = References(document)
         self._lenient = lenient
+        self._wide = wide
+        self._given: Normalizer | None = None
         self._count = 0
         # The definitions' names by pointer and whether they are closed.
         self._names: dict[tuple[str, bool], str] = {}
@@ -130,17 +137,20 @@ class Normalizer:
             rule = self._schema(place.at("propertyNames"), True, depth - 1)
             if not with_rule(self._followed(rule), made):
                 self._refuse("propertyNames", place, instead("propertyNames"))
-        self._unevaluated(given, made, place, together)
-        if closed and "object" in kinds_of(given):
+        if not evaluated(given, made, together):
+            keyword = "unevaluatedProperties"
+            self._refuse(keyword, place, instead(keyword))
+        if closed and not self._wide and "object" in kinds_of(given):
             close(made, together)
-        self._check_counts(made, place)
+        if (counted := miscounted(made)) is not None:
+            raise refusal(counted, made[counted], place.pointer, COUNTED)
         return made
 
     def _check_words(self, given: Mapping[str, Any], place: Place) -> None:
         """Refuse what asserts something and cannot be held."""
         for keyword, value in given.items():
             if keyword in UNHELD:
-                if not _asserts_nothing(keyword, value, given):
+                if not asserts_nothing(keyword, value, given):
                     self._refuse(keyword, place, instead(keyword))
             elif keyword == "uniqueItems":
                 most = given.get("maxItems", 2)
@@ -190,6 +200,8 @@ class Normalizer:
         elif keyword in COUNTS:
             limit = made.get(keyword, value) if keyword == "maxLength" else value
             made[keyword] = int(min(value, limit))
+        elif self._wide:
+            made[keyword] = value
         elif keyword in ("minimum", "maximum") and "number" in made.get("type", ()):
             made[keyword] = _inside(keyword, value)
         else:
@@ -222,16 +234,32 @@ class Normalizer:
             for index in range(len(given[keyword]))
         ]
         if keyword == "oneOf":
-            options = _exclusive(options)
+            options = exclusive(options)
             self._discriminate(options, given.get("discriminator"))
-            if all_disjoint(options, self._resolved):
-                keyword = "anyOf"
+            if "type" in made:
+                options = [_typed(option, made["type"]) for option in options]
+            if not self._wide and not all_disjoint(options, self._as_given(place), self._resolved):
+                self._refuse(
+                    "oneOf", place, "schemas that surely have no value in common, or anyOf"
+                )
+            keyword = "anyOf"
         if keyword == "allOf":
             made[keyword] = [*made.get(keyword, ()), *options]
         elif keyword in made:  # both anyOf and a oneOf that became one
             made["allOf"] = [*made.get("allOf", ()), {keyword: options}]
         else:
             made[keyword] = options
+
+    def _as_given(self, place: Place) -> list[Any]:
+        """The options of oneOf, without what is added to them."""
+        if self._given is None:
+            self._given = Normalizer(self.root.value, lenient=True, wide=True)
+        return self._given.options(place)
+
+    def options(self, place: Place) -> list[Any]:
+        """The options of the oneOf of this schema."""
+        number = len(place.value["oneOf"])
+        return [self._schema(place.at("oneOf", n), True, MAX_DEPTH) for n in range(number)]
 
     def _discriminate(self, options: list[Any], told: Any) -> None:
         """Require the property that OpenAPI's `discriminator` names: options differ in it."""
@@ -264,6 +292,8 @@ class Normalizer:
             self._names[key] = name
             self._waiting.append((name, target, closed))
         name = self._names[key]
+        if self._wide:
+            return f"#/$given/{name}"
         return name if name == "#" else f"#/$defs/{name}"
 
     def _followed(self, schema: Any) -> Any:
@@ -276,9 +306,11 @@ class Normalizer:
 
     def _resolved(self, reference: str) -> Any:
         """What a reference of the result names, for comparisons; True until it is written."""
-        if reference == "#":
+        if self._given is not None and reference.startswith("#/$given/"):
+            return self._given._resolved(reference)
+        if reference.endswith("#"):
             return True
-        name = reference.removeprefix("#/$defs/")
+        name = reference.rpartition("/")[2]
         for number, (waiting, target, closed) in enumerate(self._waiting):
             if waiting == name:
                 del self._waiting[number]
@@ -318,32 +350,6 @@ class Normalizer:
                 dict.fromkeys([*(own if isinstance(own, list) else ()), *needed])
             )
 
-    def _unevaluated(
-        self,
-        given: Mapping[str, Any],
-        made: dict[str, Any],
-        place: Place,
-        together: set[str] | None,
-    ) -> None:
-        value = given.get("unevaluatedProperties")
-        if value is None or value is True or value == {}:
-            return
-        if "additionalProperties" in given or "object" not in kinds_of(given):
-            return
-        alone = not {"$ref", *_IN_PLACE} & given.keys()
-        if value is False and (alone or (together is not None and not _has_options(given))):
-            made["properties"] = with_names(made.get("properties", {}), together or set())
-            made["additionalProperties"] = False
-            return
-        self._refuse("unevaluatedProperties", place, instead("unevaluatedProperties"))
-
-    def _check_counts(self, made: Mapping[str, Any], place: Place) -> None:
-        """A further property may be written twice, and then counts once."""
-        least = made.get("minProperties", 0) - len(made.get("required", ()))
-        if least > 1 and made.get("additionalProperties", True) is not False:
-            expected = "at most one more than required, or additionalProperties: false"
-            raise refusal("minProperties", made["minProperties"], place.pointer, expected)
-
     # Arrays.
 
     def _items(
@@ -379,16 +385,13 @@ _SEEN = {
 }  # fmt: skip
 
 
-def _asserts_nothing(keyword: str, value: Any, given: Mapping[str, Any]) -> bool:
-    if keyword in ("then", "else") and "if" not in given:
-        return True
-    if keyword == "contains" and given.get("minContains") == 0 and "maxContains" not in given:
-        return True
-    return any(type(value) is type(none) and value == none for none in UNHELD[keyword])
-
-
-def _has_options(given: Mapping[str, Any]) -> bool:
-    return bool({"anyOf", "oneOf"} & given.keys())
+def _typed(option: Any, kinds: Any) -> Any:
+    """An option with the type of the schema around it, if it has none."""
+    return (
+        {"type": kinds, **option}
+        if isinstance(option, dict) and not _NAMING & option.keys()
+        else option
+    )
 
 
 def _inside(keyword: str, value: float) -> float:
@@ -396,19 +399,3 @@ def _inside(keyword: str, value: float) -> float:
     if keyword == "maximum" and value > EXACT:
         return EXACT
     return -EXACT if keyword == "minimum" and value < -EXACT else value
-
-
-def _exclusive(options: list[Any]) -> list[Any]:
-    """Options that each require one property: each then excludes those of the others."""
-    names = [
-        option["required"][0]
-        for option in options
-        if isinstance(option, dict) and set(option) == {"required"} and len(option["required"]) == 1
-    ]
-    if len(names) < max(2, len(options)) or len(set(names)) < len(names):
-        return options
-    others = [{other: False for other in names if other != name} for name in names]
-    return [
-        {"type": "object", "required": [name], "properties": properties}
-        for name, properties in zip(names, others, strict=True)
-    ]

@@ -85,12 +85,9 @@ class Writer:
             return self._reference(schema["$ref"])
         if "allOf" in used:
             return self._node(self._merged(schema, used))
-        for keyword in ("anyOf", "oneOf"):
-            if keyword in used:
-                self._only(used, {keyword})
-                if keyword == "oneOf":
-                    self._check_disjoint(schema[keyword])
-                return self._rule(" | ".join(map(self._node, schema[keyword])))
+        if "anyOf" in used:
+            self._only(used, {"anyOf"})
+            return self._rule(" | ".join(map(self._node, schema["anyOf"])))
         if used & {"const", "enum"}:
             self._only(used, {"const", "enum", "type"})
             return self._values(schema)
@@ -144,16 +141,6 @@ class Writer:
                 elif merged[keyword] != value:
                     raise self._refused("multipleOf", f"one of them, around a number {BEYOND}")
         return merged
-
-    def _check_disjoint(self, options: list[Any]) -> None:
-        seen: set[str] = set()
-        for option in options:
-            kinds = set(_types(option)) if isinstance(option, dict) else set()
-            if "number" in kinds:
-                kinds.add("integer")
-            if not kinds or kinds & seen:
-                raise self._refused("oneOf", "options of different types, or anyOf")
-            seen |= kinds
 
     def _values(self, schema: Schema) -> str:
         values = schema.get("enum", [schema.get("const")])

@@ -53,6 +53,7 @@ FORMS: list[tuple[Schema, list[str], list[str]]] = [
      ['"a"']),
     ({"properties": {"a": INTEGER, "b": {"$ref": "#/properties/a"}}}, ['{"b": 1}'], ['{"b": ""}']),
     ({"type": "number", "maximum": 1.7976931348623157e308}, ["1.5"], ["1e999"]),
+    ({"enum": [1e30, "a"]}, ["1e+30"], ["1000000000000000000000000000000"]),
     # Objects are closed, unless they say otherwise.
     (PERSON, ['{"a": 1}'], ['{"a": 1, "b": 2}', "{}"]),
     ({"properties": {"a": INTEGER}}, ["{}"], ['{"b": 2}', "5"]),
@@ -129,7 +130,7 @@ REFUSED: list[tuple[Schema, str, str]] = [
     (held({"$ref": "#/$defs/s"}) | {"$defs": {"s": {"type": "string", "pattern": "("}}}, "regex",
      "/$defs/s"),
     (held({"type": "string", "minLength": 5, "maxLength": 3}), "minLength (5)", "/properties/x"),
-    ({"properties": {"a/b": {"oneOf": [INTEGER, {"type": "number"}]}}}, "use anyOf",
+    ({"properties": {"a/b": {"oneOf": [INTEGER, {"type": "number"}]}}}, "anyOf",
      "/properties/a~1b"),
     (held({"patternProperties": {"a": {}, "b": {}}}), "not disjoint", "/properties/x"),
 ]  # fmt: skip
@@ -247,7 +248,33 @@ def test_disjoint_is_only_what_surely_is() -> None:
         [{"type": "null"}, {"enum": [None]}],
     ]
     for options in alike:
-        assert not all_disjoint([normalized(option) for option in options], lambda name: True)
+        compiled = [normalized(option) for option in options]
+        assert not all_disjoint(compiled, options, lambda name: True)
+
+
+def test_options_are_compared_as_they_are_given(engine: Engine) -> None:
+    """Closed options have less in common than those of the client."""
+    options = [{"properties": BOTH, "required": ["a"]}, {"properties": {"b": INTEGER}}]
+    with pytest.raises(InvalidRequest, match="oneOf"):
+        engine.check_constraint(Constraint("json_schema", {"type": "object", "oneOf": options}))
+    options[1] = {"properties": {"b": INTEGER}, "required": ["b"]}
+    with pytest.raises(InvalidRequest, match="oneOf"):
+        engine.check_constraint(Constraint("json_schema", {"type": "object", "oneOf": options}))
+    options[0] = PERSON
+    assert admits(engine, {"type": "object", "oneOf": options}, '{"a": 1}')
+
+
+def test_an_exclusive_bound_is_not_inside(engine: Engine) -> None:
+    for low, high in ((0, 0.5), (0, 1e-7), (3, 3.25), (0, 1), (0, 2)):
+        for more in ("maximum", "exclusiveMaximum"):
+            above: Schema = {"type": "number", "exclusiveMinimum": low, more: high}
+            assert not admits(engine, above, str(low))
+            inside = high / 100 if low == 0 else low + 0.1
+            assert admits(engine, above, f"{inside:.10f}".rstrip("0"))
+        for more in ("minimum", "exclusiveMinimum"):
+            below: Schema = {"type": "number", "exclusiveMaximum": -low, more: -high}
+            assert not admits(engine, below, str(-low))
+            assert not admits(engine, below, f"-{low}")
 
 
 def test_references_that_name_each_other_end(engine: Engine) -> None:
