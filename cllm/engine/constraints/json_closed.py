@@ -109,11 +109,10 @@ def _has_no_options(given: Mapping[str, Any]) -> bool:
 COUNTED = "at most one more than required, or additionalProperties: false"
 
 
-def miscounted(made: Mapping[str, Any]) -> str | None:
-    """A count that a further property breaks which is written twice; see COUNTED."""
+def miscounted(made: Mapping[str, Any]) -> bool:
+    """Whether a further property that is written twice breaks minProperties; see COUNTED."""
     more = made.get("minProperties", 0) - len(made.get("required", ()))
-    is_open = made.get("additionalProperties", True) is not False
-    return "minProperties" if more > 1 and is_open else None
+    return bool(more > 1) and made.get("additionalProperties", True) is not False
 
 
 def with_rule(rule: Any, made: dict[str, Any]) -> bool:

@@ -128,8 +128,7 @@ class Normalizer:
             elif keyword == "properties":
                 self._properties(given, made, place, depth)
             elif keyword == "patternProperties":
-                patterns = self._named(keyword, given, place, depth)
-                made[keyword] = patterns
+                made[keyword] = self._named(keyword, given, place, depth)
             elif keyword == "additionalProperties":
                 made[keyword] = self._schema(place.at(keyword), True, depth - 1)
         self._items(given, made, place, depth)
@@ -138,12 +137,12 @@ class Normalizer:
             if not with_rule(self._followed(rule), made):
                 self._refuse("propertyNames", place, instead("propertyNames"))
         if not evaluated(given, made, together):
-            keyword = "unevaluatedProperties"
-            self._refuse(keyword, place, instead(keyword))
+            self._refuse("unevaluatedProperties", place, instead("unevaluatedProperties"))
         if closed and not self._wide and "object" in kinds_of(given):
             close(made, together)
-        if (counted := miscounted(made)) is not None:
-            raise refusal(counted, made[counted], place.pointer, COUNTED)
+        if not self._wide and miscounted(made):
+            self._refuse("minProperties", place, COUNTED)
+            del made["minProperties"]
         return made
 
     def _check_words(self, given: Mapping[str, Any], place: Place) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 import re
 from datetime import date
 from typing import Any
@@ -16,7 +17,7 @@ from cllm.engine.constraints.json_disjoint import all_disjoint
 from cllm.engine.constraints.json_formats import FORMATS
 from cllm.engine.constraints.json_normal import normalized
 from tests.engine.constraints.test_constraint_numbers import admits
-from tests.tools import schema_corpus
+from tests.tools import fuzz_constraints, schema_corpus
 from tests.tools.schema_sources import INSTALLED, python_types
 
 Schema = Any
@@ -304,3 +305,22 @@ def test_schemas_of_libraries_are_accepted_and_their_texts_valid(engine: Engine)
     complete = list(schema_corpus.walks(engine, accepted, 120))
     assert len(complete) == 120
     assert [found for found in complete if found[2] is not None] == []
+
+
+def test_texts_of_schemas_of_any_keywords_are_valid(engine: Engine) -> None:
+    """Without what jsonschema judges in another way: multiples of fractions, OpenAPI's null."""
+    rng, texts = random.Random(5), 0
+    walker = schema_corpus.Walker(engine, rng)
+    while texts < 150:
+        schema = fuzz_constraints.schema(rng, 3)
+        written = json.dumps(schema)
+        if any(word in written for word in ("multipleOf", "nullable", "relative-json-pointer")):
+            continue
+        try:
+            jsonschema.Draft202012Validator.check_schema(schema)
+            text = walker.text(schema)
+        except (InvalidRequest, jsonschema.SchemaError):
+            continue
+        if text is not None:
+            texts += 1
+            assert schema_corpus.violation(schema, text) is None, (schema, text)
