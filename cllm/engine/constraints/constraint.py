@@ -88,6 +88,8 @@ def relaxed(schema: Mapping[str, Any]) -> Mapping[str, Any]:
     Raises InvalidRequest for one that is too large or too deep.
     """
     try:
+        if len(json.dumps(schema)) > MAX_SOURCE:
+            raise InvalidRequest("json_schema", "a schema", f"at most {MAX_SOURCE} characters")
         found = normalized(schema, lenient=True)
     except RecursionError:
         raise InvalidRequest("json_schema", "a schema", "fewer levels of nesting") from None

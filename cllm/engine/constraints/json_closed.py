@@ -12,8 +12,12 @@ from typing import Any
 
 from cllm.engine.constraints.json_keywords import MAX_PROPERTIES, TYPES
 from cllm.engine.constraints.json_references import Place
+from cllm.engine.errors import InvalidRequest
 
 IN_PLACE = ("allOf", "anyOf", "oneOf")
+
+MAX_LOOKS = 20_000
+"""Schemas of one document that are looked at for their names; some 0.1 s."""
 
 Find = Callable[[str, str], Place | None]
 
@@ -28,41 +32,55 @@ def kinds_of(schema: Mapping[str, Any]) -> set[str]:
     return found if found else set(TYPES)
 
 
-def names_together(given: Mapping[str, Any], place: Place, find: Find) -> set[str] | None:
-    """The names of all schemas of this object, if there are several; None: only this one.
+class Together:
+    """The names of all schemas that describe one object, of one document."""
 
-    An empty set: they stay open. find: what a reference names, from its text and base.
-    """
-    several = {"$ref", *IN_PLACE} & given.keys()
-    own = {"properties", "patternProperties", "required", "additionalProperties"} & given.keys()
-    if not several:
-        return None
-    if not own and len(several) == 1 and (several != {"allOf"} or len(_list(given["allOf"])) == 1):
-        return None  # each of them for itself
-    names: set[str] = set()
-    return names if _collected(place, find, names, set()) else set()
+    __slots__ = ("_find", "_left")
 
+    def __init__(self, find: Find) -> None:
+        """find: what a reference names, from its text and base."""
+        self._find = find
+        self._left = MAX_LOOKS
 
-def _collected(place: Place, find: Find, names: set[str], seen: set[str]) -> bool:
-    """Add the names that the schemas of one object declare; False: one of them is open."""
-    if place.pointer in seen or not isinstance(place.value, dict):
-        return True
-    seen.add(place.pointer)
-    schema = place.value
-    for keyword in ("additionalProperties", "patternProperties", "propertyNames"):
-        if schema.get(keyword) is not None:
-            return False
-    if isinstance(schema.get("properties"), dict):
-        names.update(schema["properties"])
-    inner = [
-        place.at(keyword, index)
-        for keyword in IN_PLACE
-        for index in range(len(_list(schema.get(keyword))))
-    ]
-    if isinstance(schema.get("$ref"), str):
-        target = find(schema["$ref"], place.base)
-        inner += [target] if target is not None else []
-    return all(_collected(each, find, names, seen) for each in inner)
+    def names(self, given: Mapping[str, Any], place: Place) -> set[str] | None:
+        """Their names, if there are several schemas; None: only this one.
+
+        An empty set: they stay open. Raises InvalidRequest.
+        """
+        several = {"$ref", *IN_PLACE} & given.keys()
+        own = {"properties", "patternProperties", "required", "additionalProperties"} & given.keys()
+        if not several:
+            return None
+        alone = len(several) == 1 and (several != {"allOf"} or len(_list(given["allOf"])) == 1)
+        if alone and not own:
+            return None  # each of them for itself
+        names: set[str] = set()
+        return names if self._collected(place, names, set()) else set()
+
+    def _collected(self, place: Place, names: set[str], seen: set[str]) -> bool:
+        """Add the names that the schemas declare; False: one of them is open."""
+        if place.pointer in seen or not isinstance(place.value, dict):
+            return True
+        seen.add(place.pointer)
+        self._left -= 1
+        if self._left < 0:
+            expected = "fewer schemas that describe one object together (allOf, $ref)"
+            raise InvalidRequest("json_schema", "a schema", expected)
+        schema = place.value
+        for keyword in ("additionalProperties", "patternProperties", "propertyNames"):
+            if schema.get(keyword) is not None:
+                return False
+        if isinstance(schema.get("properties"), dict):
+            names.update(schema["properties"])
+        inner = [
+            place.at(keyword, index)
+            for keyword in IN_PLACE
+            for index in range(len(_list(schema.get(keyword))))
+        ]
+        if isinstance(schema.get("$ref"), str):
+            target = self._find(schema["$ref"], place.base)
+            inner += [target] if target is not None else []
+        return all(self._collected(each, names, seen) for each in inner)
 
 
 def close(made: dict[str, Any], together: set[str] | None) -> None:

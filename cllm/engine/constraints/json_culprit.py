@@ -46,6 +46,8 @@ def _reason(normalizer: Normalizer, part: Place, refuses: Refuses) -> str | None
         return None if isinstance(schema, bool) else refuses(expression_of(schema))
     except InvalidRequest as error:
         return error.expected
+    except RecursionError:
+        return None
 
 
 def _parts(normalizer: Normalizer, place: Place) -> Iterator[Place]:

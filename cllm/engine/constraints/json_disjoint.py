@@ -17,20 +17,70 @@ _SHAPES = {pattern_of(name) for name in DISJOINT}
 _DEEPEST = 8
 _MOST = 64  # options compared with each other
 
-Resolve = Callable[[str], Any]
+Follow = Callable[[Any], Any]
+"""A schema, or what it refers to if it says nothing else."""
+
+MAX_COMPARED = 20_000
+"""Pairs of schemas of one document; some 0.1 s."""
 
 
-def all_disjoint(options: Sequence[Any], given: Sequence[Any], resolve: Resolve) -> bool:
-    """Whether no value of one option fits another one, as the client gave it.
+class Comparison:
+    """Compares the schemas of one document."""
 
-    options: as they are compiled, given: as they say. resolve: the schema that a $ref names.
-    """
-    return len(options) <= _MOST and all(
-        _disjoint(one, other, resolve, _DEEPEST)
-        for number, one in enumerate(options)
-        for index, other in enumerate(given)
-        if index != number
-    )
+    __slots__ = ("_follow", "_left")
+
+    def __init__(self, follow: Follow) -> None:
+        self._follow = follow
+        self._left = MAX_COMPARED
+
+    def all_disjoint(self, options: Sequence[Any], given: Sequence[Any]) -> bool:
+        """Whether no value of one option fits another one, as the client gave it.
+
+        options: as they are compiled, given: as they say.
+        """
+        return len(options) <= _MOST and all(
+            self._disjoint(one, other, _DEEPEST)
+            for number, one in enumerate(options)
+            for index, other in enumerate(given)
+            if index != number
+        )
+
+    def _disjoint(self, one: Any, other: Any, depth: int) -> bool:
+        one, other = self._follow(one), self._follow(other)
+        self._left -= 1
+        if one is False or other is False:
+            return True
+        if min(depth, self._left) <= 0 or not isinstance(one, dict) or not isinstance(other, dict):
+            return False
+        for some, rest in ((one, other), (other, one)):
+            for keyword, enough in (("anyOf", all), ("oneOf", all), ("allOf", any)):
+                options = some.get(keyword)
+                if options and enough(self._disjoint(each, rest, depth - 1) for each in options):
+                    return True
+        values, others = _values(one), _values(other)
+        if values is not None and others is not None:
+            return not {json.dumps(v) for v in values} & {json.dumps(v) for v in others}
+        if values is not None or others is not None:
+            finite, rest = (values, other) if values is not None else (others, one)
+            return not any(_may_be(value, rest) for value in finite or ())
+        return all(
+            self._differ(kind, one, other, depth)
+            for kind in _kinds(one) & _kinds(other) - {"integer"}
+            | ({"number"} if "integer" in _kinds(one) & _kinds(other) else set())
+        )
+
+    def _differ(
+        self, kind: str, one: Mapping[str, Any], other: Mapping[str, Any], depth: int
+    ) -> bool:
+        """Whether no value of this type fits both."""
+        if kind == "number":
+            return _numbers_differ(one, other)
+        if kind == "string":
+            return _strings_differ(one, other)
+        return kind == "object" and any(
+            self._disjoint(_property(one, name), _property(other, name), depth - 1)
+            for name in {*one.get("required", ()), *other.get("required", ())}
+        )
 
 
 def exclusive(options: list[Any]) -> list[Any]:
@@ -47,37 +97,6 @@ def exclusive(options: list[Any]) -> list[Any]:
         {"type": "object", "required": [name], "properties": properties}
         for name, properties in zip(names, others, strict=True)
     ]
-
-
-def _disjoint(one: Any, other: Any, resolve: Resolve, depth: int) -> bool:
-    one, other = _resolved(one, resolve), _resolved(other, resolve)
-    if one is False or other is False:
-        return True
-    if depth == 0 or not isinstance(one, dict) or not isinstance(other, dict):
-        return False
-    for some, rest in ((one, other), (other, one)):
-        for keyword, enough in (("anyOf", all), ("oneOf", all), ("allOf", any)):
-            options = some.get(keyword)
-            if options and enough(_disjoint(each, rest, resolve, depth - 1) for each in options):
-                return True
-    values, others = _values(one), _values(other)
-    if values is not None and others is not None:
-        return not {json.dumps(v) for v in values} & {json.dumps(v) for v in others}
-    if values is not None or others is not None:
-        finite, rest = (values, other) if values is not None else (others, one)
-        return not any(_may_be(value, rest) for value in finite or ())
-    shared = _kinds(one) & _kinds(other)
-    if shared & {"integer", "number"}:
-        shared = shared - {"integer", "number"} | {"number"}
-    return all(_BY_KIND[kind](one, other, resolve, depth) for kind in shared)
-
-
-def _resolved(schema: Any, resolve: Resolve) -> Any:
-    for _ in range(_DEEPEST):
-        if not isinstance(schema, dict) or set(schema) != {"$ref"}:
-            break
-        schema = resolve(schema["$ref"])
-    return schema
 
 
 def _kinds(schema: Mapping[str, Any]) -> set[str]:
@@ -135,7 +154,13 @@ def _range(schema: Mapping[str, Any]) -> tuple[float, float]:
     return low, high
 
 
-def _numbers(one: Any, other: Any, _resolve: Resolve, _depth: int) -> bool:
+def _property(schema: Mapping[str, Any], name: str) -> Any:
+    if name in schema.get("properties", {}):
+        return schema["properties"][name]
+    return True if "patternProperties" in schema else schema.get("additionalProperties", True)
+
+
+def _numbers_differ(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
     (low, high), (least, greatest) = _range(one), _range(other)
     if high < least or greatest < low:
         return True
@@ -149,37 +174,10 @@ def _numbers(one: Any, other: Any, _resolve: Resolve, _depth: int) -> bool:
     return False
 
 
-def _strings(one: Any, other: Any, _resolve: Resolve, _depth: int) -> bool:
+def _strings_differ(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
     if one.get("maxLength", math.inf) < other.get("minLength", 0):
         return True
     if other.get("maxLength", math.inf) < one.get("minLength", 0):
         return True
     patterns = {one.get("pattern"), other.get("pattern")}
     return len(patterns) == 2 and patterns <= _SHAPES
-
-
-def _objects(one: Any, other: Any, resolve: Resolve, depth: int) -> bool:
-    return any(
-        _disjoint(_property(one, name), _property(other, name), resolve, depth - 1)
-        for name in {*one.get("required", ()), *other.get("required", ())}
-    )
-
-
-def _property(schema: Mapping[str, Any], name: str) -> Any:
-    if name in schema.get("properties", {}):
-        return schema["properties"][name]
-    return True if "patternProperties" in schema else schema.get("additionalProperties", True)
-
-
-def _never(_one: Any, _other: Any, _resolve: Resolve, _depth: int) -> bool:
-    return False
-
-
-_BY_KIND: Mapping[str, Callable[[Any, Any, Resolve, int], bool]] = {
-    "null": _never,
-    "boolean": _never,
-    "number": _numbers,
-    "string": _strings,
-    "array": _never,
-    "object": _objects,
-}

@@ -15,14 +15,14 @@ from typing import Any
 
 from cllm.engine.constraints.json_closed import (
     COUNTED,
+    Together,
     close,
     evaluated,
     kinds_of,
     miscounted,
-    names_together,
     with_rule,
 )
-from cllm.engine.constraints.json_disjoint import all_disjoint, exclusive
+from cllm.engine.constraints.json_disjoint import Comparison, exclusive
 from cllm.engine.constraints.json_formats import LENGTHS, pattern_of
 from cllm.engine.constraints.json_keywords import (
     ASSERTIONS,
@@ -69,6 +69,10 @@ class Normalizer:
         self._lenient = lenient
         self._wide = wide
         self._given: Normalizer | None = None
+        self._begin()
+
+    def _begin(self) -> None:
+        self._together, self._comparison = Together(self.find), Comparison(self._followed)
         self._count = 0
         # The definitions' names by pointer and whether they are closed.
         self._names: dict[tuple[str, bool], str] = {}
@@ -87,8 +91,8 @@ class Normalizer:
     def whole(self, place: Place | None = None) -> Any:
         """This part of the document, or all of it, with the definitions that it uses."""
         place = place or self.root
-        self._count, self._defs, self._waiting = 0, {}, []
-        self._names = {(place.pointer, True): "#"}
+        self._begin()
+        self._names[place.pointer, True] = "#"
         found = self._schema(place, True, MAX_DEPTH)
         while self._waiting:
             name, target, closed = self._waiting.pop()
@@ -116,7 +120,7 @@ class Normalizer:
         self._check_words(given, place)
         made: dict[str, Any] = {}
         self._types(given, made, place)
-        together = names_together(given, place, self.find) if closed else None
+        together = self._together.names(given, place) if closed else None
         for keyword in given:
             if keyword in ASSERTIONS:
                 self._assertion(keyword, given, made, place)
@@ -237,10 +241,8 @@ class Normalizer:
             self._discriminate(options, given.get("discriminator"))
             if "type" in made:
                 options = [_typed(option, made["type"]) for option in options]
-            if not self._wide and not all_disjoint(options, self._as_given(place), self._resolved):
-                self._refuse(
-                    "oneOf", place, "schemas that surely have no value in common, or anyOf"
-                )
+            if not self._wide and not self._comparison.all_disjoint(options, self._as_given(place)):
+                self._refuse("oneOf", place, "schemas that have no value in common, or anyOf")
             keyword = "anyOf"
         if keyword == "allOf":
             made[keyword] = [*made.get(keyword, ()), *options]
@@ -344,10 +346,7 @@ class Normalizer:
             and given["properties"][name].get("required") is True
         ]
         if needed:  # draft 3
-            own = given.get("required")
-            made["required"] = list(
-                dict.fromkeys([*(own if isinstance(own, list) else ()), *needed])
-            )
+            made["required"] = needed
 
     # Arrays.
 

@@ -33,22 +33,19 @@ class References:
 
     def __init__(self, document: Any) -> None:
         self.root = Place("", document, _base_in(document, ""))
-        self._resources: dict[str, Place] = {"": self.root, self.root.base: self.root}
+        self._resources: dict[str, Place] = {}
         self._anchors: dict[tuple[str, str], Place] = {}
-        for place in _all(self.root):
-            self._resources.setdefault(place.base, place)
-            for keyword in ("$anchor", "$id", "id"):
-                name = place.value.get(keyword)
-                if isinstance(name, str) and (keyword == "$anchor" or name.startswith("#")):
-                    self._anchors.setdefault((place.base, name.lstrip("#")), place)
 
     def find(self, reference: str, base: str) -> Place | None:
         """What the reference names where `base` applies; None: nothing in this document."""
         address, fragment = urldefrag(reference)
-        resource = self._resources.get(_joined(base, address) if address else base)
+        fragment = unquote(fragment)
+        resource: Place | None = self.root
+        if address or base != self.root.base or (fragment and not fragment.startswith("/")):
+            self._scan()
+            resource = self._resources.get(_joined(base, address) if address else base)
         if resource is None:
             return None
-        fragment = unquote(fragment)
         if fragment and not fragment.startswith("/"):
             return self._anchors.get((resource.base, fragment))
         place = resource
@@ -62,6 +59,18 @@ class References:
             else:
                 return None
         return place
+
+    def _scan(self) -> None:
+        """Find anchors and embedded resources, which few documents have."""
+        if self._resources:
+            return
+        self._resources = {"": self.root, self.root.base: self.root}
+        for place in _all(self.root):
+            self._resources.setdefault(place.base, place)
+            for keyword in ("$anchor", "$id", "id"):
+                name = place.value.get(keyword)
+                if isinstance(name, str) and (keyword == "$anchor" or name.startswith("#")):
+                    self._anchors.setdefault((place.base, name.lstrip("#")), place)
 
 
 def _base_in(value: Any, base: str) -> str:

@@ -13,7 +13,7 @@ import pytest
 
 from cllm.engine import Constraint, Engine, InvalidRequest
 from cllm.engine.constraints.constraint import relaxed
-from cllm.engine.constraints.json_disjoint import all_disjoint
+from cllm.engine.constraints.json_disjoint import Comparison
 from cllm.engine.constraints.json_formats import FORMATS
 from cllm.engine.constraints.json_normal import normalized
 from tests.engine.constraints.test_constraint_numbers import admits
@@ -131,7 +131,7 @@ REFUSED: list[tuple[Schema, str, str]] = [
     (held({"$ref": "#/$defs/s"}) | {"$defs": {"s": {"type": "string", "pattern": "("}}}, "regex",
      "/$defs/s"),
     (held({"type": "string", "minLength": 5, "maxLength": 3}), "minLength (5)", "/properties/x"),
-    ({"properties": {"a/b": {"oneOf": [INTEGER, {"type": "number"}]}}}, "anyOf",
+    ({"properties": {"a/b": {"oneOf": [INTEGER, {"type": "number"}]}}}, "or anyOf",
      "/properties/a~1b"),
     (held({"patternProperties": {"a": {}, "b": {}}}), "not disjoint", "/properties/x"),
 ]  # fmt: skip
@@ -250,7 +250,7 @@ def test_disjoint_is_only_what_surely_is() -> None:
     ]
     for options in alike:
         compiled = [normalized(option) for option in options]
-        assert not all_disjoint(compiled, options, lambda name: True)
+        assert not Comparison(lambda schema: schema).all_disjoint(compiled, options)
 
 
 def test_options_are_compared_as_they_are_given(engine: Engine) -> None:
@@ -288,6 +288,29 @@ def test_references_that_name_each_other_end(engine: Engine) -> None:
     ):
         with pytest.raises(InvalidRequest):
             engine.check_constraint(Constraint("json_schema", schema))
+
+
+def tree(depth: int) -> Schema:
+    return {"anyOf": [tree(depth - 1) for _ in range(4)]} if depth else PERSON
+
+
+def test_schemas_that_multiply_are_refused() -> None:
+    """Before the child: what is held of a tool's schema is found in the server."""
+    many = {"allOf": [{"properties": {f"p{number}": {}}} for number in range(3000)]}
+    clusters = {
+        "properties": {
+            f"q{number}": {"allOf": [{"$ref": "#/$defs/m"}], "properties": {}}
+            for number in range(900)
+        },
+        "$defs": {"m": many},
+    }
+    with pytest.raises(InvalidRequest, match="describe one object together"):
+        normalized(clusters)
+    with pytest.raises(InvalidRequest, match="no value in common"):
+        normalized({"oneOf": [tree(5), tree(5)]})
+    links = {f"d{n}": {"$ref": f"#/$defs/d{n + 1}", "properties": {}} for n in range(2000)}
+    with pytest.raises(InvalidRequest):
+        relaxed({"$ref": "#/$defs/d0", "$defs": {**links, "d2000": {}}})
 
 
 def test_types_of_python_are_accepted_except_sets(engine: Engine) -> None:
