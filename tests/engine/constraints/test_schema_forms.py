@@ -296,8 +296,8 @@ def tree(depth: int) -> Schema:
 
 def test_schemas_that_multiply_are_refused() -> None:
     """Before the child: what is held of a tool's schema is found in the server."""
-    many = {"allOf": [{"properties": {f"p{number}": {}}} for number in range(3000)]}
-    clusters = {
+    many: Schema = {"allOf": [{"properties": {f"p{number}": {}}} for number in range(3000)]}
+    clusters: Schema = {
         "properties": {
             f"q{number}": {"allOf": [{"$ref": "#/$defs/m"}], "properties": {}}
             for number in range(900)
