@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Generic, TypeVar
 from cllm.api.errors import describe
 from cllm.api.lanes import WAITING_SINCE
 from cllm.api.metrics import Metrics
-from cllm.api.sampling import Sharing
 from cllm.api.service import Service
+from cllm.api.sharing_fields import SharingFields
 from cllm.api.stream import Frames, GenerationStream
 from cllm.api.tenants import Tenant, scope_of, tenant_of
 from cllm.engine import DeadlineExceeded, InvalidRequest
@@ -51,7 +51,7 @@ class Submission:
     def whole(
         self,
         request: HttpRequest,
-        asked: Sharing,
+        asked: SharingFields,
         wanted: Sequence[Wanted],
         respond: Callable[[Sequence[Generation]], HttpResponse],
         refuse: Callable[[HttpError], HttpResponse],
@@ -67,7 +67,7 @@ class Submission:
     def answer(
         self,
         request: HttpRequest,
-        asked: Sharing,
+        asked: SharingFields,
         wanted: Sequence[Wanted],
         *,
         stream: bool | None,
@@ -83,7 +83,7 @@ class Submission:
     def embedded(
         self,
         request: HttpRequest,
-        asked: Sharing,
+        asked: SharingFields,
         inputs: Sequence[Sequence[int]],
         name: str,
         respond: Callable[[Embedding], HttpResponse],
@@ -111,7 +111,7 @@ class Submission:
     def streamed(
         self,
         request: HttpRequest,
-        asked: Sharing,
+        asked: SharingFields,
         wanted: Sequence[Wanted],
         frames: Callable[[Sequence[Generation]], Frames],
     ) -> HttpResponse:
@@ -123,7 +123,7 @@ class Submission:
     def _submit(
         self,
         request: HttpRequest,
-        asked: Sharing,
+        asked: SharingFields,
         wanted: Sequence[Wanted],
         on_update: Callable[[], None],
     ) -> Sequence[Generation]:
@@ -166,7 +166,7 @@ class Submission:
         return left
 
 
-def _priority(asked: Sharing, tenant: Tenant) -> int:
+def _priority(asked: SharingFields, tenant: Tenant) -> int:
     priority = asked.priority or 0
     most_urgent = tenant.terms.priority
     if priority < most_urgent:

@@ -7,6 +7,7 @@ import pytest
 from cllm.api.chat.constraint import Thinking, thinking_of
 from cllm.api.chat.conversation import Conversation
 from cllm.api.chat.prepare import prepare
+from cllm.api.constraint_fields import Asked
 from cllm.api.formats import detect
 from cllm.engine import Constraint, PromptTooLong
 from tests.api.api_client import Live
@@ -35,13 +36,13 @@ def answering(said: str) -> Conversation:
         (answering("<think>Hm</think>Yes"), WITH_THOUGHTS, BEGUN, Thinking.NONE),
         (answering("Yes"), WITH_THOUGHTS, OPENED, Thinking.NONE),
         (
-            Conversation([USER], response=Constraint("json_object")),
+            Conversation([USER], response=Asked(Constraint("json_object"), "response_format")),
             WITH_THOUGHTS,
             BEGUN,
             Thinking.ALLOWED,
         ),
         (
-            Conversation([USER], response=Constraint("regex", "a+")),
+            Conversation([USER], response=Asked(Constraint("regex", "a+"), "regex")),
             WITH_THOUGHTS,
             OPENED,
             Thinking.NONE,

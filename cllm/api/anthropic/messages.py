@@ -29,10 +29,6 @@ _NAMES = (
     (re.compile(r"^stop\b"), "stop_sequences"),
     (re.compile(r"^(tools\[\d+\])\.function\.parameters"), r"\1.input_schema"),
     (re.compile(r"^(tools\[\d+\])\.function"), r"\1"),
-    (
-        re.compile(r"^(response_format(\.json_schema)?\.schema|json_schema)"),
-        "output_config.format.schema",
-    ),
 )
 
 

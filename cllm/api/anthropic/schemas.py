@@ -10,7 +10,8 @@ from typing import Annotated, Any, Literal
 
 from msgspec import Meta, Struct
 
-from cllm.api.sampling import Priority, Temperature, TopK
+from cllm.api.constraint_fields import ConstraintFields
+from cllm.api.sampling import Temperature, TopK
 from cllm.api.schemas import INT32, Fraction, NonEmpty, Schema
 from cllm.engine.sampling.params import MAX_STOPS
 
@@ -109,7 +110,7 @@ class OutputConfig(Struct):
     format: JsonFormat | None = None
 
 
-class CountRequest(Struct, kw_only=True):
+class CountRequest(ConstraintFields, kw_only=True):
     """Body of ``/v1/messages/count_tokens``."""
 
     messages: Annotated[list[Message], Meta(min_length=1)]
@@ -119,6 +120,7 @@ class CountRequest(Struct, kw_only=True):
     tool_choice: Auto | AnyTool | OneTool | NoTool | None = None
     thinking: Thinking | None = None
     output_config: OutputConfig | None = None
+    output_format: JsonFormat | None = None  # its name before output_config
 
 
 class MessagesRequest(CountRequest, kw_only=True):
@@ -132,8 +134,6 @@ class MessagesRequest(CountRequest, kw_only=True):
     top_p: Fraction | None = None
     # Not Anthropic's: names of the native API.
     seed: int | None = None
-    priority: Priority | None = None
-    cache_salt: NonEmpty | None = None
 
 
 COUNT = Schema(CountRequest)

@@ -16,6 +16,7 @@ from cllm.engine import InvalidRequest
 from cllm.engine.constraints.constraint import Constraint
 
 if TYPE_CHECKING:
+    from cllm.api.constraint_fields import Asked
     from cllm.engine import Engine
 
 
@@ -49,21 +50,9 @@ def thinking_of(conversation: Conversation, format: Format, template: str, promp
     return Thinking.UNASKED if silent or begin not in template else Thinking.ALLOWED
 
 
-def is_plain(response: Constraint | None) -> bool:
+def is_plain(response: Asked | None) -> bool:
     """Whether the answer is text of a grammar, which has neither thoughts nor calls."""
-    return response is not None and response.kind not in ("json_schema", "json_object")
-
-
-def check_response(engine: Engine, response: Constraint | None, tenant: str) -> None:
-    """Refuse an answer's form that cannot be held. Raises InvalidRequest, ConstraintPending."""
-    if response is not None:
-        try:
-            engine.check_constraint(response, wait=False, tenant=tenant)
-        except InvalidRequest as error:
-            if response.kind != "json_schema":
-                raise
-            name = "response_format.json_schema.schema"
-            raise InvalidRequest(name, error.value, error.expected) from None
+    return response is not None and response.constraint.kind not in ("json_schema", "json_object")
 
 
 def constraint_of(
@@ -77,8 +66,8 @@ def constraint_of(
 
     Tools are checked one by one only if all of them together cannot be held: that is slower.
     """
-    if is_plain(conversation.response):
-        return conversation.response
+    if conversation.response is not None and is_plain(conversation.response):
+        return conversation.response.constraint
     try:
         return _compiled(engine, conversation, format, tools, thinking)
     except InvalidRequest:
@@ -100,7 +89,7 @@ def _compiled(
     thinking: Thinking,
 ) -> Constraint | None:
     """All of it as one constraint; raises InvalidRequest where it cannot be held."""
-    response = conversation.response
+    response = conversation.response.constraint if conversation.response is not None else None
     thinks = thinking in (Thinking.ALLOWED, Thinking.OPENED)
     if not tools and (response is None or (not thinks and format.answer is None)):
         return response

@@ -8,7 +8,6 @@ from functools import partial
 
 from cllm.api.chat.constraint import (
     Thinking,
-    check_response,
     constraint_of,
     is_plain,
     thinking_of,
@@ -17,6 +16,7 @@ from cllm.api.chat.conversation import Conversation
 from cllm.api.chat.events import Parser, Text
 from cllm.api.chat.prompt import prompt_of
 from cllm.api.chat.tools import callable_tools
+from cllm.api.constraint_fields import checked
 from cllm.api.formats import detect
 from cllm.api.formats.calls import Calls
 from cllm.api.formats.reader import Reader, Script, Steps
@@ -52,10 +52,10 @@ def prepare(service: Service, conversation: Conversation, tenant: str = "") -> P
     tools = callable_tools(conversation)
     prompt = prompt_of(service, conversation)
     conversation = replace(conversation, tenant=tenant)
-    check_response(engine, response, tenant)
+    checked(engine, response, tenant)
     plain = is_plain(response)
     if response is not None and plain and tools:
-        raise InvalidRequest(response.kind, "a constraint", "no tools together with it")
+        raise InvalidRequest(response.field, "a constraint", "no tools together with it")
     thinking = thinking_of(conversation, format, template, prompt.text)
     constraint = constraint_of(engine, conversation, format, tools, thinking)
 

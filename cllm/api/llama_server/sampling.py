@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from cllm.api.constraint_fields import asked_constraint, checked
 from cllm.api.llama_server.schemas import CompletionRequest
 from cllm.engine import InvalidRequest, SamplingParams
-from cllm.engine.constraints.constraint import Constraint
 from cllm.engine.sampling.params import MAX_LAST_N, SAMPLERS
 
 if TYPE_CHECKING:
@@ -92,30 +92,10 @@ def sampling(
         logit_bias=_logit_bias(engine, asked.logit_bias or {}),
         logprobs=probabilities or None,
         record_tokens=bool(asked.return_tokens or asked.stream),
-        constraint=_constraint(engine, asked, tenant),
+        constraint=checked(engine, asked_constraint(asked), tenant),
         line_limit=limit / 1000 if limit > 0 else None,
         report_progress=bool(asked.return_progress and asked.stream),
     )
-
-
-def _constraint(engine: Engine, asked: CompletionRequest, tenant: str) -> Constraint | None:
-    """A grammar precedes a schema; an empty schema means any object, as in llama-server.
-
-    Raises InvalidRequest, ConstraintPending.
-    """
-    schema = {"type": "object"} if asked.json_schema == {} else asked.json_schema
-    try:
-        if asked.grammar:
-            constraint = Constraint("gbnf", asked.grammar)
-        elif schema is not None:
-            constraint = Constraint("json_schema", schema)
-        else:
-            return None
-        engine.check_constraint(constraint, wait=False, tenant=tenant)
-    except InvalidRequest as error:
-        field = "grammar" if asked.grammar else error.field
-        raise InvalidRequest(field, error.value, error.expected) from None
-    return constraint
 
 
 def _logit_bias(engine: Engine, given: Mapping[str, Any] | Sequence[Any]) -> dict[int, float]:

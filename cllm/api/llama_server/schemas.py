@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from msgspec import Meta, Struct
+from msgspec import Meta, Struct, field
 
+from cllm.api.constraint_fields import ConstraintFields
 from cllm.api.openai.schemas import ChatRequest
-from cllm.api.sampling import SharingFields
 from cllm.api.schemas import INT32, Schema, TokenId
 from cllm.engine.sampling.params import MAX_LOGPROBS
 
@@ -26,7 +26,7 @@ Mixed = list[str | TokenId]
 Prompt = str | PromptObject | list[str | TokenId | PromptObject | Mixed]
 
 
-class CompletionRequest(SharingFields, kw_only=True):
+class CompletionRequest(ConstraintFields, kw_only=True):
     """Body of ``/completion``.
 
     `n_predict`, `n_cmpl` and `n_probs` have OpenAI's names as aliases. `n_keep` and `n_discard`
@@ -74,8 +74,6 @@ class CompletionRequest(SharingFields, kw_only=True):
     stop: str | list[str] | None = None
     ignore_eos: bool | None = None
     logit_bias: dict[str, float | bool] | list[Any] | None = None
-    grammar: str | None = None
-    json_schema: dict[str, Any] | bool | None = None
 
     n_probs: Annotated[int, Meta(ge=0, le=MAX_LOGPROBS)] | None = None
     logprobs: Annotated[int, Meta(ge=0, le=MAX_LOGPROBS)] | None = None
@@ -95,6 +93,7 @@ class CompletionRequest(SharingFields, kw_only=True):
 
     def __post_init__(self) -> None:
         """Refuse what is not supported: ValueErrors become the 400's text."""
+        super().__post_init__()
         for name, nothing in NOTHING.items():
             if getattr(self, name) not in (None, nothing):
                 raise ValueError(f"{name}: is not supported; leave it out, or give {nothing}")
@@ -125,7 +124,7 @@ class InfillRequest(CompletionRequest, kw_only=True):
 
     input_prefix: str
     input_suffix: str
-    input_extra: list[Chunk] = []  # noqa: RUF012 - msgspec copies it
+    input_extra: list[Chunk] = field(default_factory=list)
 
 
 class TokenizeRequest(Struct):

@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from cllm.api.constraint_fields import asked_constraint, checked
 from cllm.api.envelopes import refused, success
 from cllm.api.native.frames import NativeFrames
 from cllm.api.native.schemas import GENERATE, GenerateRequest
+from cllm.api.service import Service
 from cllm.api.submission import Submission, Wanted
+from cllm.api.tenants import tenant_of
 from cllm.http import DeferredResponse, HttpRequest, HttpResponse
 
 if TYPE_CHECKING:
@@ -18,9 +21,10 @@ if TYPE_CHECKING:
 class Generating:
     """The two endpoints; they share validation and differ in how they return the text."""
 
-    __slots__ = ("_submission",)
+    __slots__ = ("_service", "_submission")
 
-    def __init__(self, submission: Submission) -> None:
+    def __init__(self, service: Service, submission: Submission) -> None:
+        self._service = service
         self._submission = submission
 
     def generate(self, request: HttpRequest) -> HttpResponse | DeferredResponse:
@@ -32,7 +36,7 @@ class Generating:
         return self._submission.answer(
             request,
             asked,
-            _wanted(asked),
+            self._wanted(request, asked),
             stream=asked.stream,
             frames=NativeFrames,
             respond=_respond,
@@ -42,11 +46,12 @@ class Generating:
     def generate_stream(self, request: HttpRequest) -> HttpResponse:
         """Events, whatever ``stream`` says; raises as `generate`."""
         asked = GENERATE.decode(request.body)
-        return self._submission.streamed(request, asked, _wanted(asked), NativeFrames)
+        wanted = self._wanted(request, asked)
+        return self._submission.streamed(request, asked, wanted, NativeFrames)
 
-
-def _wanted(asked: GenerateRequest) -> list[Wanted]:
-    return [Wanted(asked.prompt, asked.sampling())]
+    def _wanted(self, request: HttpRequest, asked: GenerateRequest) -> list[Wanted]:
+        constraint = checked(self._service.engine, asked_constraint(asked), tenant_of(request))
+        return [Wanted(asked.prompt, asked.sampling(constraint))]
 
 
 def _respond(generations: Sequence[Generation]) -> HttpResponse:

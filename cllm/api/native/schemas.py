@@ -8,7 +8,7 @@ from msgspec import Meta, Struct
 
 from cllm.api.sampling import SamplingFields, Temperature, given_sampling
 from cllm.api.schemas import INT32, NonEmpty, Schema
-from cllm.engine import SamplingParams
+from cllm.engine import Constraint, SamplingParams
 
 DEFAULT_MAX_TOKENS = 256
 SEED_PROMPT = "人工智能是计算机科学的一个分支"
@@ -25,10 +25,10 @@ class GenerateRequest(SamplingFields, kw_only=True):
     max_tokens: Annotated[int, Meta(ge=1, le=INT32)] | None = None
     stream: bool | None = None
 
-    def sampling(self) -> SamplingParams:
+    def sampling(self, constraint: Constraint | None = None) -> SamplingParams:
         """How the tokens are chosen; raises InvalidRequest."""
         most = DEFAULT_MAX_TOKENS if self.max_tokens is None else self.max_tokens
-        return SamplingParams(**given_sampling(self), max_tokens=most)
+        return SamplingParams(**given_sampling(self), max_tokens=most, constraint=constraint)
 
 
 class EncodeRequest(Struct):

@@ -11,14 +11,14 @@ import msgspec
 from cllm.api.chat.conversation import Conversation, Tool
 from cllm.api.chat.fields import named
 from cllm.api.chat.prepare import Prepared, prepare
+from cllm.api.constraint_fields import asked_constraint
 from cllm.api.openai.chat_reply import ChatFrames, whole
 from cllm.api.openai.errors import refused
 from cllm.api.openai.reply import Reply
-from cllm.api.openai.schemas import CHAT, ChatRequest, Message, ResponseFormat
+from cllm.api.openai.schemas import CHAT, ChatRequest, Message
 from cllm.api.service import Service
 from cllm.api.submission import Submission, Wanted
 from cllm.api.tenants import tenant_of
-from cllm.engine.constraints.constraint import Constraint
 from cllm.http import DeferredResponse, HttpRequest, HttpResponse
 
 if TYPE_CHECKING:
@@ -96,7 +96,7 @@ def conversation_of(asked: ChatRequest) -> Conversation:
         choice=choice,
         allowed=allowed,
         parallel=asked.parallel_tool_calls is not False and not _is_named(asked),
-        response=_response(asked.response_format),
+        response=asked_constraint(asked),
         reasoning=asked.reasoning_effort,
         template_kwargs=asked.chat_template_kwargs or {},
         continued=messages[-1]["role"] == "assistant" and "tool_calls" not in messages[-1],
@@ -119,14 +119,6 @@ def _choice(
         return choice.allowed_tools.mode, names
     assert choice.function is not None
     return "required", frozenset((choice.function.name,))
-
-
-def _response(wanted: ResponseFormat | None) -> Constraint | None:
-    if wanted is None or wanted.type == "text":
-        return None
-    if wanted.json_schema is None or wanted.type == "json_object":
-        return Constraint("json_object")
-    return Constraint("json_schema", wanted.json_schema.schema)
 
 
 def _plain(message: Message) -> dict[str, Any]:

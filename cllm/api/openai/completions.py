@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from cllm.api.constraint_fields import asked_constraint, checked
 from cllm.api.envelopes import encode
 from cllm.api.openai.errors import refused
 from cllm.api.openai.logprobs import TextLogprobs
@@ -13,6 +14,7 @@ from cllm.api.openai.reply import Chunks, Reply, failed
 from cllm.api.openai.schemas import COMPLETION, MOST_CHOICES, CompletionRequest
 from cllm.api.service import Service
 from cllm.api.submission import Submission, Wanted
+from cllm.api.tenants import tenant_of
 from cllm.engine import InvalidRequest
 from cllm.http import DeferredResponse, HttpRequest, HttpResponse
 from cllm.http.sse import PING
@@ -49,9 +51,13 @@ class Completions:
             if count == 1:
                 raise InvalidRequest("prompt", f"{len(prompts)} prompts", most)
             raise InvalidRequest("n", count, most)
+        constraint = checked(engine, asked_constraint(asked), tenant_of(request))
         most_tokens = _MOST_TOKENS if asked.max_tokens is None else asked.max_tokens
         wanted = [
-            Wanted(tokens, asked.sampling(most_tokens, choice, logprobs=asked.logprobs))
+            Wanted(
+                tokens,
+                asked.sampling(most_tokens, choice, logprobs=asked.logprobs, constraint=constraint),
+            )
             for tokens in prompts
             for choice in range(count)
         ]

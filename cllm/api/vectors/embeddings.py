@@ -14,9 +14,9 @@ from msgspec import Meta
 
 from cllm.api import llama_server, openai
 from cllm.api.envelopes import JSON, encode
-from cllm.api.sampling import SharingFields
 from cllm.api.schemas import Schema, TokenId
 from cllm.api.service import Service
+from cllm.api.sharing_fields import SharingFields
 from cllm.api.submission import Submission
 from cllm.engine import InvalidRequest, Unsupported
 from cllm.http import DeferredResponse, HttpRequest, HttpResponse

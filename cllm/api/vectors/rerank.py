@@ -13,9 +13,9 @@ from msgspec import Meta, Struct
 
 from cllm.api import llama_server, openai
 from cllm.api.envelopes import JSON, encode
-from cllm.api.sampling import SharingFields
 from cllm.api.schemas import NonEmpty, Schema
 from cllm.api.service import Service
+from cllm.api.sharing_fields import SharingFields
 from cllm.api.submission import Submission
 from cllm.http import DeferredResponse, HttpRequest, HttpResponse
 

@@ -29,7 +29,6 @@ if TYPE_CHECKING:
 _NAMES = (
     (re.compile(r"^(prompt|messages)\b"), "input"),
     (re.compile(r"^(tools\[\d+\])\.function"), r"\1"),
-    (re.compile(r"^(response_format(\.json_schema)?\.schema|json_schema)"), "text.format.schema"),
 )
 
 

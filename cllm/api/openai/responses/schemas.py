@@ -10,8 +10,9 @@ from typing import Annotated, Any, Literal
 
 from msgspec import Meta, Struct
 
+from cllm.api.constraint_fields import ConstraintFields
 from cllm.api.openai.schemas import Count
-from cllm.api.sampling import SharingFields, Temperature
+from cllm.api.sampling import Temperature
 from cllm.api.schemas import Fraction, NonEmpty, Schema
 
 # A field with one of these values asks for nothing.
@@ -113,7 +114,7 @@ class ReasoningConfig(Struct):
     effort: Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"] | None = None
 
 
-class ResponsesRequest(SharingFields, kw_only=True):
+class ResponsesRequest(ConstraintFields, kw_only=True):
     """The body."""
 
     input: NonEmpty | Annotated[list[Item], Meta(min_length=1)]
@@ -142,6 +143,7 @@ class ResponsesRequest(SharingFields, kw_only=True):
 
     def __post_init__(self) -> None:
         """Refuse what is not supported: ValueErrors become the 400's text."""
+        super().__post_init__()
         for name, nothing in _NOTHING.items():
             if getattr(self, name) not in nothing:
                 raise ValueError(f"{name}: is not supported; leave it out")
