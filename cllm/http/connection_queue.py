@@ -9,6 +9,9 @@ Two promises keep that safe, whoever pushes:
    by handlers, the acceptor looks once a millisecond (`look`) and wakes one more each time.
 2. While nobody is in the seat, the acceptor looks, or sleeps watching the poller (`vacant`).
 
+A worker that was woken for a stall stays awake while there is work. If the queue flows and several
+workers take turns, the acceptor has one of them sleep again: one is faster.
+
 Each side first publishes what it did and then looks at what the other one published: the pusher
 appends, then reads `_awake` and `_watched`; a worker or the acceptor says that it will sleep, then
 reads the queue once more. So at least one of the two sees the other, and no wake-up is lost.
@@ -119,6 +122,7 @@ class ConnectionQueue(Generic[W]):
             if self._taker != me and self._surplus:
                 self._surplus = False
                 self._retire()
+                continue
             try:
                 connection = items.popleft()
             except IndexError:
