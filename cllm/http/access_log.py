@@ -31,8 +31,6 @@ BATCH = 256  # lines formatted at a time, so that other threads get the interpre
 JOIN_TIME = 2.0  # s
 MOST_WAITING = 16_384  # lines; beyond it, workers wait for the log as for any other slow handler
 
-# A client's id is used only if it can stand in a header field and in a log line unchanged.
-_ID = re.compile(r"[0-9A-Za-z._:/+=@~\-]{1,128}")
 _PLAIN = re.compile(r"[!#-<>-~]+")  # visible ASCII without '"' and "="
 
 # Named, so that a logging handler that writes objects finds the values in the record's args.
@@ -48,11 +46,8 @@ CLIENT_LEFT = 499  # nginx's code: the response was not sent completely
 
 
 def request_id(request: HttpRequest) -> str:
-    """The client's X-Request-Id if it is usable, else a new one."""
-    given = request.headers.get("x-request-id")
-    if given is not None and _ID.fullmatch(given):
-        return given
-    return f"{_prefix}{_next():x}"
+    """The client's X-Request-Id, which the parser put into the request, else a new one."""
+    return request.id or f"{_prefix}{_next():x}"
 
 
 class AccessLine(NamedTuple):

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from cllm.http.errors import ProtocolError
 from cllm.http.head import (
     CRLF,
+    MAX_REMEMBERED_SIZE,
     NOT_IN_HEAD,
     QUOTED_STRING,
     TOKEN,
@@ -123,6 +124,14 @@ class RequestParser:
             return None
         try:
             if self._step is _HEAD:
+                buffer = self._buffer
+                # Most often one whole request has come, and its head is known.
+                if not self._position and len(buffer) <= MAX_REMEMBERED_SIZE:
+                    head = self._heads.get(buffer) if type(buffer) is bytes else None
+                    if head is not None and not (head.length or head.chunked):
+                        self._buffer = b""
+                        self._scan = self._empty_lines = 0
+                        return head.request()
                 head = self._read_head()
                 if head is None:
                     return None
@@ -177,11 +186,11 @@ class RequestParser:
         if end < 0:
             self._check_head(len(buffer), complete=False)
             return None
-        raw = bytes(buffer[start : end + 2])
+        raw = bytes(buffer[start : end + 4])
         head = self._heads.get(raw)
         if head is None:
             self._check_head(end + 4, complete=True)
-            head = parse_head(raw, self._limits)
+            head = parse_head(raw[:-2], self._limits)
             remember(self._heads, raw, head)
         self._position = self._scan = end + 4
         self._empty_lines = 0
