@@ -159,6 +159,16 @@ class RequestParser:
         """The 100 response was written."""
         self._continue = False
 
+    def begins_with(self, start: bytes) -> bool:
+        """Whether what is buffered begins with these bytes."""
+        return self._buffer.startswith(start, self._position)
+
+    def release(self) -> bytes:
+        """What is buffered, for another protocol; the parser keeps nothing."""
+        data = bytes(self._buffer[self._position :])
+        self.drop()
+        return data
+
     def drop(self) -> None:
         """Discard the buffer: the stream ends here."""
         self._buffer = b""
