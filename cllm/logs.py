@@ -95,15 +95,17 @@ class HumanFormatter(logging.Formatter):
 
     def access_lines(self, lines: Sequence[AccessLine], epoch: float) -> str:
         """As `format` makes them of records of the logger cllm.access."""
+        from cllm.http.access_log import message
+
         text = []
         second, date = 0, ""
         for line in lines:
-            now = line.ended + epoch
+            now = line[0] + epoch
             if int(now) != second:
                 second = int(now)
                 date = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(second))
             milliseconds = int((now - second) * 1000)
-            text.append(f"{date}.{milliseconds:03d} INFO    cllm.access  {line.message()}\n")
+            text.append(f"{date}.{milliseconds:03d} INFO    cllm.access  {message(line)}\n")
         return "".join(text)
 
 
@@ -133,16 +135,18 @@ class JsonFormatter(logging.Formatter):
 
     def access_lines(self, lines: Sequence[AccessLine], epoch: float) -> str:
         """As `format` makes them of records of the logger cllm.access."""
+        from cllm.http.access_log import fields, message
+
         text = []
         for line in lines:
-            now = line.ended + epoch
+            now = line[0] + epoch
             seconds = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(now))
             values = {
                 "time": f"{seconds}.{int(now % 1 * 1000):03d}Z",
                 "level": "info",
                 "logger": "cllm.access",
-                "message": line.message(),
-                **line.fields(),
+                "message": message(line),
+                **fields(line),
             }
             text.append(json.dumps(values, ensure_ascii=False) + "\n")
         return "".join(text)

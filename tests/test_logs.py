@@ -14,8 +14,8 @@ from cllm.http import access_log
 from cllm.http.access_log import AccessLine, BatchHandler
 from cllm.logs import HumanFormatter, JsonFormatter, _BatchFile, _BatchStream
 
-LINES = [
-    AccessLine(time.monotonic() + n / 7, ("192.0.2.1", n), "GET", path, 200, n, n / 3, f"id-{n}")
+LINES: list[AccessLine] = [
+    (time.monotonic() + n / 7, ("192.0.2.1", n), "GET", path, 200, n, n / 3, f"id-{n}")
     for n, path in enumerate(["/", "/a b", "/ü", "/health", '/"'])
 ]
 
@@ -24,8 +24,8 @@ def record_of(line: AccessLine, epoch: float) -> logging.LogRecord:
     record = logging.makeLogRecord(
         {"name": "cllm.access", "levelno": 20, "levelname": "INFO", "msg": access_log._LINE}
     )
-    record.args = line.fields()
-    record.created = line.ended + epoch
+    record.args = access_log.fields(line)
+    record.created = line[0] + epoch
     record.msecs = record.created % 1 * 1000
     return record
 

@@ -220,6 +220,12 @@ def _server(stats: ServerStats) -> Iterator[Metric]:
     for status, count in sorted(stats.responses_by_status.items()):
         responses.add_metric([str(status)], count)
     yield responses
+    limits = CounterMetricFamily(
+        "cllm_http2_limits", "Limits of HTTP/2 that clients have passed", labels=["limit"]
+    )
+    for limit, count in sorted(stats.http2_limits.items()):
+        limits.add_metric([limit], count)
+    yield limits
 
 
 def _histogram(

@@ -1,4 +1,4 @@
-"""An HTTP/1.1 server: parser, routing, responses, streams, threads. Standard library only."""
+"""A server of HTTP/1.1 and HTTP/2: routing, responses, streams, threads. Standard library only."""
 
 from __future__ import annotations
 

@@ -19,7 +19,7 @@ import threading
 from collections import deque
 from collections.abc import Sequence
 from time import monotonic, time
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 from cllm.http.request import HttpRequest
 
@@ -31,9 +31,7 @@ BATCH = 256  # lines formatted at a time, so that other threads get the interpre
 JOIN_TIME = 2.0  # s
 MOST_WAITING = 16_384  # lines; beyond it, workers wait for the log as for any other slow handler
 
-# A client's id is used only if it can stand in a header field and in a log line unchanged.
-_ID = re.compile(r"[0-9A-Za-z._:/+=@~\-]{1,128}")
-_PLAIN = re.compile(r"[!#-<>-~]+")  # visible ASCII without '"' and "="
+_PLAIN = re.compile(r"[!#-<>-~]+").fullmatch  # visible ASCII without '"' and "="
 
 # Named, so that a logging handler that writes objects finds the values in the record's args.
 _LINE = (
@@ -48,50 +46,41 @@ CLIENT_LEFT = 499  # nginx's code: the response was not sent completely
 
 
 def request_id(request: HttpRequest) -> str:
-    """The client's X-Request-Id if it is usable, else a new one."""
-    given = request.headers.get("x-request-id")
-    if given is not None and _ID.fullmatch(given):
-        return given
-    return f"{_prefix}{_next():x}"
+    """The client's X-Request-Id, which the parser put into the request, else a new one."""
+    return request.id or f"{_prefix}{_next():x}"
 
 
-class AccessLine(NamedTuple):
-    """One request; "-" for the parts of bytes that were no request."""
+# One request: when it ended (time.monotonic()), its client, method, path, status, the bytes of its
+# body, its seconds and its id. "-" for the parts of bytes that were no request. A plain tuple,
+# since every request makes one.
+AccessLine = tuple[float, tuple[str, int], str, str, int, int, float, str]
 
-    ended: float  # time.monotonic()
-    peer: tuple[str, int]
-    method: str
-    raw_path: str
-    status: int
-    size: int  # bytes of the body
-    seconds: float
-    id: str
 
-    @property
-    def client(self) -> str:
-        host, port = self.peer
-        return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+def message(line: AccessLine) -> str:
+    """`client=… method=… path=… status=… bytes=… ms=… id=…`."""
+    _, (host, port), method, path, status, size, seconds, identifier = line
+    if ":" in host:
+        host = f"[{host}]"
+    if not _PLAIN(path):
+        path = json.dumps(path)
+    return (
+        f"client={host}:{port} method={method} path={path} status={status} bytes={size} "
+        f"ms={seconds * 1000:.2f} id={identifier}"
+    )
 
-    @property
-    def path(self) -> str:
-        """Quoted if it would not be one word of the line."""
-        path = self.raw_path
-        return path if _PLAIN.fullmatch(path) else json.dumps(path)
 
-    def fields(self) -> dict[str, object]:
-        """The values by name, as in the message."""
-        return {
-            "client": self.client, "method": self.method, "path": self.path,
-            "status": self.status, "bytes": self.size, "ms": round(self.seconds * 1000, 2),
-            "id": self.id,
-        }  # fmt: skip
-
-    def message(self) -> str:
-        """`client=… method=… path=… status=… bytes=… ms=… id=…`."""
-        return (
-            f"client={self.client} method={self.method} path={self.path} status={self.status} "
-            f"bytes={self.size} ms={self.seconds * 1000:.2f} id={self.id}"
-        )
+def fields(line: AccessLine) -> dict[str, object]:
+    """The values by name, as in the message."""
+    _, (host, port), method, path, status, size, seconds, identifier = line
+    return {
+        "client": f"[{host}]:{port}" if ":" in host else f"{host}:{port}",
+        "method": method,
+        "path": path if _PLAIN(path) else json.dumps(path),
+        "status": status,
+        "bytes": size,
+        "ms": round(seconds * 1000, 2),
+        "id": identifier,
+    }
 
 
 @runtime_checkable
@@ -99,7 +88,7 @@ class BatchHandler(Protocol):
     """A logging handler that writes many lines at once, which takes a third of the time."""
 
     def write_access(self, lines: Sequence[AccessLine], epoch: float) -> None:
-        """epoch: what to add to `ended` for the time since 1970. Raises nothing."""
+        """epoch: what to add to the time of a line for that since 1970. Raises nothing."""
 
 
 class AccessLog:
@@ -148,12 +137,10 @@ class AccessLog:
         """A request has ended; begun: `time.monotonic()`. None for bytes that were no request."""
         now = monotonic()
         if request is None:
-            line = AccessLine(now, client, "-", "-", status, size, now - begun, "-")
+            method = path = identifier = "-"
         else:
-            line = AccessLine(
-                now, client, request.method, request.path, status, size, now - begun, request.id
-            )
-        self._waiting.append(line)
+            method, path, identifier = request.method, request.path, request.id
+        self._waiting.append((now, client, method, path, status, size, now - begun, identifier))
         if not self._awake:
             self._awake = True
             self._wake.set()
@@ -190,8 +177,8 @@ def _emit(lines: Sequence[AccessLine]) -> None:
             handler.write_access(lines, epoch)
         return
     for line in lines:
-        record = _log.makeRecord(_log.name, logging.INFO, "", 0, _LINE, (line.fields(),), None)
-        record.created = line.ended + epoch
+        record = _log.makeRecord(_log.name, logging.INFO, "", 0, _LINE, (fields(line),), None)
+        record.created = line[0] + epoch
         record.msecs = record.created % 1 * 1000
         _log.handle(record)
 

@@ -75,7 +75,7 @@ class Exchange:
 
     __slots__ = (
         "_begun", "_context", "_deferred", "_left", "_schedule", "_stream", "client", "ping_at",
-        "request", "sent", "status",
+        "request", "room", "sent", "status",
     )  # fmt: skip
 
     def __init__(self, context: Context) -> None:
@@ -90,6 +90,8 @@ class Exchange:
         self.status = 0
         self.sent = 0  # bytes of the body
         self.ping_at = NEVER  # time.monotonic(): `advance` then sends a ping unless it has data
+        # Set by a protocol whose exchanges share a bound; see BodyStream.room
+        self.room: Callable[[BodyStream, int], bool] | None = None
 
     # Beginning
 
@@ -165,6 +167,12 @@ class Exchange:
         if self.request is not None and self.request.body:
             self.request = self.request.without_body()
 
+    def held_besides(self, stream: BodyStream) -> int:
+        """Bytes of the response that wait in this exchange and in its stream, if it is another."""
+        mine = self._stream
+        left = sum(map(len, self._left))
+        return left if mine is None or mine is stream else left + mine.pending
+
     @property
     def broken(self) -> bool:
         """The stream was cancelled: what it has not given will not come."""
@@ -198,6 +206,7 @@ class Exchange:
         self._stream = stream
         self.ping_at = NEVER
         stream.high_water = self._context.config.high_water
+        stream.room = self.room
         assert self._schedule is not None
         stream.attach(self._schedule)
         return self._pull(stream, sink, most)
@@ -225,6 +234,7 @@ class Exchange:
 
     def _pull(self, stream: BodyStream, sink: Sink, most: int) -> Step:
         """Hand over what the stream holds. One `take` a call: later data wakes again."""
+        before = bool(self._left)
         pieces: Sequence[Buffer] = self._left or (stream.take(most) if most else stream.take())
         if stream.cancelled:
             return BROKEN
@@ -247,7 +257,8 @@ class Exchange:
         if ended:
             self._stream = None
             return SENT
-        return MORE if self._left or stream.more else WAIT
+        # A wake-up for what follows the rest may have come while there was a rest.
+        return MORE if self._left or before or stream.more else WAIT
 
     # Ends
 

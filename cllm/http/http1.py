@@ -1,4 +1,4 @@
-"""HTTP/1.1 on one connection (RFC 9112): its phases, and its framing of an exchange's response.
+"""HTTP/1.1 on one connection (RFC 9112); over 400 lines: its phases are one state machine.
 
 Phases, and what ends each:
 
@@ -24,6 +24,8 @@ from cllm.http.connection import AGAIN, DONE, NEVER, Connection, Context
 from cllm.http.errors import HttpError, ProtocolError
 from cllm.http.exchange import BROKEN, LEFT, SENT, Exchange, Step
 from cllm.http.head import Head
+from cllm.http.http2.frames import PREFACE_LINE
+from cllm.http.http2.http2 import Http2
 from cllm.http.incoming import IncomingBody
 from cllm.http.lingering import linger
 from cllm.http.outgoing import Outgoing
@@ -39,7 +41,6 @@ _log = logging.getLogger("cllm.http")
 # Limits of one turn, after which other connections get theirs.
 TURN_REQUESTS = 16
 TURN_READS = 16  # of the worker's receive buffer
-
 
 _IDLE = ParserState.IDLE  # an enum's members are slow to look up in Python 3.11
 
@@ -154,6 +155,10 @@ class Http1:
                         return DONE  # even in the middle of a request: the client has left
                     return self._park(connection, READ if count == WANT_READ else WRITE)
                 parser.feed(buffer[:count])
+                if self._fresh and parser.begins_with(PREFACE_LINE):
+                    http2 = Http2(self._context, parser.release())
+                    connection.become(http2)
+                    return http2.advance(connection, workspace)
             self._backlog = True
             while True:
                 if answered == TURN_REQUESTS:

@@ -72,6 +72,11 @@ class ServerConfig:
     access_log: bool = True
     server_name: str = "cLLM"  # the Server field; "" omits it
 
+    @property
+    def least_sent(self) -> float:
+        """Bytes that a reader takes in `write_timeout` at least."""
+        return max(self.min_rate * self.write_timeout, 1)
+
     def __post_init__(self) -> None:
         for name in ("workers", "backlog", "max_connections", "high_water"):
             _at_least(self, name, 1)

@@ -12,27 +12,39 @@ from cllm.http.transport import IOV_MAX, WANT_READ, Buffer
 
 TURN_WRITES = 16  # sendmsg calls before other connections get their turn
 
+# Bytes up to which buffers are joined: send(2) of one is faster than sendmsg(2) of several.
+JOINED = 4096
+
 
 class Outgoing:
     """One connection's; by its owner.
 
-    pending: the bytes, in order. chunked: a stream is framed as chunks (RFC 9112 section 7.1).
+    pending: the bytes, in order; size: how many.
+    chunked: a stream is framed as chunks (RFC 9112 section 7.1).
     """
 
-    __slots__ = ("_config", "_size", "_unsent", "chunked", "pending")
+    __slots__ = ("_config", "_unsent", "chunked", "pending", "size")
 
     def __init__(self, config: ServerConfig) -> None:
         self._config = config
         self.pending: list[Buffer] = []
-        self._size = 0  # of pending
+        self.size = 0
         self.chunked = False
         # Since the write deadline was set: what the kernel held then and took since; -1: not set
         self._unsent = -1
 
     def begin(self, head: bytes, body: bytes = b"") -> None:
         """A response begins; nothing is pending."""
-        self.pending = [head, body] if body else [head]
-        self._size = len(head) + len(body)
+        size = self.size = len(head) + len(body)
+        if size <= JOINED:
+            self.pending = [head + body]
+        else:
+            self.pending = [head, body] if body else [head]
+
+    def append(self, pieces: Sequence[Buffer], size: int) -> None:
+        """Append bytes as they are; size: of all pieces."""
+        self.pending += pieces
+        self.size += size
 
     def frame(self, pieces: Sequence[Buffer], *, last: bool) -> int:
         """Append a stream's pieces, as one chunk however many they are; their size.
@@ -42,26 +54,23 @@ class Outgoing:
         size = sum(map(len, pieces))
         pending = self.pending
         if not self.chunked:
-            pending += pieces
-            self._size += size
+            self.append(pieces, size)
             return size
-        begin, end = b"", b""
+        chunk: Sequence[Buffer] = ()
         if size:  # a chunk of no bytes would be the last one (RFC 9112 section 7.1)
-            begin = b"%x\r\n" % size
-            end = b"\r\n0\r\n\r\n" if last else b"\r\n"
-            pending.append(begin)
-            pending += pieces
-            pending.append(end)
+            chunk = (b"%x\r\n" % size, *pieces, b"\r\n0\r\n\r\n" if last else b"\r\n")
+            if size <= JOINED:
+                chunk = (b"".join(chunk),)
         elif last:
-            end = b"0\r\n\r\n"
-            pending.append(end)
-        self._size += len(begin) + size + len(end)
+            chunk = (b"0\r\n\r\n",)
+        pending += chunk
+        self.size += sum(map(len, chunk))
         return size
 
     def drop(self) -> None:
         """Forget what is pending: the connection ends."""
         self.pending = []
-        self._size = 0
+        self.size = 0
 
     def flush(self, connection: Connection) -> int:
         """Write: 0 when everything has left, else the interest to park with, or AGAIN.
@@ -73,7 +82,7 @@ class Outgoing:
         interest = AGAIN
         for _ in range(TURN_WRITES):
             sent = write(pending if len(pending) <= IOV_MAX else pending[:IOV_MAX])
-            if sent == self._size:
+            if sent == self.size:
                 self.drop()
                 self._unsent = -1
                 connection.deadline = NEVER
@@ -82,7 +91,7 @@ class Outgoing:
                 interest = READ if sent == WANT_READ else WRITE
                 break
             pending = self.pending = rest(pending, sent)
-            self._size -= sent
+            self.size -= sent
             if self._unsent >= 0:
                 self._unsent += sent
         if self._unsent < 0:
@@ -99,7 +108,7 @@ class Outgoing:
         config = self._config
         unsent = connection.transport.unsent()
         left = self._unsent - unsent
-        if left < max(config.min_rate * config.write_timeout, 1):
+        if left < config.least_sent:
             return False
         self._unsent = unsent
         connection.deadline = monotonic() + config.write_timeout

@@ -118,7 +118,7 @@ class HttpResponse:
             parts = [_beginning(self.status, server)]
             if type(body) is bytes and self.status not in _BODYLESS:
                 parts.append(b"Content-Length: %d\r\n" % len(body))  # the most common case
-            elif (length := self._content_length()) is not None:
+            elif (length := self.content_length()) is not None:
                 parts.append(b"Content-Length: %d\r\n" % length)
             elif chunked and self.has_body:
                 parts.append(b"Transfer-Encoding: chunked\r\n")
@@ -133,33 +133,11 @@ class HttpResponse:
         parts.append(_END_KEEP_ALIVE if keep_alive else _END_CLOSE)
         return b"".join(parts)
 
-    def fields(
-        self, *, server: str = "cLLM", request_id: str | None = None
-    ) -> list[tuple[str, str]]:
-        """The fields that `encode_head` writes, as pairs, for a protocol with its own framing.
+    def content_length(self) -> int | None:
+        """Of the body, also in answer to HEAD; None for a stream and where none may be sent.
 
-        Without Connection and Transfer-Encoding. Raises ValueError for what cannot be sent.
+        Raises TypeError for a body that is neither bytes nor a BodyStream.
         """
-        try:
-            _status_line(self.status)
-            length = self._content_length()
-            for name, value in self.headers:
-                check_field(name, value)
-            if request_id:
-                check_field("X-Request-Id", request_id)
-        except TypeError as error:
-            raise ValueError(f"the response has a part of the wrong type: {error}") from error
-        fields = [("Server", server)] if server else []
-        fields.append(("Date", formatdate(usegmt=True)))
-        if length is not None:
-            fields.append(("Content-Length", str(length)))
-        fields += self.headers
-        if request_id:
-            fields.append(("X-Request-Id", request_id))
-        return fields
-
-    def _content_length(self) -> int | None:
-        """Of the body, also in answer to HEAD; None for a stream and where none may be sent."""
         if self.status in _BODYLESS:
             return 0 if self.status == 205 else None
         body = self.body
@@ -202,6 +180,14 @@ def field_line(name: str, value: str) -> bytes:
     return f"{name}: {value}\r\n".encode("latin-1")
 
 
+def check_status(status: int) -> None:
+    """Raise TypeError or ValueError for what is not the status of a final response."""
+    if isinstance(status, bool) or not isinstance(status, int):
+        raise TypeError(f"a status is a whole number, not {status!r}")
+    if not 200 <= status <= 599:
+        raise ValueError(f"the status of a response is 200 to 599, not {status}")
+
+
 def _reason(status: int) -> str:
     try:
         return HTTPStatus(status).phrase
@@ -213,10 +199,7 @@ def _status_line(status: int) -> bytes:
     line = _STATUS_LINES.get(status)
     if line is not None:
         return line
-    if isinstance(status, bool) or not isinstance(status, int):
-        raise TypeError(f"a status is a whole number, not {status!r}")
-    if not 200 <= status <= 599:
-        raise ValueError(f"the status of a response is 200 to 599, not {status}")
+    check_status(status)
     return f"HTTP/1.1 {status} {_reason(status)}\r\n".encode()
 
 

@@ -19,6 +19,7 @@ from cllm.http.cors import cors
 from cllm.http.errors import HttpServerError
 from cllm.http.handler import HttpHandler
 from cllm.http.http1 import Http1
+from cllm.http.http2.http2 import Http2
 from cllm.http.intake import Intake
 from cllm.http.limits import ServerConfig
 from cllm.http.listeners import address_of, listen
@@ -31,7 +32,8 @@ from cllm.http.worker import Worker
 
 _log = logging.getLogger("cllm.http")
 
-ALPN = ("http/1.1",)  # the preferred protocol first (RFC 7301)
+HTTP2 = "h2"  # RFC 9113 section 3.2
+ALPN = (HTTP2, "http/1.1")  # the preferred protocol first (RFC 7301)
 
 # After the grace period: time to send the last events and 503s, and for threads to end. A handler
 # that blocks longer is left running and named in the log.
@@ -216,7 +218,7 @@ class Server:
 
     def _follow(self, alpn: str | None) -> ConnectionProtocol:
         """The protocol after a TLS handshake."""
-        return Http1(self._context)
+        return Http2(self._context) if alpn == HTTP2 else Http1(self._context)
 
     def _closed(self, connection: Connection) -> None:
         """A connection closed; on the thread that closed it."""
@@ -333,6 +335,7 @@ class Server:
             clients_left_total=total.clients_left,
             timeouts_total=total.timeouts,
             responses_by_status=total.by_status,
+            http2_limits=total.http2_limits,
         )
 
 

@@ -45,12 +45,11 @@ PLAIN_HTTP = "this port expects TLS; use https:// instead of http://"
 class TlsTransport(PlainTransport):
     """TCP with TLS."""
 
-    __slots__ = ("_begun", "_send", "_tls")
+    __slots__ = ("_begun", "_tls")
 
     def __init__(self, sock: ssl.SSLSocket) -> None:
         super().__init__(sock)
         self._tls = sock
-        self._send = sock.send
         self._begun: Buffer = b""  # a write that would block: it is repeated as it is
 
     def handshake(self) -> int:

@@ -70,12 +70,13 @@ class Transport(Protocol):
 class PlainTransport:
     """TCP without encryption."""
 
-    __slots__ = ("_process", "_recv_into", "_sendmsg", "_socket", "fileno")
+    __slots__ = ("_process", "_recv_into", "_send", "_sendmsg", "_socket", "fileno")
 
     def __init__(self, sock: socket.socket) -> None:
         self._socket = sock
         self._process = os.getpid()  # a forked child must not end its parent's connections
         self._recv_into = sock.recv_into
+        self._send = sock.send
         self._sendmsg = sock.sendmsg
         self.fileno = sock.fileno
 
@@ -89,7 +90,7 @@ class PlainTransport:
 
     def write(self, buffers: Sequence[Buffer]) -> int:
         try:
-            return self._sendmsg(buffers)
+            return self._send(buffers[0]) if len(buffers) == 1 else self._sendmsg(buffers)
         except BlockingIOError:
             return WANT_WRITE
         except OSError as error:

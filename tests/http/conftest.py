@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from cllm.http import HttpHandler, Server, ServerConfig, TlsConfig
+from tests.http.http2.translated import TranslatingClient, TranslatingTlsClient
 from tests.http.http_wire import (
     TRANSPORTS,
     Connect,
@@ -19,6 +20,13 @@ from tests.http.http_wire import (
     server_threads,
 )
 
+HTTP_2 = ("http/2", "https/2")
+OVER: dict[str, tuple[TlsConfig | None, type[RawClient]]] = {
+    **TRANSPORTS,
+    "http/2": (None, TranslatingClient),
+    "https/2": (TRANSPORTS["https/1.1"][0], TranslatingTlsClient),
+}
+
 
 @pytest.fixture(autouse=True)
 def only_own_threads() -> None:
@@ -26,8 +34,13 @@ def only_own_threads() -> None:
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Run the tests of a module over the PROTOCOLS that it names; see TRANSPORTS."""
+    """Run the tests of a module over the PROTOCOLS that it names; see TRANSPORTS.
+
+    Those that are marked `any_version` run over HTTP/2 too.
+    """
     protocols = getattr(metafunc.module, "PROTOCOLS", None)
+    if protocols is not None and metafunc.definition.get_closest_marker("any_version"):
+        protocols = (*protocols, *HTTP_2)
     if protocols is not None and "protocol" in metafunc.fixturenames:
         metafunc.parametrize("protocol", protocols, indirect=True)
 
@@ -42,7 +55,7 @@ def protocol(request: pytest.FixtureRequest) -> str:
 def serve(protocol: str) -> Iterator[Serve]:
     """Start servers on free ports: `serve(handler, workers=2, head_timeout=0.2, …)`."""
     servers: list[Server] = []
-    default_tls = TRANSPORTS[protocol][0]
+    default_tls = OVER[protocol][0]
 
     def start(
         handler: HttpHandler | None = None,
@@ -65,11 +78,11 @@ def serve(protocol: str) -> Iterator[Serve]:
 @pytest.fixture
 def connect(protocol: str) -> Iterator[Connect]:
     """Open client connections: `connect(server)`; they are closed when the test ends."""
-    client = TRANSPORTS[protocol][1]
+    tls, client = OVER[protocol]
     with contextlib.ExitStack() as stack:
 
         def open_client(server: Server, **options: Any) -> RawClient:
-            secured = RawClient if server.tls is None else client
-            return stack.enter_context(secured(server.port, **options))
+            chosen = client if (server.tls is None) == (tls is None) else RawClient
+            return stack.enter_context(chosen(server.port, **options))
 
         yield open_client

@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from cllm.http import HttpHandler, HttpRequest, HttpResponse, Server, TlsConfig
 
 PATIENCE = 10.0  # s; every wait in these tests ends after this, and then fails
@@ -210,6 +212,7 @@ TRANSPORTS: dict[str, tuple[TlsConfig | None, type[RawClient]]] = {
     "https/1.1": (TlsConfig((certificate("localhost"),)), TlsClient),
 }
 HTTP_1 = ("http/1.1", "https/1.1")
+any_version = pytest.mark.any_version  # it runs over HTTP/2 too
 
 
 def encode(

@@ -14,7 +14,7 @@ import pytest
 
 from cllm.http import HttpRequest
 from cllm.http import access_log as access_log_module
-from cllm.http.access_log import AccessLine, AccessLog
+from cllm.http.access_log import AccessLine, AccessLog, fields, message
 from tests.http.http_wire import PATIENCE, Connect, Serve, encode
 
 PEER = ("192.0.2.1", 7)
@@ -74,7 +74,7 @@ def test_the_lines_of_a_server_come_in_order_and_in_batches(
     for _ in range(1000):
         client.reply()
     server.stop()
-    assert [line.path for line in batches.lines] == [f"/path/{n}" for n in range(1000)]
+    assert [line[3] for line in batches.lines] == [f"/path/{n}" for n in range(1000)]
     assert batches.records == 0
     assert batches.threads <= {"cllm-access-log", "MainThread"}
     assert len(batches.batches) < 500
@@ -113,7 +113,7 @@ def test_lines_of_many_threads_are_all_written(batches: Batches) -> None:
         thread.join()
     log.stop()
     for number in range(4):
-        sizes = [line.size for line in batches.lines if line.status == number]
+        sizes = [line[5] for line in batches.lines if line[4] == number]
         assert sizes == list(range(2000))
 
 
@@ -156,8 +156,9 @@ def test_a_handler_above_the_level_gets_no_lines(batches: Batches) -> None:
 
 def test_a_line_and_its_record_say_the_same() -> None:
     request = HttpRequest.build("GET", "/with%20blank")
-    line = AccessLine(0.0, PEER, request.method, request.path, 200, 3, 0.0123456, "id-1")
-    assert line.message() == access_log_module._LINE % line.fields()
+    for peer in (PEER, ("2001:db8::1", 7)):
+        line = (0.0, peer, request.method, request.path, 200, 3, 0.0123456, "id-1")
+        assert message(line) == access_log_module._LINE % fields(line)
 
 
 def test_workers_wait_for_a_log_that_is_far_behind(
@@ -169,7 +170,7 @@ def test_workers_wait_for_a_log_that_is_far_behind(
         log.add(PEER, None, 200, number, 0.0)
         assert len(log._waiting) <= 11
     log.flush()
-    assert [line.size for line in batches.lines] == list(range(100))
+    assert [line[5] for line in batches.lines] == list(range(100))
 
 
 def test_a_handler_that_fails_costs_its_batch_only(
@@ -189,7 +190,7 @@ def test_a_handler_that_fails_costs_its_batch_only(
     assert failed.wait(PATIENCE)
     log.add(PEER, None, 200, 2, 0.0)
     log.stop()
-    assert [line.size for line in batches.lines] == [2]
+    assert [line[5] for line in batches.lines] == [2]
 
 
 PROGRAM = """

@@ -13,6 +13,7 @@ from tests.http.http_wire import (
     Connect,
     Gate,
     Serve,
+    any_version,
     basic_handler,
     encode,
     wait_until,
@@ -68,6 +69,7 @@ def test_a_head_cut_behind_a_pipelined_request_has_a_deadline(
     assert client.reply().status == 408
 
 
+@any_version
 def test_a_body_that_does_not_come_is_answered_with_408(serve: Serve, connect: Connect) -> None:
     client = connect(serve(body_timeout=SHORT))
     client.send(b"POST /echo HTTP/1.1\r\nHost: a\r\nContent-Length: 9\r\n\r\nhalf")
@@ -76,6 +78,7 @@ def test_a_body_that_does_not_come_is_answered_with_408(serve: Serve, connect: C
     assert "body" in reply.json()["error"]
 
 
+@any_version
 def test_a_body_that_makes_progress_may_take_longer(serve: Serve, connect: Connect) -> None:
     # The head's deadline, which is shorter, does not apply to the body either.
     client = connect(serve(head_timeout=ENOUGH, body_timeout=2 * ENOUGH, min_rate=1))
@@ -88,6 +91,7 @@ def test_a_body_that_makes_progress_may_take_longer(serve: Serve, connect: Conne
     assert client.reply().body == body
 
 
+@any_version
 def test_an_idle_connection_is_closed_without_a_word(serve: Serve, connect: Connect) -> None:
     server = serve(keep_alive_timeout=SHORT)
     client = connect(server)
@@ -120,6 +124,7 @@ def test_a_client_that_does_not_read_is_closed(serve: Serve, connect: Connect) -
     assert server.stats().timeouts_total == 1
 
 
+@any_version
 def test_a_client_that_does_not_read_its_stream_is_closed(serve: Serve, connect: Connect) -> None:
     stream, cancelled = BodyStream(), threading.Event()
     stream.on_cancel(lambda reason: cancelled.set())
@@ -192,6 +197,7 @@ def test_the_lingering_read_is_bounded_in_time(serve: Serve, connect: Connect) -
     wait_until(lambda: server.stats().connections_open == 0, "it is closed")
 
 
+@any_version
 def test_no_deadline_while_a_handler_runs(serve: Serve, connect: Connect) -> None:
     gate = Gate()
     handler = HttpHandler()
@@ -204,6 +210,7 @@ def test_no_deadline_while_a_handler_runs(serve: Serve, connect: Connect) -> Non
     assert client.reply().body == b"through"
 
 
+@any_version
 @pytest.mark.parametrize("kind", ["deferred", "stream"])
 def test_no_deadline_while_a_response_is_being_made(
     serve: Serve, connect: Connect, kind: str

@@ -39,7 +39,7 @@ class Records:
         self.wakes = 0
 
     def head(self, response: HttpResponse, body: bytes | None) -> None:
-        response.fields()
+        response.encode_head(keep_alive=True, chunked=body is None)
         self.heads.append((response.status, body))
 
     def data(self, pieces: Sequence[Buffer], *, ended: bool) -> int:
@@ -154,6 +154,26 @@ def test_a_protocol_with_a_window_gets_no_more_than_it_asks_for(
     assert max(sizes) <= most
     assert b"".join(protocol.pieces) == b"abcdefghijk"
     assert protocol.ended
+
+
+@pytest.mark.parametrize("pull", [False, True])
+def test_a_wake_up_while_there_is_a_rest_is_not_lost(begin: Begin, pull: bool) -> None:
+    """A protocol that continues only after MORE, and after wake-ups that find no rest."""
+    stream = IterableStream([b"abcdef"]) if pull else BodyStream()
+    protocol = begin(HttpResponse.stream(stream))
+    step = protocol.answer(most=4)
+    if not pull:
+        stream.write(b"abcdef")
+        step = protocol.exchange.advance(protocol, 4)
+    assert step is MORE
+    if not pull:
+        stream.close()
+    for _ in range(3):  # what came until here was for the rest
+        if step is not MORE:
+            break
+        step = protocol.exchange.advance(protocol, 4)
+    assert step is SENT
+    assert b"".join(protocol.pieces) == b"abcdef"
 
 
 def test_a_window_leaves_the_rest_in_the_stream() -> None:

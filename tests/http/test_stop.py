@@ -27,6 +27,7 @@ from tests.http.http_wire import (
     Gate,
     RawClient,
     Serve,
+    any_version,
     basic_handler,
     encode,
     server_threads,
@@ -61,6 +62,7 @@ def ended(thread: threading.Thread) -> bool:
     return not thread.is_alive()
 
 
+@any_version
 def test_it_joins_every_thread_and_frees_the_port(serve: Serve, connect: Connect) -> None:
     server = serve(workers=16)
     connect(server).get()
@@ -70,6 +72,7 @@ def test_it_joins_every_thread_and_frees_the_port(serve: Serve, connect: Connect
         assert connect(again).get().status == 200
 
 
+@any_version
 def test_idle_connections_are_closed_at_once(serve: Serve, connect: Connect) -> None:
     server = serve()
     fresh, used = connect(server), connect(server)
@@ -97,6 +100,7 @@ def test_a_running_handler_may_finish(serve: Serve, connect: Connect) -> None:
     assert ended(thread)
 
 
+@any_version
 def test_a_request_half_sent_may_finish(serve: Serve, connect: Connect) -> None:
     server = serve()
     in_head, in_body = connect(server), connect(server)
@@ -148,6 +152,7 @@ def test_a_large_response_may_finish(serve: Serve, connect: Connect) -> None:
     assert ended(thread)
 
 
+@any_version
 def test_past_the_grace_period_a_stream_ends_with_its_last_event(
     serve: Serve, connect: Connect
 ) -> None:
@@ -166,6 +171,7 @@ def test_past_the_grace_period_a_stream_ends_with_its_last_event(
     assert cancelled.is_set()
 
 
+@any_version
 def test_past_the_grace_period_a_stream_without_a_last_event_is_broken_off(
     serve: Serve, connect: Connect
 ) -> None:
@@ -201,6 +207,7 @@ def test_past_the_grace_period_a_deferred_response_is_cancelled_and_answered_503
     assert client.ended()
 
 
+@any_version
 def test_past_the_grace_period_a_stream_that_has_just_come_ends_with_its_last_event(
     serve: Serve, connect: Connect
 ) -> None:
@@ -265,6 +272,7 @@ def test_a_handler_that_never_returns_does_not_hold_it_up(
     wait_until(lambda: server_threads() == [], "the thread left behind ends when it can")
 
 
+@any_version
 def test_stopping_twice_is_stopping_once(serve: Serve) -> None:
     server = serve()
     server.stop()
@@ -276,6 +284,7 @@ def test_stopping_what_never_started_does_nothing() -> None:
     Server(basic_handler(), "127.0.0.1", 0).stop()
 
 
+@any_version
 def test_a_second_stop_waits_for_the_first(serve: Serve, connect: Connect) -> None:
     gate = Gate()
     handler = HttpHandler()
@@ -348,6 +357,7 @@ def test_stopping_under_load_cuts_off_no_response(caplog: pytest.LogCaptureFixtu
     assert caplog.text == ""
 
 
+@any_version
 def test_a_late_wake_up_after_the_end_is_harmless(serve: Serve, connect: Connect) -> None:
     deferred, stream = DeferredResponse(), EventStream()
     handler = HttpHandler()
@@ -363,6 +373,7 @@ def test_a_late_wake_up_after_the_end_is_harmless(serve: Serve, connect: Connect
     stream.close()
 
 
+@any_version
 def test_stop_returns_as_soon_as_all_is_done(serve: Serve, connect: Connect) -> None:
     server = serve()
     connect(server).get()
