@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import shutil
 import socket
 import subprocess
 import sys
@@ -178,6 +179,21 @@ def test_ordinary_clients_are_served_next_to_attacks(tmp_path: Path) -> None:
     assert row["attacks"] >= 12
     assert row["threads"] == 0
     assert "MISSED" not in text
+
+
+def test_http_2_streams_are_read_whole(tmp_path: Path) -> None:
+    found, _text = results(tmp_path, "http", "http2-streams")
+    (row,) = rows_of(found, "40 streams of 50 tokens on 10 connections of HTTP/2")
+    assert row["all correct"] == "yes"
+    assert row["tokens/s"] > 0
+
+
+@pytest.mark.skipif(not shutil.which("h2load"), reason="h2load is not installed")
+def test_http_2_is_measured_next_to_http_1_1(tmp_path: Path) -> None:
+    found, _text = results(tmp_path, "http", "http2", "--no-peers")
+    rates = {row["server"]: row["req/s"] for row in rows_of(found, "Requests a second over TLS")}
+    assert list(rates) == ["cLLM, HTTP/2, 1 connection", "cLLM, HTTP/1.1, 100 connections"]
+    assert min(rates.values()) > 0
 
 
 def test_crowds_soak_and_start_run_one_after_another(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import ssl
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from .server import HOST, Server, free_port
@@ -43,11 +44,17 @@ _SOURCES = {
     "FastAPI on uvicorn": ("fastapi_app", _FASTAPI, ("fastapi", "uvicorn", "httptools", "uvloop")),
 }
 NAMES = tuple(_SOURCES)
+HYPERCORN = ("hypercorn", "uvloop")  # the packages that it needs
 
 
 def missing(name: str) -> list[str]:
     """The packages that this peer needs and that are not installed."""
-    return [package for package in _SOURCES[name][2] if importlib.util.find_spec(package) is None]
+    return not_installed(_SOURCES[name][2])
+
+
+def not_installed(packages: Sequence[str]) -> list[str]:
+    """Those of the packages that are not installed."""
+    return [package for package in packages if importlib.util.find_spec(package) is None]
 
 
 def start(
@@ -72,3 +79,14 @@ def start(
     if tls is not None:
         command += ["--ssl-certfile", tls[0], "--ssl-keyfile", tls[1]]
     return Server(name, command, port, cwd=folder, context=context)
+
+
+def start_hypercorn(folder: Path, tls: tuple[str, str], context: ssl.SSLContext) -> Server:
+    """Hypercorn with HTTP/2 over TLS: uvloop, one worker, no limit of requests a connection."""
+    (folder / "bare_app.py").write_text(_BARE)
+    (folder / "hypercorn.toml").write_text("keep_alive_max_requests = 1000000000\n")
+    port = free_port()
+    command = [sys.executable, "-m", "hypercorn", "bare_app:app", "--bind", f"{HOST}:{port}"]
+    command += ["--certfile", tls[0], "--keyfile", tls[1], "--worker-class", "uvloop"]
+    command += ["--config", "hypercorn.toml"]
+    return Server("hypercorn", command, port, cwd=folder, context=context)
