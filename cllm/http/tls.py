@@ -16,6 +16,7 @@ import socket
 import ssl
 from collections.abc import Callable, Sequence
 from time import monotonic
+from typing import Any
 
 from cllm.http.certificates import Certificates
 from cllm.http.connection import DONE, Connection, ConnectionProtocol, Context
@@ -45,11 +46,14 @@ PLAIN_HTTP = "this port expects TLS; use https:// instead of http://"
 class TlsTransport(PlainTransport):
     """TCP with TLS."""
 
-    __slots__ = ("_begun", "_tls")
+    __slots__ = ("_begun", "_read", "_tls", "_write")
 
     def __init__(self, sock: ssl.SSLSocket) -> None:
         super().__init__(sock)
         self._tls = sock
+        # Without the checks of recv_into and send, which a request would pass twice
+        self._read: Callable[[int, Any], Any] = sock.read
+        self._write: Callable[[Any], int] = sock.write
         self._begun: Buffer = b""  # a write that would block: it is repeated as it is
 
     def handshake(self) -> int:
@@ -70,23 +74,27 @@ class TlsTransport(PlainTransport):
     def read(self, buffer: memoryview) -> int:
         """As any transport; `buffer` must hold a record. An end without close_notify is an end."""
         try:
-            return self._recv_into(buffer)
+            return int(self._read(len(buffer), buffer))
         except ssl.SSLWantReadError:
             return WANT_READ
         except ssl.SSLWantWriteError:
             return WANT_WRITE
         except (ssl.SSLEOFError, ssl.SSLZeroReturnError):
             return 0
-        except BlockingIOError:  # after `shut_write`, when the socket is plain again
+        except BlockingIOError:  # after `shut_write`
             return WANT_READ
         except OSError as error:
             raise ConnectionLost(str(error)) from None
 
     def write(self, buffers: Sequence[Buffer]) -> int:
         """As any transport; after WANT_… the next buffers must begin with the same bytes."""
-        data = self._begun or join(buffers, MAX_WRITE)
+        data = self._begun
+        if not data:
+            data = buffers[0]
+            if len(buffers) > 1 or len(data) > MAX_WRITE:
+                data = join(buffers, MAX_WRITE)
         try:
-            sent = self._send(data)
+            sent = self._write(data)
         except ssl.SSLWantWriteError:
             self._begun = data
             return WANT_WRITE
@@ -100,7 +108,9 @@ class TlsTransport(PlainTransport):
 
     def shut_write(self) -> None:
         self._notify()
-        super().shut_write()  # the socket is plain from here on, and what is read is only dropped
+        super().shut_write()
+        # The socket is without TLS from here on; what it reads is only dropped.
+        self._read = lambda size, buffer: self._recv_into(buffer)
 
     def close(self) -> None:
         if self._is_own():
@@ -117,9 +127,6 @@ class TlsTransport(PlainTransport):
 
 def join(buffers: Sequence[Buffer], most: int) -> Buffer:
     """The first `most` bytes of them; nothing is copied if the first buffer has so many."""
-    first = buffers[0]
-    if len(buffers) == 1 and len(first) <= most:
-        return first
     parts = []
     for buffer in buffers:
         if len(buffer) >= most:

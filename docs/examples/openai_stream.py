@@ -3,8 +3,8 @@
 pip install openai
 python docs/examples/openai_stream.py "Tell me a story about a fox and a lantern."
 
-For a server with --tls-self-signed: --url https://localhost:8080/v1 --cacert FILE, where FILE is
-the file that the server's banner names.
+For a server with --tls-self-signed: --url https://localhost:8080/v1 --cacert FILE. The server's
+banner names the file.
 """
 
 from __future__ import annotations

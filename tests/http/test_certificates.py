@@ -180,6 +180,7 @@ def test_a_broken_new_file_leaves_the_old_certificate(
     [
         ("missing.pem", "localhost.key", "missing.pem: No such file"),
         ("localhost.pem", "missing.key", "missing.key: No such file"),
+        ("localhost.pem", "encrypted.key", "the key is encrypted"),
         ("localhost.pem", "renewed.key", "belongs to another certificate"),
         ("localhost.key", "localhost.key", "PEM"),
         ("make.sh", "localhost.key", "PEM"),

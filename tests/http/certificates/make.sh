@@ -22,4 +22,5 @@ signed server-ca renewed 'subjectAltName=DNS:localhost,IP:127.0.0.1,IP:::1'
 signed server-ca example 'subjectAltName=DNS:a.example,DNS:*.B.example'
 signed client-ca client 'extendedKeyUsage=clientAuth'
 signed other-ca stranger 'extendedKeyUsage=clientAuth'
+openssl pkcs8 -topk8 -in localhost.key -passout pass:secret -out encrypted.key
 rm -f extension ./*.srl ./*-ca.key
