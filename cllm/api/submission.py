@@ -20,9 +20,12 @@ from cllm.api.stream import Frames, GenerationStream
 from cllm.api.tenants import tenant_of
 from cllm.engine import DeadlineExceeded
 from cllm.http import DeferredResponse, HttpError, HttpRequest, HttpResponse
+from cllm.http.sse import EVENT_STREAM
 
 if TYPE_CHECKING:
     from cllm.engine import Embedding, Generation, Request, SamplingParams
+
+_UNSTORED = (("Cache-Control", "no-store"),)
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,10 +74,11 @@ class Submission:
         frames: Callable[[Sequence[Generation]], Frames],
         respond: Callable[[Sequence[Generation]], HttpResponse],
         refuse: Callable[[HttpError], HttpResponse],
+        content_type: str = EVENT_STREAM,
     ) -> HttpResponse | DeferredResponse:
         """As `streamed` if `stream` is true, else as `whole`."""
         if stream:
-            return self.streamed(request, wanted, frames)
+            return self.streamed(request, wanted, frames, content_type)
         return self.whole(request, wanted, respond, refuse)
 
     def embedded(
@@ -104,12 +108,13 @@ class Submission:
         request: HttpRequest,
         wanted: Sequence[Wanted],
         frames: Callable[[Sequence[Generation]], Frames],
+        content_type: str = EVENT_STREAM,
     ) -> HttpResponse:
         """Respond with events as the tokens come; raises as `whole`."""
         stream = GenerationStream(
             request.id, partial(self._submit, request, wanted), frames, self._metrics.finished
         )
-        return HttpResponse.sse(stream)
+        return HttpResponse.stream(stream, content_type, headers=_UNSTORED)
 
     def _submit(
         self, request: HttpRequest, wanted: Sequence[Wanted], on_update: Callable[[], None]
