@@ -40,7 +40,7 @@ def routes(service: Service, submission: Submission) -> tuple[Route, ...]:
         Route("POST", "/api/show", "Ollama: describe the loaded model",
               models.show, MODEL, answers.OllamaShow),
         Route("POST", "/api/pull", "Ollama: succeeds for the loaded model",
-              models.pull, MODEL, None),
+              models.pull, MODEL, answers.OllamaStatus, events=True, event_type=LINES),
         *(
             Route(method, f"/api/{name}", "Ollama: not supported",
                   models.unsupported, None, answers.OllamaFailure)

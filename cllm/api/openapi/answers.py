@@ -293,6 +293,12 @@ class OllamaEmbedding(Struct):
     embedding: list[float]
 
 
+class OllamaStatus(Struct):
+    """How far a request is; `success` at the end."""
+
+    status: str
+
+
 class OllamaVersion(Struct):
     """The version of Ollama whose API this is, and cLLM's own."""
 
