@@ -15,6 +15,7 @@ from cllm.api.metrics import Metrics
 from cllm.api.native import routes as native
 from cllm.api.native.health import unavailable
 from cllm.api.native.routes import NATIVE
+from cllm.api.ollama import routes as ollama
 from cllm.api.openai import routes as openai
 from cllm.api.openapi import OpenApi, answers
 from cllm.api.route import Family, Route
@@ -28,7 +29,7 @@ from cllm.http.incoming import BodyMemory
 from cllm.version import __version__
 
 # The first with a matching prefix applies.
-FAMILIES = (anthropic.FAMILY, openai.FAMILY, llama_server.FAMILY, NATIVE)
+FAMILIES = (anthropic.FAMILY, openai.FAMILY, ollama.FAMILY, llama_server.FAMILY, NATIVE)
 
 OPENAPI = "/openapi.json"
 # Endpoints that report the state themselves, or do not need a model.
@@ -59,6 +60,7 @@ def create_handler(service: Service) -> HttpHandler:
         *native.routes(service, submission, metrics),
         *openai.routes(service, submission),
         *anthropic.routes(service, submission),
+        *ollama.routes(service, submission),
         *llama_server.routes(service, submission, handler),
     )  # fmt: skip
 
@@ -72,14 +74,14 @@ def create_handler(service: Service) -> HttpHandler:
         submissions=Lane(handler, "cllm-submissions", memory),
         constrained=Lane(handler, "cllm-constrained", memory),
     )
+    register = {"GET": handler.get, "POST": handler.post, "DELETE": handler.delete}
     for route in routes:
         family, endpoint = _family(route.path), route.endpoint
         if route.path not in _UNGUARDED:
             endpoint = _guarded(service, family, endpoint, lanes, generates=route.events)
         if family.around is not None:
             endpoint = family.around(endpoint)
-        register = handler.get if route.method == "GET" else handler.post
-        register(route.path, endpoint)
+        register[route.method](route.path, endpoint)
     return handler
 
 

@@ -21,9 +21,12 @@ from cllm.api.stream import Frames, GenerationStream
 from cllm.api.tenants import Tenant, scope_of, tenant_of
 from cllm.engine import DeadlineExceeded, InvalidRequest
 from cllm.http import DeferredResponse, HttpError, HttpRequest, HttpResponse
+from cllm.http.sse import EVENT_STREAM
 
 if TYPE_CHECKING:
     from cllm.engine import Embedding, Generation, Request, SamplingParams
+
+_UNSTORED = (("Cache-Control", "no-store"),)
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,10 +77,11 @@ class Submission:
         frames: Callable[[Sequence[Generation]], Frames],
         respond: Callable[[Sequence[Generation]], HttpResponse],
         refuse: Callable[[HttpError], HttpResponse],
+        content_type: str = EVENT_STREAM,
     ) -> HttpResponse | DeferredResponse:
         """As `streamed` if `stream` is true, else as `whole`."""
         if stream:
-            return self.streamed(request, asked, wanted, frames)
+            return self.streamed(request, asked, wanted, frames, content_type)
         return self.whole(request, asked, wanted, respond, refuse)
 
     def embedded(
@@ -114,11 +118,12 @@ class Submission:
         asked: SharingFields,
         wanted: Sequence[Wanted],
         frames: Callable[[Sequence[Generation]], Frames],
+        content_type: str = EVENT_STREAM,
     ) -> HttpResponse:
         """Respond with events as the tokens come; raises as `whole`."""
         submit = partial(self._submit, request, asked, wanted)
         stream = GenerationStream(request.id, submit, frames, self._metrics.finished)
-        return HttpResponse.sse(stream)
+        return HttpResponse.stream(stream, content_type, headers=_UNSTORED)
 
     def _submit(
         self,

@@ -64,7 +64,7 @@ def prepare(service: Service, conversation: Conversation, tenant: str = "") -> P
             assert format.think is not None
             yield from read_reasoning(reader, format.think, thinking is Thinking.OPENED)
         if plain or (not tools and format.think is not None):
-            yield from _read_text(reader)
+            yield from read_text(reader)
         else:
             yield from format.read(reader, Calls(tools, format.new_id))
 
@@ -72,7 +72,8 @@ def prepare(service: Service, conversation: Conversation, tenant: str = "") -> P
     return Prepared(prompt.tokens, constraint, spell_special, partial(Script, read))
 
 
-def _read_text(reader: Reader) -> Steps[None]:
+def read_text(reader: Reader) -> Steps[None]:
+    """Everything is the answer."""
     while True:
         if reader.text:
             yield Text(reader.skip(len(reader.text)))

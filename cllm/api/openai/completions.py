@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from cllm.api.constraint_fields import asked_constraint, checked
 from cllm.api.envelopes import encode
+from cllm.api.filling import filling
 from cllm.api.openai.errors import refused
 from cllm.api.openai.logprobs import TextLogprobs
 from cllm.api.openai.reply import Chunks, Reply, failed
@@ -42,7 +43,7 @@ class Completions:
         prompts = self._prompts(asked)
         echoes = [engine.detokenize(tokens) if asked.echo else "" for tokens in prompts]
         if asked.suffix:
-            prompts = [self._filling(tokens, asked.suffix) for tokens in prompts]
+            prompts = [filling(engine, tokens, asked.suffix) for tokens in prompts]
         for tokens in prompts:
             engine.check_prompt(tokens)  # before any is queued
         count = asked.n or 1
@@ -74,18 +75,6 @@ class Completions:
             respond=lambda generations: _whole(reply(generations), shown, recorder),
             refuse=refused,
         )
-
-    def _filling(self, tokens: list[int], suffix: str) -> list[int]:
-        """The prompt by which a model trained for it writes what stands before the suffix."""
-        engine = self._service.engine
-        fim = engine.info().fim
-        before, behind, middle = fim.prefix, fim.suffix, fim.middle
-        if before is None or behind is None or middle is None:
-            able = "no suffix: this model has no fill-in-the-middle tokens"
-            raise InvalidRequest("suffix", suffix, able)
-        behind_tokens = engine.tokenize(suffix, add_special=False)
-        start = [tokens.pop(0)] if tokens[0] == engine.info().bos_token else []
-        return [*start, before, *tokens, behind, *behind_tokens, middle]
 
     def _prompts(self, asked: CompletionRequest) -> list[list[int]]:
         engine, prompt = self._service.engine, asked.prompt

@@ -90,7 +90,7 @@ class Embeddings:
         model, base64 = self._service.model_id, asked.encoding_format == "base64"
 
         def respond(embedding: Embedding) -> HttpResponse:
-            return _streamed(_openai(embedding, model, width, base64))
+            return streamed(_openai(embedding, model, width, base64))
 
         return self._submission.embedded(request, asked, inputs, "input", respond, openai.refused)
 
@@ -107,7 +107,7 @@ class Embeddings:
         norm = 2 if asked.embd_normalize is None else asked.embd_normalize
 
         def respond(embedding: Embedding) -> HttpResponse:
-            return _streamed(_llama_server(embedding, norm if embedder.pools else -1))
+            return streamed(_llama_server(embedding, norm if embedder.pools else -1))
 
         return self._submission.embedded(
             request, asked, inputs, name, respond, llama_server.refused
@@ -151,7 +151,7 @@ def _llama_server(embedding: Embedding, norm: int) -> Iterator[bytes]:
     yield b"]"
 
 
-def _streamed(items: Iterator[bytes]) -> HttpResponse:
+def streamed(items: Iterator[bytes]) -> HttpResponse:
     """Encoded by the worker that writes it, piece by piece: vectors may take megabytes."""
     return HttpResponse.stream(IterableStream(_pieces(items)), JSON)
 

@@ -86,6 +86,11 @@ class Embedder:
                 raise InvalidRequest(field, text, "non-empty text")
         return [self._tokenizer.tokenize(text, True, False) for text in texts]
 
+    def shortened(self, tokens: list[int]) -> list[int]:
+        """Cut an input to the model's limit; its last token, which may mark the end, stays."""
+        longest = self._shape.longest
+        return tokens if len(tokens) <= longest else [*tokens[: longest - 1], tokens[-1]]
+
     def pairs(self, query: str, documents: Sequence[str]) -> list[list[int]]:
         """The tokens of each document with the query, in the model's own form.
 
