@@ -49,6 +49,9 @@ class Generation(Request):
     slot: where it was computed; None before. evaluated: tokens of the prompt that have been read,
     the reused ones included; kept only for requests that ask for progress.
     guessed, guessed_right: drafted tokens that were evaluated, and those that were accepted.
+    prefix: where the reused tokens of its prompt came from: "slot" (its own slot held them), "copy"
+    (another slot), "running" (the slot of a running request), "memory" (host memory), "" if none
+    were reused.
     """
 
     __slots__ = (
@@ -60,6 +63,7 @@ class Generation(Request):
         "guessed",
         "guessed_right",
         "has_newline",
+        "prefix",
         "slot",
         "stop_text",
     )
@@ -82,6 +86,7 @@ class Generation(Request):
         self.evaluated = 0
         self.guessed = 0
         self.guessed_right = 0
+        self.prefix = ""
 
     def take(self) -> list[str]:
         """Return the text made since the last call, whole characters, one entry per token.

@@ -147,11 +147,13 @@ class Admission:
 
     def _note_start(self, sequence: Sequence) -> None:
         """Count the cached tokens of a sequence that is about to begin."""
-        reused, stats = slot_of(sequence).length, self._stats
+        slot, stats = slot_of(sequence), self._stats
+        reused = slot.length
         if sequence.preempted:
             stats.recomputed_tokens += len(sequence.tokens) - reused
             return
         self.waiting.charge(sequence.tenant, len(sequence.tokens) - reused)
         sequence.generation.usage.cached_tokens = reused
+        sequence.generation.prefix = slot.source if reused else ""
         stats.cached_tokens += reused
         stats.prefix_hits += reused > 0
