@@ -21,8 +21,8 @@ class Route:
 
     body: decodes and checks the request's body. answer: the type of a whole response, for its
     description; None: not JSON. query: the parameters of the query, and their values.
-    events: whether it can answer with a stream of events; event_type: their content type; event: the
-    type of each one's data, for its description.
+    events: whether it can answer with a stream of events; event_type: their content type; event:
+    the type of each one's data, for its description.
     """
 
     method: str

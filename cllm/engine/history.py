@@ -17,10 +17,11 @@ import numpy.typing as npt
 from cllm.engine.generation import Generation
 from cllm.engine.request import Request, Timings, Usage
 
-STEPS = 16384  # records of steps: 1 MiB; a minute at 270 steps a second
+STEPS = 8192  # records of steps: 512 KiB; a minute at 135 steps a second
 ENDED = 100  # requests
 
 _STEP = struct.Struct("8d")
+_NONE = np.empty((0, 8))
 
 
 class RequestRecord(NamedTuple):
@@ -84,6 +85,21 @@ class Steps(NamedTuple):
     publish_s: npt.NDArray[np.float64]
     other_s: npt.NDArray[np.float64]
 
+    @property
+    def next(self) -> int:
+        """The number of the first step after these."""
+        return self.first + len(self.at)
+
+    def then(self, newer: Steps) -> Steps:
+        """The last STEPS of these and newer ones."""
+        if newer.first != self.next:
+            return newer  # some between them are lost
+        joined = [
+            np.concatenate((mine, theirs))[-STEPS:]
+            for mine, theirs in zip(self[1:], newer[1:], strict=True)
+        ]
+        return Steps(newer.next - len(joined[0]), *joined)
+
 
 class History:
     """The last STEPS steps and the last ENDED requests."""
@@ -132,15 +148,17 @@ class History:
 
     # Any thread.
 
-    def last_steps(self) -> Steps:
-        """The records that are kept."""
-        end = self.steps
-        # A copy that holds the interpreter lock, so that each record in it is whole. numpy's own
-        # may release the lock.
-        data = np.frombuffer(bytes(self._data)).reshape(STEPS, -1)
-        first = max(0, self.steps + 1 - STEPS)
-        kept = data[np.arange(first, end) % STEPS]
-        return Steps(first, *np.ascontiguousarray(kept.T))
+    def steps_since(self, number: int) -> Steps:
+        """The records from a number on that are kept."""
+        end, size = self.steps, _STEP.size
+        begin = max(number, end - STEPS) % STEPS * size
+        count = min(end - number, STEPS) * size
+        # Slices hold the interpreter lock, so that each record is whole; numpy may release it.
+        data = self._data[begin : begin + count]
+        data += self._data[: count - len(data)]
+        first = max(number, self.steps + 1 - STEPS)
+        rows = np.frombuffer(data).reshape(-1, size // 8)[first - end :] if end > first else _NONE
+        return Steps(first, *np.ascontiguousarray(rows.T))
 
     def ended_since(self, number: int) -> list[tuple[int, RequestRecord]]:
         """Those of the last requests with at least this number, the oldest first."""

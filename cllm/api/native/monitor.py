@@ -20,7 +20,7 @@ from cllm.http import BodyStream, HttpError, HttpRequest, HttpResponse
 from cllm.http.sse import EVENT_STREAM, end_event
 
 if TYPE_CHECKING:
-    from cllm.engine.history import RequestRecord
+    from cllm.engine.history import RequestRecord, Steps
 
 log = logging.getLogger("cllm.api")
 
@@ -104,8 +104,9 @@ class Monitor:
         self._lock = threading.Lock()
         self._watches: dict[Watch, None] = {}
         self._running = False
-        # The monitor thread's own: ended requests as JSON, by number.
+        # The monitor thread's own: ended requests as JSON, by number; the steps so far.
         self._ended: dict[int, tuple[RequestRecord, bytes]] = {}
+        self._steps: Steps | None = None
         self.snapshots = 0
 
     def endpoint(self, request: HttpRequest) -> HttpResponse:
@@ -143,7 +144,7 @@ class Monitor:
         with self._lock:
             if not self._watches:
                 self._running = False
-                self._ended.clear()
+                self._ended, self._steps = {}, None
             return list(self._watches)
 
     def _end(self, reason: str) -> None:
@@ -160,7 +161,9 @@ class Monitor:
             for watch in watches:
                 self._close(watch, service.reason)
             return
-        view, self.snapshots = View(service, self.snapshots), self.snapshots + 1
+        view = View(service, self.snapshots, self._steps)
+        self.snapshots += 1
+        self._steps = view.steps
         self._encode_ended(view)
         encoded: dict[str | None, Encoded] = {}
         for watch in watches:

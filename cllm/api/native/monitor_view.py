@@ -69,7 +69,7 @@ class ShownRequest(Struct):
 
 
 class ShownSlot(Struct):
-    """A slot: the tokens that it holds, and the request that it serves; null if another tenant's."""
+    """A slot: the tokens it holds and the request it serves; null if they are another tenant's."""
 
     id: int
     busy: bool
@@ -250,13 +250,15 @@ def ended_request(record: RequestRecord, pace: Pace) -> ShownRequest:
 class View:
     """The parts of the moments of one snapshot, for all tenants or one of them."""
 
-    def __init__(self, service: Service, number: int) -> None:
+    def __init__(self, service: Service, number: int, before: Steps | None = None) -> None:
+        """before: the steps of the view before."""
         engine = service.engine
         self._service = service
         self._number = number
         self._at = time.monotonic()
-        self._steps = engine.history.last_steps()
-        self.pace = Pace(self._steps)
+        newer = engine.history.steps_since(0 if before is None else before.next)
+        self.steps = newer if before is None else before.then(newer)
+        self.pace = Pace(self.steps)
         self._stats = engine.stats()
         self._slots = engine.slots() if engine.info().pooling is None else []
         self._waiting = engine.waiting(_LISTED)
@@ -282,8 +284,8 @@ class View:
             ],
             engine=self._engine(self._stats) if whole else None,
             server=_server(server()) if whole and server is not None else None,
-            timeline=_timeline(self._steps, self._at) if whole else None,
-            steps=_last(self._steps) if whole else None,
+            timeline=_timeline(self.steps, self._at) if whole else None,
+            steps=_last(self.steps) if whole else None,
         )
 
     def _slot(self, slot: SlotInfo) -> ShownSlot:
@@ -303,7 +305,7 @@ class View:
         return Waiting(tenant, count, requests[0].total_s if requests else 0.0, requests)
 
     def _engine(self, stats: EngineStats) -> ShownEngine:
-        busy = _busy(self._steps, self._at, stats.slots_busy)
+        busy = _busy(self.steps, self._at, stats.slots_busy)
         left = stats.cores_left
         return ShownEngine(
             stats.slots_busy,
@@ -360,8 +362,8 @@ def _timeline(steps: Steps, now: float) -> Timeline:
 
     def sums(weights: npt.NDArray[np.float64] | None) -> list[int | None]:
         part = None if weights is None else weights[first:last]
-        counted = np.bincount(second, part, SECONDS).astype(np.int64).tolist()
-        return [None] * unknown + counted[unknown:]
+        counted: list[int] = np.bincount(second, part, SECONDS).astype(np.int64).tolist()
+        return [*[None] * unknown, *counted[unknown:]]
 
     return Timeline(sums(steps.tokens), sums(steps.prompt_rows), sums(None))
 

@@ -30,4 +30,6 @@ class SlotInfo:
 def slot_info(slot: Slot) -> SlotInfo:
     """Describe a slot as of now. Any thread."""
     generation, params, tenant = slot.served or (None, None, None)
-    return SlotInfo(slot.id, slot.busy, slot.leader is not None, slot.length, tenant, generation, params)
+    return SlotInfo(
+        slot.id, slot.busy, slot.leader is not None, slot.length, tenant, generation, params
+    )
