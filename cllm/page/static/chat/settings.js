@@ -36,9 +36,9 @@ export function editSettings(settings, props, changed) {
     return [element("label", { htmlFor: `set-${name}` }, t(`set.${name}`)), inputs[name]];
   };
   const numbers = Object.entries(NUMBERS).map(([name, step]) => {
-    const standard = defaults[name];
+    const standard = name === "seed" ? undefined : defaults[name];
     inputs[name] = element("input", { type: "number", id: `set-${name}`, step, value: settings[name] ?? "",
-      placeholder: standard === undefined || standard === -1 ? t("set.none") : String(Number(Number(standard).toFixed(4))) });
+      placeholder: standard === undefined || standard === -1 ? t(name === "seed" ? "set.random" : "set.none") : String(Number(Number(standard).toFixed(4))) });
     return element("div", {}, element("label", { htmlFor: `set-${name}` }, t(`set.${name}`)), inputs[name]);
   });
   const fault = element("p.failure", { role: "alert", hidden: true });

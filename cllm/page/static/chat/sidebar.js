@@ -41,7 +41,7 @@ export class Sidebar {
       element("button.title", { type: "button", "aria-current": record.id === this.current ? "true" : undefined,
         onclick: () => this.actions.open(record.id) }, title),
       signButton("✎", t("rename.of", { title }), () => this.rename(record)),
-      signButton("⭳", t("export.of", { title }), async () =>
+      signButton("↓", t("export.of", { title }), async () =>
         download("conversation.json", await exported([record]))),
       signButton("×", t("delete.of", { title }), () => this.remove(record)));
   }
