@@ -16,6 +16,7 @@ import requests
 from cllm.api import ApiSettings
 from cllm.api.native import monitor
 from cllm.api.native.monitor import INTERVAL, Encoded, Watch
+from cllm.api.native.monitor_view import View
 from cllm.engine import Engine, SamplingParams
 from cllm.http import HttpRequest, ServerConfig
 from tests.api.api_client import PATIENCE, Live, begin_post, events, eventually, serving
@@ -139,7 +140,7 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """The numbers of the snapshots that are made."""
     made: list[int] = []
 
-    class Counted(monitor.View):
+    class Counted(View):
         def __init__(self, service: Any, number: int, *more: Any) -> None:
             made.append(number)
             super().__init__(service, number, *more)
