@@ -21,6 +21,7 @@ from cllm.engine import Engine, SamplingParams
 from cllm.http import HttpRequest, ServerConfig
 from tests.api.api_client import PATIENCE, Live, begin_post, events, eventually, serving
 from tests.api.keyed import RING, ask
+from tests.embedding_models import bert
 
 
 @contextmanager
@@ -133,6 +134,18 @@ def test_a_key_sees_only_its_own_and_an_admin_all(keyed: Live) -> None:
     assert [slot["request"]["tenant"] for slot in every["slots"] if slot["busy"]] == ["bob"]
     assert every["engine"] is not None and every["server"] is not None
     assert keyed.get("/monitor").status_code == 401
+
+
+def test_a_model_that_embeds_has_no_slots_but_steps() -> None:
+    with Engine.load(bert(), flash_attn="off") as engine, serving(engine) as live:
+        assert live.post("/embedding", {"content": "a cat"}).status_code == 200
+        with watching(live) as seen:
+            told = next(seen)
+    assert told["slots"] == [] and told["engine"]["slots_busy"] == 0
+    assert told["steps"][-1]["prompt_rows"] > 0 and told["steps"][-1]["decode_rows"] == 0
+    (ended,) = told["ended"]
+    assert ended["finish_reason"] == "stop" and ended["slot"] is None
+    unwatched()
 
 
 @pytest.fixture

@@ -51,9 +51,7 @@ def test_it_shows_every_slot_and_the_queue(
     site: Site, new_tab: Callable[..., Tab], running: list[Generation]
 ) -> None:
     tab = opened(new_tab(), site)
-    tab.wait_for_function(
-        "document.querySelectorAll('.slots .generating').length === 64", timeout=60_000
-    )
+    tab.locator(".slots .generating").nth(STREAMS - 1).wait_for()
     assert "64 of 64 slots are busy, 2 requests wait" in tab.inner_text("[role=status]")
     assert "fox: 2 wait" in tab.inner_text("[aria-label=Queue]")
     assert tab.locator(".minute svg[role=img]").count() == 3
@@ -67,15 +65,13 @@ def test_a_running_request_is_explained_until_it_ends(
     site: Site, new_tab: Callable[..., Tab], running: list[Generation]
 ) -> None:
     tab = opened(new_tab(), site)
-    tab.locator(".slots .generating button").first.click(timeout=60_000)
+    tab.locator(".slots .generating button").first.click()
     dialog = tab.locator("dialog.explanation")
     text = dialog.inner_text()
     assert "It still runs." in text and "Writing" in text and "prompt" in text
     for request in running:
         request.cancel()
-    tab.wait_for_function(
-        "document.querySelector('dialog.explanation').innerText.includes('It was cancelled')"
-    )
+    dialog.get_by_text("It was cancelled").wait_for()
     dialog.get_by_role("button", name="Close").click()
     assert not dialog.is_visible()
     tab.wait_for_selector(".recent li")
