@@ -12,12 +12,11 @@ from collections import deque
 from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
 from cllm.engine.generation import Generation
 from cllm.engine.request import Request, Timings, Usage
+from cllm.engine.step_records import STEPS, Steps
 
-STEPS = 8192  # records of steps: 512 KiB; a minute at 135 steps a second
 ENDED = 100  # requests
 
 _STEP = struct.Struct("8d")
@@ -64,41 +63,6 @@ def record_of(request: Request, tenant: str) -> RequestRecord:
         request.finish_reason,
         "" if error is None else str(error),
     )
-
-
-class Steps(NamedTuple):
-    """Records of consecutive steps, the oldest first; each field is an array over them.
-
-    first: the number of the oldest, counted from the engine's start. at: when its tokens were
-    published, by time.monotonic(). prompt_rows, decode_rows: tokens evaluated of prompts (those
-    that a constraint forces included) and of running generations (drafts included). tokens:
-    generated. decode_s, sample_s, publish_s, other_s: parts of its time.
-    """
-
-    first: int
-    at: npt.NDArray[np.float64]
-    prompt_rows: npt.NDArray[np.float64]
-    decode_rows: npt.NDArray[np.float64]
-    tokens: npt.NDArray[np.float64]
-    decode_s: npt.NDArray[np.float64]
-    sample_s: npt.NDArray[np.float64]
-    publish_s: npt.NDArray[np.float64]
-    other_s: npt.NDArray[np.float64]
-
-    @property
-    def next(self) -> int:
-        """The number of the first step after these."""
-        return self.first + len(self.at)
-
-    def then(self, newer: Steps) -> Steps:
-        """The last STEPS of these and newer ones."""
-        if newer.first != self.next:
-            return newer  # some between them are lost
-        joined = [
-            np.concatenate((mine, theirs))[-STEPS:]
-            for mine, theirs in zip(self[1:], newer[1:], strict=True)
-        ]
-        return Steps(newer.next - len(joined[0]), *joined)
 
 
 class History:

@@ -15,7 +15,7 @@ import requests
 
 from cllm.api import ApiSettings
 from cllm.api.native import monitor
-from cllm.api.native.monitor import INTERVAL, Encoded, Watch
+from cllm.api.native.monitor import INTERVAL, LONGEST, SHARE, Encoded, Watch, pause
 from cllm.api.native.monitor_view import View
 from cllm.engine import Engine, SamplingParams
 from cllm.http import HttpRequest, ServerConfig
@@ -55,7 +55,6 @@ def test_events_come_at_most_four_times_a_second(live: Live) -> None:
     at = [event["at"] for event in told]
     # "at" is rounded to milliseconds.
     assert all(b - a >= INTERVAL - 0.001 for a, b in pairwise(at))
-    assert INTERVAL >= 0.25
     unwatched()
 
 
@@ -174,6 +173,12 @@ def test_ten_watchers_share_a_snapshot(live: Live, counted: list[int]) -> None:
     unwatched()
 
 
+def test_snapshots_that_take_longer_are_made_less_often() -> None:
+    assert pause(0.0) == pause(0.001) == INTERVAL == 0.25
+    assert pause(0.002) == 0.002 / SHARE == pytest.approx(0.4)
+    assert pause(0.5) == LONGEST
+
+
 def test_without_watchers_nothing_is_made(live: Live, counted: list[int]) -> None:
     with watching(live) as seen:
         next(seen)
@@ -203,7 +208,7 @@ def test_a_slow_watcher_skips_events() -> None:
 def test_a_watcher_that_does_not_read_holds_no_more_than_an_event(
     live: Live, counted: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(monitor, "INTERVAL", 0.001)
+    monkeypatch.setattr(monitor, "pause", lambda took: 0.001)
     pending: list[int] = []
     offer = Watch.offer
 

@@ -7,7 +7,8 @@ import threading
 import numpy as np
 
 from cllm.engine import Engine
-from cllm.engine.history import ENDED, STEPS, History
+from cllm.engine.history import ENDED, History
+from cllm.engine.step_records import STEPS, Pace
 from tests.engine.engine_helpers import Loader, Watched, finished, greedy
 
 
@@ -60,6 +61,26 @@ def test_a_reader_sees_whole_records_while_the_engine_writes() -> None:
     finally:
         ended.set()
         writer.join()
+
+
+def test_gaps_are_those_of_the_steps_that_generated() -> None:
+    history = History()
+    for at, prompt_rows, tokens in ((1, 9, 1), (2, 0, 2), (3, 64, 0), (5, 8, 2), (6, 0, 2)):
+        history.note_step(at, prompt_rows, tokens, tokens, 0.5, 0.25, 0.0, 0.25)
+    pace = Pace(history.steps_since(0))
+    assert pace.gaps(1, 6) == (1, 3) and pace.gaps(2, 5) == (3, 3)
+    assert pace.gaps(6, 7) is None and pace.gaps(8, 9) is None
+    assert pace.reading(1, 6) == 2 and pace.reading(3, 4) == 0  # the first is its own prompt
+
+
+def test_seconds_are_counted_whole_or_not_at_all() -> None:
+    history = History()
+    for number in range(STEPS + 100):
+        history.note_step(number / 1000, 1, 1, 3, 0.001, 0.0, 0.0, 0.0)
+    tokens, prompts, steps = history.steps_since(0).by_second(8, 10)
+    assert steps == [None] * 3 + [1000] * 7  # of second 0 some records are lost
+    assert tokens[3:] == [3000] * 7 and prompts[3:] == [1000] * 7
+    assert history.steps_since(0).by_second(100, 10)[2] == [0] * 10
 
 
 def test_a_step_counts_the_rows_of_prompts_and_of_generations(engine: Engine) -> None:

@@ -20,14 +20,22 @@ from cllm.http import BodyStream, HttpError, HttpRequest, HttpResponse
 from cllm.http.sse import EVENT_STREAM, end_event
 
 if TYPE_CHECKING:
-    from cllm.engine.history import RequestRecord, Steps
+    from cllm.engine.history import RequestRecord
+    from cllm.engine.step_records import Steps
 
 log = logging.getLogger("cllm.api")
 
-INTERVAL = 0.25  # s between two snapshots
+INTERVAL = 0.25  # s between two snapshots, or more:
+SHARE = 0.005  # of a core, that they may take
+LONGEST = 1.0  # s
 MOST_WATCHERS = 256
 
 _UNSTORED = (("Cache-Control", "no-store"),)
+
+
+def pause(took: float) -> float:
+    """Seconds to sleep after a snapshot that took so many seconds of a core."""
+    return min(max(INTERVAL, took / SHARE), LONGEST)
 
 
 class Encoded:
@@ -134,8 +142,9 @@ class Monitor:
         """The thread: until the last watcher leaves."""
         try:
             while watches := self._present():
+                began = time.thread_time()
                 self._tick(watches)
-                time.sleep(INTERVAL)
+                time.sleep(pause(time.thread_time() - began))
         except Exception:
             log.exception("the monitor failed; its watchers are closed")
             self._end("internal error; see the log")

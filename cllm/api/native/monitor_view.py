@@ -9,24 +9,22 @@ import math
 import time
 from typing import TYPE_CHECKING, Literal
 
-import numpy as np
-import numpy.typing as npt
 from msgspec import Struct
 
 from cllm.api.service import Service
 from cllm.engine.history import record_of
+from cllm.engine.step_records import Pace, Steps
 
 if TYPE_CHECKING:
     from cllm.engine.cache.slot_info import SlotInfo
-    from cllm.engine.history import RequestRecord, Steps
+    from cllm.engine.history import RequestRecord
     from cllm.engine.stats import EngineStats
     from cllm.http.stats import ServerStats
 
 SECONDS = 60  # of the timelines
 _LAST_STEPS = 20  # described one by one
 _LISTED = 20  # waiting requests of each tenant that are described one by one
-_MEDIAN_OF = 256  # newest gaps
-_ROUNDING = 1e-6  # s: the times of a request are sums
+_DIGITS = 5  # of seconds
 _BUSY = 0.85  # of the time in steps, from which the machine is the limit
 _OTHERS = 0.5  # cores that other programs use, from which they are the limit
 
@@ -42,8 +40,8 @@ class ShownRequest(Struct):
     """A request that waits, runs or has ended; times in seconds, 0 for a phase not begun.
 
     prefix: where cached_tokens came from: "slot", "copy", "running", "memory", or "". read_tokens:
-    of the prompt that are in the cache. gaps: null without any, or where the steps are no longer
-    known. others_prompts_s: of decode_s, in steps that also read prompts of other requests.
+    of the prompt that are in the cache. gaps: of the steps that are still known; null without
+    any. others_prompts_s: of decode_s, in steps that also read prompts of other requests.
     """
 
     id: str
@@ -168,42 +166,6 @@ class Moment(Struct):
     ended: list[ShownRequest] = []
 
 
-class Pace:
-    """What the records of steps tell about the time between two moments."""
-
-    def __init__(self, steps: Steps) -> None:
-        self._at = steps.at
-        self._known_from = 0.0 if not steps.first else float(steps.at[0]) if len(steps.at) else 0.0
-        made = steps.tokens > 0
-        self._made_at = steps.at[made]
-        self._gaps = np.diff(self._made_at)
-        took = steps.decode_s + steps.sample_s + steps.publish_s + steps.other_s
-        self._reading = np.concatenate(([0.0], np.cumsum(np.where(steps.prompt_rows > 0, took, 0))))
-        self._found: dict[tuple[int, int], Gaps] = {}
-
-    def gaps(self, start: float, end: float) -> Gaps | None:
-        """Of a request whose first token came at `start` and whose last one by `end`."""
-        if start < self._known_from:
-            return None
-        first, last = self._made_at.searchsorted((start - _ROUNDING, end + _ROUNDING))
-        key = int(first), int(last)
-        if last - first < 2:
-            return None
-        found = self._found.get(key)
-        if found is None:
-            gaps = self._gaps[first : last - 1]
-            newest = gaps[-_MEDIAN_OF:]
-            middle = len(newest) // 2
-            median = float(np.partition(newest, middle)[middle])
-            found = self._found[key] = Gaps(_rounded(median), _rounded(float(gaps.max())))
-        return found
-
-    def reading(self, start: float, end: float) -> float:
-        """Seconds in steps that read prompts, among those that published in between."""
-        first, last = self._at.searchsorted((start + _ROUNDING, end + _ROUNDING))
-        return float(self._reading[last] - self._reading[first])
-
-
 def shown_request(
     record: RequestRecord,
     pace: Pace,
@@ -215,7 +177,9 @@ def shown_request(
     gaps, reading = None, 0.0
     if took.ttft_s:
         first, end = record.submitted + took.ttft_s, record.submitted + took.total_s
-        gaps, reading = pace.gaps(first, end), pace.reading(first, end)
+        found, reading = pace.gaps(first, end), pace.reading(first, end)
+        if found is not None:
+            gaps = Gaps(round(found[0], _DIGITS), round(found[1], _DIGITS))
     made = usage.completion_tokens
     return ShownRequest(
         record.id,
@@ -227,13 +191,13 @@ def shown_request(
         record.prefix,
         read_tokens,
         made,
-        _rounded((made - 1) / took.decode_s if made > 1 and took.decode_s > 0 else 0.0),
-        _rounded(took.queued_s),
-        _rounded(took.prefill_s),
-        _rounded(took.decode_s),
-        _rounded(took.total_s),
+        round((made - 1) / took.decode_s if made > 1 and took.decode_s > 0 else 0.0, _DIGITS),
+        round(took.queued_s, _DIGITS),
+        round(took.prefill_s, _DIGITS),
+        round(took.decode_s, _DIGITS),
+        round(took.total_s, _DIGITS),
         gaps,
-        _rounded(reading),
+        round(reading, _DIGITS),
         record.guessed,
         record.guessed_right,
         record.finish_reason,
@@ -305,7 +269,9 @@ class View:
         return Waiting(tenant, count, requests[0].total_s if requests else 0.0, requests)
 
     def _engine(self, stats: EngineStats) -> ShownEngine:
-        busy = _busy(self.steps, self._at, stats.slots_busy)
+        busy = self.steps.busy(self._at - 1.0)
+        if busy is None:  # a step that takes longer counts as soon as it began
+            busy = float(stats.slots_busy > 0)
         left = stats.cores_left
         return ShownEngine(
             stats.slots_busy,
@@ -341,43 +307,14 @@ def _limit(stats: EngineStats, busy: float) -> Literal["idle", "machine", "progr
     return "machine" if busy >= _BUSY else "clients"
 
 
-def _busy(steps: Steps, now: float, slots_busy: int) -> float:
-    """Of the last second; a step that takes longer counts as soon as it began."""
-    lately = slice(int(steps.at.searchsorted(now - 1.0)), None)
-    if lately.start == len(steps.at):
-        return float(slots_busy > 0)
-    parts = (steps.decode_s, steps.sample_s, steps.publish_s, steps.other_s)
-    return min(1.0, sum(float(part[lately].sum()) for part in parts))
-
-
 def _timeline(steps: Steps, now: float) -> Timeline:
-    end = math.floor(now)
-    first = int(steps.at.searchsorted(float(end - SECONDS)))
-    last = int(steps.at.searchsorted(float(end)))
-    second = (steps.at[first:last] - (end - SECONDS)).astype(np.intp)
-    # The second of the oldest record is not known whole.
-    unknown = 0
-    if steps.first and not first:
-        unknown = int(second[0]) + 1 if len(second) else SECONDS
-
-    def sums(weights: npt.NDArray[np.float64] | None) -> list[int | None]:
-        part = None if weights is None else weights[first:last]
-        counted: list[int] = np.bincount(second, part, SECONDS).astype(np.int64).tolist()
-        return [*[None] * unknown, *counted[unknown:]]
-
-    return Timeline(sums(steps.tokens), sums(steps.prompt_rows), sums(None))
+    return Timeline(*steps.by_second(math.floor(now), SECONDS))
 
 
 def _last(steps: Steps) -> list[Step]:
-    begin = max(0, len(steps.at) - _LAST_STEPS)
-    rows = np.stack((steps.prompt_rows, steps.decode_rows, steps.tokens))[:, begin:]
-    parts = (steps.decode_s, steps.sample_s, steps.publish_s, steps.other_s)
-    times = np.round(np.stack(parts)[:, begin:] * 1000, 3)
     return [
-        Step(steps.first + begin + index, *counts, *ms)
-        for index, (counts, ms) in enumerate(
-            zip(rows.astype(np.int64).T.tolist(), times.T.tolist(), strict=True)
-        )
+        Step(number, *counts, *(round(1000 * part, 3) for part in parts))
+        for number, counts, parts in steps.last(_LAST_STEPS)
     ]
 
 
@@ -389,7 +326,3 @@ def _server(stats: ServerStats) -> ShownServer:
         stats.queue_depth,
         stats.requests_total,
     )
-
-
-def _rounded(seconds: float) -> float:
-    return round(seconds, 5)
