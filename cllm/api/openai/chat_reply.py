@@ -49,7 +49,8 @@ class _Choice:
         """What the end makes."""
         if self._recorded is not None:
             self.records += [*self._recorded, *self._generation.take_tokens()]
-        return self._noted(self._parser.finish())
+        cut = self._generation.finish_reason == "length"
+        return self._noted(self._parser.finish(cut))
 
     def reasoning_tokens(self) -> int:
         """How many of its tokens were thoughts."""
