@@ -77,15 +77,24 @@ def _shown(
 
 
 def _described(tool: Mapping[str, Any]) -> dict[str, Any]:
-    """The tool with a description of every parameter, if only an empty one."""
+    """The tool with the keywords that some templates expect of every parameter."""
     function = tool["function"]
-    parameters = function["parameters"]
-    properties = {
-        name: {"description": "", **schema} if isinstance(schema, Mapping) else schema
-        for name, schema in parameters.get("properties", {}).items()
-    }
-    parameters = {**parameters, "properties": properties}
+    parameters = _filled(function["parameters"])
     return {**tool, "function": {**function, "parameters": parameters}}
+
+
+def _filled(schema: Any) -> Any:
+    if not isinstance(schema, Mapping):
+        return schema
+    filled = {"description": "", "type": "string", **schema}
+    if filled["type"] == "array":
+        filled["items"] = _filled(filled.get("items", {}))
+    elif "properties" in filled:
+        properties = filled["properties"]
+        filled["properties"] = {name: _filled(each) for name, each in properties.items()}
+    if filled["type"] == "object":
+        filled.setdefault("additionalProperties", {"type": "string"})
+    return filled
 
 
 def _variables(template: ChatTemplate, reasoning: bool | str | None) -> dict[str, Any]:

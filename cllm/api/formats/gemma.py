@@ -16,6 +16,7 @@ from cllm.api.formats.calls import Calls, dump, load
 from cllm.api.formats.format import Called, next_mark
 from cllm.api.formats.grammar import Grammar, repeated
 from cllm.api.formats.reader import Reader, Steps
+from cllm.api.formats.shapes import refers
 
 _HEAD = re.compile(r"\s*call:\s*([\w.-]+)\s*(?=\{)")
 _PLAIN = ("integer", "number", "boolean", "null")
@@ -139,6 +140,7 @@ def _is_simple(schema: Any) -> bool:
             keywords <= {"properties", "required", "additionalProperties"}
             and "properties" in schema
             and all(re.fullmatch(r"[A-Za-z_][\w.-]*", name) for name in names)
-            and all(map(_is_simple, names.values()))
+            and set(schema.get("required", ())) <= set(names)
+            and not refers(names)
         )
     return kind in _PLAIN

@@ -23,6 +23,7 @@ from cllm.api.formats.reader import Reader, Steps
 from cllm.api.formats.shapes import Argument, arguments_of
 
 _NAMES = {"true": True, "false": False, "null": None}
+_PLAIN = {"type", "title", "description"}
 _LARGEST = sys.float_info.max
 _HEAD = re.compile(r"\[\s*([\w.-]*)")
 _CALL = re.compile(r"\s*([\w.-]+)\s*\(\s*")
@@ -97,7 +98,7 @@ class PythonCalls:
     def write(self, called: Sequence[Called]) -> str:
         """See `Layout`."""
         written = [
-            f"{name}({', '.join(f'{key}={value!r}' for key, value in arguments.items())})"
+            f"{name}({', '.join(f'{key}={_written(value)}' for key, value in arguments.items())})"
             for name, arguments in called
         ]
         listed = f"[{', '.join(written)}]"
@@ -208,8 +209,9 @@ def _value(text: str) -> Any:
     try:
         return json.loads(text, parse_constant=refuse, parse_float=_finite)
     except ValueError:
-        tree = _Names().visit(ast.parse(text, mode="eval").body)
-        return ast.literal_eval(tree)
+        # Templates write line breaks in strings as they are, which Python's own parser refuses.
+        tree = ast.parse(text.replace("\n", "\\n"), mode="eval").body
+        return ast.literal_eval(_Names().visit(tree))
 
 
 def _finite(text: str) -> float:
@@ -220,6 +222,17 @@ def _finite(text: str) -> float:
 class _Names(ast.NodeTransformer):
     def visit_Name(self, node: ast.Name) -> ast.expr:
         return ast.Constant(_NAMES[node.id]) if node.id in _NAMES else node
+
+
+def _written(value: Any) -> str:
+    """A value in Python's form, with the double quotes that JSON has too."""
+    if isinstance(value, str):
+        return dump(value)
+    if isinstance(value, list):
+        return f"[{', '.join(map(_written, value))}]"
+    if isinstance(value, Mapping):
+        return f"{{{', '.join(f'{dump(name)}: {_written(each)}' for name, each in value.items())}}}"
+    return repr(value)
 
 
 def _rule(grammar: Grammar, tool: Tool) -> str:
@@ -245,4 +258,6 @@ def _rule(grammar: Grammar, tool: Tool) -> str:
 
 def _argument(grammar: Grammar, argument: Argument) -> str:
     schema = argument.schema if isinstance(argument.schema, (Mapping, bool)) else {}
+    if isinstance(schema, Mapping) and set(schema) <= _PLAIN and schema.get("type") == "boolean":
+        return f'{grammar.text(argument.name + "=")} ("True" | "False" | "true" | "false")'
     return f"{grammar.text(argument.name + '=')} {grammar.json(schema)}"

@@ -11,6 +11,7 @@ from cllm.api.formats.calls import dump, load
 
 _PLAIN = {"type", "properties", "required", "additionalProperties", "$defs", "definitions",
           "description", "title", "$schema", "strict"}  # fmt: skip
+_SHARED = ("#/$defs/", "#/definitions/")
 # What a template's Python writes for JSON's names.
 _PYTHON = {"True": "true", "False": "false", "None": "null"}
 _KINDS: dict[type, str] = {
@@ -41,7 +42,7 @@ def arguments_of(schema: Mapping[str, Any], names: re.Pattern[str]) -> list[Argu
     shared = {key: schema[key] for key in ("$defs", "definitions") if key in schema}
     if set(schema) - _PLAIN or not set(required) <= set(properties):
         return None
-    if not all(map(names.fullmatch, properties)) or _refers_outside(properties):
+    if not all(map(names.fullmatch, properties)) or refers(properties, _SHARED):
         return None
     return [
         Argument(
@@ -51,14 +52,14 @@ def arguments_of(schema: Mapping[str, Any], names: re.Pattern[str]) -> list[Argu
     ]
 
 
-def _refers_outside(value: Any) -> bool:
-    """Whether a `$ref` points to anything but the shared definitions."""
+def refers(value: Any, but: tuple[str, ...] = ()) -> bool:
+    """Whether a `$ref` is in a schema, other than those that begin like this."""
     waiting = [value]
     while waiting:
         each = waiting.pop()
         if isinstance(each, Mapping):
             target = each.get("$ref")
-            if isinstance(target, str) and not target.startswith(("#/$defs/", "#/definitions/")):
+            if isinstance(target, str) and not target.startswith(but):
                 return True
             waiting += each.values()
         elif isinstance(each, list):
