@@ -155,15 +155,10 @@ class ChatTemplate:
 
     def _shaped(self, message: Message) -> dict[str, Any]:
         """The message as templates expect it."""
-        called = bool(message.get("tool_calls"))
-        shaped = {
-            name: value
-            for name, value in message.items()
-            if value is not None or (called and name == "content")
-        }
+        shaped = {name: value for name, value in message.items() if value is not None}
         if "reasoning_content" in shaped:
             shaped.setdefault("thinking", shaped["reasoning_content"])  # for gpt-oss
-        if called:
+        if shaped.get("tool_calls"):
             shape = _with_object if self.wants_objects else _with_text
             shaped["tool_calls"] = [shape(call) for call in shaped["tool_calls"]]
         return shaped
@@ -174,25 +169,34 @@ class ChatTemplate:
         transformers passes objects. A template that does not support them fails, or prints them
         as Python does.
         """
-        for content in ("", None):  # some templates show calls only where there is no content
-            calling = (_CALLING[0], {**_CALLING[1], "content": content})
+        for adapt in (None, without_content):
             try:
-                if _SHOWN_BY_PYTHON in self._render(calling, {"tools": _TOOLS}, False):
+                if _SHOWN_BY_PYTHON in self._render(_CALLING, {"tools": _TOOLS}, False, adapt):
                     return False
             except TemplateError:
                 self.wants_objects = False
-                takes_text = self._renders(calling)
+                takes_text = self._renders(_CALLING, adapt)
                 self.wants_objects = True
                 if takes_text:
                     return False
         return True
 
-    def _renders(self, messages: Sequence[Message]) -> bool:
+    def _renders(self, messages: Sequence[Message], adapt: Adapt | None) -> bool:
         try:
-            self._render(messages, {"tools": _TOOLS}, False)
+            self._render(messages, {"tools": _TOOLS}, False, adapt)
         except TemplateError:
             return False
         return True
+
+
+def without_content(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """An `Adapt`: None as the content of messages that are calls alone: some templates ask for that."""
+    return [
+        {**message, "content": None}
+        if message.get("tool_calls") and not message.get("content")
+        else message
+        for message in messages
+    ]
 
 
 _ARGUMENT = "an_argument"

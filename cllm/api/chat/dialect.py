@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
-from cllm.api.chat.chat_template import ChatTemplate, TemplateError
+from cllm.api.chat.chat_template import ChatTemplate, TemplateError, without_content
 from cllm.api.chat.conversation import Tool
 from cllm.api.chat.events import CallArguments, CallBegin, CallEnd
 from cllm.api.formats import FORMATS, GENERIC, Format
@@ -168,8 +168,10 @@ class _Probe:
 
     def text(self, *messages: Mapping[str, Any], tools: bool = False, **variables: Any) -> str:
         given = {**(self._tools if tools else self._none), **variables}
+        empty = any("content" in each and each["content"] is None for each in messages)
         try:
-            return self._template.render(messages, given)
+            adapt = without_content if empty else None
+            return self._template.render(messages, given, adapt=adapt)
         except TemplateError:
             return ""
 
