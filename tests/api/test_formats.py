@@ -12,7 +12,7 @@ from typing import Any
 
 import jsonschema
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from llguidance import LLMatcher, LLTokenizer
 
@@ -318,11 +318,16 @@ _PARTS = st.sampled_from(
      "<function=clock>", "<parameter=city>", "</parameter>", "</function>", "<|channel|>",
      "<|message|>", "<|end|>", "<|start|>", "analysis", " to=functions.clock", "<|tool_call>",
      "call:clock", "<tool_call|>", '<|"|>', "<｜tool▁calls▁begin｜>", "<｜tool▁call▁begin｜>",
-     "<｜tool▁sep｜>", "<｜tool▁call▁end｜>", "clock()", "<|python_tag|>", "<|python_start|>"]
+     "<｜tool▁sep｜>", "<｜tool▁call▁end｜>", "clock()", "<|python_tag|>", "<|python_start|>",
+     "<arg_key>", "</arg_key>", "<arg_value>", "</arg_value>", "<tool_calls>", "</tool_calls>",
+     '<invoke name="clock">', "</invoke>", "<minimax:tool_call>", "<|tool_call_start|>",
+     "<|START_ACTION|>", ">>>", "<response>", "<|begin|>assistant", "]<]minimax[>[", "<|open|>",
+     "tools<|sep|>", 'call tool="clock"', "<|tools_prefix|>", '{"clock": {', "functools"]
 )  # fmt: skip
 
 
 @pytest.mark.parametrize("format", FORMATS, ids=lambda format: format.name)
+@settings(max_examples=40)
 @given(parts=st.lists(_PARTS, max_size=12), opened=st.booleans())
 def test_nonsense_is_survived_and_cut_anywhere(
     format: Format, parts: list[str], opened: bool

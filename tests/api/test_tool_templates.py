@@ -244,3 +244,55 @@ def test_no_markup_of_a_cut_call_is_shown(name: str) -> None:
     for at in range(last):
         said = said_in(events_of(name, [answer[:at]], opened, cut=True))
         assert whole.startswith(said.strip()) or not said.strip(), (answer[:at], said)
+
+
+PARTS = (
+    "{% for m in messages %}{{ m.role }}: {% for part in m.content %}"
+    "{% if part.type == 'text' %}{{ part.text }}{% endif %}{% endfor %};{% endfor %}"
+)
+
+
+def test_a_template_that_reads_lists_of_parts_gets_the_text() -> None:
+    template = ChatTemplate(PARTS)
+    user = {"role": "user", "content": "SECRET WORD"}
+    assert rendered(template, Conversation([user])) == "user: SECRET WORD;"
+    begun = {"role": "assistant", "content": "It is"}
+    prompt = rendered(template, Conversation([user, begun], continued=True))
+    assert prompt == "user: SECRET WORD;assistant: It is"
+
+
+def test_a_template_whose_calls_no_format_reads_is_reported() -> None:
+    shown = (
+        "{% for c in m.tool_calls %}~{{ c.function.name }}~{{ c.function.arguments }}{% endfor %}"
+    )
+    template = ChatTemplate(
+        "{% for m in messages %}{{ m.content }}" + shown + "{% endfor %}{{ tools }}"
+    )
+    dialect = dialect_of(template)
+    assert not dialect.readable
+    (warning,) = dialect.warnings()
+    assert "form that is not read" in warning
+    assert not [n for n in NAMES if dialect_of(template_of(n)).warnings()]
+
+
+def test_the_format_of_a_template_without_tools_is_instruction_and_history() -> None:
+    template = template_of("deepseek-ai-DeepSeek-V3.1")
+    message = {"role": "assistant", "content": "", "tool_calls": [call(1, WEATHER.name, EASY)]}
+    prompt = rendered(template, asked(message))
+    assert prompt.count("<｜tool▁call▁begin｜>") == 2 and "<tool_call>" not in prompt
+
+
+def test_a_template_thinks_unless_it_is_told_not_to() -> None:
+    template = template_of("Qwen-QwQ-32B")
+    user = {"role": "user", "content": QUESTION}
+    assert rendered(template, Conversation([user])).endswith("<think>\n")
+    silent = rendered(template, Conversation([user], reasoning=False))
+    assert silent.endswith("</think>")
+
+
+def test_the_date_of_today_is_given_to_templates_that_ask_for_it() -> None:
+    template = ChatTemplate("{{ date_string }}")
+    user = {"role": "user", "content": QUESTION}
+    assert len(rendered(template, Conversation([user])).split()) == 3
+    given = Conversation([user], template_kwargs={"date_string": "1 May 2020"})
+    assert rendered(template, given) == "1 May 2020"

@@ -190,7 +190,7 @@ class ChatTemplate:
 
 
 def without_content(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """An `Adapt`: None as the content of messages that are calls alone: some templates ask for that."""
+    """An `Adapt` for templates that ask for None as the content of calls alone."""
     return [
         {**message, "content": None}
         if message.get("tool_calls") and not message.get("content")
