@@ -6,12 +6,15 @@ One published template for each kind of format, on a server of its own; all shar
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from typing import Any
 
 import jsonschema
 import pytest
 
 from cllm.api import ApiSettings
+from cllm.engine import Engine
+from cllm.models import demo_path
 from tests.api.api_client import Live, serving
 from tests.api.published_templates import source
 
@@ -61,6 +64,12 @@ TEMPLATES = [
 ]
 
 
+@pytest.fixture(scope="module")
+def engine() -> Iterator[Engine]:
+    with Engine.load(demo_path(), parallel=4) as engine:
+        yield engine
+
+
 def completed(live: Live, body: dict[str, Any]) -> Any:
     response = live.post("/v1/chat/completions", body)
     assert response.status_code == 200, response.text
@@ -81,9 +90,9 @@ def streamed(live: Live, body: dict[str, Any]) -> tuple[str, str]:
 
 
 @pytest.mark.parametrize("name", TEMPLATES)
-def test_a_forced_call_is_read_in_the_templates_own_format(name: str, stories: Live) -> None:
+def test_a_forced_call_is_read_in_the_templates_own_format(name: str, engine: Engine) -> None:
     settings = ApiSettings(chat_template=source(name))
-    with serving(stories.engine, settings) as live:
+    with serving(engine, settings) as live:
         choice = completed(live, ASKED)
         assert choice["finish_reason"] == "tool_calls", choice
         message = choice["message"]
