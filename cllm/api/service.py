@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from cllm.api.chat.chat_template import CHATML, ChatTemplate, TemplateError
+from cllm.api.chat.dialect import dialect_of
 from cllm.api.rate_limits import Field, retry_fields
 from cllm.api.tenants import KeyRing, Tenants
 from cllm.http import HttpError
@@ -73,6 +74,7 @@ class Service:
         self._state = State.LOADING
         self._engine: Engine | None = None
         self._chat_template: ChatTemplate | TemplateError | None = None
+        self._tool_template: ChatTemplate | None = None
         if engine is not None:
             self.ready(engine)
 
@@ -123,6 +125,12 @@ class Service:
         assert self._chat_template is not None
         return self._chat_template
 
+    def template_for(self, tools: bool) -> ChatTemplate:
+        """The template of a chat with or without tools: some models have one for tools."""
+        if tools and self._tool_template is not None:
+            return self._tool_template
+        return self.chat_template
+
     def loading_progress(self, fraction: float) -> None:
         """How much of the model has been read, 0 … 1; shown by ``/health``."""
         self.progress = fraction
@@ -130,14 +138,12 @@ class Service:
     def ready(self, engine: Engine) -> None:
         """Let requests reach this engine from now on."""
         info = engine.info()
+        for_tools = info.metadata.get("tokenizer.chat_template.tool_use")
+        if isinstance(for_tools, str) and self.settings.chat_template is None:
+            made = _template(engine, for_tools)
+            self._tool_template = made if isinstance(made, ChatTemplate) else None
         source = self.settings.chat_template or info.chat_template or CHATML
-        try:
-            self._chat_template = ChatTemplate(
-                source, info.bos_text, info.eos_text, engine.control_texts()
-            )
-        except TemplateError as error:
-            log.warning("%s; chat requests are refused; give --chat-template-file", error)
-            self._chat_template = error
+        self._chat_template = _template(engine, source)
         self._engine = engine
         self.progress = 1.0
         self._state = State.READY
@@ -146,3 +152,16 @@ class Service:
         """Answer every request with 503 and this reason from now on."""
         self.reason = reason
         self._state = State.UNHEALTHY
+
+
+def _template(engine: Engine, source: str) -> ChatTemplate | TemplateError:
+    """The compiled template; what it cannot do is logged."""
+    info = engine.info()
+    try:
+        template = ChatTemplate(source, info.bos_text, info.eos_text, engine.control_texts())
+    except TemplateError as error:
+        log.warning("%s; chat requests are refused; give --chat-template-file", error)
+        return error
+    for warning in dialect_of(template).warnings():
+        log.warning("%s", warning)
+    return template

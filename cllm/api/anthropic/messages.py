@@ -85,7 +85,10 @@ def _params(asked: MessagesRequest, prepared: Prepared) -> SamplingParams:
 
 def _whole(reply: Reply, prepared: Prepared) -> HttpResponse:
     parser = prepared.parser()
-    events = [*parser.push("".join(reply.generation.take())), *parser.finish()]
+    events = [
+        *parser.push("".join(reply.generation.take())),
+        *parser.finish(reply.generation.finish_reason == "length"),
+    ]
     called = any(isinstance(event, CallBegin) for event in events)
     message = reply.message(content_of(events), reply.stop(called))
     return HttpResponse.bytes(encode(message), JSON)

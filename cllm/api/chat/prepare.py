@@ -13,11 +13,11 @@ from cllm.api.chat.constraint import (
     thinking_of,
 )
 from cllm.api.chat.conversation import Conversation
+from cllm.api.chat.dialect import dialect_of
 from cllm.api.chat.events import Parser, Text
 from cllm.api.chat.prompt import prompt_of
 from cllm.api.chat.tools import callable_tools
 from cllm.api.constraint_fields import checked
-from cllm.api.formats import detect
 from cllm.api.formats.calls import Calls
 from cllm.api.formats.reader import Reader, Script, Steps
 from cllm.api.formats.reasoning import read_reasoning
@@ -47,8 +47,10 @@ def prepare(service: Service, conversation: Conversation, tenant: str = "") -> P
     Raises HttpError 400 and InvalidRequest, which name the field of OpenAI's chat completions;
     HttpError 503, EngineClosed; ConstraintPending: ask again when it is compiled.
     """
-    engine, template, response = service.engine, service.chat_template.source, conversation.response
-    format = detect(template)
+    engine, response = service.engine, conversation.response
+    template = service.template_for(bool(conversation.tools))
+    dialect = dialect_of(template)
+    format = dialect.format
     tools = callable_tools(conversation)
     prompt = prompt_of(service, conversation)
     conversation = replace(conversation, tenant=tenant)
@@ -56,14 +58,15 @@ def prepare(service: Service, conversation: Conversation, tenant: str = "") -> P
     plain = is_plain(response)
     if response is not None and plain and tools:
         raise InvalidRequest(response.field, "a constraint", "no tools together with it")
-    thinking = thinking_of(conversation, format, template, prompt.text)
-    constraint = constraint_of(engine, conversation, format, tools, thinking)
+    if not dialect.parallel:
+        conversation = replace(conversation, parallel=False)
+    thinking = thinking_of(conversation, dialect, prompt.text)
+    constraint = constraint_of(engine, conversation, dialect, tools, thinking)
 
     def read(reader: Reader) -> Steps[None]:
         if thinking is not Thinking.NONE:
-            assert format.think is not None
-            yield from read_reasoning(reader, format.think, thinking is Thinking.OPENED)
-        if plain or (not tools and format.think is not None):
+            yield from read_reasoning(reader, dialect.think, thinking is Thinking.OPENED)
+        if plain or not (tools or format.channels or format.frames):
             yield from read_text(reader)
         else:
             yield from format.read(reader, Calls(tools, format.new_id))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from cllm.api.chat.conversation import Conversation, Tool
@@ -66,21 +66,6 @@ def held_tools(engine: Engine, conversation: Conversation) -> list[Tool]:
     if pending:
         raise ConstraintPending(pending[-1].settled, lambda: [each.leave() for each in pending])
     return held
-
-
-def described(tools: Sequence[Tool]) -> list[dict[str, Any]]:
-    """The tools in the format of templates."""
-    return [
-        {
-            "type": "function",
-            "function": {
-                "name": tool.name,
-                "description": tool.description,
-                "parameters": dict(tool.schema),
-            },
-        }
-        for tool in tools
-    ]
 
 
 def _held(engine: Engine, tool: Tool, where: str, forced: bool, tenant: str) -> Tool:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+from contextlib import suppress
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any
 
+from cllm.api.chat.dialect import dialect_of
 from cllm.api.envelopes import JSON, encode
-from cllm.api.formats import detect
 from cllm.api.ollama.lines import LINES
 from cllm.api.ollama.schemas import MODEL
 from cllm.api.service import Service
@@ -129,11 +130,10 @@ class Models:
         if info.pooling is not None:
             return ["embedding"] if info.capability == "embedding" else []
         capabilities = ["completion"]
-        template = self._template()
-        if template:
+        with suppress(HttpError):
+            dialect = dialect_of(self._service.chat_template)
             capabilities.append("tools")
-            format = detect(template)
-            if format.think is not None and format.think[0] in template:
+            if dialect.thinks:
                 capabilities.append("thinking")
         if None not in (info.fim.prefix, info.fim.suffix, info.fim.middle):
             capabilities.append("insert")

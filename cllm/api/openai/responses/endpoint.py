@@ -102,7 +102,7 @@ class _Reply:
 
     def finish(self) -> Iterable[Named]:
         """The end of the text."""
-        yield from self.output.push(self._parser.finish())
+        yield from self.output.push(self._parser.finish(self.generation.finish_reason == "length"))
         yield from self.output.close(self.status())
 
     def status(self) -> str:
