@@ -23,8 +23,8 @@ class Tool:
     def schema(self) -> Mapping[str, Any]:
         """The schema of the arguments, which are always an object."""
         given = self.parameters or {"properties": {}}
-        rest = {keyword: value for keyword, value in given.items() if keyword != "type"}
-        return {"type": given.get("type") or "object", **rest}
+        said = {word: value for word, value in given.items() if word != "type" or value is not None}
+        return {"type": "object", **said}
 
 
 @dataclass(frozen=True, slots=True)
