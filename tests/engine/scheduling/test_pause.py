@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -101,7 +102,7 @@ def test_an_urgent_request_is_served_before_older_ones(load: Loader) -> None:
     order: list[str] = []
     asked = [
         engine.submit(
-            name, greedy(1), tenant=name, priority=number, on_update=lambda n=name: order.append(n)
+            name, greedy(1), tenant=name, priority=number, on_update=partial(order.append, name)
         )
         for name, number in (("late", 2), ("usual", 0), ("urgent", -2))
     ]
