@@ -15,7 +15,7 @@ from prometheus_client.registry import Collector
 
 from cllm.api.llama_server.metrics import LlamaFigures
 from cllm.api.service import Service
-from cllm.http import HttpRequest, HttpResponse
+from cllm.http import HttpError, HttpRequest, HttpResponse
 from cllm.version import __version__
 
 if TYPE_CHECKING:
@@ -99,9 +99,10 @@ _SERVER_GAUGES = (
 class Metrics:
     """A registry of its own, so that several servers in a process keep their figures apart."""
 
-    __slots__ = ("_length", "_llama", "_queued", "_registry", "_seconds", "_ttft")
+    __slots__ = ("_length", "_llama", "_queued", "_registry", "_seconds", "_service", "_ttft")
 
     def __init__(self, service: Service) -> None:
+        self._service = service
         registry = CollectorRegistry()
         self._registry = registry
         self._seconds = _histogram(
@@ -130,8 +131,15 @@ class Metrics:
             self._llama.finished(request)
 
     def endpoint(self, request: HttpRequest) -> HttpResponse:
-        """GET ``/metrics``."""
-        return HttpResponse.bytes(generate_latest(self._registry), CONTENT_TYPE)
+        """GET ``/metrics``. Raises HttpError 501 where they are switched off."""
+        if not self._service.settings.metrics:
+            raise HttpError(501, "this server does not show metrics; start it with --metrics")
+        text = generate_latest(self._registry)
+        # The library adds the suffix to every counter; llama-server's has none.
+        text = text.replace(b"llamacpp:n_tokens_max_total", b"llamacpp:n_tokens_max")
+        response = HttpResponse.bytes(text, CONTENT_TYPE)
+        response.headers.append(("Process-Start-Time-Unix", str(round(self._service.started_at))))
+        return response
 
 
 class _Figures(Collector):

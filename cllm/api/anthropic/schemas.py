@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 
 from msgspec import Meta, Struct
 
+from cllm.api.llama_fields import LlamaFields
 from cllm.api.sampling import Temperature, TopK
 from cllm.api.schemas import INT32, Fraction, NonEmpty, Schema
 from cllm.engine.sampling.params import MAX_STOPS
@@ -109,7 +110,7 @@ class OutputConfig(Struct):
     format: JsonFormat | None = None
 
 
-class CountRequest(Struct, kw_only=True):
+class CountRequest(LlamaFields, kw_only=True):
     """Body of ``/v1/messages/count_tokens``."""
 
     messages: Annotated[list[Message], Meta(min_length=1)]

@@ -38,6 +38,9 @@ class Conversation:
     reasoning: False: none; True or an effort's name: think first; None: the template's default.
     template_kwargs: further variables of the template.
     continued: the last message is the assistant's and is continued, not answered.
+    opened: the prompt ends with the start of the assistant's turn, if nothing is continued.
+    budget: the most tokens of thoughts, -1 for any number; None: as the server says.
+    shows_thoughts: they stay in the text; None: as the server says.
     """
 
     messages: Sequence[Mapping[str, Any]]
@@ -49,3 +52,6 @@ class Conversation:
     reasoning: bool | str | None = None
     template_kwargs: Mapping[str, Any] = field(default_factory=dict)
     continued: bool = False
+    opened: bool = True
+    budget: int | None = None
+    shows_thoughts: bool | None = None

@@ -6,8 +6,10 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from cllm.api.envelopes import refused, success
+from cllm.api.llama_fields import place_of
 from cllm.api.native.frames import NativeFrames
 from cllm.api.native.schemas import GENERATE, GenerateRequest
+from cllm.api.service import Service
 from cllm.api.submission import Submission, Wanted
 from cllm.http import DeferredResponse, HttpRequest, HttpResponse
 
@@ -18,9 +20,10 @@ if TYPE_CHECKING:
 class Generating:
     """The two endpoints; they share validation and differ in how they return the text."""
 
-    __slots__ = ("_submission",)
+    __slots__ = ("_service", "_submission")
 
-    def __init__(self, submission: Submission) -> None:
+    def __init__(self, service: Service, submission: Submission) -> None:
+        self._service = service
         self._submission = submission
 
     def generate(self, request: HttpRequest) -> HttpResponse | DeferredResponse:
@@ -31,7 +34,7 @@ class Generating:
         asked = GENERATE.decode(request.body)
         return self._submission.answer(
             request,
-            _wanted(asked),
+            self._wanted(asked),
             stream=asked.stream,
             frames=NativeFrames,
             respond=_respond,
@@ -41,11 +44,12 @@ class Generating:
     def generate_stream(self, request: HttpRequest) -> HttpResponse:
         """Events, whatever ``stream`` says; raises as `generate`."""
         asked = GENERATE.decode(request.body)
-        return self._submission.streamed(request, _wanted(asked), NativeFrames)
+        return self._submission.streamed(request, self._wanted(asked), NativeFrames)
 
-
-def _wanted(asked: GenerateRequest) -> list[Wanted]:
-    return [Wanted(asked.prompt, asked.sampling())]
+    def _wanted(self, asked: GenerateRequest) -> list[Wanted]:
+        service = self._service
+        place = place_of(asked, service.engine.info().context.parallel)
+        return [Wanted(asked.prompt, asked.sampling(service), *place)]
 
 
 def _respond(generations: Sequence[Generation]) -> HttpResponse:

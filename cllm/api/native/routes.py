@@ -22,7 +22,7 @@ NATIVE = Family("native", ("/",), error_body, answers.Failure)
 
 def routes(service: Service, submission: Submission, metrics: Metrics) -> tuple[Route, ...]:
     """The native endpoints, except the lists of all endpoints."""
-    generating = Generating(submission)
+    generating = Generating(service, submission)
     level = {"level": LEVELS}
     return (
         Route("GET", "/health", "State of the server; ?level=basic|detailed|full",

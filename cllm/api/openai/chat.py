@@ -3,25 +3,25 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from functools import partial
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import msgspec
 
 from cllm.api.chat.conversation import Conversation, Tool
 from cllm.api.chat.fields import named
-from cllm.api.chat.prepare import Prepared, prepare
+from cllm.api.chat.prepare import Prepared, counted, prepare
+from cllm.api.llama_fields import most_tokens, place_of
 from cllm.api.openai.chat_reply import ChatFrames, whole
 from cllm.api.openai.errors import refused
 from cllm.api.openai.reply import Reply
 from cllm.api.openai.schemas import CHAT, ChatRequest, Message, ResponseFormat
 from cllm.api.service import Service
 from cllm.api.submission import Submission, Wanted
+from cllm.engine import InvalidRequest
 from cllm.engine.constraints.constraint import Constraint
 from cllm.http import DeferredResponse, HttpRequest, HttpResponse
-
-if TYPE_CHECKING:
-    pass
 
 _NAMES = ((re.compile(r"^prompt\b"), "messages"),)
 
@@ -44,36 +44,53 @@ class ChatCompletions:
         with named(_NAMES):
             prepared = prepare(self._service, conversation_of(asked))
         count = asked.n or 1
-        wanted = _wanted(asked, prepared, count)
-        engine = self._service.engine if asked.logprobs else None
-        usage = asked.streams_usage
-        reply = partial(Reply.of, self._service, "chatcmpl", count)
+        wanted = self._wanted(asked, prepared, count)
+        engine = self._service.engine if asked.logprobs or asked.n_probs else None
+        shown = asked.verbose or (asked.verbose is None and self._service.settings.verbose)
+        reply = partial(
+            Reply.of, self._service, "chatcmpl", count,
+            shown=(prepared.text, wanted[0].params) if shown else None,
+        )  # fmt: skip
         return self._submission.answer(
             request,
             wanted,
             stream=asked.stream,
-            frames=lambda generations: ChatFrames(reply(generations), prepared, engine, usage),
+            frames=lambda generations: ChatFrames(reply(generations), prepared, engine, asked),
             respond=lambda generations: whole(reply(generations), prepared, engine),
             refuse=refused,
         )
 
+    def count_tokens(self, request: HttpRequest) -> HttpResponse:
+        """POST ``/v1/chat/completions/input_tokens``: the tokens of the prompt; raises as above."""
+        asked = CHAT.decode(request.body)
+        with named(_NAMES):
+            return counted(self._service, conversation_of(asked))
 
-def _wanted(asked: ChatRequest, prepared: Prepared, count: int) -> list[Wanted]:
-    most = asked.max_completion_tokens or asked.max_tokens
-    logprobs = (asked.top_logprobs or 0) if asked.logprobs else None
-    return [
-        Wanted(
-            prepared.tokens,
-            asked.sampling(
-                most,
-                choice,
-                logprobs=logprobs,
-                constraint=prepared.constraint,
-                spell_special=prepared.spell_special,
-            ),
+    def _wanted(self, asked: ChatRequest, prepared: Prepared, count: int) -> list[Wanted]:
+        service = self._service
+        slot, fresh = place_of(asked, service.engine.info().context.parallel)
+        most = most_tokens(
+            service.settings.sampling,
+            asked.n_predict,
+            asked.max_completion_tokens,
+            asked.max_tokens,
         )
-        for choice in range(count)
-    ]
+        return [
+            Wanted(
+                prepared.tokens,
+                asked.sampling(
+                    service,
+                    choice,
+                    max_tokens=most,
+                    logprobs=(asked.top_logprobs or 0) if asked.logprobs else None,
+                    constraint=prepared.constraint,
+                    spell_special=prepared.spell_special,
+                ),
+                slot,
+                fresh,
+            )
+            for choice in range(count)
+        ]
 
 
 def conversation_of(asked: ChatRequest) -> Conversation:
@@ -97,8 +114,25 @@ def conversation_of(asked: ChatRequest) -> Conversation:
         response=_response(asked.response_format),
         reasoning=asked.reasoning_effort,
         template_kwargs=asked.chat_template_kwargs or {},
-        continued=messages[-1]["role"] == "assistant" and "tool_calls" not in messages[-1],
+        continued=_is_continued(asked, messages[-1]),
+        opened=asked.add_generation_prompt is not False,
+        budget=asked.thinking_budget_tokens,
+        shows_thoughts=_shows_thoughts(asked.reasoning_format),
     )
+
+
+def _is_continued(asked: ChatRequest, last: Mapping[str, Any]) -> bool:
+    """Whether the last message is the assistant's and stays open."""
+    if last["role"] != "assistant":
+        if asked.continue_final_message:
+            expected = "false where the last message is not the assistant's"
+            raise InvalidRequest("continue_final_message", True, expected)
+        return False
+    return "tool_calls" not in last and asked.continue_final_message is not False
+
+
+def _shows_thoughts(format: str | None) -> bool | None:
+    return None if format is None else format == "none"
 
 
 def _is_named(asked: ChatRequest) -> bool:

@@ -32,7 +32,6 @@ EXAMPLES: dict[type, dict[str, Any]] = {
     llama_server.InfillRequest: {"input_prefix": "def a():", "input_suffix": "return b"},
     llama_server.TokenizeRequest: {"content": "Hello world", "with_pieces": True},
     llama_server.DetokenizeRequest: {"tokens": [3, 260, 800]},
-    llama_server.ApplyTemplateRequest: {"messages": _TALK},
     embeddings.LlamaServerRequest: {"content": "the cat"},
     rerank.RerankRequest: {"query": "What is a panda?", "documents": ["hi", "it is a bear"]},
     File: {"filename": "talk.bin"},

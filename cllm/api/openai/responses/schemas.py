@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 
 from msgspec import Meta, Struct
 
-from cllm.api.openai.schemas import Count
+from cllm.api.llama_fields import LlamaFields, OrAll
 from cllm.api.sampling import Temperature
 from cllm.api.schemas import Fraction, NonEmpty, Schema
 
@@ -113,13 +113,13 @@ class ReasoningConfig(Struct):
     effort: Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"] | None = None
 
 
-class ResponsesRequest(Struct, kw_only=True):
+class ResponsesRequest(LlamaFields, kw_only=True):
     """The body."""
 
     input: NonEmpty | Annotated[list[Item], Meta(min_length=1)]
     model: str | None = None
     instructions: str | None = None
-    max_output_tokens: Count | None = None
+    max_output_tokens: OrAll | None = None
     temperature: Temperature | None = None
     top_p: Fraction | None = None
     tools: list[FunctionTool] | None = None
@@ -142,6 +142,7 @@ class ResponsesRequest(Struct, kw_only=True):
 
     def __post_init__(self) -> None:
         """Refuse what is not supported: ValueErrors become the 400's text."""
+        super().__post_init__()
         for name, nothing in _NOTHING.items():
             if getattr(self, name) not in nothing:
                 raise ValueError(f"{name}: is not supported; leave it out")
