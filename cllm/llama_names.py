@@ -97,6 +97,12 @@ def _speculation(value: str) -> Words:
     return ["--draft-max=0"] if value == "none" else []
 
 
+def _sleep(value: str) -> Words:
+    if value != "-1":
+        raise ValueError("cLLM keeps its model loaded")
+    return []
+
+
 _NO_LORA = "LoRA adapters are not supported; merge the adapter into the model file"
 _NO_IMAGES = "images and sounds are not supported"
 _NO_HUB = "cLLM does not download models; download the file and give it with --model"
@@ -177,10 +183,10 @@ _FLAGS: dict[tuple[str, ...], Name] = {
         "--escape", "--log-prefix", "--no-log-prefix", "--log-timestamps", "--no-log-timestamps",
         "--models-autoload", "--no-models-autoload", "--no-reasoning-preserve", "--reuse-port",
         "--no-skip-chat-parsing", "--no-ui-mcp-proxy", "--no-webui-mcp-proxy", "-no-ag",
-        "--no-agent", "--no-cors-credentials",
+        "--no-agent",
     ): _ignored(0),
     (
-        "--keep", "--cache-reuse", "-ctxcp", "--ctx-checkpoints", "--swa-checkpoints", "-cms",
+        "--cors-methods", "--cors-headers", "--keep", "--cache-reuse", "-ctxcp", "--ctx-checkpoints", "--swa-checkpoints", "-cms",
         "--checkpoint-min-step", "-sps", "--slot-prompt-similarity", "-dt", "--defrag-thold",
         "--prio", "--prio-batch", "--poll", "--poll-batch", "-fit", "--fit", "-fitt",
         "--fit-target", "-fitc", "--fit-ctx", "--log-colors", "-lv", "--verbosity",
@@ -213,7 +219,7 @@ _FLAGS: dict[tuple[str, ...], Name] = {
     ),
     ("--special", "-sp"): _refused(0, "cLLM leaves control tokens out of texts"),
     ("--spm-infill",): _refused(0, "cLLM puts the prefix before the suffix"),
-    ("--sleep-idle-seconds",): _unlike("--sleep-idle-seconds", unless="-1"),
+    ("--sleep-idle-seconds",): Name(1, _sleep),
     ("--props",): _refused(0, "properties cannot be changed"),
     ("-to", "--timeout"): _refused(1, "give --request-timeout, which counts the whole answer"),
     ("--api-prefix", "--path"): _refused(1, "cLLM serves its paths at the root and no files"),
@@ -235,6 +241,7 @@ _VARIABLES: dict[str, tuple[str, str | None]] = {
     "LOAD_MODE": ("-lm", None), "POOLING": ("--pooling", None),
     "SPEC_DRAFT_MODEL": ("-md", None), "SPEC_DRAFT_N_MAX": ("--draft", None),
     "DRAFT_MAX": ("--draft", None), "SPEC_TYPE": ("--spec-type", None),
+    "CORS_CREDENTIALS": ("--cors-credentials", "--no-cors-credentials"),
     "API_KEY_FILE": ("--api-key-file", None), "CORS_ORIGINS": ("--cors-origins", None),
     "CHAT_TEMPLATE": ("--chat-template", None),
     "CHAT_TEMPLATE_FILE": ("--chat-template-file", None),

@@ -115,7 +115,12 @@ class Settings:
     port: int = option(8080, SERVER, integer(0, 65535), "port to listen on; 0: any free port")
     workers: int = option(16, SERVER, integer(1, 1024), "threads that process HTTP requests")
     cors_origins: tuple[str, ...] = option(
-        (), SERVER, names(), "origins whose pages may call from a browser (CORS), or *"
+        (), SERVER, names(),
+        "origins whose pages may call from a browser (CORS), or * for all, or localhost for all "
+        "of this machine",
+    )  # fmt: skip
+    cors_credentials: bool = option(
+        False, SERVER, switch(), "let those pages send requests in credentials mode"
     )
     metrics: bool = option(True, SERVER, switch(), "serve /metrics")
     slots: bool = option(True, SERVER, switch(), "serve /slots, which shows the state of slots")

@@ -49,7 +49,7 @@ class InputTooLong(InvalidRequest):
         remedy = "shorten it"
         if longest < trained:
             remedy += f", or raise --ctx-size (the model was trained for {trained})"
-        message = f"the input has {tokens} tokens; at most {longest} fit; {remedy}"
+        message = f"the input is too large: {tokens} tokens; at most {longest} fit; {remedy}"
         super().__init__(field, f"{tokens} tokens", f"at most {longest} tokens", message)
 
 

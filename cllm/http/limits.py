@@ -9,7 +9,7 @@ KIB = 1024
 MIB = 1024 * KIB
 
 _TOKEN = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
-_ORIGIN = re.compile(r"\*|null|[a-z][a-z0-9+.\-]*://[^/\s,?#@]+", re.IGNORECASE)
+_ORIGIN = re.compile(r"\*|null|localhost|[a-z][a-z0-9+.\-]*://[^/\s,?#@]+", re.IGNORECASE)
 
 
 def _at_least(owner: object, name: str, least: float) -> None:
@@ -64,7 +64,9 @@ class ServerConfig:
     sse_ping: float = 10.0  # a quiet event stream sends a ping this often; 0: never
     grace: float = 30.0  # for requests in flight when the server stops
     high_water: int = 1 * MIB  # pending bytes of a stream whose reader is slow
-    cors_origins: tuple[str, ...] = ()  # allowed origins, ("*",) for all, () for no CORS
+    # Allowed origins, ("*",) for all, ("localhost",) for this machine's pages, () for no CORS.
+    cors_origins: tuple[str, ...] = ()
+    cors_credentials: bool = False  # whether pages may send requests in credentials mode
     access_log: bool = True
     server_name: str = "cLLM"  # the Server field; "" omits it
 
@@ -92,7 +94,7 @@ class ServerConfig:
             if not _ORIGIN.fullmatch(origin):
                 raise ValueError(
                     f"ServerConfig.cors_origins has {origin!r}; "
-                    'give "*" or scheme://host[:port] without a path'
+                    'give "*", "localhost" or scheme://host[:port] without a path'
                 )
         if self.server_name and not _TOKEN.fullmatch(self.server_name):
             raise ValueError(

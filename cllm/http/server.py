@@ -122,7 +122,11 @@ class Server:
         )
         queue = self._acceptor.queue
         origins = self.config.cors_origins
-        intake = Intake(self._handler, self.config, cors(origins) if origins else None)
+        intake = Intake(
+            self._handler,
+            self.config,
+            cors(origins, self.config.cors_credentials) if origins else None,
+        )
         self._context = Context(
             intake, self.config, self._poller, self._connections, queue.push, self._closed
         )

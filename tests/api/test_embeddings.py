@@ -123,7 +123,7 @@ def test_a_long_answer_comes_whole(embedding: Live) -> None:
         ({"input": 7}, "input", "a string or a list"),
         ({"input": [10**6]}, "input", "tokens from 0 to"),
         ({"input": ["a"] * 2049}, "input", "1 to 2048 inputs"),
-        ({"input": ["a", "a " * 300]}, "input[1]", "the input has 302 tokens; at most 128 fit"),
+        ({"input": ["a", "a " * 300]}, "input[1]", "the input is too large: 302 tokens; at most 128 fit"),
         ({"input": "a", "dimensions": WIDTH + 1}, "dimensions", f"at most {WIDTH}, the size"),
         ({"input": "a", "dimensions": 0}, "dimensions", "1 or more"),
         ({"input": "a", "encoding_format": "hex"}, "encoding_format", '"base64" or "float"'),

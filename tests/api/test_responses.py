@@ -176,7 +176,7 @@ def test_the_text_can_be_held_to_a_schema(client: Any) -> None:
         ("background", True, "background"),
         ("top_logprobs", 3, "top_logprobs"),
         ("text", {"format": {"type": "json_schema", "name": "x"}}, "text.format.schema"),
-        ("max_output_tokens", 0, "max_output_tokens"),
+        ("max_output_tokens", -2, "max_output_tokens"),
     ],
 )
 def test_bad_input_is_refused_by_name_and_nothing_is_queued(

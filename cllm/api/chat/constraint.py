@@ -79,6 +79,8 @@ def constraint_of(
     """
     if is_plain(conversation.response):
         return conversation.response
+    if thinking in (Thinking.ALLOWED, Thinking.OPENED):
+        _budget(engine, conversation, format)  # refuses one that cannot be held
     try:
         return _compiled(engine, conversation, format, tools, thinking)
     except InvalidRequest:

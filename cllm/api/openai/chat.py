@@ -128,7 +128,11 @@ def _is_continued(asked: ChatRequest, last: Mapping[str, Any]) -> bool:
             expected = "false where the last message is not the assistant's"
             raise InvalidRequest("continue_final_message", True, expected)
         return False
-    return "tool_calls" not in last and asked.continue_final_message is not False
+    continued = "tool_calls" not in last and asked.continue_final_message is not False
+    if continued and len(asked.messages) > 1 and asked.messages[-2].role == "assistant":
+        one = "one message of the assistant at the end, which is continued"
+        raise InvalidRequest("messages", "two messages of the assistant at the end", one)
+    return continued
 
 
 def _shows_thoughts(format: str | None) -> bool | None:

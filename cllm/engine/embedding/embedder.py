@@ -78,11 +78,12 @@ class Embedder:
 
         name: of the field, for errors. Raises InvalidRequest, EngineClosed.
         """
-        for number, text in enumerate(texts):
-            if not text:
+        found = [self._tokenizer.tokenize(text, True, False) for text in texts]
+        for number, tokens in enumerate(found):
+            if not tokens:  # an empty text, and the model adds no special tokens
                 field = _field(name, number, len(texts))
-                raise InvalidRequest(field, text, "non-empty text")
-        return [self._tokenizer.tokenize(text, True, False) for text in texts]
+                raise InvalidRequest(field, texts[number], "non-empty text")
+        return found
 
     def pairs(self, query: str, documents: Sequence[str]) -> list[list[int]]:
         """The tokens of each document with the query, in the model's own form.
