@@ -186,7 +186,8 @@ _FLAGS: dict[tuple[str, ...], Name] = {
         "--no-agent",
     ): _ignored(0),
     (
-        "--cors-methods", "--cors-headers", "--keep", "--cache-reuse", "-ctxcp", "--ctx-checkpoints", "--swa-checkpoints", "-cms",
+        "--cors-methods", "--cors-headers", "--keep", "--cache-reuse", "-ctxcp",
+        "--ctx-checkpoints", "--swa-checkpoints", "-cms",
         "--checkpoint-min-step", "-sps", "--slot-prompt-similarity", "-dt", "--defrag-thold",
         "--prio", "--prio-batch", "--poll", "--poll-batch", "-fit", "--fit", "-fitt",
         "--fit-target", "-fitc", "--fit-ctx", "--log-colors", "-lv", "--verbosity",

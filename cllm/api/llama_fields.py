@@ -7,7 +7,7 @@ effect here are listed in docs/api.md.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import msgspec
 from msgspec import Meta, Struct
@@ -59,13 +59,42 @@ class LlamaFields(Struct, kw_only=True):
     min_keep: int | None = None
     samplers: str | list[str] | None = None
 
+    # Of conversations.
+    reasoning_format: Literal["none", "auto", "deepseek"] | None = None
+    thinking_budget_tokens: OrAll | None = None
+    reasoning_budget_tokens: OrAll | None = None
+
     # Not supported: refused by name.
-    lora: list[Any] | None = None
+    lora: Any = None
+    grammar_lazy: Any = None
+    grammar_triggers: Any = None
+    reasoning_budget_message: Any = None
 
     def __post_init__(self) -> None:
         """Refuse what is not supported: ValueErrors become the 400's text."""
-        if self.lora:
-            raise ValueError("lora: is not supported; leave it out, or give []")
+        for name, nothing in NOTHING.items():
+            if getattr(self, name) not in (None, nothing):
+                raise ValueError(f"{name}: is not supported; leave it out, or give {nothing!r}")
+
+    @property
+    def budget(self) -> int | None:
+        """The most tokens of thoughts; None: as the server says."""
+        budget = self.thinking_budget_tokens
+        return self.reasoning_budget_tokens if budget is None else budget
+
+    @property
+    def shows_thoughts(self) -> bool | None:
+        """Whether thoughts stay in the text; None: as the server says."""
+        return None if self.reasoning_format is None else self.reasoning_format == "none"
+
+
+# A field with this value asks for nothing.
+NOTHING: Mapping[str, Any] = {
+    "lora": [],
+    "grammar_lazy": False,
+    "grammar_triggers": [],
+    "reasoning_budget_message": "",
+}
 
 
 # llama-server's names and letters -> the engine's names.
@@ -164,7 +193,8 @@ class _Defaults(LlamaFields, kw_only=True, forbid_unknown_fields=True):
 
 _NO_DEFAULTS = (
     *("id_slot", "cache_prompt", "n_probs", "post_sampling_probs", "return_progress"),
-    *("timings_per_token", "lora"),
+    *("timings_per_token", "reasoning_format", "thinking_budget_tokens"),
+    *("reasoning_budget_tokens", *NOTHING),
 )
 
 

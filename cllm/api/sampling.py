@@ -10,7 +10,7 @@ from typing import Annotated, Any
 from msgspec import Meta, Struct
 
 from cllm.api.llama_fields import LlamaFields, llama_sampling, logit_bias
-from cllm.api.schemas import INT32, Fraction, NonEmpty
+from cllm.api.schemas import INT32, Fraction
 from cllm.api.service import Service
 from cllm.engine.sampling.params import MAX_STOPS
 
@@ -30,7 +30,7 @@ class SamplingFields(LlamaFields, kw_only=True):
     presence_penalty: Penalty | None = None
     frequency_penalty: Penalty | None = None
     seed: int | None = None
-    stop: NonEmpty | Annotated[list[NonEmpty], Meta(max_length=MAX_STOPS)] | None = None
+    stop: str | Annotated[list[str], Meta(max_length=MAX_STOPS)] | None = None
     logit_bias: dict[str, float | bool] | list[Any] | None = None
     ignore_eos: bool | None = None
 
@@ -44,6 +44,9 @@ def given_sampling(asked: Struct, service: Service) -> dict[str, Any]:
     Raises InvalidRequest.
     """
     own = {name: value for name in _OWN if (value := getattr(asked, name, None)) is not None}
+    if "stop" in own:  # an empty text stops nothing
+        texts = [own["stop"]] if isinstance(own["stop"], str) else own["stop"]
+        own["stop"] = tuple(text for text in texts if text)
     if "logit_bias" in own:
         own["logit_bias"] = logit_bias(service.engine, own["logit_bias"])
     return {**service.settings.sampling, **llama_sampling(asked), **own}

@@ -77,11 +77,21 @@ def test_every_api_samples_as_the_fields_say(live: Live, path: str) -> None:
     assert free.startswith(text_of(live, path, {"temperature": 1, "n_predict": 2}))
 
 
+REFUSED = {
+    "lora": [{"id": 0, "scale": 1}],
+    "id_slot": 99,
+    "grammar_lazy": True,
+    "grammar_triggers": [{"type": 1, "value": "x"}],
+    "reasoning_budget_message": "Enough.",
+    "reasoning_format": "nonsense",
+}
+
+
 @pytest.mark.parametrize("path", PATHS)
 def test_every_api_refuses_what_it_cannot_do(live: Live, path: str) -> None:
     text = "input" if path == "/v1/responses" else "prompt"
     body = {text: STORY, "messages": HELLO, "max_tokens": 1}
-    for name, value in (("lora", [{"id": 0, "scale": 1}]), ("id_slot", 99)):
+    for name, value in REFUSED.items():
         response = live.post(path, {**body, name: value})
         assert response.status_code == 400 and name in response.text, response.text
 
@@ -159,6 +169,20 @@ def test_minus_one_is_no_bound_and_zero_reads_the_prompt(live: Live, most: Any) 
     assert details["cached_tokens"] == again["usage"]["prompt_tokens"] - 1
 
 
+@pytest.mark.parametrize(
+    "field",
+    [
+        {"max_tokens": 2.0}, {"n": 1.0}, {"seed": 42.0}, {"top_k": 40.0}, {"top_logprobs": 0},
+        {"logprobs": False, "top_logprobs": 0}, {"logit_bias": []}, {"stop": ""},
+        {"stream_options": []},
+    ],
+)  # fmt: skip
+def test_numbers_and_nothings_as_other_servers_take_them(live: Live, field: Any) -> None:
+    answered(live, "/v1/chat/completions", {"messages": HELLO, "max_tokens": 2, **field})
+    response = live.post("/v1/chat/completions", {"messages": HELLO, "max_tokens": 2.5})
+    assert response.status_code == 400 and "max_tokens: 2.5" in response.text
+
+
 def test_probabilities_after_the_samplers(live: Live) -> None:
     body = {"prompt": STORY, "n_probs": 5, "n_predict": 3, "top_k": 4, "samplers": ["top_k"]}
     answer = answered(live, "/completion", {**body, "post_sampling_probs": True})
@@ -185,6 +209,23 @@ def test_a_bias_may_be_a_text_or_a_list(live: Live) -> None:
     for bias in ([[f" {first}", False]], {f" {first}": -100}):
         banned = text_of(live, "/v1/completions", {"temperature": 0, "logit_bias": bias})
         assert not banned.lstrip().startswith(first)
+
+
+def test_vertex_ai_sends_several_requests_in_one(live: Live) -> None:
+    chat = {"@requestFormat": "chatCompletions", "max_tokens": 2, "messages": HELLO}
+    instances = [
+        chat,
+        {"@requestFormat": "tokenize", "content": "Hello"},
+        {**chat, "stream": True, "max_tokens": 1},
+        {"@requestFormat": "nonsense"},
+        {**chat, "messages": []},
+    ]
+    answer = answered(live, "/predict", {"instances": instances})
+    first, second, third, wrong, refused = answer["predictions"]
+    assert first["usage"]["completion_tokens"] == 2 and third["usage"]["completion_tokens"] == 1
+    assert second["tokens"] and "@requestFormat" in wrong["error"]["message"]
+    assert refused["error"]["param"] == "messages"
+    assert answered(live, "/predict", {"instances": []}) == {"predictions": []}
 
 
 def test_counts_of_a_prompt(live: Live) -> None:

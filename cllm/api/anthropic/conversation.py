@@ -45,6 +45,8 @@ def conversation(asked: CountRequest) -> Conversation:
         response=None if format is None else Constraint("json_schema", format.schema),
         reasoning=_reasoning(asked),
         continued=messages[-1]["role"] == "assistant" and "tool_calls" not in messages[-1],
+        budget=asked.budget,
+        shows_thoughts=asked.shows_thoughts,
     )
 
 

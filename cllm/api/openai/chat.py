@@ -116,8 +116,8 @@ def conversation_of(asked: ChatRequest) -> Conversation:
         template_kwargs=asked.chat_template_kwargs or {},
         continued=_is_continued(asked, messages[-1]),
         opened=asked.add_generation_prompt is not False,
-        budget=asked.thinking_budget_tokens,
-        shows_thoughts=_shows_thoughts(asked.reasoning_format),
+        budget=asked.budget,
+        shows_thoughts=asked.shows_thoughts,
     )
 
 
@@ -133,10 +133,6 @@ def _is_continued(asked: ChatRequest, last: Mapping[str, Any]) -> bool:
         one = "one message of the assistant at the end, which is continued"
         raise InvalidRequest("messages", "two messages of the assistant at the end", one)
     return continued
-
-
-def _shows_thoughts(format: str | None) -> bool | None:
-    return None if format is None else format == "none"
 
 
 def _is_named(asked: ChatRequest) -> bool:

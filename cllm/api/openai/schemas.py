@@ -50,7 +50,7 @@ class Sampled(SamplingFields, kw_only=True):
     max_tokens: OrAll | None = None
     n: Choices | None = None
     stream: bool | None = None
-    stream_options: StreamOptions | None = None
+    stream_options: StreamOptions | Annotated[list[Any], Meta(max_length=0)] | None = None
 
     def __post_init__(self) -> None:
         """Refuse what is not supported: ValueErrors become the 400's text."""
@@ -62,7 +62,8 @@ class Sampled(SamplingFields, kw_only=True):
     @property
     def streams_usage(self) -> bool:
         """Whether the stream ends with a chunk that counts tokens."""
-        return bool(self.stream_options and self.stream_options.include_usage)
+        options = self.stream_options
+        return isinstance(options, StreamOptions) and bool(options.include_usage)
 
     def sampling(self, service: Service, choice: int, **more: Any) -> SamplingParams:
         """How choice number `choice` is made; raises InvalidRequest.
@@ -213,8 +214,6 @@ class ChatRequest(Sampled, kw_only=True):
 
     messages: Annotated[list[Message], Meta(min_length=1)]
     max_completion_tokens: OrAll | None = None
-    reasoning_format: Literal["none", "auto", "deepseek"] | None = None
-    thinking_budget_tokens: OrAll | None = None
     add_generation_prompt: bool | None = None
     continue_final_message: bool | None = None
     verbose: bool | None = None

@@ -6,6 +6,7 @@ from typing import Any
 
 from cllm.api.anthropic import schemas as anthropic
 from cllm.api.llama_server import schemas as llama_server
+from cllm.api.llama_server.predict import PredictRequest
 from cllm.api.llama_server.slot_actions import File
 from cllm.api.native import schemas as native
 from cllm.api.openai import schemas as openai
@@ -30,6 +31,7 @@ EXAMPLES: dict[type, dict[str, Any]] = {
     anthropic.CountRequest: {"model": "any", "messages": _TALK},
     llama_server.CompletionRequest: {"prompt": _BEGUN, "n_predict": 8, "n_probs": 1},
     llama_server.InfillRequest: {"input_prefix": "def a():", "input_suffix": "return b"},
+    PredictRequest: {"instances": [{"@requestFormat": "completion", "prompt": _BEGUN}]},
     llama_server.TokenizeRequest: {"content": "Hello world", "with_pieces": True},
     llama_server.DetokenizeRequest: {"tokens": [3, 260, 800]},
     embeddings.LlamaServerRequest: {"content": "the cat"},
