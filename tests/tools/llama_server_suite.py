@@ -34,17 +34,22 @@ SUITE = "vendor/llama.cpp/tools/server/tests"
 TEMPLATES = "vendor/llama.cpp/models/templates"
 BERT_VOCABULARY = "vendor/llama.cpp/models/ggml-vocab-bert-bge.gguf"
 
-# What cLLM does not have -> the tests of it, as parts of their names.
+# What cLLM does not have, or does otherwise -> the tests of it, as parts of their names.
 MISSING = {
     "web page": ("test_basic.py::test_no_ui", "test_access_static_assets"),
     "images": (
-        "test_vision_api.py", "test_local_media_file", "multimodal", "_image", "_media", "mmproj",
-        "with_reasoning_model_vision",
+        "test_vision_api.py", "test_local_media_file", "multimodal", "_image", "_media", "vision",
     ),
     "LoRA": ("test_lora.py",),
     "model router": ("test_router.py", "test_stream.py"),
     "MCP": ("test_mcp_servers.py", "test_proxy.py", "test_cors_proxy"),
     "built-in tools": ("test_tools_builtin.py", "with_tools_enabled"),
+    "unloading while idle": ("test_sleep.py",),
+    "context shift": ("ctx_shift_enabled", "with_ctx_shift"),
+    "false drafts to test speculation": ("test_synth", "test_with_and_without_draft"),
+    "its log's words": ("test_clear_and_restore",),
+    "its files' bytes": ("legacy_token_list",),
+    "* for Authorization, which browsers refuse": ("Allow-Headers-*",),
 }  # fmt: skip
 
 # File -> (pattern, replacement): what depends on the suite's vocabulary and texts.
