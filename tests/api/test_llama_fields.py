@@ -353,7 +353,7 @@ def test_a_budget_that_cannot_be_held_is_refused(stories: Live) -> None:
 
 @pytest.mark.parametrize("budget", [0, 5])
 def test_a_budget_ends_the_thoughts(engine: Engine, budget: int) -> None:
-    (end,) = engine.tokenize("<|im_end|>", add_special=False, parse_special=True)
+    (end,) = engine.tokenize("<|im_start|>", add_special=False, parse_special=True)
     grammar = Grammar(lambda marker: end)
     start = f"{thoughts(grammar, ('<think>', '</think>'), True, budget)} TEXT"
     params = SamplingParams(

@@ -113,7 +113,7 @@ class OutputConfig(Struct):
 class CountRequest(LlamaFields, kw_only=True):
     """Body of ``/v1/messages/count_tokens``."""
 
-    messages: Annotated[list[Message], Meta(min_length=1)]
+    messages: list[Message]
     model: str | None = None
     system: str | list[TextBlock] | None = None
     tools: list[Tool] | None = None

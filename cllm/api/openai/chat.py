@@ -96,6 +96,9 @@ class ChatCompletions:
 def conversation_of(asked: ChatRequest) -> Conversation:
     """The same in the terms that all APIs share. Raises InvalidRequest."""
     messages = [_plain(message) for message in asked.messages]
+    begun = asked.messages[-1]
+    if begun.role == "assistant" and isinstance(begun.content, list):  # as llama-server joins them
+        messages[-1]["content"] = "\n\n".join(part.said for part in begun.content)
     choice, allowed = _choice(asked)
     return Conversation(
         messages,
