@@ -186,7 +186,7 @@ _FLAGS: dict[tuple[str, ...], Name] = {
         "--no-agent",
     ): _ignored(0),
     (
-        "--cors-methods", "--cors-headers", "--keep", "--cache-reuse", "-ctxcp",
+        "--media-path", "--cors-methods", "--cors-headers", "--keep", "--cache-reuse", "-ctxcp",
         "--ctx-checkpoints", "--swa-checkpoints", "-cms",
         "--checkpoint-min-step", "-sps", "--slot-prompt-similarity", "-dt", "--defrag-thold",
         "--prio", "--prio-batch", "--poll", "--poll-batch", "-fit", "--fit", "-fitt",
@@ -201,7 +201,7 @@ _FLAGS: dict[tuple[str, ...], Name] = {
     ("--lora", "--lora-scaled", "--control-vector", "--control-vector-scaled"): _refused(
         1, _NO_LORA
     ),
-    ("-mm", "--mmproj", "-mmu", "--mmproj-url", "--media-path"): _refused(1, _NO_IMAGES),
+    ("-mm", "--mmproj", "-mmu", "--mmproj-url"): _refused(1, _NO_IMAGES),
     ("--models-dir", "--models-preset", "--models-max"): _refused(1, _NO_ROUTER),
     ("--tools", "--tools-runtime", "--mcp-servers-config", "--mcp-servers-json"): _refused(
         1, _NO_TOOLS

@@ -208,7 +208,6 @@ def test_text_completions_take_text_lists_and_tokens(client: openai.OpenAI, stor
             [{"role": "user", "content": [{"type": "text"}]}],
             "messages[0].content[0].text",
         ),
-        ("messages", [{"role": "user", "content": "word " * 3000}], "messages"),
         ("temperature", 3, "temperature"),
         ("n", 1000, "n"),
         ("logit_bias", {"99999": 1}, "logit_bias"),
