@@ -49,6 +49,7 @@ MISSING = {
     "false drafts to test speculation": ("test_synth", "test_with_and_without_draft"),
     "its log's words": ("test_clear_and_restore",),
     "its files' bytes": ("legacy_token_list",),
+    "incomplete, as in OpenAI's API, where the bound ends it": ("with_llama_telemetry",),
     "* for Authorization, which browsers refuse": ("Allow-Headers-*",),
 }  # fmt: skip
 
