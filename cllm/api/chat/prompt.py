@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from datetime import datetime
 from typing import Any
 
 from cllm.api.chat.chat_template import Rendered, TemplateError
@@ -24,7 +27,7 @@ def prompt_of(service: Service, conversation: Conversation) -> Rendered:
     Raises HttpError 400 and 503, InvalidRequest, PromptTooLong, Unsupported, EngineClosed.
     """
     engine, template = service.engine, service.chat_template
-    messages, variables = _shown(template.source, conversation)
+    messages, variables = _shown(service, conversation)
     try:
         prompt = template.prompt(engine, messages, variables, continued=conversation.continued)
     except TemplateError as error:
@@ -33,26 +36,44 @@ def prompt_of(service: Service, conversation: Conversation) -> Rendered:
     return prompt
 
 
-def prompt_text(service: Service, conversation: Conversation, **variables: Any) -> str:
-    """The conversation as the template writes it; variables: more for the template.
-
-    Raises HttpError 400 and 503.
-    """
+def prompt_text(service: Service, conversation: Conversation) -> str:
+    """The conversation as the template writes it. Raises HttpError 400 and 503."""
     template = service.chat_template
-    messages, given = _shown(template.source, conversation)
+    messages, variables = _shown(service, conversation)
     try:
-        return template.render(messages, {**given, **variables}, continued=conversation.continued)
+        return template.render(messages, variables, continued=conversation.continued)
     except TemplateError as error:
         raise HttpError(400, f"messages: {error}") from None
 
 
+def completed(service: Service, conversation: Conversation) -> Conversation:
+    """The conversation with the server's defaults for what it leaves open."""
+    settings, given = service.settings, conversation
+    budget = settings.reasoning_budget if given.budget is None else given.budget
+    reasoning = settings.reasoning if given.reasoning is None else given.reasoning
+    return replace(
+        given,
+        reasoning=False if budget == 0 else reasoning,
+        budget=budget,
+        shows_thoughts=(
+            settings.shows_thoughts if given.shows_thoughts is None else given.shows_thoughts
+        ),
+        template_kwargs={**settings.template_kwargs, **given.template_kwargs},
+    )
+
+
 def _shown(
-    source: str, conversation: Conversation
+    service: Service, conversation: Conversation
 ) -> tuple[Sequence[Mapping[str, Any]], dict[str, Any]]:
     """What a template is given: messages and variables."""
+    conversation, source = completed(service, conversation), service.chat_template.source
     messages: Sequence[Mapping[str, Any]] = conversation.messages
     tools = described(conversation.tools) if conversation.choice != "none" else []
-    variables = {**_reasoning(conversation.reasoning), **conversation.template_kwargs}
+    variables = {**_usual(), **_reasoning(conversation.reasoning), **conversation.template_kwargs}
+    if not (conversation.opened or conversation.continued):
+        variables["add_generation_prompt"] = False
+    if "functions" in source:  # of Firefunction
+        variables["functions"] = json.dumps(tools, indent=2) if tools else ""
     if "tools" not in source:
         messages = generic.described(messages, tools)
     elif tools:
@@ -60,6 +81,19 @@ def _shown(
     if detect(source).new_id is short_id:
         messages = [_with_short_ids(message) for message in messages]
     return messages, variables
+
+
+def _usual() -> dict[str, Any]:
+    """What llama-server tells templates, and transformers does not.
+
+    Some templates think only if `enable_thinking` is true, and name a fixed day without a date.
+    """
+    now = datetime.now()
+    return {
+        "enable_thinking": True,
+        "date_string": now.strftime("%d %b %Y"),
+        "datetime": now.strftime("%b %d %Y"),
+    }
 
 
 def _reasoning(wanted: bool | str | None) -> dict[str, Any]:
