@@ -5,9 +5,9 @@ from __future__ import annotations
 import enum
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from cllm.api.chat.chat_template import CHATML, ChatTemplate, TemplateError
 from cllm.api.chat.dialect import dialect_of
@@ -41,6 +41,16 @@ class ApiSettings:
     body_memory: int = 256 * 2**20  # bytes of the bodies of requests that wait on lanes
     expose_model_path: bool = False
     chat_template: str | None = None  # in place of the model's own
+    template_kwargs: Mapping[str, Any] = field(default_factory=dict)  # below a request's
+    reasoning: bool | None = None  # think first where a request does not say; None: the template's
+    reasoning_budget: int = -1  # tokens of thoughts where a request does not say; -1: any number
+    shows_thoughts: bool = False  # in the text, where a request does not say
+    sampling: Mapping[str, Any] = field(default_factory=dict)  # in the names of SamplingParams
+    alias: tuple[str, ...] = ()  # in place of the file's name
+    tags: tuple[str, ...] = ()
+    metrics: bool = True
+    slots: bool = True
+    verbose: bool = False  # answers of chats show their prompts
     api_keys: tuple[str, ...] = field(default=(), repr=False)
     key_ring: KeyRing | None = None  # with neither this nor api_keys no key is required
     share_prefixes: str | None = None  # "all", "tenant"; None: "tenant" with a key ring
@@ -69,6 +79,7 @@ class Service:
         self.divides_prefixes = share == "tenant"
         self.server_stats: Callable[[], ServerStats] | None = None
         self.started = time.monotonic()
+        self.started_at = time.time()
         self.progress = 0.0  # of the load, 0 … 1
         self.reason = "the model is still loading"
         self._state = State.LOADING
@@ -113,7 +124,8 @@ class Service:
     @property
     def model_id(self) -> str:
         """The name under which the model is served; raises HttpError 503."""
-        return self.engine.info().path.stem
+        names = self.settings.alias
+        return names[0] if names else self.engine.info().path.stem
 
     @property
     def chat_template(self) -> ChatTemplate:

@@ -302,6 +302,15 @@ def _to_json(
     )
 
 
+@jinja2.pass_context
+def _built_in(context: jinja2.runtime.Context, name: str) -> str:
+    """The prompt as the template of this name that is built into llama.cpp writes it."""
+    from cllm.engine.llama.builtin_templates import render  # not before the model is loaded
+
+    messages = [(each["role"], each.get("content") or "") for each in context["messages"]]
+    return render(name, messages, bool(context["add_generation_prompt"]))
+
+
 def _listed(value: Any) -> list[Any]:
     """What a filter such as `map` gives out, as a list. Raises TypeError for anything else."""
     if isinstance(value, Iterator):
@@ -318,7 +327,9 @@ def _environment() -> SandboxedEnvironment:
         extensions=[_Generation, "jinja2.ext.loopcontrols"],
     )
     environment.filters["tojson"] = _to_json
-    environment.globals.update(raise_exception=_refuse, strftime_now=_now)
+    environment.globals.update(
+        raise_exception=_refuse, strftime_now=_now, builtin_template=_built_in
+    )
     return environment
 
 

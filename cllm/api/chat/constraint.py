@@ -66,8 +66,11 @@ def constraint_of(
 
     Tools are checked one by one only if all of them together cannot be held: that is slower.
     """
-    if conversation.response is not None and is_plain(conversation.response):
-        return conversation.response.constraint
+    response = conversation.response
+    if response is not None and is_plain(response):
+        return response.constraint
+    if thinking in (Thinking.ALLOWED, Thinking.OPENED):
+        _budget(engine, conversation, dialect)  # refuses one that cannot be held
     try:
         return _compiled(engine, conversation, dialect, tools, thinking)
     except InvalidRequest:
@@ -92,11 +95,13 @@ def _compiled(
     response = conversation.response.constraint if conversation.response is not None else None
     format = dialect.format
     thinks = thinking in (Thinking.ALLOWED, Thinking.OPENED)
-    if not tools and (response is None or (not thinks and format.answer is None)):
+    budget = _budget(engine, conversation, dialect) if thinks else None
+    free = not tools and response is None
+    if budget is None and (free or (not tools and not thinks and format.answer is None)):
         return response
     grammar = Grammar(partial(_marker_token, engine))
     called = conversation.choice == "required"
-    expressions = []
+    expressions = ["TEXT"] if free else []
     if tools:
         forced = called or response is not None
         expressions.append(format.rules(grammar, tools, forced, conversation.parallel))
@@ -108,10 +113,26 @@ def _compiled(
         expressions.append(answer if format.answer is None else format.answer(grammar, answer))
     start = grammar.one_of(*expressions)
     if thinks:
-        start = f"{thoughts(grammar, dialect.think, thinking is Thinking.OPENED)} {start}"
+        opened = thinking is Thinking.OPENED
+        start = f"{thoughts(grammar, dialect.think, opened, budget)} {start}"
     constraint = Constraint("lark", grammar.source(start))
     engine.check_constraint(constraint, wait=False, tenant=conversation.tenant)
     return constraint
+
+
+def _budget(engine: Engine, conversation: Conversation, dialect: Dialect) -> int | None:
+    """The most tokens of thoughts; None: any number. Raises InvalidRequest.
+
+    They can be counted where a single token ends the thoughts.
+    """
+    budget = conversation.budget
+    if budget is None or budget < 0:
+        return None
+    end = dialect.think[1]
+    if _marker_token(engine, end) is None:
+        expected = f"-1: this model has no token that ends thoughts ({end!r} is text)"
+        raise InvalidRequest("thinking_budget_tokens", budget, expected)
+    return budget
 
 
 def _marker_token(engine: Engine, marker: str) -> int | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from datetime import datetime
 from typing import Any
 
@@ -24,6 +25,7 @@ def prompt_of(service: Service, conversation: Conversation) -> Rendered:
 
     Raises HttpError 400 and 503, InvalidRequest, PromptTooLong, Unsupported, EngineClosed.
     """
+    conversation = completed(service, conversation)
     engine, template = service.engine, service.template_for(bool(conversation.tools))
     messages, variables, adapt = _shown(template, conversation)
     continued = conversation.continued
@@ -42,9 +44,25 @@ def prompt_text(service: Service, conversation: Conversation, **variables: Any) 
     """
     template = service.template_for(bool(conversation.tools))
     try:
-        return rendered(template, conversation, **variables)
+        return rendered(template, completed(service, conversation), **variables)
     except TemplateError as error:
         raise HttpError(400, f"messages: {error}") from None
+
+
+def completed(service: Service, conversation: Conversation) -> Conversation:
+    """The conversation with the server's defaults for what it leaves open."""
+    settings, given = service.settings, conversation
+    budget = settings.reasoning_budget if given.budget is None else given.budget
+    reasoning = settings.reasoning if given.reasoning is None else given.reasoning
+    return replace(
+        given,
+        reasoning=False if budget == 0 else reasoning,
+        budget=budget,
+        shows_thoughts=(
+            settings.shows_thoughts if given.shows_thoughts is None else given.shows_thoughts
+        ),
+        template_kwargs={**settings.template_kwargs, **given.template_kwargs},
+    )
 
 
 def rendered(template: ChatTemplate, conversation: Conversation, **variables: Any) -> str:
@@ -66,6 +84,8 @@ def _shown(
     variables = _variables(template, conversation.reasoning)
     variables |= tool_variables(template, tools if dialect.tools else [])
     variables |= conversation.template_kwargs
+    if not (conversation.opened or conversation.continued):
+        variables["add_generation_prompt"] = False
     if dialect.format.new_id is short_id:
         messages = [_with_short_ids(message) for message in messages]
     frame = template.framed
@@ -104,7 +124,7 @@ def _variables(template: ChatTemplate, reasoning: bool | str | None) -> dict[str
     # Reasoning models think unless they are told not to; templates differ if it is undefined.
     variables |= {"enable_thinking": True, **_reasoning(reasoning)}
     if "datetime" in template.variables:
-        variables["datetime"] = now.strftime("%Y-%m-%d %H:%M:%S")
+        variables["datetime"] = now.strftime("%b %d %Y")
     return variables
 
 

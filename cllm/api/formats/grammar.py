@@ -115,10 +115,19 @@ def _joined(pieces: Sequence[tuple[str, bool]]) -> str:
     return " ".join(piece for piece, _ in pieces)
 
 
-def thoughts(grammar: Grammar, think: tuple[str, str], opened: bool) -> str:
-    """The optional thoughts before an answer; required if the prompt opened them."""
+def thoughts(
+    grammar: Grammar, think: tuple[str, str], opened: bool, budget: int | None = None
+) -> str:
+    """The optional thoughts before an answer; required if the prompt opened them.
+
+    budget: the most tokens of thoughts, where a single token ends them.
+    """
     begin, end = think
-    closed = f"{grammar.until(end)} SPACE"
+    if budget is None:
+        closed = f"{grammar.until(end)} SPACE"
+    else:
+        thought = grammar.rule("TEXT", f"[max_tokens={budget}]") if budget else ""
+        closed = f"{thought} {grammar.marker(end)} SPACE"
     return closed if opened else f"({grammar.marker(begin)} {closed})?"
 
 

@@ -27,9 +27,10 @@ _LONG = 100  # items of a list of the metadata that are shown only on request
 
 
 def check_model(service: Service, name: str) -> None:
-    """Raise HttpError 404 unless this is the served model's name, with or without a tag."""
+    """Raise HttpError 404 unless this is a name of the served model, with or without a tag."""
     served = service.model_id
-    if name.removesuffix(_TAG) != served.removesuffix(_TAG):
+    names = {each.removesuffix(_TAG) for each in (served, *service.settings.alias)}
+    if name.removesuffix(_TAG) not in names:
         raise HttpError(404, f"model '{name[:80]}' not found; this server serves '{served}'")
 
 
