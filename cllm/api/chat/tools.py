@@ -104,7 +104,9 @@ def _checked(engine: Engine, tool: Tool, tenant: str) -> Tool:
 
 def _kind(schema: Mapping[str, Any]) -> Any:
     """The type, as it is compiled: null says nothing, and some write it in capitals."""
-    kind = schema.get("type") or "object"
+    kind = schema.get("type")
+    if kind in (None, "", []):
+        return "object"
     return kind.lower() if isinstance(kind, str) else kind
 
 
