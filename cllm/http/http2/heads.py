@@ -156,8 +156,10 @@ def _head(stream: int, fields: list[Field], limits: Limits) -> Head:
     if len(target) > limits.request_line:
         raise ProtocolError(414, f"the path is longer than {limits.request_line} bytes")
     authority = pseudo.get(":authority")
+    hosts = [value for name, value in regular if name == "host"]
+    if not (authority or hosts) or "" in (authority, *hosts):
+        raise _malformed(stream, ":authority and Host are missing, or one is empty")
     if authority is not None:
-        hosts = [value for name, value in regular if name == "host"]
         if any(host.lower() != authority.lower() for host in hosts):
             raise _malformed(stream, ":authority and Host differ")
         regular = [("host", authority), *(field for field in regular if field[0] != "host")]

@@ -248,6 +248,9 @@ STREAM_ERRORS: list[tuple[str, Send, int]] = [
     ("8.3.1 a URL as :path", only(request_fields("GET", "http://test/")), PROTOCOL_ERROR),
     ("8.3.1 a :method that is no token", only(request_fields("G T")), PROTOCOL_ERROR),
     ("8.3.1 CR in :path", only(request_fields("GET", "/\r")), PROTOCOL_ERROR),
+    ("8.3.1 neither :authority nor Host", only(PSEUDO[:3]), PROTOCOL_ERROR),
+    ("8.3.1 an empty :authority", only([*PSEUDO[:3], (":authority", "")]), PROTOCOL_ERROR),
+    ("8.3.1 an empty Host", only([*PSEUDO[:3], ("host", "")]), PROTOCOL_ERROR),
     ("8.3.1 :authority and Host differ", lambda c: get(c, ("host", "other")), PROTOCOL_ERROR),
 ]  # fmt: skip
 
