@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from playwright.sync_api import Browser
     from playwright.sync_api import Page as Tab
 
-WAIT = 30_000  # ms that any single wait may take before it fails
+WAIT = 15_000  # ms that any single wait may take before it fails
 CHROMIUM = ("chromium", "chromium-browser", "google-chrome")
 
 

@@ -144,7 +144,7 @@ def test_views_fit_and_are_legible(
     tab.wait_for_selector(DONE)
     for view in VIEWS:
         tab.goto(f"{site.url}#/{view}")
-        tab.wait_for_selector(f".root.{view} :is(button, textarea)")
+        tab.wait_for_selector(f".root.{view} :is(#send, #run, #bench-run)")
         assert tab.evaluate("document.documentElement.scrollWidth") <= width
         assert tab.evaluate(WIDE) == []
         assert tab.evaluate(PALE) == []

@@ -173,14 +173,18 @@ def test_an_exported_file_is_imported_by_another_browser(
     other.wait_for_selector(".branches >> text=2/2")
     assert other.locator(".message.assistant .text").inner_text() == text
     names = ("role", "content", "state")
-    pick = [[{name: each[name] for name in names} for each in stored(page)] for page in (tab, other)]
+    pick = [
+        [{name: each[name] for name in names} for each in stored(page)] for page in (tab, other)
+    ]
     by_content = [sorted(each, key=json.dumps) for each in pick]
     assert by_content[0] == by_content[1]
 
 
 def test_a_file_that_is_no_export_is_refused(tab: Tab, tmp_path: Path) -> None:
     file = tmp_path / "other.json"
-    file.write_text('{"format": "cllm-conversations", "version": 1, "conversations": [{"messages": [{}]}]}')
+    file.write_text(
+        '{"format": "cllm-conversations", "version": 1, "conversations": [{"messages": [{}]}]}'
+    )
     with tab.expect_file_chooser() as chooser:
         tab.click("#import")
     chooser.value.set_files(file)
@@ -244,7 +248,9 @@ def test_two_thousand_messages_are_drawn_as_they_come_near(tab: Tab, tmp_path: P
     ]  # fmt: skip
     record = {"title": "Long", "leaf": "1999", "settings": {}, "messages": messages}
     file = tmp_path / "long.json"
-    file.write_text(json.dumps({"format": "cllm-conversations", "version": 1, "conversations": [record]}))
+    file.write_text(
+        json.dumps({"format": "cllm-conversations", "version": 1, "conversations": [record]})
+    )
     with tab.expect_file_chooser() as chooser:
         tab.click("#import")
     chooser.value.set_files(file)

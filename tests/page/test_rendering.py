@@ -48,7 +48,7 @@ def test_code_has_classes_and_its_language() -> None:
 
 
 def test_code_in_an_unknown_language_is_text() -> None:
-    assert "<code data-language=\"zork\">a &lt; b\n</code>" in rendered("```zork\na < b\n```")
+    assert '<code data-language="zork">a &lt; b\n</code>' in rendered("```zork\na < b\n```")
 
 
 @pytest.mark.parametrize(

@@ -154,6 +154,8 @@ class Admission:
             return
         self.waiting.charge(sequence.tenant, len(sequence.tokens) - reused)
         sequence.generation.usage.cached_tokens = reused
+        if sequence.params.report_progress:
+            sequence.writer.report_progress(reused)
         sequence.generation.prefix = slot.source if reused else ""
         stats.cached_tokens += reused
         stats.prefix_hits += reused > 0
