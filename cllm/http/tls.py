@@ -140,7 +140,7 @@ class TlsTransport(PlainTransport):
 
 
 def join(buffers: Sequence[Buffer], most: int) -> Buffer:
-    """The first `most` bytes of them; nothing is copied if the first buffer has so many."""
+    """The first `most` bytes of them; nothing is copied if the first buffer has as many."""
     parts = []
     for buffer in buffers:
         if len(buffer) >= most:
