@@ -70,7 +70,7 @@ def _ring(content: Mapping[str, Any]) -> KeyRing:
         _check_names(where, fields, ("sha256", *_FIELDS))
         digest = fields.pop("sha256", None)
         if not isinstance(digest, str) or not _DIGEST.fullmatch(digest):
-            # Never the value itself: somebody may have put a key there.
+            # Never the value itself: it may be a key.
             raise KeyFileError(
                 f"{where}.sha256: expected the SHA-256 of the key in 64 hexadecimal digits, as "
                 '"cllm key new" prints it'

@@ -6,7 +6,7 @@ import errno
 import logging
 import socket
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from time import monotonic, sleep
 
 from cllm.http.connection import Connection
@@ -50,7 +50,9 @@ class Acceptor:
         poller: Poller,
         connections: dict[int, Connection],
         admit: Callable[[socket.socket, tuple[str, int]], None],
+        running: Callable[[], Iterable[Connection]],
     ) -> None:
+        """running: the connections that workers run at this moment."""
         self._listeners = {listener.fileno(): listener for listener in listeners}
         self._limit = config.max_connections
         self._idle = IdleConnections(connections)
@@ -63,6 +65,7 @@ class Acceptor:
         self._connections_poller = poller
         self._connections = connections
         self._admit = admit
+        self._running_now = running
         self._wake_up = WakeUp()
         self._poller = new_poller()
         self._poller.register(self._wake_up.fileno(), READ, once=False)
@@ -240,6 +243,8 @@ class Acceptor:
     # Deadlines
 
     def _sweep(self, now: float) -> None:
+        for connection in self._running_now():
+            connection.transport.end_long_read(now)
         for connection in list(self._connections.values()):
             if connection.deadline <= now:
                 connection.attend()

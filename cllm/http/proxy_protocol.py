@@ -1,7 +1,7 @@
 """The PROXY protocol, version 2: a proxy tells the client's address before the first byte.
 
-Source: the PROXY protocol specification of HAProxy, section 2.2. Not a byte more than the header is
-read, so that any protocol can follow.
+Source: the PROXY protocol specification of HAProxy, section 2.2. Exactly the header is read, so
+that any protocol, such as TLS, can follow.
 """
 
 from __future__ import annotations

@@ -145,7 +145,7 @@ class Server:
         self._workers = []
         self._poller = new_poller()
         self._acceptor = Acceptor(
-            listeners, self.config, self._poller, self._connections, self._admit
+            listeners, self.config, self._poller, self._connections, self._admit, self._running
         )
         queue = self._acceptor.queue
         origins = self.config.cors_origins
@@ -183,6 +183,11 @@ class Server:
             worker.thread.join(JOIN_TIME)
         if self._access_log is not None:
             self._access_log.stop()
+
+    def _running(self) -> list[Connection]:
+        """The connections that workers run at this moment."""
+        currents = [worker.current for worker in self._workers]
+        return [connection for connection in currents if connection is not None]
 
     def _admit(self, sock: socket.socket, client: tuple[str, int]) -> None:
         """A connection of an accepted socket; on the acceptor's thread."""

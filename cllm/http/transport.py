@@ -50,6 +50,9 @@ class Transport(Protocol):
         After WANT_… the next call must begin with the same bytes; there may be more behind them.
         """
 
+    def end_long_read(self, now: float) -> None:
+        """Reset the connection if a read goes on without an end. Any thread."""
+
     def probe(self) -> Peer:
         """Whether the peer is still connected."""
 
@@ -95,6 +98,9 @@ class PlainTransport:
             return WANT_WRITE
         except OSError as error:
             raise ConnectionLost(str(error)) from None
+
+    def end_long_read(self, now: float) -> None:
+        return None  # a read is one call of the system
 
     def probe(self) -> Peer:
         fd = self._socket.fileno()
@@ -143,7 +149,7 @@ class PlainTransport:
         try:
             if self._is_own():
                 self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
-                _reset(self._socket)
+                reset(self._socket)
         finally:
             self._socket.close()
 
@@ -165,6 +171,7 @@ _connect = ctypes.CDLL(None).connect
 _UNSPECIFIED = struct.pack("=H14x", socket.AF_UNSPEC)  # struct sockaddr
 
 
-def _reset(sock: socket.socket) -> None:
+def reset(sock: socket.socket) -> None:
+    """Break the connection at once, also for a thread that reads it, if the system can."""
     if sys.platform == "linux":
         _connect(sock.fileno(), _UNSPECIFIED, len(_UNSPECIFIED))

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import hmac
 import logging
 import os
 import socket
 import ssl
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from cllm.http import BodyStream, HttpHandler, HttpResponse, TlsConfig
 from cllm.http.certificates import Certificates
@@ -319,3 +322,43 @@ def test_a_client_that_leaves_cancels_its_stream(serve: Serve) -> None:
     assert client.reply_head().status == 200
     client.close()
     assert left.wait(PATIENCE)
+
+
+# Records without content
+
+
+def key_updates(secret: bytes, count: int) -> bytes:
+    """Records of TLS_AES_256_GCM_SHA384 with a KeyUpdate each (RFC 8446 sections 4.6.3, 7.2)."""
+
+    def expand(label: bytes, size: int) -> bytes:
+        info = size.to_bytes(2, "big") + bytes([6 + len(label)]) + b"tls13 " + label + b"\0\1"
+        return hmac.digest(secret, info, "sha384")[:size]
+
+    head, content = b"\x17\3\3\0\x16", b"\x18\0\0\1\0" + b"\x16"
+    records = []
+    for _ in range(count):
+        records.append(head + AESGCM(expand(b"key", 32)).encrypt(expand(b"iv", 12), content, head))
+        secret = expand(b"traffic upd", 48)
+    return b"".join(records)
+
+
+def test_records_without_content_hold_no_worker(
+    serve: Serve, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """OpenSSL reads them all in one call: 0.3 s for these, and without end if more come."""
+    monkeypatch.setattr("cllm.http.tls.LONGEST_READ", 0.01)
+    context = client_context()
+    context.minimum_version = ssl.TLSVersion.TLSv1_3
+    context.keylog_filename = str(tmp_path / "keys")
+    server = serve(tls=LOCALHOST, workers=1, head_timeout=LONG, sse_ping=0.05)
+    with tls_connection(server.port, context) as sock:
+        assert sock.cipher()[0] == "TLS_AES_256_GCM_SHA384"  # type: ignore[index]
+        lines = (tmp_path / "keys").read_text().splitlines()
+        (secret,) = [line.split()[2] for line in lines if line.startswith("CLIENT_TRAFFIC_SECRET")]
+        with socket.socket(fileno=os.dup(sock.fileno())) as raw, pytest.raises(ConnectionError):
+            raw.settimeout(PATIENCE)
+            raw.sendall(key_updates(bytes.fromhex(secret), 20_000))
+            while raw.recv(65536):  # the server's session tickets, then the reset
+                pass
+        with tls_connection(server.port, client_context()) as other:
+            assert b"healthy" in get_over(other)
