@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tests.api.api_client import eventually, frozen, idle
-from tests.page.conftest import Site
+from tests.page.conftest import Faults, Site
 
 if TYPE_CHECKING:
     from playwright.sync_api import Page as Tab
@@ -173,14 +173,18 @@ def test_an_exported_file_is_imported_by_another_browser(
     other.wait_for_selector(".branches >> text=2/2")
     assert other.locator(".message.assistant .text").inner_text() == text
     names = ("role", "content", "state")
-    pick = [[{name: each[name] for name in names} for each in stored(page)] for page in (tab, other)]
+    pick = [
+        [{name: each[name] for name in names} for each in stored(page)] for page in (tab, other)
+    ]
     by_content = [sorted(each, key=json.dumps) for each in pick]
     assert by_content[0] == by_content[1]
 
 
 def test_a_file_that_is_no_export_is_refused(tab: Tab, tmp_path: Path) -> None:
     file = tmp_path / "other.json"
-    file.write_text('{"format": "cllm-conversations", "version": 1, "conversations": [{"messages": [{}]}]}')
+    file.write_text(
+        '{"format": "cllm-conversations", "version": 1, "conversations": [{"messages": [{}]}]}'
+    )
     with tab.expect_file_chooser() as chooser:
         tab.click("#import")
     chooser.value.set_files(file)
@@ -207,6 +211,7 @@ def test_files_and_settings_are_sent(tab: Tab, site: Site, tmp_path: Path) -> No
     with tab.expect_request("**/v1/chat/completions") as sent:
         send(tab, "What is red?")
     body = sent.value.post_data_json
+    assert body is not None
     assert body["max_tokens"] == 5
     assert body["messages"][0] == {"role": "system", "content": "Be brief."}
     content = body["messages"][1]["content"]
@@ -225,8 +230,8 @@ def test_an_answer_that_follows_a_schema(tab: Tab) -> None:
     assert json.loads(answer_of(tab))["n"] in (1, 2)
 
 
-def test_a_refusal_of_the_server_is_shown(tab: Tab, site: Site, faults: object) -> None:
-    faults.expected = ("400",)  # type: ignore[attr-defined]
+def test_a_refusal_of_the_server_is_shown(tab: Tab, site: Site, faults: Faults) -> None:
+    faults.expected = ("400",)
     site.fields = {"temperature": -1}
     send(tab, "Hello")
     tab.wait_for_selector(".message.assistant .error")
@@ -244,7 +249,9 @@ def test_two_thousand_messages_are_drawn_as_they_come_near(tab: Tab, tmp_path: P
     ]  # fmt: skip
     record = {"title": "Long", "leaf": "1999", "settings": {}, "messages": messages}
     file = tmp_path / "long.json"
-    file.write_text(json.dumps({"format": "cllm-conversations", "version": 1, "conversations": [record]}))
+    file.write_text(
+        json.dumps({"format": "cllm-conversations", "version": 1, "conversations": [record]})
+    )
     with tab.expect_file_chooser() as chooser:
         tab.click("#import")
     chooser.value.set_files(file)

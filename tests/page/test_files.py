@@ -114,7 +114,12 @@ def test_the_version_follows_the_content(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "path",
-    ["page/static/v/none.js", "page/static/v/..%2fpage.py", "page/static/", "page/static/v/a/b/c.js"],
+    [
+        "page/static/v/none.js",
+        "page/static/v/..%2fpage.py",
+        "page/static/",
+        "page/static/v/a/b/c.js",
+    ],
 )
 def test_other_paths_are_not_found(site: Site, path: str) -> None:
     version = Assets().version
@@ -128,7 +133,10 @@ def test_the_files_need_no_key_and_all_else_does(keyed: Site) -> None:
     for path in re.findall(r'(?:src|href)="(page/[^"]+)"', page.text):
         assert requests.get(keyed.url + path, timeout=30).status_code == 200
     assert requests.get(keyed.url, timeout=30).status_code == 401
-    assert requests.get(keyed.url + "props", headers={"Accept": BROWSER}, timeout=30).status_code == 401
+    assert (
+        requests.get(keyed.url + "props", headers={"Accept": BROWSER}, timeout=30).status_code
+        == 401
+    )
     render = requests.post(keyed.url + "page/render", json={"markdown": "x"}, timeout=30)
     assert render.status_code == 401
     static = requests.post(keyed.url + "page/static/v/app.js", timeout=30)
