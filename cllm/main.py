@@ -236,7 +236,7 @@ class Program:
     @property
     def url(self) -> str:
         """The server's URL for programs on this machine."""
-        host = self.settings.host
+        host = self.settings.host.split(",")[0].strip()
         host = {"": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
         return f"{self.server.scheme}://{f'[{host}]' if ':' in host else host}:{self.server.port}"
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -177,6 +179,40 @@ def paths() -> Kind:
         return tuple(os.path.expanduser(word) for word in plain.parse(raw))
 
     return Kind("FILE,…", parse, ",".join, is_list=True)
+
+
+def pairs() -> Kind:
+    """Names with values: `a=1,b=2`, given several times, or a YAML mapping."""
+
+    def parse(raw: object) -> dict[str, Any]:
+        if isinstance(raw, dict):
+            return {str(name): value for name, value in raw.items()}
+        items = raw if isinstance(raw, list) else [str(raw)]
+        found: dict[str, Any] = {}
+        for item in (part for each in items for part in str(each).split(",")):
+            name, equals, value = item.partition("=")
+            if not equals or not name.strip() or not value.strip():
+                raise ValueError("expected NAME=VALUE, separated by commas")
+            found[name.strip()] = value.strip()
+        return found
+
+    def show(value: Mapping[str, Any] | None) -> str:
+        return ",".join(f"{name}={each}" for name, each in (value or {}).items())
+
+    return Kind("NAME=VALUE,…", parse, show, is_list=True)
+
+
+def json_object() -> Kind:
+    """A JSON object, or a YAML mapping."""
+
+    def parse(raw: object) -> dict[str, Any]:
+        with suppress(ValueError):
+            value = json.loads(raw) if isinstance(raw, str) else raw
+            if isinstance(value, dict):
+                return value
+        raise ValueError('expected a JSON object, such as {"enable_thinking": false}')
+
+    return Kind("JSON", parse, lambda value: json.dumps(value) if value else "")
 
 
 def secrets() -> Kind:

@@ -72,9 +72,11 @@ def resolve(
     environ: Mapping[str, str],
     *,
     file_option: str = "config",
+    below: Sequence[str] = (),
 ) -> _S:
     """Settings from command line over environment over YAML file over defaults.
 
+    below: a further command line, between environment and file.
     Raises SettingsError for the first unknown name or unusable value, in whichever source.
     """
     options = options_of(cls)
@@ -82,7 +84,8 @@ def resolve(
     surrounding = from_environment(options, environ)
     file_name = given.get(file_option, surrounding.get(file_option))
     in_file = from_file([o for o in options if o.name != file_option], file_name)
-    return cls(**{**in_file, **surrounding, **given})
+    lower = from_command_line(options, parser, below)
+    return cls(**{**in_file, **lower, **surrounding, **given})
 
 
 def add_arguments(

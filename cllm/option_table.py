@@ -1,4 +1,4 @@
-"""Every option of a cLLM server, in one table."""
+"""Every option of a cLLM server, in one table; over 400 lines: each option is declared once."""
 
 from __future__ import annotations
 
@@ -6,11 +6,15 @@ import argparse
 import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
+from cllm.llama_names import from_variables, in_own_words
 from cllm.option_kinds import (
     choice,
     integer,
+    json_object,
     names,
+    pairs,
     path,
     paths,
     seconds,
@@ -73,10 +77,37 @@ class Settings:
         None, MODEL, path(),
         "GGUF file of a smaller model with the same vocabulary, for speculative decoding",
     )  # fmt: skip
-    chat_template: str | None = option(
-        None, MODEL, text(), "Jinja chat template that replaces the one in the model file"
+    alias: tuple[str, ...] = option(
+        (), MODEL, names(), "names under which clients see the model; without, the file's name"
     )
+    tags: tuple[str, ...] = option((), MODEL, names(), "words about the model in /v1/models")
+    chat_template: str | None = option(
+        None, MODEL, text(),
+        "chat template that replaces the one in the model file: Jinja, or the name of one that "
+        "llama.cpp has built in, such as chatml",
+    )  # fmt: skip
     chat_template_file: str | None = option(None, MODEL, path(), "read the chat template from FILE")
+    chat_template_kwargs: Mapping[str, Any] | None = option(
+        None, MODEL, json_object(), "variables of the chat template, below those of a request"
+    )
+    reasoning: str = option(
+        "auto", MODEL, choice("auto", "on", "off"),
+        "whether the model thinks first where a request does not say; auto: as the chat template "
+        "does by itself",
+    )  # fmt: skip
+    reasoning_budget: int = option(
+        -1, MODEL, integer(-1), "tokens of thoughts where a request does not say; -1: any number"
+    )
+    reasoning_format: str = option(
+        "auto", MODEL, choice("auto", "deepseek", "none"),
+        "where thoughts stand: in a field of their own (auto and deepseek are the same), or as "
+        "they come in the text (none)",
+    )  # fmt: skip
+    sampling: Mapping[str, Any] | None = option(
+        None, MODEL, pairs(),
+        "sampling fields that apply where a request does not give them, such as "
+        "temperature=0.6,top_k=20",
+    )  # fmt: skip
     pooling: str = option(
         "auto", MODEL, choice("auto", "none", "mean", "cls", "last", "rank"),
         "how an embedding model computes the vector of an input from those of its tokens; rank: "
@@ -97,8 +128,15 @@ class Settings:
         True, SERVER, switch(), "serve the page for browsers at /, with chat and monitor"
     )
     cors_origins: tuple[str, ...] = option(
-        (), SERVER, names(), "origins whose pages may call from a browser (CORS), or *"
+        (), SERVER, names(),
+        "origins whose pages may call from a browser (CORS), or * for all, or localhost for all "
+        "of this machine",
+    )  # fmt: skip
+    cors_credentials: bool = option(
+        False, SERVER, switch(), "let those pages send requests in credentials mode"
     )
+    metrics: bool = option(True, SERVER, switch(), "serve /metrics")
+    slots: bool = option(True, SERVER, switch(), "serve /slots, which shows the state of slots")
     api_key: tuple[str, ...] | None = option(
         None, SERVER, secrets(),
         "API keys; a request must send one of them; other users of the machine can see command "
@@ -153,6 +191,11 @@ class Settings:
         None, ENGINE, integer(2, 1 << 23, auto=True),
         "tokens per sequence, prompt and answer together; auto: as many as the model and "
         "--memory-budget allow",
+    )  # fmt: skip
+    ctx_total: int | None = option(
+        None, ENGINE, integer(2, 1 << 31, auto=True),
+        "tokens of all sequences together, in place of --ctx-size: each gets its part, or all of "
+        "them with --kv-unified",
     )  # fmt: skip
     memory_budget: int | None = option(
         None, ENGINE, size(1 << 20, auto=True),
@@ -330,11 +373,12 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def load_settings(argv: Sequence[str], environ: Mapping[str, str]) -> Settings:
-    """Command line over CLLM_* variables over `--config` file over defaults.
+    """Command line over CLLM_* and LLAMA_ARG_* variables over `--config` file over defaults.
 
     Raises SettingsError: one line that names the source, the value and what was expected.
     """
-    return resolve(Settings, make_parser(), argv, environ)
+    own, below = in_own_words(argv), from_variables(environ)
+    return resolve(Settings, make_parser(), own, environ, below=below)
 
 
 def versions() -> str:

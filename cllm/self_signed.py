@@ -37,7 +37,8 @@ def self_signed(host: str) -> tuple[str, str]:
 
 
 def _named(host: str) -> Sequence[str]:
-    return () if host in ("", "0.0.0.0", "::") else (host,)
+    given = (name.strip() for name in host.split(","))
+    return [name for name in given if name not in ("", "0.0.0.0", "::")]
 
 
 def _usable(certificate: Path, names: Sequence[str]) -> bool:

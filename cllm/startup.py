@@ -73,15 +73,18 @@ def showing_progress(settings: Settings, also: Report) -> Iterator[tuple[Report,
 
 def warn_of_strangers(host: str) -> None:
     """Warn that others may use the model, if the port is reachable and no key is required."""
-    try:
-        alone = ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        alone = host == "localhost"
-    if not alone:
+    if not all(_is_loopback(name.strip()) for name in host.split(",")):
         log.warning(
             "anyone who can reach %s can use the model; require a key with --api-keys-file",
             host or "this machine",
         )
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 def announce(

@@ -7,7 +7,7 @@ import re
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -94,11 +94,24 @@ def engine_config(settings: Settings) -> EngineConfig:
     from cllm.engine.config import EngineConfig
 
     with _as_settings_error():
-        return EngineConfig(**_fields_shared_with(EngineConfig, settings))
+        return EngineConfig(**_fields_shared_with(EngineConfig, _with_ctx_size(settings)))
+
+
+def _with_ctx_size(settings: Settings) -> Settings:
+    """The settings with --ctx-size in place of --ctx-total."""
+    total = settings.ctx_total
+    if total is None:
+        return settings
+    if settings.ctx_size is not None:
+        raise SettingsError("--ctx-size and --ctx-total: give one of them")
+    if settings.kv_unified:
+        return replace(settings, ctx_size=total, kv_cells=settings.kv_cells or total)
+    return replace(settings, ctx_size=max(2, total // settings.parallel))
 
 
 def api_settings(settings: Settings) -> ApiSettings:
     """The API's settings; raises SettingsError if a template cannot be read."""
+    from cllm.api.llama_fields import sampling_defaults
     from cllm.api.service import ApiSettings
 
     template, file = settings.chat_template, settings.chat_template_file
@@ -106,6 +119,8 @@ def api_settings(settings: Settings) -> ApiSettings:
         if template is not None:
             raise SettingsError("--chat-template and --chat-template-file: give one of them")
         template = _read_file("--chat-template-file", file)
+    elif template is not None:
+        template = _named_template(template)
     with _as_settings_error():
         return ApiSettings(
             request_timeout=settings.request_timeout,
@@ -115,7 +130,31 @@ def api_settings(settings: Settings) -> ApiSettings:
             api_keys=_api_keys(settings),
             key_ring=key_ring(settings),
             share_prefixes=None if settings.share_prefixes == "auto" else settings.share_prefixes,
+            alias=tuple(sorted(set(settings.alias))),
+            tags=tuple(sorted(set(settings.tags))),
+            sampling=sampling_defaults(settings.sampling or {}),
+            template_kwargs=settings.chat_template_kwargs or {},
+            reasoning={"on": True, "off": False}.get(settings.reasoning),
+            reasoning_budget=settings.reasoning_budget,
+            shows_thoughts=settings.reasoning_format == "none",
+            metrics=settings.metrics,
+            slots=settings.slots,
+            verbose=settings.log_level == "debug",
         )
+
+
+def _named_template(template: str) -> str:
+    """A Jinja template as it is, and for a name one that uses the built-in template."""
+    if not re.fullmatch(r"[\w.-]+", template):
+        return template
+    from cllm.engine.llama.builtin_templates import names
+
+    if template not in names():
+        raise SettingsError(
+            f'--chat-template: there is no built-in template "{template}"; '
+            f"expected Jinja or one of {', '.join(names())}"
+        )
+    return f"{{{{ builtin_template({template!r}) }}}}"
 
 
 def _api_keys(settings: Settings) -> tuple[str, ...]:

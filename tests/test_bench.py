@@ -302,7 +302,7 @@ def test_embeddings_are_measured_alone_and_together(tmp_path: Path) -> None:
 def test_an_unknown_mode_is_named_with_those_there_are() -> None:
     done = run_script("http", "speed")
     assert done.returncode == 2
-    assert "'speed' is none of throughput, idle" in done.stderr
+    assert "'speed' is none of throughput, tls, log, idle" in done.stderr
 
 
 @pytest.mark.parametrize(

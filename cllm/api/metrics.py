@@ -16,7 +16,7 @@ from prometheus_client.registry import Collector
 from cllm.api.llama_server.metrics import LlamaFigures
 from cllm.api.service import Service
 from cllm.api.tenants import Tenant
-from cllm.http import HttpRequest, HttpResponse
+from cllm.http import HttpError, HttpRequest, HttpResponse
 from cllm.version import __version__
 
 if TYPE_CHECKING:
@@ -104,6 +104,7 @@ class Metrics:
     __slots__ = ("_length", "_llama", "_queued", "_registry", "_seconds", "_service", "_ttft")
 
     def __init__(self, service: Service) -> None:
+        self._service = service
         registry = CollectorRegistry()
         self._registry = registry
         self._seconds = _histogram(
@@ -133,14 +134,23 @@ class Metrics:
             self._llama.finished(request)
 
     def endpoint(self, request: HttpRequest) -> HttpResponse:
-        """GET ``/metrics``; with a file of keys, only an admin key sees more than its own."""
+        """GET ``/metrics``; with a file of keys, only an admin key sees more than its own.
+
+        Raises HttpError 501 where they are switched off.
+        """
+        if not self._service.settings.metrics:
+            raise HttpError(501, "this server does not show metrics; start it with --metrics")
         tenants = self._service.tenants
         own = CollectorRegistry()
         own.register(_OfTenants(tenants.visible(request)))
         text = generate_latest(own) if tenants.keyed else b""
         if tenants.sees_all(request):
             text = generate_latest(self._registry) + text
-        return HttpResponse.bytes(text, CONTENT_TYPE)
+        # The library adds the suffix to every counter; llama-server's has none.
+        text = text.replace(b"llamacpp:n_tokens_max_total", b"llamacpp:n_tokens_max")
+        response = HttpResponse.bytes(text, CONTENT_TYPE)
+        response.headers.append(("Process-Start-Time-Unix", str(round(self._service.started_at))))
+        return response
 
 
 class _Figures(Collector):

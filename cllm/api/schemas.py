@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from contextlib import suppress
-from typing import Annotated, Generic, TypeVar
+from typing import Annotated, Any, Generic, TypeVar
 
 import msgspec
 from msgspec import Meta, Struct, inspect
@@ -62,7 +62,11 @@ class Schema(Generic[T]):
                 f"{error.start}; expected a JSON object in UTF-8",
             ) from None
         except msgspec.ValidationError as error:
-            raise HttpError(400, self._explain(str(error), body)) from None
+            try:
+                # Some clients write integers as 8.0.
+                return msgspec.convert(_whole(msgspec.json.decode(body)), self.type)
+            except (msgspec.MsgspecError, RecursionError):
+                raise HttpError(400, self._explain(str(error), body)) from None
         except msgspec.DecodeError as error:
             if not body.strip():
                 raise HttpError(400, "the body is empty: expected a JSON object") from None
@@ -87,6 +91,17 @@ class Schema(Generic[T]):
         path = at[1].lstrip(".").replace("[...]", "")
         expected = _expected(_find(self._kind, path))
         return f"{path}: {_lookup(body, at[1])} is not valid; expected {expected}"
+
+
+def _whole(value: Any) -> Any:
+    """The value with integers for all numbers that are whole."""
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    if isinstance(value, list):
+        return [_whole(each) for each in value]
+    if isinstance(value, dict):
+        return {name: _whole(each) for name, each in value.items()}
+    return value
 
 
 def _find(kind: inspect.Type, path: str) -> inspect.Type:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import enum
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from cllm.api.chat.chat_template import CHATML, ChatTemplate, TemplateError
+from cllm.api.chat.dialect import dialect_of
 from cllm.api.rate_limits import Field, retry_fields
 from cllm.api.tenants import KeyRing, Tenants
 from cllm.http import HttpError
@@ -40,6 +41,16 @@ class ApiSettings:
     body_memory: int = 256 * 2**20  # bytes of the bodies of requests that wait on lanes
     expose_model_path: bool = False
     chat_template: str | None = None  # in place of the model's own
+    template_kwargs: Mapping[str, Any] = field(default_factory=dict)  # below a request's
+    reasoning: bool | None = None  # think first where a request does not say; None: the template's
+    reasoning_budget: int = -1  # tokens of thoughts where a request does not say; -1: any number
+    shows_thoughts: bool = False  # in the text, where a request does not say
+    sampling: Mapping[str, Any] = field(default_factory=dict)  # in the names of SamplingParams
+    alias: tuple[str, ...] = ()  # in place of the file's name
+    tags: tuple[str, ...] = ()
+    metrics: bool = True
+    slots: bool = True
+    verbose: bool = False  # answers of chats show their prompts
     api_keys: tuple[str, ...] = field(default=(), repr=False)
     key_ring: KeyRing | None = None  # with neither this nor api_keys no key is required
     share_prefixes: str | None = None  # "all", "tenant"; None: "tenant" with a key ring
@@ -68,11 +79,13 @@ class Service:
         self.divides_prefixes = share == "tenant"
         self.server_stats: Callable[[], ServerStats] | None = None
         self.started = time.monotonic()
+        self.started_at = time.time()
         self.progress = 0.0  # of the load, 0 … 1
         self.reason = "the model is still loading"
         self._state = State.LOADING
         self._engine: Engine | None = None
         self._chat_template: ChatTemplate | TemplateError | None = None
+        self._tool_template: ChatTemplate | None = None
         if engine is not None:
             self.ready(engine)
 
@@ -111,7 +124,8 @@ class Service:
     @property
     def model_id(self) -> str:
         """The name under which the model is served; raises HttpError 503."""
-        return self.engine.info().path.stem
+        names = self.settings.alias
+        return names[0] if names else self.engine.info().path.stem
 
     @property
     def chat_template(self) -> ChatTemplate:
@@ -123,6 +137,12 @@ class Service:
         assert self._chat_template is not None
         return self._chat_template
 
+    def template_for(self, tools: bool) -> ChatTemplate:
+        """The template of a chat with or without tools: some models have one for tools."""
+        if tools and self._tool_template is not None:
+            return self._tool_template
+        return self.chat_template
+
     def loading_progress(self, fraction: float) -> None:
         """How much of the model has been read, 0 … 1; shown by ``/health``."""
         self.progress = fraction
@@ -130,14 +150,12 @@ class Service:
     def ready(self, engine: Engine) -> None:
         """Let requests reach this engine from now on."""
         info = engine.info()
+        for_tools = info.metadata.get("tokenizer.chat_template.tool_use")
+        if isinstance(for_tools, str) and self.settings.chat_template is None:
+            made = _template(engine, for_tools)
+            self._tool_template = made if isinstance(made, ChatTemplate) else None
         source = self.settings.chat_template or info.chat_template or CHATML
-        try:
-            self._chat_template = ChatTemplate(
-                source, info.bos_text, info.eos_text, engine.control_texts()
-            )
-        except TemplateError as error:
-            log.warning("%s; chat requests are refused; give --chat-template-file", error)
-            self._chat_template = error
+        self._chat_template = _template(engine, source)
         self._engine = engine
         self.progress = 1.0
         self._state = State.READY
@@ -146,3 +164,16 @@ class Service:
         """Answer every request with 503 and this reason from now on."""
         self.reason = reason
         self._state = State.UNHEALTHY
+
+
+def _template(engine: Engine, source: str) -> ChatTemplate | TemplateError:
+    """The compiled template; what it cannot do is logged."""
+    info = engine.info()
+    try:
+        template = ChatTemplate(source, info.bos_text, info.eos_text, engine.control_texts())
+    except TemplateError as error:
+        log.warning("%s; chat requests are refused; give --chat-template-file", error)
+        return error
+    for warning in dialect_of(template).warnings():
+        log.warning("%s", warning)
+    return template

@@ -259,6 +259,10 @@ class Engine:
         """The bytes of one token; a control token is spelled out. Raises as tokenize."""
         return self._tokenizer.pieces([token], "token")[0]
 
+    def eog_tokens(self) -> list[int]:
+        """The tokens that end a text."""
+        return [int(token) for token in self._tokenizer.vocab.eog_tokens()]
+
     def control_texts(self) -> list[str]:
         """How the vocabulary's control tokens are spelled. Raises EngineClosed."""
         return self._tokenizer.control_texts()

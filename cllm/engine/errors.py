@@ -36,8 +36,10 @@ class PromptTooLong(InvalidRequest):
             field,
             f"{prompt_tokens} tokens",
             f"at most {ctx_size - 1} tokens",
-            f"the prompt has {prompt_tokens} tokens; at most {ctx_size - 1} fit "
-            f"(context {ctx_size}, one kept for the answer)",
+            # The words by which clients of llama-server, OpenAI and Anthropic recognize this.
+            f"prompt is too long: {prompt_tokens} tokens > {ctx_size - 1} maximum; it exceeds the "
+            f"available context size: this model's maximum context length is {ctx_size} tokens, "
+            "one of them for the answer",
         )
 
 
@@ -48,7 +50,7 @@ class InputTooLong(InvalidRequest):
         remedy = "shorten it"
         if longest < trained:
             remedy += f", or raise --ctx-size (the model was trained for {trained})"
-        message = f"the input has {tokens} tokens; at most {longest} fit; {remedy}"
+        message = f"the input is too large: {tokens} tokens; at most {longest} fit; {remedy}"
         super().__init__(field, f"{tokens} tokens", f"at most {longest} tokens", message)
 
 

@@ -13,7 +13,14 @@ from typing import Any
 
 from cllm.engine.request import FinishReason, Meter, Request, RequestWriter, Timings, Usage
 
-__all__ = ["Completion", "FinishReason", "Generation", "GenerationWriter", "TokenRecord"]
+__all__ = [
+    "Completion",
+    "FinishReason",
+    "Generation",
+    "GenerationWriter",
+    "Progress",
+    "TokenRecord",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +39,17 @@ class TokenRecord:
 
 
 @dataclass(frozen=True, slots=True)
+class Progress:
+    """Tokens of the prompt that have been read, the reused ones included, and the seconds so far.
+
+    The first one of a prompt counts the reused tokens only, and no time.
+    """
+
+    evaluated: int
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
 class Completion:
     """A finished generation: the text that was not taken before, and the counts."""
 
@@ -46,17 +64,16 @@ class Generation(Request):
     """One prompt's continuation as it is made. Made by Engine.submit().
 
     stop_text: the stop string that ended it, or "". has_newline: whether its text has one.
-    slot: where it was computed; None before. evaluated: tokens of the prompt that have been read,
-    the reused ones included; kept only for requests that ask for progress.
+    slot: where it was computed; None before.
     guessed, guessed_right: drafted tokens that were evaluated, and those that were accepted.
     """
 
     __slots__ = (
         "_deltas",
+        "_progress",
         "_records",
         "_taken_chars",
         "_text_chars",
-        "evaluated",
         "guessed",
         "guessed_right",
         "has_newline",
@@ -74,12 +91,12 @@ class Generation(Request):
         super().__init__(prompt_tokens, on_update, cancel, meter)
         self._deltas: deque[str] = deque()
         self._records: deque[TokenRecord] = deque()
+        self._progress: deque[Progress] = deque()
         self._text_chars = 0
         self._taken_chars = 0
         self.stop_text = ""
         self.has_newline = False
         self.slot: int | None = None
-        self.evaluated = 0
         self.guessed = 0
         self.guessed_right = 0
 
@@ -102,6 +119,10 @@ class Generation(Request):
         """
         records = self._records
         return [records.popleft() for _ in range(len(records))]
+
+    def take_progress(self) -> Progress:
+        """Return what a text of no characters reports, for a request that asked for progress."""
+        return self._progress.popleft()
 
     @property
     def pending_chars(self) -> int:
@@ -148,5 +169,6 @@ class GenerationWriter(RequestWriter):
 
     def report_progress(self, evaluated: int) -> None:
         """Publish how much of the prompt has been read, by a text of no characters."""
-        self._generation.evaluated = evaluated
-        self._generation._deltas.append("")
+        generation = self._generation
+        generation._progress.append(Progress(evaluated, generation.timings.prefill_s))
+        generation._deltas.append("")

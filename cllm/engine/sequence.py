@@ -17,6 +17,7 @@ from cllm.engine.sampling.sampler import TokenSampler
 from cllm.engine.sharing import COMMON, EQUAL, Scope, Share
 from cllm.engine.speculation.drafter import Drafter
 from cllm.engine.text.detokenizer import Detokenizer
+from cllm.engine.text.indent import IndentLimit
 from cllm.engine.text.stops import StopMatcher
 
 
@@ -29,6 +30,7 @@ class Sequence:
 
     __slots__ = (
         "_detokenizer",
+        "_indent",
         "_newest",
         "_piece",
         "_stops",
@@ -100,6 +102,7 @@ class Sequence:
         self._piece = vocab.spelled if params.spell_special else vocab.piece
         self._detokenizer = Detokenizer(self._piece)
         self._stops = StopMatcher(params.stop)
+        self._indent = IndentLimit(params.min_indent) if params.min_indent else None
 
     @property
     def request(self) -> Generation:
@@ -166,12 +169,14 @@ class Sequence:
         own = row.copy() if params.logprobs is not None else row
         forbidden = None if guide is None else guide.forbidden()
         token = self.sampler.choose(row, self.tokens, forbidden)
-        if params.logprobs is not None:
+        if params.logprobs is not None and params.sampled_logprobs:
+            self._record(token, *self.sampler.chances(token, params.logprobs))
+        elif params.logprobs is not None:
             self._record(token, *logprobs(own, token, params.logprobs))
         chosen = [token]
         if guide is not None and not self._vocab.is_eog(token):
             guide.accept(token)
-            if params.logprobs is None:
+            if params.logprobs is None and params.max_tokens != 0:
                 chosen += guide.forced(self.max_length - len(self.tokens) - 1)
         return chosen
 
@@ -181,6 +186,8 @@ class Sequence:
 
     def accept(self, tokens: Seq[int], now: float) -> FinishReason | None:
         """Append the next tokens and publish the text they complete; return how it ended, if so."""
+        if self.params.max_tokens == 0:
+            return FinishReason.LENGTH
         self._newest = len(tokens)
         ended = self.guide is not None and self.guide.ended
         for left, token in enumerate(tokens, start=1 - len(tokens)):
@@ -201,11 +208,12 @@ class Sequence:
         text = self._detokenizer.push(token)
         if text:
             text, stopped = self._stops.push(text)
-            if text:
-                writer.append(text)
+            shallow = self._publish(text)
             if stopped:
                 generation.stop_text = self._stops.found
                 return FinishReason.STOP
+            if shallow:
+                return FinishReason.LENGTH
         if ends:
             self._publish_rest()
             return FinishReason.STOP
@@ -220,10 +228,18 @@ class Sequence:
         """After the last token, publish what was held back; True if a stop string ended it."""
         text, stopped = self._stops.push(self._detokenizer.flush())
         text += "" if stopped else self._stops.flush()
-        if text:
-            self.writer.append(text)
+        self._publish(text)
         self.generation.stop_text = self._stops.found
         return stopped
+
+    def _publish(self, text: str) -> bool:
+        """Publish text up to a line that is indented too little; whether there is one."""
+        shallow = False
+        if self._indent is not None:
+            text, shallow = self._indent.push(text)
+        if text:
+            self.writer.append(text)
+        return shallow
 
     def close(self) -> None:
         """Free what llama.cpp allocated for it, its lookup table and its matcher."""

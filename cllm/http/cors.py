@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 from cllm.http.deferred import DeferredResponse
@@ -9,13 +10,16 @@ from cllm.http.handler import Answer, Middleware, Next
 from cllm.http.request import HttpRequest
 from cllm.http.response import HttpResponse
 
-METHODS = "GET, HEAD, POST, PUT, DELETE, OPTIONS"
+METHODS = "GET, POST, DELETE, OPTIONS"  # HEAD needs no permission
 EXPOSED = "*"  # every field, in responses to requests without cookies
+_LOCAL = re.compile(r"https?://(?:localhost|127\.0\.0\.1|\[::1\])(?::\d+)?")
 MAX_AGE = 600  # seconds a browser remembers a preflight; Chromium caps at 7200
 
 
-def cors(origins: Sequence[str]) -> Middleware:
-    """A middleware that lets pages of these origins read the responses; ("*",) means any page.
+def cors(origins: Sequence[str], credentials: bool = False) -> Middleware:
+    """A middleware that lets pages of these origins read the responses.
+
+    "*" means any page, "localhost" those of this machine.
 
     It must be outermost, since a preflight carries no credentials for an inner middleware to check.
     A server wraps its handler with it and leaves the handler unchanged:
@@ -23,27 +27,40 @@ def cors(origins: Sequence[str]) -> Middleware:
         allow = cors(config.cors_origins)
         response = allow(request, handler.handle_request)
 
-    Credentials mode is not supported: no API here uses cookies.
+    credentials: allow requests in credentials mode too. No API here uses cookies, but pages written
+    for other servers may ask for it; the response then names the origin instead of "*".
     """
     anyone = "*" in origins
     allowed = frozenset(origin.lower() for origin in origins)
+    local = "localhost" in allowed
 
     def allow(request: HttpRequest, next: Next) -> Answer:
         origin = request.headers.get("origin")
-        if anyone:
+        if anyone and not credentials:
             fields = [("Access-Control-Allow-Origin", "*")] if origin else []
-        elif origin is not None and origin.lower() in allowed:
+        elif origin is not None and (
+            anyone or origin.lower() in allowed or (local and _LOCAL.fullmatch(origin.lower()))
+        ):
             fields = [("Access-Control-Allow-Origin", origin), ("Vary", "Origin")]
+            if credentials:
+                fields.append(("Access-Control-Allow-Credentials", "true"))
         else:
             # A cache must not give this response, which lacks the field, to an allowed page.
-            return _with_fields(next(request), [("Vary", "Origin")])
+            vary = [("Vary", "Origin")]
+            if origin is not None and _is_preflight(request):
+                return HttpResponse.empty(200, vary)
+            return _with_fields(next(request), vary)
         if not fields:
             return next(request)
-        if request.method == "OPTIONS" and "access-control-request-method" in request.headers:
-            return HttpResponse.empty(204, [*fields, *_preflight(request)])
+        if _is_preflight(request):
+            return HttpResponse.empty(200, [*fields, *_preflight(request)])
         return _with_fields(next(request), [*fields, ("Access-Control-Expose-Headers", EXPOSED)])
 
     return allow
+
+
+def _is_preflight(request: HttpRequest) -> bool:
+    return request.method == "OPTIONS" and "access-control-request-method" in request.headers
 
 
 def _preflight(request: HttpRequest) -> list[tuple[str, str]]:

@@ -11,7 +11,7 @@ KIB = 1024
 MIB = 1024 * KIB
 
 _TOKEN = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
-_ORIGIN = re.compile(r"\*|null|[a-z][a-z0-9+.\-]*://[^/\s,?#@]+", re.IGNORECASE)
+_ORIGIN = re.compile(r"\*|null|localhost|[a-z][a-z0-9+.\-]*://[^/\s,?#@]+", re.IGNORECASE)
 
 
 def _at_least(owner: object, name: str, least: float) -> None:
@@ -66,7 +66,9 @@ class ServerConfig:
     sse_ping: float = 10.0  # a quiet event stream sends a ping this often; 0: never
     grace: float = 30.0  # for requests in flight when the server stops
     high_water: int = 1 * MIB  # pending bytes of a stream whose reader is slow
-    cors_origins: tuple[str, ...] = ()  # allowed origins, ("*",) for all, () for no CORS
+    # Allowed origins, ("*",) for all, ("localhost",) for this machine's pages, () for no CORS.
+    cors_origins: tuple[str, ...] = ()
+    cors_credentials: bool = False  # whether pages may send requests in credentials mode
     trusted_proxies: tuple[str, ...] = ()  # networks whose X-Forwarded-For and Forwarded count
     proxy_protocol: bool = False  # every connection begins with a PROXY header, version 2
     access_log: bool = True
@@ -101,7 +103,7 @@ class ServerConfig:
             if not _ORIGIN.fullmatch(origin):
                 raise ValueError(
                     f"ServerConfig.cors_origins has {origin!r}; "
-                    'give "*" or scheme://host[:port] without a path'
+                    'give "*", "localhost" or scheme://host[:port] without a path'
                 )
         try:
             TrustedProxies(self.trusted_proxies)

@@ -13,16 +13,21 @@ FREE_PORT_ATTEMPTS = 8  # port 0 on several addresses: the first port may be in 
 
 
 def listen(host: str, port: int, backlog: int) -> list[socket.socket]:
-    """A listening socket for each address of `host`, all on one port. Raises HttpServerError."""
-    try:
-        addresses = socket.getaddrinfo(
-            host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-        )
-    except (OSError, UnicodeError) as error:
-        raise HttpServerError(
-            f"cannot listen on {host!r}: {error}; give an address of this machine, "
-            "such as 127.0.0.1, or 0.0.0.0 for all"
-        ) from None
+    """A listening socket for each address of `host`, all on one port. Raises HttpServerError.
+
+    host: one, or several separated by commas.
+    """
+    addresses = []
+    for name in host.split(","):
+        try:
+            addresses += socket.getaddrinfo(
+                name.strip() or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+            )
+        except (OSError, UnicodeError) as error:
+            raise HttpServerError(
+                f"cannot listen on {name.strip()!r}: {error}; give an address of this machine, "
+                "such as 127.0.0.1, or 0.0.0.0 for all"
+            ) from None
     unique = list(dict.fromkeys((family, address) for family, _, _, _, address in addresses))
     for attempt in range(FREE_PORT_ATTEMPTS):
         try:

@@ -149,7 +149,11 @@ class Server:
         )
         queue = self._acceptor.queue
         origins = self.config.cors_origins
-        intake = Intake(self._handler, self.config, cors(origins) if origins else None)
+        intake = Intake(
+            self._handler,
+            self.config,
+            cors(origins, self.config.cors_credentials) if origins else None,
+        )
         self._access_log = AccessLog() if self.config.access_log else None
         self._context = Context(
             intake, self.config, self._poller, self._connections, queue.push, self._closed,

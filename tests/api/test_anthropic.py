@@ -205,7 +205,6 @@ def test_the_answer_can_be_held_to_a_schema(client: Any) -> None:
 @pytest.mark.parametrize(
     ("field", "value", "named"),
     [
-        ("messages", [], "messages"),
         ("messages", [{"role": "robot", "content": "x"}], "messages[0].role"),
         ("messages", [{"role": "user", "content": [{"type": "image"}]}], "messages[0].content[0]"),
         ("max_tokens", 0, "max_tokens"),

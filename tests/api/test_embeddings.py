@@ -105,6 +105,29 @@ def test_fewer_dimensions_are_the_first_ones_at_unit_length(client: openai.OpenA
     assert short.embedding == pytest.approx([x / size for x in whole.embedding[:8]], abs=1e-6)
 
 
+@pytest.mark.parametrize(
+    ("given", "same"),
+    [
+        ([12, "the cat"], [[12, "the cat"]]),
+        ({"prompt_string": "the cat"}, "the cat"),
+        (
+            {"content": [{"type": "text", "text": "the "}, {"type": "text", "text": "cat"}]},
+            "the cat",
+        ),
+        (["a", [12, 13], {"prompt_string": "b"}], ["a", [12, 13], "b"]),
+    ],
+)
+def test_inputs_in_llama_servers_forms(embedding: Live, given: Any, same: Any) -> None:
+    answers = [embedding.post("/v1/embeddings", {"input": each}).json() for each in (given, same)]
+    assert answers[0]["data"] == answers[1]["data"] and answers[0]["data"]
+
+
+def test_an_empty_text_is_its_special_tokens(embedding: Live) -> None:
+    answer = embedding.post("/v1/embeddings", {"input": ["a", ""]}).json()
+    assert [item["index"] for item in answer["data"]] == [0, 1]
+    assert answer["usage"]["prompt_tokens"] == 5  # [CLS] a [SEP], [CLS] [SEP]
+
+
 def test_a_long_answer_comes_whole(embedding: Live) -> None:
     answer = embedding.post("/v1/embeddings", {"input": ["the cat"] * 2048})
     vectors = [item["embedding"] for item in answer.json()["data"]]
@@ -115,15 +138,23 @@ def test_a_long_answer_comes_whole(embedding: Live) -> None:
     ("body", "param", "words"),
     [
         ({}, "input", "missing"),
-        ({"input": ""}, "input", "non-empty"),
-        ({"input": ["a", ""]}, "input[1]", "non-empty"),
+        ({"input": {"content": "a"}}, "input.content", "a list"),
+        (
+            {"input": ["a", {"content": [{"type": "image_url"}]}]},
+            "input[1].content[0].type",
+            "text",
+        ),
         ({"input": []}, "input", "at least one"),
         ({"input": [[]]}, "input", "at least one token"),
-        ({"input": ["a", 1]}, "input", "only texts, only tokens"),
-        ({"input": 7}, "input", "a string or a list"),
+        ({"input": [1, ["a"]]}, "input", "tokens and texts, or inputs"),
+        ({"input": 7}, "input", "a string or an object or a list"),
         ({"input": [10**6]}, "input", "tokens from 0 to"),
         ({"input": ["a"] * 2049}, "input", "1 to 2048 inputs"),
-        ({"input": ["a", "a " * 300]}, "input[1]", "the input has 302 tokens; at most 128 fit"),
+        (
+            {"input": ["a", "a " * 300]},
+            "input[1]",
+            "too large: 302 tokens; at most 128 fit",
+        ),
         ({"input": "a", "dimensions": WIDTH + 1}, "dimensions", f"at most {WIDTH}, the size"),
         ({"input": "a", "dimensions": 0}, "dimensions", "1 or more"),
         ({"input": "a", "encoding_format": "hex"}, "encoding_format", '"base64" or "float"'),
@@ -161,7 +192,10 @@ def test_vectors_are_normalized_as_asked(embedding: Live) -> None:
 
 
 def test_llama_servers_errors(embedding: Live) -> None:
-    for body in ({}, {"content": ""}, {"content": "a", "embd_normalize": -2}):
+    bodies: tuple[dict[str, Any], ...] = (
+        {}, {"content": []}, {"content": "a", "embd_normalize": -2},
+    )  # fmt: skip
+    for body in bodies:
         found = error(embedding, "/embedding", body)
         assert found["code"] == 400 and found["type"] == "invalid_request_error"
 
@@ -170,7 +204,7 @@ def test_vectors_of_each_token_come_in_llama_servers_form_only() -> None:
     with Engine.load(bert("none")) as engine, serving(engine) as live:
         (item,) = live.post("/embedding", {"content": "the cat"}).json()
         assert len(item["embedding"]) == len(engine.tokenize("the cat"))
-        assert "--pooling mean" in error(live, "/v1/embeddings", {"input": "a"}, 501)["message"]
+        assert "--pooling mean" in error(live, "/v1/embeddings", {"input": "a"}, 400)["message"]
 
 
 RERANK_PATHS = ["/rerank", "/reranking", "/v1/rerank", "/v1/reranking"]

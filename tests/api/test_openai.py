@@ -41,7 +41,8 @@ def refused(live: Live, path: str, body: Any, status: int = 400) -> dict[str, An
     response = live.post(path, body)
     assert response.status_code == status, response.text
     error: dict[str, Any] = response.json()["error"]
-    assert set(error) == {"message", "type", "param", "code"}
+    lengths = {"n_prompt_tokens", "n_ctx"}  # of a prompt that does not fit
+    assert set(error) - lengths == {"message", "type", "param", "code"}
     return error
 
 
@@ -226,7 +227,6 @@ def test_text_completions_take_text_lists_and_tokens(client: openai.OpenAI, stor
             [{"role": "user", "content": [{"type": "text"}]}],
             "messages[0].content[0].text",
         ),
-        ("messages", [{"role": "user", "content": "word " * 3000}], "messages"),
         ("temperature", 3, "temperature"),
         ("n", 1000, "n"),
         ("logit_bias", {"99999": 1}, "logit_bias"),
@@ -285,6 +285,14 @@ def test_what_does_not_fit_has_the_code_that_clients_shorten_by(
 ) -> None:
     error = refused(stories, path, body)
     assert (error["code"], error["param"]) == ("context_length_exceeded", param)
+    assert error["type"] == "exceed_context_size_error"  # llama-server's
+    assert error["n_prompt_tokens"] > error["n_ctx"] > 0
+    for words in (
+        "exceeds the available context size",  # llama-server's
+        f"maximum context length is {error['n_ctx']} tokens",  # OpenAI's
+        f"prompt is too long: {error['n_prompt_tokens']} tokens > ",  # Anthropic's
+    ):
+        assert words in error["message"]
 
 
 @pytest.mark.parametrize(

@@ -89,7 +89,7 @@ def test_a_stream_is_described_where_it_can_be_asked_for() -> None:
     assert streaming == {
         "/generate", "/generate_stream", "/completion", "/completions", "/infill",
         "/v1/completions", "/v1/chat/completions", "/chat/completions", "/v1/responses",
-        "/v1/messages", "/api/chat", "/api/generate", "/api/pull",
+        "/responses", "/v1/messages", "/api/chat", "/api/generate", "/api/pull",
     }  # fmt: skip
 
 

@@ -33,6 +33,16 @@ def test_requests_over_the_limit_are_429_and_all_answers_tell(keyed: Live) -> No
     assert not any("tokens" in name for name in answers[0].headers if "ratelimit" in name.lower())
 
 
+def test_several_requests_in_one_body_count_one_by_one(keyed: Live) -> None:
+    one = {"@requestFormat": "completion", **SHORT}
+    answer = ask(keyed, "few", "/predict", instances=[one, one])
+    first, second = answer.json()["predictions"]
+    assert first["tokens_predicted"] == 2  # the body counts too
+    assert second["error"]["code"] == 429 and "2 requests per minute" in second["error"]["message"]
+    (known,) = see(keyed, "few", "/usage").json()["data"]["tenants"]
+    assert (known["requests"], known["generated_tokens"]) == (2, 2)
+
+
 def test_a_key_without_limits_is_told_of_none(keyed: Live) -> None:
     told = [*ask(keyed, "alice").headers, *see(keyed, "alice", "/").headers]
     assert not [name for name in told if "ratelimit" in name.lower() or "retry" in name.lower()]

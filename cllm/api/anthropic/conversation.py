@@ -28,6 +28,7 @@ _BETWEEN = "\n\n"  # between separate texts of a request in one turn of the temp
 def conversation(asked: CountRequest) -> Conversation:
     """The request as a Conversation. Raises InvalidRequest."""
     messages = list(_messages(asked))
+    last = messages[-1] if messages else {}
     choice, tools = asked.tool_choice, asked.tools or ()
     forced = isinstance(choice, (AnyTool, OneTool))
     if forced and not tools:
@@ -43,7 +44,9 @@ def conversation(asked: CountRequest) -> Conversation:
         parallel=not getattr(choice, "disable_parallel_tool_use", False),
         response=asked_constraint(asked, *_formats(asked)),
         reasoning=_reasoning(asked),
-        continued=messages[-1]["role"] == "assistant" and "tool_calls" not in messages[-1],
+        continued=last.get("role") == "assistant" and "tool_calls" not in last,
+        budget=asked.budget,
+        shows_thoughts=asked.shows_thoughts,
     )
 
 

@@ -14,6 +14,7 @@ from cllm.api.chat.events import CallBegin
 from cllm.api.chat.fields import named
 from cllm.api.chat.prepare import Prepared, prepare
 from cllm.api.envelopes import JSON, encode
+from cllm.api.llama_fields import most_tokens, place_of
 from cllm.api.sampling import given_sampling
 from cllm.api.service import Service
 from cllm.api.submission import Submission, Wanted
@@ -46,7 +47,10 @@ class Messages:
         asked = MESSAGES.decode(request.body)
         with named(_NAMES):
             prepared = prepare(self._service, conversation(asked), tenant_of(request))
-            wanted = [Wanted(prepared.tokens, _params(asked, prepared))]
+            service = self._service
+            params = _params(asked, prepared, service)
+            place = place_of(asked, service.engine.info().context.parallel)
+            wanted = [Wanted(prepared.tokens, params, *place)]
 
         def reply(generations: Sequence[Generation]) -> Reply:
             return Reply(self._service.model_id, asked.max_tokens, generations[0])
@@ -73,10 +77,10 @@ class Messages:
         return HttpResponse.bytes(encode({"input_tokens": count}), JSON)
 
 
-def _params(asked: MessagesRequest, prepared: Prepared) -> SamplingParams:
+def _params(asked: MessagesRequest, prepared: Prepared, service: Service) -> SamplingParams:
+    most = most_tokens(service.settings.sampling, asked.n_predict, asked.max_tokens)
     return SamplingParams(
-        **given_sampling(asked),
-        max_tokens=asked.max_tokens,
+        **{**given_sampling(asked, service), "max_tokens": most},
         stop=tuple(asked.stop_sequences or ()),
         constraint=prepared.constraint,
         spell_special=prepared.spell_special,
@@ -85,7 +89,10 @@ def _params(asked: MessagesRequest, prepared: Prepared) -> SamplingParams:
 
 def _whole(reply: Reply, prepared: Prepared) -> HttpResponse:
     parser = prepared.parser()
-    events = [*parser.push("".join(reply.generation.take())), *parser.finish()]
+    events = [
+        *parser.push("".join(reply.generation.take())),
+        *parser.finish(reply.generation.finish_reason == "length"),
+    ]
     called = any(isinstance(event, CallBegin) for event in events)
     message = reply.message(content_of(events), reply.stop(called))
     return HttpResponse.bytes(encode(message), JSON)

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 
 from msgspec import Meta, Struct
 
-from cllm.api.constraint_fields import ConstraintFields
+from cllm.api.llama_fields import LlamaFields
 from cllm.api.sampling import Temperature, TopK
 from cllm.api.schemas import INT32, Fraction, NonEmpty, Schema
 from cllm.engine.sampling.params import MAX_STOPS
@@ -110,10 +110,10 @@ class OutputConfig(Struct):
     format: JsonFormat | None = None
 
 
-class CountRequest(ConstraintFields, kw_only=True):
+class CountRequest(LlamaFields, kw_only=True):
     """Body of ``/v1/messages/count_tokens``."""
 
-    messages: Annotated[list[Message], Meta(min_length=1)]
+    messages: list[Message]
     model: str | None = None
     system: str | list[TextBlock] | None = None
     tools: list[Tool] | None = None

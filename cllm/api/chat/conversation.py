@@ -23,8 +23,8 @@ class Tool:
     def schema(self) -> Mapping[str, Any]:
         """The schema of the arguments, which are always an object."""
         given = self.parameters or {"properties": {}}
-        rest = {keyword: value for keyword, value in given.items() if keyword != "type"}
-        return {"type": given.get("type") or "object", **rest}
+        said = {word: value for word, value in given.items() if word != "type" or value is not None}
+        return {"type": "object", **said}
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +41,9 @@ class Conversation:
     template_kwargs: further variables of the template.
     continued: the last message is the assistant's and is continued, not answered.
     tenant: whose turn it is when constraints are compiled.
+    opened: the prompt ends with the start of the assistant's turn, if nothing is continued.
+    budget: the most tokens of thoughts, -1 for any number; None: as the server says.
+    shows_thoughts: they stay in the text; None: as the server says.
     """
 
     messages: Sequence[Mapping[str, Any]]
@@ -53,3 +56,6 @@ class Conversation:
     template_kwargs: Mapping[str, Any] = field(default_factory=dict)
     continued: bool = False
     tenant: str = ""
+    opened: bool = True
+    budget: int | None = None
+    shows_thoughts: bool | None = None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from cllm.api.chat.conversation import Conversation, Tool
@@ -68,21 +68,6 @@ def held_tools(engine: Engine, conversation: Conversation) -> list[Tool]:
     return held
 
 
-def described(tools: Sequence[Tool]) -> list[dict[str, Any]]:
-    """The tools in the format of templates."""
-    return [
-        {
-            "type": "function",
-            "function": {
-                "name": tool.name,
-                "description": tool.description,
-                "parameters": dict(tool.schema),
-            },
-        }
-        for tool in tools
-    ]
-
-
 def _held(engine: Engine, tool: Tool, where: str, forced: bool, tenant: str) -> Tool:
     try:
         return _checked(engine, tool, tenant)
@@ -104,8 +89,8 @@ def _checked(engine: Engine, tool: Tool, tenant: str) -> Tool:
 
 def _kind(schema: Mapping[str, Any]) -> Any:
     """The type, as it is compiled: null says nothing, and some write it in capitals."""
-    kind = schema.get("type") or "object"
-    return kind.lower() if isinstance(kind, str) else kind
+    kind = schema.get("type")
+    return kind.lower() if isinstance(kind, str) else "object" if kind is None else kind
 
 
 def _check(schema: Any, where: str) -> None:

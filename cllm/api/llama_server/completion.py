@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from cllm.api.envelopes import JSON, encode
+from cllm.api.llama_fields import place_of
 from cllm.api.llama_server.errors import refused
 from cllm.api.llama_server.frames import CompletionFrames
 from cllm.api.llama_server.prompts import prompts, spelled
@@ -46,17 +47,10 @@ class Completion:
         if len(found) * count > MOST_RESULTS:
             most = f"at most {MOST_RESULTS} completions in all, prompts times n_cmpl"
             raise InvalidRequest("n_cmpl", count, most)
-        slot, n_slots = asked.id_slot, engine.info().context.parallel
-        if slot is not None and slot >= n_slots:
-            raise InvalidRequest("id_slot", slot, f"a slot from 0 to {n_slots - 1}, or -1: any")
-        slot = None if slot == -1 else slot
+        slot, fresh = place_of(asked, engine.info().context.parallel)
+        defaults, tenant = self._service.settings.sampling, tenant_of(request)
         wanted = [
-            Wanted(
-                tokens,
-                sampling(engine, asked, choice, tenant_of(request)),
-                slot,
-                asked.cache_prompt is False,
-            )
+            Wanted(tokens, sampling(engine, asked, defaults, choice, tenant), slot, fresh)
             for tokens in found
             for choice in range(count)
         ]
@@ -66,6 +60,7 @@ class Completion:
             asked,
             [text for text in texts for _ in range(count)],
             [each.params for each in wanted],
+            self._service.model_id,
         )
 
         def respond(generations: Sequence[Generation]) -> HttpResponse:

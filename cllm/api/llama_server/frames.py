@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from cllm.api.envelopes import encode
 from cllm.api.llama_server.errors import error_body
-from cllm.api.llama_server.results import Job, Pairing, final, probabilities, timings
+from cllm.api.llama_server.results import Job, Pairing, final, probabilities
+from cllm.api.telemetry import progress_of, timings
 from cllm.http.sse import PING
 
 if TYPE_CHECKING:
@@ -31,8 +32,7 @@ class CompletionFrames:
 
     def delta(self, index: int, text: str) -> bytes:
         job, generation, pairing = self._job, self._generations[index], self._pairings[index]
-        if job.silent:
-            return b""
+        progress = None if text else generation.take_progress()
         records = pairing.behind(text)
         event: dict[str, Any] = {
             "index": index,
@@ -44,11 +44,11 @@ class CompletionFrames:
             "tokens_evaluated": generation.usage.prompt_tokens,
         }
         if job.asked.timings_per_token:
-            event["timings"] = timings(generation)
-        if not text:
-            event["prompt_progress"] = _progress(generation)
+            event["timings"] = timings(generation, progress)
+        if progress is not None:
+            event["prompt_progress"] = progress_of(generation, progress)
         if job.params[index].logprobs:
-            event["completion_probabilities"] = probabilities(job.engine, records)
+            event["completion_probabilities"] = probabilities(job, index, records)
         return b"data: %b\n\n" % encode(event)
 
     def end(self, index: int, generation: Generation, error: str | None) -> bytes:
@@ -61,13 +61,3 @@ class CompletionFrames:
 
     def broken_off(self, reason: str) -> bytes:
         return b"data: %b\n\n" % error_body(503, reason)[0]
-
-
-def _progress(generation: Generation) -> dict[str, Any]:
-    usage, took = generation.usage, generation.timings
-    return {
-        "total": usage.prompt_tokens,
-        "cache": usage.cached_tokens,
-        "processed": generation.evaluated,
-        "time_ms": round((took.total_s - took.queued_s) * 1000),
-    }

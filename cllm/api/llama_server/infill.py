@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
+from cllm.api.llama_fields import most_tokens
 from cllm.api.llama_server.completion import Completion
 from cllm.api.llama_server.prompts import mixed_tokens
-from cllm.api.llama_server.sampling import most_tokens
 from cllm.api.llama_server.schemas import INFILL, Chunk, InfillRequest
 from cllm.api.service import Service
 from cllm.engine import InvalidRequest
@@ -41,12 +42,14 @@ class Infill:
                 501, f"infill is not supported by this model: it has no {', '.join(missing)} token"
             )
         asked = INFILL.decode(request.body)
-        tokens = gap(engine, fim, asked)
+        tokens = gap(engine, fim, asked, self._service.settings.sampling)
         engine.check_prompt(tokens)
         return self._completion.answer(request, asked, [tokens])
 
 
-def gap(engine: Engine, fim: FimTokens, asked: InfillRequest) -> list[int]:
+def gap(
+    engine: Engine, fim: FimTokens, asked: InfillRequest, defaults: Mapping[str, Any]
+) -> list[int]:
     """Further files, prefix, suffix and the start of the inserted text, as a prompt.
 
     A text that does not fit keeps the part nearest to the gap, three quarters of it before the gap
@@ -58,7 +61,8 @@ def gap(engine: Engine, fim: FimTokens, asked: InfillRequest) -> list[int]:
     begun = mixed_tokens(engine, asked.prompt or "", add_special=False, parse_special=True)
     before, after = _plain(engine, asked.input_prefix), _plain(engine, asked.input_suffix)
     bos = engine.tokenize("", add_special=True)
-    wanted = min(max(most_tokens(asked), 1), context.ctx_size // 2)
+    most = most_tokens(defaults, asked.n_predict, asked.max_tokens) or 1
+    wanted = min(most, context.ctx_size // 2)
     room = context.ctx_size - wanted - len(bos) - len(begun) - 3
     quarter = max(0, min(context.batch_size, room)) // 4
     before = before[max(0, len(before) - 3 * quarter) :]

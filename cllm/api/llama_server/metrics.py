@@ -56,10 +56,10 @@ class LlamaFigures(Collector):
             ("n_decode", "Calls of llama_decode", stats.steps),
             ("spec_decode_num_draft_tokens", "Draft tokens generated", stats.guessed_tokens),
             ("spec_decode_num_accepted_tokens", "Draft tokens accepted", stats.guessed_right),
+            ("n_tokens_max", "Tokens of the longest sequence so far", stats.longest),
             ("spec_decode_num_drafts", "Verifications of drafts", stats.guesses),
         )
         gauges = (
-            ("n_tokens_max", "Tokens of the longest sequence so far", stats.longest),
             ("prompt_tokens_seconds", "Prompt tokens/s", read / reading_s if read else 0.0),
             ("predicted_tokens_seconds", "Generated tokens/s", made / making_s if made else 0.0),
             ("requests_processing", "Requests that run", stats.slots_busy),

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import codecs
+import math
 from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from cllm.api.llama_server.sampling import most_tokens, settings
 from cllm.api.llama_server.schemas import CompletionRequest
+from cllm.api.telemetry import settings, timings
 
 if TYPE_CHECKING:
     from cllm.engine import Engine, Generation, SamplingParams, TokenRecord
@@ -25,54 +26,36 @@ class Job:
     asked: CompletionRequest
     prompts: Sequence[str]  # of each generation, with control tokens as text
     params: Sequence[SamplingParams]
-
-    @property
-    def silent(self) -> bool:
-        """Whether to evaluate the prompt only and generate nothing."""
-        return most_tokens(self.asked) == 0
-
-
-def timings(generation: Generation) -> dict[str, Any]:
-    """Counts and milliseconds; the first token belongs to the prompt's time."""
-    usage, took = generation.usage, generation.timings
-    read, made = usage.prompt_tokens - usage.cached_tokens, usage.completion_tokens
-    reading_ms, making_ms = (took.prefill_s * 1000, took.decode_s * 1000) if made else (0.0, 0.0)
-    drafts = {"draft_n": generation.guessed, "draft_n_accepted": generation.guessed_right}
-    return {
-        "cache_n": usage.cached_tokens,
-        "prompt_n": read,
-        "prompt_ms": reading_ms,
-        "prompt_per_token_ms": reading_ms / read if read else 0.0,
-        "prompt_per_second": read / reading_ms * 1000 if reading_ms else 0.0,
-        "predicted_n": made,
-        "predicted_ms": making_ms,
-        "predicted_per_token_ms": making_ms / (made - 1) if made > 1 else 0.0,
-        "predicted_per_second": (made - 1) / making_ms * 1000 if making_ms else 0.0,
-        **(drafts if generation.guessed else {}),
-    }
+    model: str
 
 
 def final(job: Job, index: int, generation: Generation, **more: Any) -> dict[str, Any]:
     """The whole answer, or the last event of a stream; more: fields that differ between the two."""
     usage, params = generation.usage, job.params[index]
-    made = 0 if job.silent else usage.completion_tokens
     length = usage.prompt_tokens + usage.completion_tokens
     limited = generation.finish_reason == "length"
     stop = "limit" if limited else "word" if generation.stop_text else "eos"
     reached = params.max_tokens is not None and usage.completion_tokens >= params.max_tokens
-    info = job.engine.info()
+    asked, info = job.asked, job.engine.info()
+    given = {
+        "n_keep": asked.n_keep or 0,
+        "n_discard": asked.n_discard or 0,
+        "stream": bool(asked.stream),
+        "grammar": asked.grammar or "",
+        "timings_per_token": bool(asked.timings_per_token),
+    }
     answer = {
         "index": index,
         "content": "",
         "tokens": [],
         "id_slot": generation.slot,
         "stop": True,
-        "model": info.path.stem,
-        "tokens_predicted": made,
+        "model": job.model,
+        "tokens_predicted": usage.completion_tokens,
         "tokens_evaluated": usage.prompt_tokens,
-        "generation_settings": settings(params, job.asked),
+        "generation_settings": settings(params, job.engine.eog_tokens(), **given),
         "prompt": job.prompts[index],
-        "has_new_line": generation.has_newline and not job.silent,
+        "has_new_line": generation.has_newline,
         "truncated": limited and not reached and length >= info.context.ctx_size,
         "stop_type": stop,
         "stopping_word": generation.stop_text,
@@ -81,41 +64,41 @@ def final(job: Job, index: int, generation: Generation, **more: Any) -> dict[str
         **more,
     }
     fields = job.asked.response_fields
-    return answer if fields is None else _picked(answer, fields)
+    return _picked(answer, fields) if fields else answer
 
 
 def whole(job: Job, index: int, generation: Generation) -> dict[str, Any]:
     """The answer to a request that is not streamed."""
     text, records = "".join(generation.take()), generation.take_tokens()
-    more: dict[str, Any] = {}
-    if not job.silent:
-        more["content"] = text
-        if job.asked.return_tokens:
-            more["tokens"] = [record.token for record in records]
-        if job.params[index].logprobs:
-            more["completion_probabilities"] = probabilities(job.engine, records)
+    more: dict[str, Any] = {"content": text}
+    if job.asked.return_tokens:
+        more["tokens"] = [record.token for record in records]
+    if job.params[index].logprobs:
+        more["completion_probabilities"] = probabilities(job, index, records)
     return final(job, index, generation, **more)
 
 
-def probabilities(engine: Engine, records: Sequence[TokenRecord]) -> list[dict[str, Any]]:
-    """`completion_probabilities`: each token with its alternatives."""
+def probabilities(job: Job, index: int, records: Sequence[TokenRecord]) -> list[dict[str, Any]]:
+    """`completion_probabilities`: each token with its alternatives.
+
+    Log-probabilities of the model, or the probabilities that the samplers left.
+    """
+    sampled, pieces = job.params[index].sampled_logprobs, job.engine.pieces
+
+    def shown(token: int, piece: bytes, logprob: float) -> dict[str, Any]:
+        text = piece.decode("utf-8", "ignore")
+        chance = {"prob": math.exp(logprob)} if sampled else {"logprob": logprob}
+        return {"id": token, "token": text, "bytes": list(piece), **chance}
+
+    def alternatives(top: Sequence[tuple[int, float]]) -> list[dict[str, Any]]:
+        spelled = pieces([token for token, _ in top])
+        return [shown(token, piece, p) for (token, p), piece in zip(top, spelled, strict=True)]
+
+    name = "top_probs" if sampled else "top_logprobs"
     return [
-        {
-            **_told(record.token, record.piece, record.logprob),
-            "top_logprobs": [
-                _told(token, piece, logprob)
-                for (token, logprob), piece in zip(
-                    record.top, engine.pieces([token for token, _ in record.top]), strict=True
-                )
-            ],
-        }
+        {**shown(record.token, record.piece, record.logprob), name: alternatives(record.top)}
         for record in records
     ]
-
-
-def _told(token: int, piece: bytes, logprob: float) -> dict[str, Any]:
-    text = piece.decode("utf-8", "ignore")
-    return {"id": token, "token": text, "bytes": list(piece), "logprob": logprob}
 
 
 def _picked(answer: Mapping[str, Any], fields: Sequence[str]) -> dict[str, Any]:

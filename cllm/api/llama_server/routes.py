@@ -7,6 +7,7 @@ from functools import partial
 from cllm.api.llama_server.completion import Completion
 from cllm.api.llama_server.errors import error_body, too_long
 from cllm.api.llama_server.infill import Infill
+from cllm.api.llama_server.predict import PREDICT, Predict
 from cllm.api.llama_server.schemas import (
     APPLY_TEMPLATE,
     COMPLETION,
@@ -31,7 +32,7 @@ FAMILY = Family(
     "llama-server",
     (
         *("/completion", "/infill", "/tokenize", "/detokenize", "/apply-template"),
-        *("/props", "/slots", "/embedding", "/rerank"),
+        *("/props", "/slots", "/embedding", "/rerank", "/predict"),
     ),
     error_body,
     llama.LlamaFailure,
@@ -55,6 +56,8 @@ def routes(service: Service, submission: Submission, handler: HttpHandler) -> tu
               completion.endpoint, COMPLETION, _COMPLETED, events=True),
         Route("POST", "/infill", "llama-server: fill a gap in a text",
               Infill(service, completion).endpoint, INFILL, _COMPLETED, events=True),
+        Route("POST", "/predict", "Vertex AI: several requests in one",
+              Predict(handler).endpoint, PREDICT, llama.Predictions),
         Route("POST", "/tokenize", "llama-server: text to tokens",
               text.tokenize, TOKENIZE, llama.Tokenized),
         Route("POST", "/detokenize", "llama-server: tokens to text",

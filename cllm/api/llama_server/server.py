@@ -6,9 +6,9 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from cllm.api.envelopes import JSON, encode
-from cllm.api.llama_server.sampling import short_settings
 from cllm.api.llama_server.template_caps import capabilities
 from cllm.api.service import Service
+from cllm.api.telemetry import short_settings
 from cllm.api.tenants import tenant_of
 from cllm.engine import SamplingParams
 from cllm.http import HttpError, HttpRequest, HttpResponse
@@ -36,8 +36,11 @@ class Server:
     def slots(self, request: HttpRequest) -> HttpResponse:
         """GET ``/slots``; with ``?fail_on_no_slot=1`` 503 if none is idle.
 
-        With a file of keys, only an admin key sees what others' slots serve.
+        With a file of keys, only an admin key sees what others' slots serve. Raises HttpError 501
+        where they are switched off.
         """
+        if not self._service.settings.slots:
+            raise HttpError(501, "this server does not show its slots; start it with --slots")
         engine = self._service.engine
         slots = engine.slots()
         if request.query.get("fail_on_no_slot") and all(slot.busy for slot in slots):
@@ -53,18 +56,18 @@ class Server:
         info, template = service.engine.info(), service.chat_template
         return {
             "default_generation_settings": {
-                "params": short_settings(SamplingParams()),
+                "params": short_settings(SamplingParams(**service.settings.sampling)),
                 "n_ctx": info.context.ctx_size,
             },
             "total_slots": info.context.parallel,
-            "model_alias": info.path.stem,
+            "model_alias": service.model_id,
             "model_ftype": info.quantization_type,
             "model_path": str(info.path) if service.settings.expose_model_path else info.path.name,
             "modalities": {"vision": False, "video": False, "audio": False},
             "media_marker": "",
-            "endpoint_slots": True,
+            "endpoint_slots": service.settings.slots,
             "endpoint_props": False,
-            "endpoint_metrics": True,
+            "endpoint_metrics": service.settings.metrics,
             "ui": False,
             "ui_settings": {},
             "chat_template": template.source,
@@ -88,8 +91,8 @@ def _described(slot: SlotInfo, context: ContextInfo, whole: bool) -> dict[str, A
     if not whole or generation is None or params is None:
         return told
     usage = generation.usage
-    made = usage.completion_tokens
-    left = -1 if params.max_tokens is None else params.max_tokens - made
+    made = usage.completion_tokens if slot.busy else 0
+    left = params.max_tokens - made if slot.busy and params.max_tokens is not None else -1
     return {
         **told,
         "id_task": int(generation.id[:7], 16),  # a number in llama-server

@@ -40,9 +40,7 @@ class Text:
     def apply_template(self, request: HttpRequest) -> HttpResponse:
         """POST ``/apply-template``: the prompt of a chat completion."""
         asked = APPLY_TEMPLATE.decode(request.body)
-        opened = asked.add_generation_prompt
-        variables = {} if opened is None else {"add_generation_prompt": opened}
-        prompt = prompt_text(self._service, conversation_of(asked), **variables)
+        prompt = prompt_text(self._service, conversation_of(asked))
         return _json({"prompt": prompt})
 
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from cllm.api.constraint_fields import asked_constraint, checked
 from cllm.api.envelopes import refused, success
+from cllm.api.llama_fields import place_of
 from cllm.api.native.frames import NativeFrames
 from cllm.api.native.schemas import GENERATE, GenerateRequest
 from cllm.api.service import Service
@@ -50,8 +51,10 @@ class Generating:
         return self._submission.streamed(request, asked, wanted, NativeFrames)
 
     def _wanted(self, request: HttpRequest, asked: GenerateRequest) -> list[Wanted]:
-        constraint = checked(self._service.engine, asked_constraint(asked), tenant_of(request))
-        return [Wanted(asked.prompt, asked.sampling(constraint))]
+        service = self._service
+        place = place_of(asked, service.engine.info().context.parallel)
+        constraint = checked(service.engine, asked_constraint(asked), tenant_of(request))
+        return [Wanted(asked.prompt, asked.sampling(service, constraint), *place)]
 
 
 def _respond(generations: Sequence[Generation]) -> HttpResponse:

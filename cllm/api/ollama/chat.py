@@ -11,6 +11,7 @@ from cllm.api.chat.fields import named
 from cllm.api.chat.prepare import prepare
 from cllm.api.constraint_fields import asked_constraint
 from cllm.api.envelopes import JSON, encode
+from cllm.api.llama_fields import place_of
 from cllm.api.ollama.errors import NAMES, refused
 from cllm.api.ollama.lines import LINES, Job, Lines, Said, now, whole
 from cllm.api.ollama.models import check_model
@@ -41,14 +42,18 @@ class Chat:
         with named(NAMES):
             prepared = prepare(service, conversation_of(asked), tenant_of(request))
             params = sampling(
-                asked, constraint=prepared.constraint, spell_special=prepared.spell_special
+                service,
+                asked,
+                constraint=prepared.constraint,
+                spell_special=prepared.spell_special,
             )
-        engine = service.engine if asked.logprobs else None
+            place = place_of(asked, service.engine.info().context.parallel)
+        engine = service.engine if asked.logprobs or asked.n_probs else None
         job = Job(asked.model, message_of, prepared, engine)
         return self._submission.answer(
             request,
             asked,
-            [Wanted(prepared.tokens, params)],
+            [Wanted(prepared.tokens, params, *place)],
             stream=asked.stream is not False,
             frames=lambda generations: Lines(job, generations),
             respond=lambda generations: whole(job, generations),
@@ -90,6 +95,8 @@ def conversation_of(asked: ChatRequest) -> Conversation:
         response=asked_constraint(asked),
         reasoning=asked.think,
         continued=messages[-1]["role"] == "assistant" and "tool_calls" not in messages[-1],
+        budget=asked.budget,
+        shows_thoughts=asked.shows_thoughts,
     )
 
 

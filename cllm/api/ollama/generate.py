@@ -11,6 +11,7 @@ from cllm.api.chat.prepare import Prepared, prepare, read_text
 from cllm.api.constraint_fields import asked_constraint, checked
 from cllm.api.filling import filling
 from cllm.api.formats.reader import Script
+from cllm.api.llama_fields import place_of
 from cllm.api.ollama.chat import loaded
 from cllm.api.ollama.errors import NAMES, refused
 from cllm.api.ollama.lines import LINES, Job, Lines, Said, whole
@@ -44,17 +45,19 @@ class Generate:
             tokens = [*(asked.context or ()), *prepared.tokens]
             self._service.engine.check_prompt(tokens)
             params = sampling(
+                self._service,
                 asked,
                 constraint=prepared.constraint,
                 spell_special=prepared.spell_special,
                 record_tokens=talks,
             )
-        engine = self._service.engine if asked.logprobs else None
+            place = place_of(asked, self._service.engine.info().context.parallel)
+        engine = self._service.engine if asked.logprobs or asked.n_probs else None
         job = Job(asked.model, _response, prepared, engine, tokens if talks else None)
         return self._submission.answer(
             request,
             asked,
-            [Wanted(tokens, params)],
+            [Wanted(tokens, params, *place)],
             stream=asked.stream is not False,
             frames=lambda generations: Lines(job, generations),
             respond=lambda generations: whole(job, generations),
@@ -70,7 +73,13 @@ class Generate:
         messages.append({"role": "user", "content": asked.prompt or ""})
         return prepare(
             self._service,
-            Conversation(messages, response=asked_constraint(asked), reasoning=asked.think),
+            Conversation(
+                messages,
+                response=asked_constraint(asked),
+                reasoning=asked.think,
+                budget=asked.budget,
+                shows_thoughts=asked.shows_thoughts,
+            ),
             tenant,
         )
 
@@ -81,7 +90,7 @@ class Generate:
         tokens = engine.tokenize(asked.prompt or "", parse_special=bool(asked.raw))
         if asked.suffix:
             tokens = filling(engine, tokens, asked.suffix)
-        return Prepared(tokens, wanted, False, partial(Script, read_text))
+        return Prepared(tokens, asked.prompt or "", wanted, False, partial(Script, read_text))
 
 
 def _response(said: Said) -> dict[str, Any]:

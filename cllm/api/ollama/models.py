@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+from contextlib import suppress
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any
 
+from cllm.api.chat.dialect import dialect_of
 from cllm.api.envelopes import JSON, encode
-from cllm.api.formats import detect
 from cllm.api.ollama.lines import LINES
 from cllm.api.ollama.schemas import MODEL
 from cllm.api.service import Service
@@ -26,9 +27,10 @@ _LONG = 100  # items of a list of the metadata that are shown only on request
 
 
 def check_model(service: Service, name: str) -> None:
-    """Raise HttpError 404 unless this is the served model's name, with or without a tag."""
+    """Raise HttpError 404 unless this is a name of the served model, with or without a tag."""
     served = service.model_id
-    if name.removesuffix(_TAG) != served.removesuffix(_TAG):
+    names = {each.removesuffix(_TAG) for each in (served, *service.settings.alias)}
+    if name.removesuffix(_TAG) not in names:
         raise HttpError(404, f"model '{name[:80]}' not found; this server serves '{served}'")
 
 
@@ -129,11 +131,10 @@ class Models:
         if info.pooling is not None:
             return ["embedding"] if info.capability == "embedding" else []
         capabilities = ["completion"]
-        template = self._template()
-        if template:
+        with suppress(HttpError):
+            dialect = dialect_of(self._service.chat_template)
             capabilities.append("tools")
-            format = detect(template)
-            if format.think is not None and format.think[0] in template:
+            if dialect.thinks:
                 capabilities.append("thinking")
         if None not in (info.fim.prefix, info.fim.suffix, info.fim.middle):
             capabilities.append("insert")

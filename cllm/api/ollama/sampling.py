@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from cllm.api.llama_fields import llama_logprobs, llama_sampling, most_tokens
 from cllm.api.ollama.schemas import Asked, Options
+from cllm.api.service import Service
 from cllm.engine import SamplingParams
 
 _NAMES = {"repeat_penalty": "repetition_penalty", "repeat_last_n": "penalty_last_n"}
@@ -14,22 +16,31 @@ _UNCHANGED = (
 )  # fmt: skip
 
 
-def sampling(asked: Asked, **more: Any) -> SamplingParams:
-    """The parameters; more: further ones. Raises InvalidRequest with the engine's names."""
+def sampling(service: Service, asked: Asked, **more: Any) -> SamplingParams:
+    """The parameters, over the server's defaults; more: further ones.
+
+    Raises InvalidRequest with the engine's names.
+    """
     options = asked.options or Options()
-    given = {
+    defaults = service.settings.sampling
+    given = {**defaults, **llama_sampling(asked)}
+    given |= {
         _NAMES.get(name, name): value
         for name in (*_UNCHANGED, *_NAMES)
         if (value := getattr(options, name)) is not None
     }
-    if given.get("seed", 0) < 0:
-        del given["seed"]  # -1: random
+    if options.seed is not None and options.seed < 0:
+        given["seed"] = None  # random
     most = options.num_predict
+    given["max_tokens"] = most_tokens(
+        defaults,
+        asked.n_predict,
+        -1 if most == 0 else most,  # 0, too, is no bound
+    )
+    given["logprobs"] = (asked.top_logprobs or 0) if asked.logprobs else None
     stop = options.stop or ()
     return SamplingParams(
-        **given,
+        **{**given, **llama_logprobs(asked)},
         **more,
-        max_tokens=most if most is not None and most > 0 else None,
         stop=(stop,) if isinstance(stop, str) else tuple(stop),
-        logprobs=(asked.top_logprobs or 0) if asked.logprobs else None,
     )

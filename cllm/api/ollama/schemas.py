@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 
 from msgspec import Meta, Struct
 
-from cllm.api.constraint_fields import ConstraintFields
+from cllm.api.llama_fields import LlamaFields
 from cllm.api.schemas import INT32, Fraction, Schema, TokenId
 from cllm.api.sharing_fields import SharingFields
 from cllm.engine.sampling.params import MAX_LOGPROBS, MAX_STOPS
@@ -58,7 +58,7 @@ class Options(Struct, kw_only=True):
             )
 
 
-class Asked(ConstraintFields, kw_only=True):
+class Asked(LlamaFields, kw_only=True):
     """What a chat and a completion have in common. keep_alive: the model stays loaded."""
 
     model: str

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from functools import partial
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import msgspec
 
 from cllm.api.chat.conversation import Conversation, Tool
 from cllm.api.chat.fields import named
-from cllm.api.chat.prepare import Prepared, prepare
+from cllm.api.chat.prepare import Prepared, counted, prepare
 from cllm.api.constraint_fields import asked_constraint
+from cllm.api.llama_fields import most_tokens, place_of
 from cllm.api.openai.chat_reply import ChatFrames, whole
 from cllm.api.openai.errors import refused
 from cllm.api.openai.reply import Reply
@@ -19,10 +21,8 @@ from cllm.api.openai.schemas import CHAT, ChatRequest, Message
 from cllm.api.service import Service
 from cllm.api.submission import Submission, Wanted
 from cllm.api.tenants import tenant_of
+from cllm.engine import InvalidRequest
 from cllm.http import DeferredResponse, HttpRequest, HttpResponse
-
-if TYPE_CHECKING:
-    pass
 
 _NAMES = ((re.compile(r"^prompt\b"), "messages"),)
 
@@ -45,42 +45,62 @@ class ChatCompletions:
         with named(_NAMES):
             prepared = prepare(self._service, conversation_of(asked), tenant_of(request))
         count = asked.n or 1
-        wanted = _wanted(asked, prepared, count)
-        engine = self._service.engine if asked.logprobs else None
-        usage = asked.streams_usage
-        reply = partial(Reply.of, self._service, "chatcmpl", count)
+        wanted = self._wanted(asked, prepared, count)
+        engine = self._service.engine if asked.logprobs or asked.n_probs else None
+        shown = asked.verbose or (asked.verbose is None and self._service.settings.verbose)
+        reply = partial(
+            Reply.of, self._service, "chatcmpl", count,
+            shown=(prepared.text, wanted[0].params) if shown else None,
+        )  # fmt: skip
         return self._submission.answer(
             request,
             asked,
             wanted,
             stream=asked.stream,
-            frames=lambda generations: ChatFrames(reply(generations), prepared, engine, usage),
+            frames=lambda generations: ChatFrames(reply(generations), prepared, engine, asked),
             respond=lambda generations: whole(reply(generations), prepared, engine),
             refuse=refused,
         )
 
+    def count_tokens(self, request: HttpRequest) -> HttpResponse:
+        """POST ``/v1/chat/completions/input_tokens``: the tokens of the prompt; raises as above."""
+        asked = CHAT.decode(request.body)
+        with named(_NAMES):
+            return counted(self._service, conversation_of(asked), tenant_of(request))
 
-def _wanted(asked: ChatRequest, prepared: Prepared, count: int) -> list[Wanted]:
-    most = asked.max_completion_tokens or asked.max_tokens
-    logprobs = (asked.top_logprobs or 0) if asked.logprobs else None
-    return [
-        Wanted(
-            prepared.tokens,
-            asked.sampling(
-                most,
-                choice,
-                logprobs=logprobs,
-                constraint=prepared.constraint,
-                spell_special=prepared.spell_special,
-            ),
+    def _wanted(self, asked: ChatRequest, prepared: Prepared, count: int) -> list[Wanted]:
+        service = self._service
+        slot, fresh = place_of(asked, service.engine.info().context.parallel)
+        most = most_tokens(
+            service.settings.sampling,
+            asked.n_predict,
+            asked.max_completion_tokens,
+            asked.max_tokens,
         )
-        for choice in range(count)
-    ]
+        return [
+            Wanted(
+                prepared.tokens,
+                asked.sampling(
+                    service,
+                    choice,
+                    max_tokens=most,
+                    logprobs=(asked.top_logprobs or 0) if asked.logprobs else None,
+                    constraint=prepared.constraint,
+                    spell_special=prepared.spell_special,
+                ),
+                slot,
+                fresh,
+            )
+            for choice in range(count)
+        ]
 
 
 def conversation_of(asked: ChatRequest) -> Conversation:
     """The same in the terms that all APIs share. Raises InvalidRequest."""
     messages = [_plain(message) for message in asked.messages]
+    begun = asked.messages[-1]
+    if begun.role == "assistant" and isinstance(begun.content, list):  # as llama-server joins them
+        messages[-1]["content"] = "\n\n".join(part.said for part in begun.content)
     choice, allowed = _choice(asked)
     return Conversation(
         messages,
@@ -99,8 +119,25 @@ def conversation_of(asked: ChatRequest) -> Conversation:
         response=asked_constraint(asked),
         reasoning=asked.reasoning_effort,
         template_kwargs=asked.chat_template_kwargs or {},
-        continued=messages[-1]["role"] == "assistant" and "tool_calls" not in messages[-1],
+        continued=_is_continued(asked, messages[-1]),
+        opened=asked.add_generation_prompt is not False,
+        budget=asked.budget,
+        shows_thoughts=asked.shows_thoughts,
     )
+
+
+def _is_continued(asked: ChatRequest, last: Mapping[str, Any]) -> bool:
+    """Whether the last message is the assistant's and stays open."""
+    if last["role"] != "assistant":
+        if asked.continue_final_message:
+            expected = "false where the last message is not the assistant's"
+            raise InvalidRequest("continue_final_message", True, expected)
+        return False
+    continued = "tool_calls" not in last and asked.continue_final_message is not False
+    if continued and len(asked.messages) > 1 and asked.messages[-2].role == "assistant":
+        one = "one message of the assistant at the end, which is continued"
+        raise InvalidRequest("messages", "two messages of the assistant at the end", one)
+    return continued
 
 
 def _is_named(asked: ChatRequest) -> bool:

@@ -11,6 +11,8 @@ from cllm.api.chat.prepare import Prepared
 from cllm.api.envelopes import encode
 from cllm.api.openai.logprobs import chat_logprobs
 from cllm.api.openai.reply import Chunks, Reply, failed
+from cllm.api.openai.schemas import ChatRequest
+from cllm.api.telemetry import timings
 from cllm.http import HttpResponse
 from cllm.http.sse import PING
 
@@ -92,19 +94,20 @@ class _Message:
 class ChatFrames:
     """The chunks of a stream; see `cllm.api.stream.Frames`."""
 
-    __slots__ = ("_choices", "_chunks", "_engine", "_pieces", "_reply")
+    __slots__ = ("_choices", "_chunks", "_engine", "_pieces", "_reply", "_timed")
 
     ping = PING
 
     def __init__(
-        self, reply: Reply, prepared: Prepared, engine: Engine | None, usage: bool
+        self, reply: Reply, prepared: Prepared, engine: Engine | None, asked: ChatRequest
     ) -> None:
+        self._timed = bool(asked.timings_per_token)
         self._reply = reply
         self._engine = engine
         self._choices = [
             Choice(generation, prepared, engine is not None) for generation in reply.generations
         ]
-        self._chunks = chunks = Chunks(reply, "chat.completion.chunk", usage)
+        self._chunks = chunks = Chunks(reply, "chat.completion.chunk", asked.streams_usage)
         self._pieces = [
             (
                 chunks.head + b'{"index":%d,"delta":{"content":' % index,
@@ -114,10 +117,13 @@ class ChatFrames:
         ]
 
     def opening(self) -> bytes:
-        delta = {"role": "assistant", "content": ""}
+        delta = {"role": "assistant", "content": None}
         return b"".join(self._delta(index, delta, None) for index in range(len(self._choices)))
 
     def delta(self, index: int, text: str) -> bytes:
+        if not text:
+            generation, choice = self._reply.generations[index], self._choice(index, {}, None)
+            return self._chunks.progress(choice, generation, self._timed)
         return self._events(index, self._choices[index].push(text))
 
     def end(self, index: int, generation: Generation, error: str | None) -> bytes:
@@ -125,7 +131,7 @@ class ChatFrames:
         rest = self._events(index, choice.finish())
         if error is not None:
             return rest + failed(500, error)
-        return rest + self._delta(index, {}, choice.reason())
+        return rest + self._chunks.last(self._choice(index, {}, choice.reason()))
 
     def closing(self) -> bytes:
         return self._chunks.closing(_usage(self._reply, self._choices))
@@ -141,19 +147,23 @@ class ChatFrames:
                 delta = _delta_of(event)
                 if delta is not None:
                     shown.append(self._delta(index, delta, None))
-            elif self._engine is None:
+            elif self._engine is None and not self._timed:
                 shown.append(b"%b%b%b" % (before, encode(event.text), behind))
             else:
                 shown.append(self._delta(index, {"content": event.text}, None))
         return b"".join(shown)
 
     def _delta(self, index: int, delta: dict[str, Any], reason: str | None) -> bytes:
+        timed = self._timed and "role" not in delta
+        more = {"timings": timings(self._reply.generations[index])} if timed else {}
+        return self._chunks.chunk(self._choice(index, delta, reason), **more)
+
+    def _choice(self, index: int, delta: dict[str, Any], reason: str | None) -> dict[str, Any]:
         logprobs, records = None, self._choices[index].records
         if self._engine is not None and records:
             logprobs = chat_logprobs(self._engine, records)
             records.clear()
-        choice = {"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": reason}
-        return self._chunks.chunk(choice)
+        return {"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": reason}
 
 
 def _delta_of(event: Event) -> dict[str, Any] | None:

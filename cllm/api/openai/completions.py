@@ -9,12 +9,14 @@ from typing import TYPE_CHECKING, Any
 from cllm.api.constraint_fields import asked_constraint, checked
 from cllm.api.envelopes import encode
 from cllm.api.filling import filling
+from cllm.api.llama_fields import most_tokens, place_of
 from cllm.api.openai.errors import refused
 from cllm.api.openai.logprobs import TextLogprobs
 from cllm.api.openai.reply import Chunks, Reply, failed
 from cllm.api.openai.schemas import COMPLETION, MOST_CHOICES, CompletionRequest
 from cllm.api.service import Service
 from cllm.api.submission import Submission, Wanted
+from cllm.api.telemetry import timings
 from cllm.api.tenants import tenant_of
 from cllm.engine import InvalidRequest
 from cllm.http import DeferredResponse, HttpRequest, HttpResponse
@@ -48,30 +50,40 @@ class Completions:
             engine.check_prompt(tokens)  # before any is queued
         count = asked.n or 1
         if len(prompts) * count > MOST_CHOICES:
-            most = f"at most {MOST_CHOICES} choices in all, prompts times n"
+            bound = f"at most {MOST_CHOICES} choices in all, prompts times n"
             if count == 1:
-                raise InvalidRequest("prompt", f"{len(prompts)} prompts", most)
-            raise InvalidRequest("n", count, most)
+                raise InvalidRequest("prompt", f"{len(prompts)} prompts", bound)
+            raise InvalidRequest("n", count, bound)
         constraint = checked(engine, asked_constraint(asked), tenant_of(request))
-        most_tokens = _MOST_TOKENS if asked.max_tokens is None else asked.max_tokens
+        defaults = self._service.settings.sampling
+        most = most_tokens(defaults, asked.n_predict, asked.max_tokens, otherwise=_MOST_TOKENS)
+        slot, fresh = place_of(asked, engine.info().context.parallel)
+        logprobs = asked.n_probs or asked.logprobs
         wanted = [
             Wanted(
                 tokens,
-                asked.sampling(most_tokens, choice, logprobs=asked.logprobs, constraint=constraint),
+                asked.sampling(
+                    self._service,
+                    choice,
+                    max_tokens=most,
+                    logprobs=logprobs,
+                    constraint=constraint,
+                ),
+                slot,
+                fresh,
             )
             for tokens in prompts
             for choice in range(count)
         ]
         shown = [echo for echo in echoes for _ in range(count)]
-        recorder = None if asked.logprobs is None else engine
-        usage = asked.streams_usage
+        recorder = None if logprobs is None else engine
         reply = partial(Reply.of, self._service, "cmpl", count)
         return self._submission.answer(
             request,
             asked,
             wanted,
             stream=asked.stream,
-            frames=lambda generations: _Frames(reply(generations), shown, recorder, usage),
+            frames=lambda generations: _Frames(reply(generations), shown, recorder, asked),
             respond=lambda generations: _whole(reply(generations), shown, recorder),
             refuse=refused,
         )
@@ -113,16 +125,17 @@ def _whole(reply: Reply, echoes: Sequence[str], engine: Engine | None) -> HttpRe
 class _Frames:
     """The chunks of a stream; each choice begins with its echo. See `cllm.api.stream.Frames`."""
 
-    __slots__ = ("_chunks", "_echoes", "_logprobs", "_pieces", "_reply")
+    __slots__ = ("_chunks", "_echoes", "_logprobs", "_pieces", "_reply", "_timed")
 
     ping = PING
 
     def __init__(
-        self, reply: Reply, echoes: Sequence[str], engine: Engine | None, usage: bool
+        self, reply: Reply, echoes: Sequence[str], engine: Engine | None, asked: CompletionRequest
     ) -> None:
+        self._timed = bool(asked.timings_per_token)
         self._reply = reply
         self._echoes = echoes
-        self._chunks = chunks = Chunks(reply, _KIND, usage)
+        self._chunks = chunks = Chunks(reply, _KIND, asked.streams_usage)
         self._logprobs = [TextLogprobs(engine) for _ in echoes] if engine is not None else None
         self._pieces = [
             (
@@ -140,8 +153,12 @@ class _Frames:
         )
 
     def delta(self, index: int, text: str) -> bytes:
-        if self._logprobs is not None:
-            return self._chunks.chunk(_choice(index, text, None, self._taken(index)))
+        generation = self._reply.generations[index]
+        if not text:
+            return self._chunks.progress(_choice(index, "", None), generation, self._timed)
+        if self._logprobs is not None or self._timed:
+            more = {"timings": timings(generation)} if self._timed else {}
+            return self._chunks.chunk(_choice(index, text, None, self._taken(index)), **more)
         before, behind = self._pieces[index]
         return b"%b%b%b" % (before, encode(text), behind)
 
@@ -149,7 +166,7 @@ class _Frames:
         if error is not None:
             return failed(500, error)
         logprobs = self._taken(index)
-        return self._chunks.chunk(_choice(index, "", generation.finish_reason, logprobs))
+        return self._chunks.last(_choice(index, "", generation.finish_reason, logprobs))
 
     def closing(self) -> bytes:
         return self._chunks.closing(self._reply.usage())

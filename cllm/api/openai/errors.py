@@ -32,15 +32,19 @@ def error_body(status: int, message: str) -> tuple[bytes, str]:
     return _envelope(message, kind, param, code), JSON
 
 
-def _envelope(message: str, kind: str, param: str | None, code: str | None) -> bytes:
-    error = {"message": message, "type": kind, "param": param, "code": code}
+def _envelope(message: str, kind: str, param: str | None, code: str | None, **more: int) -> bytes:
+    error = {"message": message, "type": kind, "param": param, "code": code, **more}
     return encode({"error": error})
 
 
 def too_long(error: PromptTooLong) -> HttpResponse:
-    """400 with the code by which clients shorten a conversation and try again."""
-    code = "context_length_exceeded"
-    body = _envelope(str(error), "invalid_request_error", error.field, code)
+    """400 with what clients look at before they shorten a conversation and try again.
+
+    The code is OpenAI's, the type and the two lengths are llama-server's.
+    """
+    kind, code = "exceed_context_size_error", "context_length_exceeded"
+    lengths = {"n_prompt_tokens": error.prompt_tokens, "n_ctx": error.ctx_size}
+    body = _envelope(str(error), kind, error.field, code, **lengths)
     return HttpResponse.bytes(body, JSON, 400)
 
 

@@ -19,15 +19,43 @@ class Models:
 
     def listed(self, request: HttpRequest) -> HttpResponse:
         """GET ``/v1/models``."""
-        return HttpResponse.bytes(encode({"object": "list", "data": [self._model()]}), JSON)
+        own = self._model()
+        # llama-server's clients look at both lists.
+        return HttpResponse.bytes(
+            encode({"object": "list", "data": [own], "models": [self._described(own)]}), JSON
+        )
 
     def model(self, request: HttpRequest) -> HttpResponse:
         """GET ``/v1/models/{id}``; raises HttpError 404."""
         own = self._model()
         asked = request.path_params["id"]
-        if asked != own["id"]:
+        if asked not in (own["id"], *own["aliases"]):
             raise HttpError(404, f'the model "{asked[:80]}" does not exist here; use "{own["id"]}"')
         return HttpResponse.bytes(encode(own), JSON)
+
+    def _described(self, own: dict[str, Any]) -> dict[str, Any]:
+        """The model as Ollama's clients expect it."""
+        info = self._service.engine.info()
+        return {
+            "name": own["id"],
+            "model": own["id"],
+            "modified_at": "",
+            "size": "",
+            "digest": "",
+            "type": "model",
+            "description": "",
+            "tags": own["tags"],
+            "capabilities": own["capabilities"],
+            "parameters": "",
+            "details": {
+                "parent_model": "",
+                "format": "gguf",
+                "family": info.architecture,
+                "families": [info.architecture],
+                "parameter_size": "",
+                "quantization_level": info.quantization_type,
+            },
+        }
 
     def _model(self) -> dict[str, Any]:
         info = self._service.engine.info()
@@ -37,6 +65,8 @@ class Models:
             "object": "model",
             "created": created,
             "owned_by": "cllm",
+            "aliases": list(self._service.settings.alias),
+            "tags": list(self._service.settings.tags),
             "capabilities": [info.capability],
             "meta": {
                 "n_vocab": info.vocab_size,

@@ -17,7 +17,12 @@ from cllm.api.submission import Submission
 from cllm.api.vectors.embeddings import OPENAI, Embeddings
 
 FAMILY = Family(
-    "OpenAI", ("/v1/", "/chat/", "/models"), error_body, answers.OpenAIFailure, too_long, timed
+    "OpenAI",
+    ("/v1/", "/chat/", "/models", "/responses"),
+    error_body,
+    answers.OpenAIFailure,
+    too_long,
+    timed,
 )
 
 
@@ -25,12 +30,24 @@ def routes(service: Service, submission: Submission) -> tuple[Route, ...]:
     """What is served of it, and llama-server's other names for some."""
     chat = ChatCompletions(service, submission)
     completions = Completions(service, submission)
-    models = Models(service)
+    models, responses = Models(service), Responses(service, submission)
     return (
         Route("POST", "/v1/chat/completions", "OpenAI: answer a conversation",
               chat.endpoint, CHAT, answers.ChatCompletion, events=True),
         Route("POST", "/v1/responses", "OpenAI: create a response, without a store",
-              Responses(service, submission).create, RESPONSES, answers.Response, events=True),
+              responses.create, RESPONSES, answers.Response, events=True),
+        Route("POST", "/responses", "llama-server: the same as /v1/responses",
+              responses.create, RESPONSES, answers.Response, events=True),
+        *(
+            Route("POST", f"{prefix}/chat/completions/input_tokens", "Count a prompt's tokens",
+                  chat.count_tokens, CHAT, answers.Counted)
+            for prefix in ("/v1", "")
+        ),
+        *(
+            Route("POST", f"{prefix}/responses/input_tokens", "Count a prompt's tokens",
+                  responses.count_tokens, RESPONSES, answers.Counted)
+            for prefix in ("/v1", "")
+        ),
         Route("POST", "/v1/completions", "OpenAI: continue prompts",
               completions.endpoint, COMPLETION, answers.TextCompletion, events=True),
         Route("POST", "/v1/embeddings", "OpenAI: texts to vectors",

@@ -6,13 +6,17 @@ supported here are declared, so that they are refused by name and never ignored.
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from msgspec import UNSET, Meta, Struct, UnsetType
 
+from cllm.api.llama_fields import OrAll, llama_logprobs
 from cllm.api.sampling import SamplingFields, given_sampling
 from cllm.api.schemas import INT32, Schema, TokenId
 from cllm.engine import SamplingParams
+
+if TYPE_CHECKING:
+    from cllm.api.service import Service
 
 MOST_CHOICES = 128  # generations of one request
 
@@ -43,10 +47,10 @@ class Sampled(SamplingFields, kw_only=True):
     """The fields that both kinds of completion share."""
 
     model: str | None = None
-    max_tokens: Count | None = None
+    max_tokens: OrAll | None = None
     n: Choices | None = None
     stream: bool | None = None
-    stream_options: StreamOptions | None = None
+    stream_options: StreamOptions | Annotated[list[Any], Meta(max_length=0)] | None = None
 
     def __post_init__(self) -> None:
         """Refuse what is not supported: ValueErrors become the 400's text."""
@@ -58,17 +62,21 @@ class Sampled(SamplingFields, kw_only=True):
     @property
     def streams_usage(self) -> bool:
         """Whether the stream ends with a chunk that counts tokens."""
-        return bool(self.stream_options and self.stream_options.include_usage)
+        options = self.stream_options
+        return isinstance(options, StreamOptions) and bool(options.include_usage)
 
-    def sampling(self, most: int | None, choice: int, **more: Any) -> SamplingParams:
-        """How choice number `choice` is made, of at most `most` tokens; raises InvalidRequest.
+    def sampling(self, service: Service, choice: int, **more: Any) -> SamplingParams:
+        """How choice number `choice` is made; raises InvalidRequest.
 
-        more: further fields of SamplingParams.
+        more: further fields of SamplingParams; None leaves them as the request says.
         """
-        given = given_sampling(self)
+        given = given_sampling(self, service)
         if self.seed is not None:
-            given["seed"] = self.seed + choice
-        return SamplingParams(**given, **more, max_tokens=most)
+            given["seed"] = None if self.seed == -1 else self.seed + choice
+        given |= llama_logprobs(self)
+        given |= {name: value for name, value in more.items() if value is not None}
+        given["max_tokens"] = more["max_tokens"]
+        return SamplingParams(**given, report_progress=bool(self.return_progress and self.stream))
 
 
 class CompletionRequest(Sampled, kw_only=True):
@@ -184,7 +192,10 @@ class ChatRequest(Sampled, kw_only=True):
     """Body of ``/v1/chat/completions``."""
 
     messages: Annotated[list[Message], Meta(min_length=1)]
-    max_completion_tokens: Count | None = None
+    max_completion_tokens: OrAll | None = None
+    add_generation_prompt: bool | None = None
+    continue_final_message: bool | None = None
+    verbose: bool | None = None
     chat_template_kwargs: dict[str, Any] | None = None
     logprobs: bool | None = None
     top_logprobs: Alternatives | None = None
@@ -203,7 +214,9 @@ class ChatRequest(Sampled, kw_only=True):
     def __post_init__(self) -> None:
         """Refuse what is not supported, and what says nothing without another field."""
         super().__post_init__()
-        if self.top_logprobs is not None and not self.logprobs:
+        if self.add_generation_prompt and self.continue_final_message:
+            raise ValueError("continue_final_message: cannot be true with add_generation_prompt")
+        if self.top_logprobs and not self.logprobs:
             raise ValueError("top_logprobs: needs logprobs to be true")
         for number, message in enumerate(self.messages):
             if message.role == "tool" and message.tool_call_id is None:

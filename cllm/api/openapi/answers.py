@@ -145,6 +145,8 @@ class Model(Struct):
     object: Literal["model"]
     created: int
     owned_by: str
+    aliases: list[str]
+    tags: list[str]
 
 
 class ModelList(Struct):
@@ -232,6 +234,8 @@ class ChatCompletion(Struct):
     model: str
     choices: list[ChatChoice]
     usage: Usage
+    system_fingerprint: str
+    timings: dict[str, float]
 
 
 class Response(Struct):
@@ -371,4 +375,11 @@ class AnthropicMessage(Struct):
 class Count(Struct):
     """The number of tokens of a conversation."""
 
+    input_tokens: int
+
+
+class Counted(Struct):
+    """The number of tokens of a prompt."""
+
+    object: Literal["response.input_tokens"]
     input_tokens: int

@@ -6,6 +6,7 @@ from typing import Any
 
 from cllm.api.anthropic import schemas as anthropic
 from cllm.api.llama_server import schemas as llama_server
+from cllm.api.llama_server.predict import PredictRequest
 from cllm.api.llama_server.slot_actions import File
 from cllm.api.native import schemas as native
 from cllm.api.ollama import schemas as ollama
@@ -37,9 +38,9 @@ EXAMPLES: dict[type, dict[str, Any]] = {
     ollama.ModelRequest: {"model": _SERVED},
     llama_server.CompletionRequest: {"prompt": _BEGUN, "n_predict": 8, "n_probs": 1},
     llama_server.InfillRequest: {"input_prefix": "def a():", "input_suffix": "return b"},
+    PredictRequest: {"instances": [{"@requestFormat": "completion", "prompt": _BEGUN}]},
     llama_server.TokenizeRequest: {"content": "Hello world", "with_pieces": True},
     llama_server.DetokenizeRequest: {"tokens": [3, 260, 800]},
-    llama_server.ApplyTemplateRequest: {"messages": _TALK},
     embeddings.LlamaServerRequest: {"content": "the cat"},
     rerank.RerankRequest: {"query": "What is a panda?", "documents": ["hi", "it is a bear"]},
     File: {"filename": "talk.bin"},

@@ -38,6 +38,12 @@ class Completed(Struct):
     completion_probabilities: list[dict[str, Any]] | UnsetType = UNSET
 
 
+class Predictions(Struct):
+    """An answer to each instance, in their order."""
+
+    predictions: list[dict[str, Any]]
+
+
 class Tokenized(Struct):
     """Tokens, with their pieces if requested."""
 

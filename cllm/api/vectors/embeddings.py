@@ -10,25 +10,50 @@ from base64 import b64encode
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from msgspec import Meta
+from msgspec import Meta, Struct
 
 from cllm.api import llama_server, openai
 from cllm.api.envelopes import JSON, encode
+from cllm.api.llama_server.prompts import mixed_tokens
 from cllm.api.schemas import Schema, TokenId
 from cllm.api.service import Service
 from cllm.api.sharing_fields import SharingFields
 from cllm.api.submission import Submission
-from cllm.engine import InvalidRequest, Unsupported
-from cllm.http import DeferredResponse, HttpRequest, HttpResponse
+from cllm.engine import InvalidRequest
+from cllm.http import DeferredResponse, HttpError, HttpRequest, HttpResponse
 from cllm.http.body_stream import IterableStream
 
 if TYPE_CHECKING:
     from cllm.engine import Embedding
-    from cllm.engine.embedding.embedder import Embedder
 
 _PIECE = 64 * 1024  # bytes; minimum size of the pieces in which a worker writes a response
 
-Inputs = str | list[str | TokenId | list[TokenId]]
+
+class TextPart(Struct):
+    """A part of a content; images and sounds have other types."""
+
+    type: Literal["text"]
+    text: str
+
+
+class TextObject(Struct):
+    """llama-server's objects: a text by one of two names."""
+
+    prompt_string: str | None = None
+    content: list[TextPart] | None = None
+
+    def __post_init__(self) -> None:
+        if (self.prompt_string is None) == (self.content is None):
+            raise ValueError("prompt_string: expected an object with prompt_string or content")
+
+    @property
+    def said(self) -> str:
+        """The text."""
+        return self.prompt_string or "".join(part.text for part in self.content or ())
+
+
+Mixed = list[str | TokenId]
+Inputs = str | TextObject | list[str | TokenId | TextObject | Mixed]
 
 
 class OpenAIRequest(SharingFields):
@@ -76,9 +101,10 @@ class Embeddings:
         embedder = self._service.engine.embedder
         embedder.check_embeds()
         if not embedder.pools:
-            raise Unsupported(
+            raise HttpError(
+                400,
                 "this model runs without pooling and returns one vector per token; use "
-                "/embedding, or start with --pooling mean"
+                "/embedding, or start with --pooling mean",
             )
         asked = OPENAI.decode(request.body)
         width, most = asked.dimensions, self._service.engine.info().embedding_size
@@ -86,13 +112,40 @@ class Embeddings:
             raise InvalidRequest(
                 "dimensions", width, f"at most {most}, the size of the model's vectors"
             )
-        inputs = _tokens(embedder, "input", asked.input)
+        inputs = self._tokens("input", asked.input)
         model, base64 = self._service.model_id, asked.encoding_format == "base64"
 
         def respond(embedding: Embedding) -> HttpResponse:
             return streamed(_openai(embedding, model, width, base64))
 
         return self._submission.embedded(request, asked, inputs, "input", respond, openai.refused)
+
+    def _tokens(self, name: str, given: Inputs) -> list[list[int]]:
+        """One list of tokens for each input; raises InvalidRequest.
+
+        As in llama-server, a list with a token is one input of tokens and texts.
+        """
+        if not isinstance(given, list):
+            return [self._input(name, given)]
+        if not given:
+            raise InvalidRequest(name, given, "at least one text or list of tokens")
+        if any(isinstance(each, int) for each in given):
+            mixed = [each for each in given if isinstance(each, (int, str))]
+            if len(mixed) != len(given):
+                raise InvalidRequest(name, given, "tokens and texts, or inputs")
+            return [self._input(name, mixed)]
+        return [
+            self._input(f"{name}[{number}]", each)
+            for number, each in enumerate(given)
+            if not isinstance(each, int)
+        ]
+
+    def _input(self, field: str, given: str | TextObject | Mixed) -> list[int]:
+        engine = self._service.engine
+        if isinstance(given, list):
+            return mixed_tokens(engine, given, add_special=True, parse_special=False)
+        text = given if isinstance(given, str) else given.said
+        return engine.embedder.tokens(field, [text])[0]
 
     def llama_server(self, request: HttpRequest) -> DeferredResponse:
         """POST ``/embedding`` and ``/embeddings``; raises as `openai`."""
@@ -103,7 +156,7 @@ class Embeddings:
             ("input", asked.input) if asked.content is None else ("content", asked.content)
         )
         assert given is not None
-        inputs = _tokens(embedder, name, given)
+        inputs = self._tokens(name, given)
         norm = 2 if asked.embd_normalize is None else asked.embd_normalize
 
         def respond(embedding: Embedding) -> HttpResponse:
@@ -112,24 +165,6 @@ class Embeddings:
         return self._submission.embedded(
             request, asked, inputs, name, respond, llama_server.refused
         )
-
-
-def _tokens(embedder: Embedder, name: str, given: Inputs) -> list[list[int]]:
-    """One list of tokens for each input; raises InvalidRequest."""
-    if isinstance(given, str):
-        return embedder.tokens(name, [given])
-    if not given:
-        raise InvalidRequest(name, given, "at least one text or list of tokens")
-    texts = [each for each in given if isinstance(each, str)]
-    if len(texts) == len(given):
-        return embedder.tokens(name, texts)
-    tokens = [each for each in given if isinstance(each, int)]
-    if len(tokens) == len(given):
-        return [tokens]
-    lists = [each for each in given if isinstance(each, list)]
-    if len(lists) == len(given):
-        return lists
-    raise InvalidRequest(name, given, "only texts, only tokens or only lists of tokens")
 
 
 def _openai(embedding: Embedding, model: str, width: int | None, base64: bool) -> Iterator[bytes]:

@@ -80,11 +80,12 @@ class Embedder:
 
         name: of the field, for errors. Raises InvalidRequest, EngineClosed.
         """
-        for number, text in enumerate(texts):
-            if not text:
+        found = [self._tokenizer.tokenize(text, True, False) for text in texts]
+        for number, tokens in enumerate(found):
+            if not tokens:  # an empty text, and the model adds no special tokens
                 field = _field(name, number, len(texts))
-                raise InvalidRequest(field, text, "non-empty text")
-        return [self._tokenizer.tokenize(text, True, False) for text in texts]
+                raise InvalidRequest(field, texts[number], "non-empty text")
+        return found
 
     def shortened(self, tokens: list[int]) -> list[int]:
         """Cut an input to the model's limit; its last token, which may mark the end, stays."""

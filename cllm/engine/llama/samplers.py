@@ -56,6 +56,11 @@ class SamplerChain:
             raise RuntimeError("llama.cpp's samplers chose no token")
         return int(array.data[array.selected].id)
 
+    def candidates(self) -> list[tuple[int, float]]:
+        """The tokens that the newest choose() drew from, with their probabilities."""
+        array = self._candidates
+        return [(array.data[index].id, array.data[index].p) for index in range(array.size)]
+
     def close(self) -> None:
         """Free the samplers."""
         handle, self._handle = self._handle, None

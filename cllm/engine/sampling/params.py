@@ -18,13 +18,18 @@ MAX_STOP_CHARS = 1024
 SAMPLERS = (
     "penalties", "dry", "top_n_sigma", "top_k", "typical_p", "top_p", "min_p", "xtc", "temperature",
 )  # fmt: skip
-"""All samplers in the order in which they are applied; llama-server's names and order."""
+"""The samplers that are applied by default, in this order; llama-server's names and order."""
+
+ON_REQUEST = ("infill", "adaptive_p")
+"""Samplers that are applied only where a request names them; adaptive_p at the end, wherever."""
 
 MAX_LAST_N = 2**15
 """Tokens that a penalty can look back on."""
 
 GREEDY_BELOW = 1e-4
 """Temperatures below this count as 0: dividing float32 logits by less could overflow."""
+
+_MAY_DROP_THE_BEST = {"dry", "typical_p", "xtc", "infill", "adaptive_p"}
 
 _NO_BIAS: Mapping[int, float] = MappingProxyType({})
 
@@ -46,6 +51,8 @@ _RANGES: Mapping[str, tuple[float, float, str]] = {
     "dynatemp_exponent": (0.0, 100.0, "a number from 0 to 100"),
     "mirostat_tau": (0.0, 100.0, "a number from 0 to 100"),
     "mirostat_eta": (0.0, 1.0, "a number from 0 to 1"),
+    "adaptive_target": (-1e30, 1.0, "a number from 0 to 1 (negative: off)"),
+    "adaptive_decay": (0.0, 0.99, "a number from 0 to 0.99"),
 }
 _INTEGERS: Mapping[str, tuple[int, int, str]] = {
     "top_k": (-1, 2**31 - 1, "an integer of at least 1 (0 or -1: all)"),
@@ -53,33 +60,42 @@ _INTEGERS: Mapping[str, tuple[int, int, str]] = {
     "dry_penalty_last_n": (-1, MAX_LAST_N, f"an integer from 0 to {MAX_LAST_N} (-1: as many)"),
     "dry_allowed_length": (0, MAX_LAST_N, f"an integer from 0 to {MAX_LAST_N}"),
     "mirostat": (0, 2, "0 (off), 1 or 2"),
+    "min_keep": (0, 2**31 - 1, "an integer of at least 0"),
+    "min_indent": (0, 2**31 - 1, "an integer of at least 0 (0: any)"),
 }
 
-_SWITCHES = ("ignore_eos", "record_tokens", "spell_special", "report_progress")
+_SWITCHES = (
+    "ignore_eos", "record_tokens", "spell_special", "report_progress", "sampled_logprobs",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
 class SamplingParams:
     """How tokens are chosen and when a generation ends.
 
-    max_tokens: maximum number of new tokens; None: until the context is full.
+    max_tokens: maximum number of new tokens; None: until the context is full; 0: the prompt is
+        read into the cache and nothing follows.
     temperature: 0 always takes the most probable token (greedy).
     top_k: candidates kept; 0 or -1: all. top_p, min_p: llama.cpp's samplers of these names.
     repetition_penalty, presence_penalty, frequency_penalty: over the last penalty_last_n tokens,
         prompt included; applied first, at any position in `samplers`.
     typical_p, top_n_sigma, xtc_*, dry_*, dynatemp_*: llama.cpp's samplers of these names.
     mirostat: 1 or 2 replaces all samplers except penalties and temperature.
-    samplers: those of SAMPLERS to apply, in this order.
+    adaptive_target, adaptive_decay: llama.cpp's adaptive-p sampler.
+    min_keep: candidates that top_p, min_p, typical_p and xtc keep at least.
+    samplers: those of SAMPLERS and ON_REQUEST to apply, in this order.
     seed: any 64-bit integer; the same seed and logits give the same tokens. None: random.
     stop: strings that end the generation; its text contains no part of them. One or several.
     logit_bias: token -> addend of its logit, -100 to 100 or -infinity (never chosen).
     ignore_eos: never choose a token that ends the generation.
     logprobs: record each token with its log-probability and this number of alternatives.
+    sampled_logprobs: those are of the distribution that the samplers leave, not of the model's.
     record_tokens: record each token, without log-probabilities.
     constraint: what the text must match; it ends when nothing may follow.
     spell_special: include control tokens in the text, except the one that ends it.
     line_limit: seconds from the first token after which the text ends once it has a line break.
-    report_progress: report each part of the prompt once evaluated; see Generation.evaluated.
+    min_indent: the text ends before a line, other than its first, with less white space in front.
+    report_progress: report each part of the prompt once evaluated; see Generation.take_progress.
 
     Raises InvalidRequest, which names the field, its value and what was expected.
     """
@@ -107,21 +123,26 @@ class SamplingParams:
     mirostat: int = 0
     mirostat_tau: float = 5.0
     mirostat_eta: float = 0.1
+    adaptive_target: float = -1.0
+    adaptive_decay: float = 0.9
+    min_keep: int = 0
     samplers: tuple[str, ...] = SAMPLERS
     seed: int | None = None
     stop: tuple[str, ...] = ()
     logit_bias: Mapping[int, float] = field(default_factory=lambda: _NO_BIAS)
     ignore_eos: bool = False
     logprobs: int | None = None
+    sampled_logprobs: bool = False
     record_tokens: bool = False
     constraint: Constraint | None = None
     spell_special: bool = False
     line_limit: float | None = None
+    min_indent: int = 0
     report_progress: bool = False
 
     def __post_init__(self) -> None:
         if self.max_tokens is not None:
-            _check_int("max_tokens", self.max_tokens, 1, 2**31 - 1, "an integer of at least 1")
+            _check_int("max_tokens", self.max_tokens, 0, 2**31 - 1, "an integer of at least 0")
         for name, (least, greatest, expected) in _RANGES.items():
             value = getattr(self, name)
             if not _is_number(value) or not least <= value <= greatest:
@@ -160,7 +181,7 @@ class SamplingParams:
     def greedy(self) -> bool:
         """Whether every token is the most probable one after penalties."""
         fixed = self.temperature < GREEDY_BELOW and not self.dynamic_temperature
-        return fixed and "dry" not in self.active
+        return fixed and _MAY_DROP_THE_BEST.isdisjoint(self.active)
 
     @property
     def dynamic_temperature(self) -> bool:
@@ -181,6 +202,8 @@ class SamplingParams:
             "min_p": self.min_p > 0.0,
             "xtc": self.xtc_probability > 0.0,
             "temperature": self.temperature != 1.0 or self.dynatemp_range > 0.0,
+            "infill": True,
+            "adaptive_p": True,
         }
         return tuple(name for name in self.samplers if does.get(name))
 
@@ -215,11 +238,12 @@ def _checked_texts(name: str, value: object) -> tuple[str, ...]:
 
 
 def _checked_samplers(samplers: object) -> tuple[str, ...]:
-    expected = f"names, each at most once, from {', '.join(SAMPLERS)}"
+    known = (*SAMPLERS, *ON_REQUEST)
+    expected = f"names, each at most once, from {', '.join(known)}"
     if not isinstance(samplers, (tuple, list)):
         raise InvalidRequest("samplers", samplers, expected)
     for name in samplers:
-        if name not in SAMPLERS or samplers.count(name) > 1:
+        if name not in known or samplers.count(name) > 1:
             raise InvalidRequest("samplers", name, expected)
     return tuple(samplers)
 

@@ -40,7 +40,9 @@ class TokenSampler:
     The same seed and logits give the same tokens, regardless of the rest of the batch.
     """
 
-    __slots__ = ("_accepted", "_bias", "_biased", "_chain", "_first", "_looks_back", "_params")
+    __slots__ = (
+        "_accepted", "_bias", "_biased", "_chain", "_chosen", "_first", "_looks_back", "_params",
+    )  # fmt: skip
 
     def __init__(self, params: SamplingParams, vocab: Vocab) -> None:
         self._params = params
@@ -50,8 +52,10 @@ class TokenSampler:
         self._biased: IntArray = np.array(list(bias.keys()), dtype=np.int32)
         self._bias: FloatArray = np.array(list(bias.values()), dtype=np.float32)
         active = params.active
-        self._first = next(iter(active), "")
-        self._looks_back = "dry" in active
+        # min_keep may keep more than candidates() would.
+        self._first = next(iter(active), "") if params.min_keep < 2 else ""
+        self._looks_back = not {"dry", "adaptive_p"}.isdisjoint(active)
+        self._chosen = -1  # the newest token, where it was the only candidate
         self._accepted = 0  # tokens shown to the sampler chain
         self._chain = None if params.greedy else SamplerChain(_links(params, vocab))
 
@@ -70,7 +74,7 @@ class TokenSampler:
         if forbidden is not None:
             np.copyto(row, -np.inf, where=forbidden)
         if self._chain is None:
-            token = int(row.argmax())
+            self._chosen = token = int(row.argmax())
             if row[token] != row[token]:
                 raise EngineError(_NAN)
         else:
@@ -84,6 +88,17 @@ class TokenSampler:
             raise InvalidRequest("logit_bias", "forbidding these tokens", left)
         return token
 
+    def chances(self, token: int, count: int) -> tuple[float, tuple[tuple[int, float], ...]]:
+        """Of the newest choice: log-probability of `token`, and of the `count` most probable.
+
+        The probabilities are those that the samplers left; tokens without a chance are omitted.
+        """
+        left = [(self._chosen, 1.0)] if self._chain is None else self._chain.candidates()
+        found = sorted(((p, each) for each, p in left if p > 0.0), key=lambda pair: -pair[0])
+        own = next((p for p, each in found if each == token), 0.0)
+        top = tuple((each, math.log(p)) for p, each in found[:count])
+        return (math.log(own) if own else -math.inf), top
+
     def close(self) -> None:
         """Free the samplers."""
         if self._chain is not None:
@@ -93,6 +108,7 @@ class TokenSampler:
 def _links(params: SamplingParams, vocab: Vocab) -> Iterator[Link]:
     """llama.cpp's samplers for these parameters (common_sampler_init in common/sampling.cpp)."""
     seed, active = folded_seed(params.seed), params.active
+    keep = max(1, params.min_keep)
     for name in active:
         value = getattr(params, name, None)
         if name == "dry":
@@ -100,19 +116,25 @@ def _links(params: SamplingParams, vocab: Vocab) -> Iterator[Link]:
             last_n = MAX_LAST_N if params.dry_penalty_last_n < 0 else params.dry_penalty_last_n
             yield dry_link(vocab, *numbers, last_n, breakers=params.dry_sequence_breakers)
         elif name == "xtc":
-            yield "xtc", (params.xtc_probability, params.xtc_threshold, 1, seed)
+            yield "xtc", (params.xtc_probability, params.xtc_threshold, keep, seed)
+        elif name == "infill":
+            yield "infill", (vocab.handle,)
+        elif name == "adaptive_p":
+            pass  # chooses, so it is the last
         elif name == "temperature" and params.dynamic_temperature:
             yield "temp_ext", (value, params.dynatemp_range, params.dynatemp_exponent)
         elif name == "temperature":
             yield "temp", (value,)
         elif name in ("top_k", "top_n_sigma"):
             yield name, (value,)
-        elif name != "top_p" or active[0] != "top_p":  # else candidates() has applied it
-            yield name.replace("typical_p", "typical"), (value, 1)
+        elif name != "top_p" or active[0] != "top_p" or keep > 1:  # else candidates() applied it
+            yield name.replace("typical_p", "typical"), (value, keep)
     if params.mirostat == 1:
         yield "mirostat", (vocab.n_tokens, seed, params.mirostat_tau, params.mirostat_eta, 100)
     elif params.mirostat == 2:
         yield "mirostat_v2", (seed, params.mirostat_tau, params.mirostat_eta)
+    elif "adaptive_p" in active:
+        yield "adaptive_p", (params.adaptive_target, params.adaptive_decay, seed)
     else:
         yield "dist", (seed,)
 

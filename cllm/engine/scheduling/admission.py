@@ -153,5 +153,7 @@ class Admission:
             return
         self.waiting.charge(sequence.tenant, len(sequence.tokens) - reused)
         sequence.generation.usage.cached_tokens = reused
+        if sequence.params.report_progress:
+            sequence.writer.report_progress(reused)
         stats.cached_tokens += reused
         stats.prefix_hits += reused > 0

@@ -174,7 +174,7 @@ def test_what_a_model_cannot_do_is_refused_with_what_it_can(
 def test_an_input_that_is_too_long_is_named_and_nothing_is_queued(embedding: Engine) -> None:
     before = embedding.stats().requests_submitted
     with pytest.raises(
-        InputTooLong, match=r"texts\[1\]: the input has 202 tokens; at most 128 fit"
+        InputTooLong, match=r"texts\[1\]: the input is too large: 202 tokens; at most 128 fit"
     ):
         embedding.embedder.embed(["a", "a " * 200])
     wrong: list[list[list[int]]] = [[], [[]], [[10**6]], [[-1]]]

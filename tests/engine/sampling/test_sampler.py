@@ -274,7 +274,6 @@ def test_dry_breaks_repetition(engine: Engine, temperature: float) -> None:
 @pytest.mark.parametrize(
     ("field", "value"),
     [
-        ("max_tokens", 0),
         ("max_tokens", -1),
         ("max_tokens", 1.5),
         ("max_tokens", True),

@@ -37,6 +37,8 @@ def conversation(asked: ResponsesRequest) -> Conversation:
         reasoning=asked.reasoning.effort if asked.reasoning is not None else None,
         template_kwargs=asked.chat_template_kwargs or {},
         continued=last["role"] == "assistant" and "tool_calls" not in last,
+        budget=asked.budget,
+        shows_thoughts=asked.shows_thoughts,
     )
 
 

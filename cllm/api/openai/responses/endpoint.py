@@ -8,9 +8,10 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from cllm.api.chat.fields import named
-from cllm.api.chat.prepare import Prepared, prepare
+from cllm.api.chat.prepare import Prepared, counted, prepare
 from cllm.api.chat.thoughts import Thoughts
 from cllm.api.envelopes import JSON, encode
+from cllm.api.llama_fields import most_tokens, place_of
 from cllm.api.openai.errors import refused
 from cllm.api.openai.responses.conversation import conversation
 from cllm.api.openai.responses.output import Named, Output
@@ -18,6 +19,7 @@ from cllm.api.openai.responses.schemas import RESPONSES, ResponsesRequest
 from cllm.api.sampling import given_sampling
 from cllm.api.service import Service
 from cllm.api.submission import Submission, Wanted
+from cllm.api.telemetry import progress_of, timings
 from cllm.api.tenants import tenant_of
 from cllm.engine import SamplingParams
 from cllm.http import DeferredResponse, HttpRequest, HttpResponse
@@ -41,12 +43,21 @@ class Responses:
         self._service = service
         self._submission = submission
 
+    def count_tokens(self, request: HttpRequest) -> HttpResponse:
+        """POST ``/v1/responses/input_tokens``: the tokens of the prompt; raises as `create`."""
+        asked = RESPONSES.decode(request.body)
+        with named(_NAMES):
+            return counted(self._service, conversation(asked), tenant_of(request))
+
     def create(self, request: HttpRequest) -> HttpResponse | DeferredResponse:
         """POST ``/v1/responses``. Raises HttpError 400 and 503, InvalidRequest, QueueFull."""
         asked = RESPONSES.decode(request.body)
         with named(_NAMES):
             prepared = prepare(self._service, conversation(asked), tenant_of(request))
-        wanted = [Wanted(prepared.tokens, _params(asked, prepared))]
+        service = self._service
+        params = _params(asked, prepared, service)
+        place = place_of(asked, service.engine.info().context.parallel)
+        wanted = [Wanted(prepared.tokens, params, *place)]
 
         def reply(generations: Sequence[Generation]) -> _Reply:
             return _Reply(self._service.model_id, asked, prepared, generations[0])
@@ -62,12 +73,13 @@ class Responses:
         )
 
 
-def _params(asked: ResponsesRequest, prepared: Prepared) -> SamplingParams:
+def _params(asked: ResponsesRequest, prepared: Prepared, service: Service) -> SamplingParams:
+    most = most_tokens(service.settings.sampling, asked.n_predict, asked.max_output_tokens)
     return SamplingParams(
-        **given_sampling(asked),
-        max_tokens=asked.max_output_tokens,
+        **{**given_sampling(asked, service), "max_tokens": most},
         constraint=prepared.constraint,
         spell_special=prepared.spell_special,
+        report_progress=bool(asked.return_progress and asked.stream),
     )
 
 
@@ -87,6 +99,11 @@ class _Reply:
         self._parser = prepared.parser()
         self._thoughts = Thoughts()
 
+    @property
+    def timed(self) -> bool:
+        """Whether each event has timings."""
+        return bool(self._asked.timings_per_token)
+
     def whole(self) -> HttpResponse:
         for text in self.generation.take():
             self.push(text)
@@ -102,7 +119,7 @@ class _Reply:
 
     def finish(self) -> Iterable[Named]:
         """The end of the text."""
-        yield from self.output.push(self._parser.finish())
+        yield from self.output.push(self._parser.finish(self.generation.finish_reason == "length"))
         yield from self.output.close(self.status())
 
     def status(self) -> str:
@@ -167,7 +184,14 @@ class _Frames:
         return self._events([("response.created", response), ("response.in_progress", response)])
 
     def delta(self, index: int, text: str) -> bytes:
-        return self._events(self._reply.push(text))
+        reply = self._reply
+        timed = {"timings": timings(reply.generation)} if reply.timed else {}
+        if not text:
+            progress = reply.generation.take_progress()
+            told = {"prompt_progress": progress_of(reply.generation, progress), **timed}
+            response = {"response": reply.response("in_progress"), **told}
+            return self._events([("response.in_progress", response)])
+        return self._events((name, {**fields, **timed}) for name, fields in reply.push(text))
 
     def end(self, index: int, generation: Generation, error: str | None) -> bytes:
         rest = self._events(self._reply.finish())
@@ -180,8 +204,9 @@ class _Frames:
         return self._last("failed", reason)
 
     def _last(self, status: str, error: str | None) -> bytes:
-        response = self._reply.response(status, error)
-        return self._events([(f"response.{status}", {"response": response})])
+        reply = self._reply
+        fields = {"response": reply.response(status, error), "timings": timings(reply.generation)}
+        return self._events([(f"response.{status}", fields)])
 
     def _events(self, events: Iterable[Named]) -> bytes:
         return b"".join([self._event(name, fields) for name, fields in events])

@@ -10,8 +10,7 @@ from typing import Annotated, Any, Literal
 
 from msgspec import Meta, Struct
 
-from cllm.api.constraint_fields import ConstraintFields
-from cllm.api.openai.schemas import Count
+from cllm.api.llama_fields import LlamaFields, OrAll
 from cllm.api.sampling import Temperature
 from cllm.api.schemas import Fraction, NonEmpty, Schema
 
@@ -114,13 +113,13 @@ class ReasoningConfig(Struct):
     effort: Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"] | None = None
 
 
-class ResponsesRequest(ConstraintFields, kw_only=True):
+class ResponsesRequest(LlamaFields, kw_only=True):
     """The body."""
 
     input: NonEmpty | Annotated[list[Item], Meta(min_length=1)]
     model: str | None = None
     instructions: str | None = None
-    max_output_tokens: Count | None = None
+    max_output_tokens: OrAll | None = None
     temperature: Temperature | None = None
     top_p: Fraction | None = None
     tools: list[FunctionTool] | None = None

@@ -1,0 +1,141 @@
+"""llama-server's command lines and variables start cLLM with the same meaning, or are refused."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from cllm.option_table import SettingsError, load_settings
+from cllm.wiring import api_settings, engine_config
+
+
+def settings_of(line: str, **environ: str) -> Any:
+    return load_settings(line.split(), environ)
+
+
+def complaint(line: str, **environ: str) -> str:
+    with pytest.raises(SettingsError) as caught:
+        settings_of(line, **environ)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_a_usual_command_line_means_the_same() -> None:
+    line = (
+        "-m model.gguf -c 8192 -np 4 -ngl 99 -t 6 -tb -1 -b 1024 -ub 256 -fa on -ctk q8_0 "
+        "-ctv q8_0 --alias mine --jinja --host 0.0.0.0 --port 9000 --metrics --no-ui -cb"
+    )
+    settings = settings_of(line)
+    assert (settings.model, settings.alias) == ("model.gguf", ("mine",))
+    assert (settings.threads, settings.threads_batch) == (6, None)
+    assert (settings.host, settings.port) == ("0.0.0.0", 9000)
+    config = engine_config(settings)
+    assert (config.ctx_size, config.parallel) == (2048, 4)  # 8192 in total
+    assert (config.n_gpu_layers, config.batch_size, config.ubatch_size) == (99, 1024, 256)
+    assert (config.flash_attn, config.cache_type_k, config.cache_type_v) == ("on", "q8_0", "q8_0")
+
+
+def test_a_unified_cache_is_for_each_sequence_as_large_as_for_all() -> None:
+    config = engine_config(settings_of("-c 4096 -np 4 -kvu"))
+    assert (config.ctx_size, config.kv_cells) == (4096, 4096)
+
+
+@pytest.mark.parametrize(
+    ("line", "name", "value"),
+    [
+        ("-c 0", "ctx_total", None),
+        ("-np -1", "parallel", 8),
+        ("-ngl all", "n_gpu_layers", -1),
+        ("--n-gpu-layers auto", "n_gpu_layers", -1),
+        ("--n-gpu-layers 3", "n_gpu_layers", 3),
+        ("--n_gpu_layers=3", "n_gpu_layers", 3),
+        ("-fa 1", "flash_attn", "on"),
+        ("--flash-attn disabled", "flash_attn", "off"),
+        ("-cram 512", "cache_ram", 512 << 20),
+        ("--cache-ram 512M", "cache_ram", 512 << 20),
+        ("-cram 0", "cache_ram", 0),
+        ("--reranking", "pooling", "rank"),
+        ("--draft 64", "draft_max", 32),
+        ("--spec-type none", "draft_max", 0),
+        ("--spec-type ngram-simple", "draft_max", 32),
+        ("-lm mmap+mlock", "mlock", True),
+        ("-nr", "extra_bufts", "off"),
+        ("--no-slots", "slots", False),
+        ("--ssl-cert-file a.pem --ssl-key-file b.pem", "tls_cert", ("a.pem",)),
+        ("--ssl-cert-file a.pem --ssl-key-file b.pem", "tls_key", ("b.pem",)),
+        ("-v", "log_level", "debug"),
+        ("--sse-ping-interval -1", "sse_ping", 0.0),
+        ("-rea off", "reasoning", "off"),
+        ("--reasoning-budget 0", "reasoning_budget", 0),
+        ('--chat-template-kwargs {"a":1}', "chat_template_kwargs", {"a": 1}),
+    ],
+)
+def test_a_flag_has_the_meaning_that_it_has_there(line: str, name: str, value: Any) -> None:
+    assert getattr(settings_of(line), name) == value
+
+
+def test_sampling_flags_are_defaults_of_requests() -> None:
+    line = (
+        "--temp 0.6 --top-k 20 --top-p 0.9 --repeat-penalty 1.1 -n 32 -s 7 --typical 0.5 "
+        "--samplers top_k;typ_p;temperature --repeat-last-n 9"
+    )
+    assert api_settings(settings_of(line)).sampling == {
+        "temperature": 0.6, "top_k": 20, "top_p": 0.9, "repetition_penalty": 1.1,
+        "max_tokens": 32, "seed": 7, "typical_p": 0.5, "penalty_last_n": 9,
+        "samplers": ("top_k", "typical_p", "temperature"),
+    }  # fmt: skip
+
+
+def test_variables_are_below_our_own_and_above_the_file() -> None:
+    environ = {"LLAMA_ARG_CTX_SIZE": "4096", "LLAMA_ARG_N_PARALLEL": "2", "LLAMA_ARG_TOP_K": "5"}
+    settings = settings_of("", **environ, LLAMA_ARG_ENDPOINT_SLOTS="0", LLAMA_API_KEY="secret")
+    assert engine_config(settings).ctx_size == 2048
+    assert (settings.slots, settings.api_key) == (False, ("secret",))
+    assert api_settings(settings).sampling == {"top_k": 5}
+    assert settings_of("", **environ, CLLM_PARALLEL="3").parallel == 3
+    assert settings_of("-np 5", **environ, CLLM_PARALLEL="3").parallel == 5
+
+
+@pytest.mark.parametrize(
+    ("line", "environ", "words"),
+    [
+        ("--cache-ram 8192", {}, ("--cache-ram", "8192M")),
+        ("-np 4 --ctx-size 8192", {}, ("--ctx-size", "-np", "write -c 8192")),
+        ("--lora a.gguf", {}, ("--lora", "not supported")),
+        ("-hf user/repo", {}, ("-hf", "--model")),
+        ("--mmproj a.gguf", {}, ("--mmproj", "images")),
+        ("--context-shift", {}, ("--context-shift", "context is full")),
+        ("--timeout 5", {}, ("--timeout", "--request-timeout")),
+        ("--sleep-idle-seconds 5", {}, ("--sleep-idle-seconds", "loaded")),
+        ("-lm nonsense", {}, ("-lm", "nonsense", "mmap+mlock")),
+        ("--temp", {}, ("--temp", "argument")),
+        ("--nonsense 5", {}, ("--nonsense",)),
+        ("", {"LLAMA_ARG_HF_REPO": "user/repo"}, ("LLAMA_ARG_HF_REPO", "--model")),
+        ("", {"LLAMA_ARG_TOP_KK": "5"}, ("LLAMA_ARG_TOP_KK", "LLAMA_ARG_TOP_K")),
+        ("", {"LLAMA_ARG_KV_UNIFIED": "maybe"}, ("LLAMA_ARG_KV_UNIFIED", "on or off")),
+    ],
+)
+def test_what_would_be_misread_or_lost_is_refused(
+    line: str, environ: dict[str, str], words: tuple[str, ...]
+) -> None:
+    told = complaint(line, **environ)
+    assert [word for word in words if word not in told] == [], told
+
+
+@pytest.mark.parametrize("given", ["temperature=hot", "nonsense=1", "id_slot=1", "top_k"])
+def test_a_wrong_default_of_requests_is_refused(given: str) -> None:
+    with pytest.raises(SettingsError, match="sampling"):
+        api_settings(settings_of(f"--sampling {given}"))
+
+
+def test_our_own_context_size_stays_per_sequence() -> None:
+    assert engine_config(settings_of("-m a.gguf --ctx-size 2048 --parallel 4")).ctx_size == 2048
+    with pytest.raises(SettingsError, match="give one of them"):
+        engine_config(settings_of("--ctx-total 4096 --ctx-size 2048"))
+
+
+def test_built_in_templates_have_their_names_and_an_unknown_one_lists_them() -> None:
+    assert api_settings(settings_of("--chat-template chatml")).chat_template is not None
+    with pytest.raises(SettingsError, match="chatml"):
+        api_settings(settings_of("--chat-template chatmal"))
