@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from markdown_it import MarkdownIt
+from markdown_it.ruler import RuleOptionsType
 from markdown_it.rules_block import StateBlock
 from markdown_it.rules_inline import StateInline
 
@@ -14,7 +15,7 @@ _FAR = 2100  # characters to the end of a formula
 def add_formulas(parser: MarkdownIt) -> None:
     """Make tokens `formula` and `formula_block` of them."""
     parser.inline.ruler.before("escape", "formula", _inline)
-    interrupts = {"alt": ["paragraph", "reference", "blockquote", "list"]}
+    interrupts: RuleOptionsType = {"alt": ["paragraph", "reference", "blockquote", "list"]}
     parser.block.ruler.before("fence", "formula_block", _block, interrupts)
 
 

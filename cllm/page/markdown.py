@@ -19,123 +19,39 @@ from pygments.util import ClassNotFound
 
 from cllm.page.formulas import add_formulas
 
+
+def words(text: str) -> set[str]:
+    """The words of a text."""
+    return set(text.split())
+
+
 _LONGEST_FORMULA = 2000  # characters
 _LONGEST_CODE = 32 * 1024  # characters that are highlighted
 # Lexers are regular expressions over text of strangers, so only those of common languages run.
 LANGUAGES = frozenset(
-    [
-        "bash",
-        "c",
-        "c#",
-        "c++",
-        "cpp",
-        "csharp",
-        "css",
-        "diff",
-        "docker",
-        "dockerfile",
-        "go",
-        "graphql",
-        "haskell",
-        "html",
-        "ini",
-        "java",
-        "javascript",
-        "js",
-        "json",
-        "jsx",
-        "julia",
-        "kotlin",
-        "latex",
-        "lua",
-        "make",
-        "makefile",
-        "markdown",
-        "md",
-        "perl",
-        "php",
-        "powershell",
-        "py",
-        "python",
-        "r",
-        "rb",
-        "ruby",
-        "rs",
-        "rust",
-        "scala",
-        "sh",
-        "shell",
-        "sql",
-        "swift",
-        "tex",
-        "toml",
-        "ts",
-        "tsx",
-        "typescript",
-        "xml",
-        "yaml",
-        "yml",
-        "zsh",
-    ]
+    words(
+        """
+        bash c c# c++ cpp csharp css diff docker dockerfile go graphql haskell html ini java
+        javascript js json jsx julia kotlin latex lua make makefile markdown md perl php
+        powershell py python r rb ruby rs rust scala sh shell sql swift tex toml ts tsx
+        typescript xml yaml yml zsh
+        """
+    )
 )
 _FORMATTER: HtmlFormatter[str] = HtmlFormatter(nowrap=True)
 
-_MATH = [
-    "math",
-    "mrow",
-    "mi",
-    "mn",
-    "mo",
-    "ms",
-    "mtext",
-    "mspace",
-    "msup",
-    "msub",
-    "msubsup",
-    "mfrac",
-    "msqrt",
-    "mroot",
-    "mover",
-    "munder",
-    "munderover",
-    "mtable",
-    "mtr",
-    "mtd",
-    "mstyle",
-    "mpadded",
-    "mphantom",
-    "menclose",
-    "mmultiscripts",
-    "mprescripts",
-    "none",
-]
-_TAGS = {
-    *[
-        "p",
-        "br",
-        "hr",
-        "h1",
-        "h2",
-        "h3",
-        "h4",
-        "h5",
-        "h6",
-        "em",
-        "strong",
-        "s",
-        "code",
-        "pre",
-        "span",
-        "blockquote",
-        "ul",
-        "ol",
-        "li",
-        "a",
-        "img",
-    ],
-    *["table", "thead", "tbody", "tr", "th", "td"],
-    *_MATH,
-}
+_MATH = words(
+    """
+    math mrow mi mn mo ms mtext mspace msup msub msubsup mfrac msqrt mroot mover munder munderover
+    mtable mtr mtd mstyle mpadded mphantom menclose mmultiscripts mprescripts none
+    """
+)
+_TAGS = _MATH | words(
+    """
+    p br hr h1 h2 h3 h4 h5 h6 em strong s code pre span blockquote ul ol li a img
+    table thead tbody tr th td
+    """
+)
 _LENGTHS = {"width", "height", "depth", "lspace", "rspace", "voffset", "linethickness"}
 _ATTRIBUTES = {
     **{

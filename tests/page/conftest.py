@@ -19,7 +19,7 @@ from cllm.models import demo_path
 from cllm.page import Page, needs_no_key
 
 if TYPE_CHECKING:
-    from playwright.sync_api import Browser
+    from playwright.sync_api import Browser, Dialog
     from playwright.sync_api import Page as Tab
 
 WAIT = 15_000  # ms that any single wait may take before it fails
@@ -126,6 +126,10 @@ def new_tab(browser: Browser, faults: Faults) -> Iterator[Callable[..., Tab]]:
     """Make tabs, each of a new user, with options of playwright's new_context."""
     contexts = []
 
+    def dismiss(dialog: Dialog) -> None:
+        faults.note("a script opened a dialog")
+        dialog.dismiss()
+
     def make(**options: Any) -> Tab:
         context = browser.new_context(**{"locale": "en-US", **options})
         contexts.append(context)
@@ -134,7 +138,7 @@ def new_tab(browser: Browser, faults: Faults) -> Iterator[Callable[..., Tab]]:
         tab = context.new_page()
         tab.on("console", lambda line: faults.note(line.text) if line.type == "error" else None)
         tab.on("pageerror", lambda error: faults.note(str(error)))
-        tab.on("dialog", lambda dialog: (faults.note("a script opened a dialog"), dialog.dismiss()))
+        tab.on("dialog", dismiss)
         return tab
 
     yield make

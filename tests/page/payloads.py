@@ -84,7 +84,7 @@ PAYLOADS = (
     '$\\class{" onclick="alert(1)}{x}$',
     "$\\htmlData{onload=alert(1)}{x}$",
     # Tables, lists, depth
-    "| <script>alert(1)</script> | b |\n|---|---|\n| <img src=x onerror=alert(1)> | [x](javascript:alert(1)) |",
+    "| <script>alert(1)</script> | b |\n|---|---|\n| <img src=x onerror=alert(1)> | c |",
     '| a |\n|:-:" onload=alert(1)|\n| b |',
     "- <svg/onload=alert(1)>\n- [ ] <b onclick=alert(1)>x</b>",
     "> " * 200 + "<script>alert(1)</script>",

@@ -99,7 +99,7 @@ def test_everything_is_reached_by_keyboard(tab: Tab, site: Site) -> None:
     tab.wait_for_selector(".root.bench")
 
 
-UNNAMED = """() => [...document.querySelectorAll("button, input, textarea, select, a, [tabindex='0']")]
+UNNAMED = """() => [...document.querySelectorAll("button, input, textarea, a, [tabindex='0']")]
     .filter((each) => each.checkVisibility() && !each.ariaLabel && !each.labels?.length
         && !each.textContent.trim() && !each.title)
     .map((each) => each.outerHTML)"""
@@ -123,7 +123,8 @@ PALE = """() => {
     const found = [];
     for (const each of document.querySelectorAll("body *")) {
         const text = [...each.childNodes].some((node) => node.nodeType === 3 && node.data.trim());
-        if (!text || !each.checkVisibility() || each.disabled || each.matches(".hidden, noscript")) continue;
+        if (!text || !each.checkVisibility() || each.disabled) continue;
+        if (each.matches(".hidden, noscript")) continue;
         const [a, b] = [light(getComputedStyle(each).color), light(behind(each))];
         const ratio = (Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05);
         if (ratio < 4.5) found.push(`${ratio.toFixed(1)} ${each.outerHTML.slice(0, 120)}`);
@@ -176,8 +177,9 @@ def test_both_languages_have_the_same_texts(tab: Tab) -> None:
     missing = tab.evaluate(
         """async (version) => {
             const chat = (await import(`${version}/chat/texts.js`)).texts;
-            const all = [[(await import(`${version}/texts_en.js`)).en, (await import(`${version}/texts_zh.js`)).zh],
-                [chat.en, chat.zh]];
+            const { en } = await import(`${version}/texts_en.js`);
+            const { zh } = await import(`${version}/texts_zh.js`);
+            const all = [[en, zh], [chat.en, chat.zh]];
             for (const view of ["inspector", "bench"]) {
                 const { texts } = await import(`${version}/${view}/texts.js`);
                 all.push([texts.en, texts.zh]);

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tests.api.api_client import eventually, frozen, idle
-from tests.page.conftest import Site
+from tests.page.conftest import Faults, Site
 
 if TYPE_CHECKING:
     from playwright.sync_api import Page as Tab
@@ -211,6 +211,7 @@ def test_files_and_settings_are_sent(tab: Tab, site: Site, tmp_path: Path) -> No
     with tab.expect_request("**/v1/chat/completions") as sent:
         send(tab, "What is red?")
     body = sent.value.post_data_json
+    assert body is not None
     assert body["max_tokens"] == 5
     assert body["messages"][0] == {"role": "system", "content": "Be brief."}
     content = body["messages"][1]["content"]
@@ -229,8 +230,8 @@ def test_an_answer_that_follows_a_schema(tab: Tab) -> None:
     assert json.loads(answer_of(tab))["n"] in (1, 2)
 
 
-def test_a_refusal_of_the_server_is_shown(tab: Tab, site: Site, faults: object) -> None:
-    faults.expected = ("400",)  # type: ignore[attr-defined]
+def test_a_refusal_of_the_server_is_shown(tab: Tab, site: Site, faults: Faults) -> None:
+    faults.expected = ("400",)
     site.fields = {"temperature": -1}
     send(tab, "Hello")
     tab.wait_for_selector(".message.assistant .error")

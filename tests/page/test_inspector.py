@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tests.api.api_client import eventually
-from tests.page.conftest import Site
+from tests.page.conftest import Faults, Site
 from tests.page.test_chat import DONE, SHORT, send
 
 if TYPE_CHECKING:
@@ -113,8 +113,8 @@ def test_runs_of_the_benchmark_are_compared_and_exported(
     assert all(run["results"]["successful_requests"] == 2 for run in runs)
 
 
-def test_a_benchmark_that_is_refused_says_why(tab: Tab, site: Site, faults: object) -> None:
-    faults.expected = ("400",)  # type: ignore[attr-defined]
+def test_a_benchmark_that_is_refused_says_why(tab: Tab, site: Site, faults: Faults) -> None:
+    faults.expected = ("400",)
     inspect(tab, site, "bench")
     tab.fill("#bench-requests", "0")
     tab.click("#bench-run")
