@@ -99,9 +99,7 @@ class Sequence:
         if params.prompt_logprobs is not None:
             self.fresh = True  # the logits of cached tokens are not known
             prompt_tokens, record = self.tokens[:], self.writer.record_prompt
-            self.scores = PromptScores(
-                prompt_tokens, params.prompt_logprobs, vocab.spelled, record
-            )
+            self.scores = PromptScores(prompt_tokens, params.prompt_logprobs, vocab.spelled, record)
 
     @property
     def request(self) -> Generation:
