@@ -63,8 +63,8 @@ def test_max_tokens_0_scores_the_prompt_alone(live: Live) -> None:
 
 @pytest.mark.parametrize("most", [0, 3])
 def test_a_stream_tells_the_same(live: Live, most: int) -> None:
-    body = {"prompt": [STORY, "A dog"], "echo": True, "logprobs": 1, "max_tokens": most, "n": 2,
-            "temperature": 0}  # fmt: skip
+    body: dict[str, Any] = {"prompt": [STORY, "A dog"], "n": 2, "max_tokens": most}
+    body |= {"echo": True, "logprobs": 1, "temperature": 0}
     whole = asked(live, **body)["choices"]
     parts: dict[int, list[Any]] = {}
     told = live.post(PATH, {**body, "stream": True}).text.split("\n\n")
@@ -100,7 +100,11 @@ def test_prompt_logprobs_are_by_token_number(live: Live) -> None:
         by_rank = sorted((each["rank"], each["logprob"]) for each in found.values())
         assert [rank for rank, _ in by_rank[:2]] == [1, 2]
         assert [value for _, value in by_rank] == sorted((v for _, v in by_rank), reverse=True)
-    body = {"messages": [{"role": "user", "content": "Hi"}], "prompt_logprobs": 0, "max_tokens": 1}
+    body: dict[str, Any] = {
+        "messages": [{"role": "user", "content": "Hi"}],
+        "prompt_logprobs": 0,
+        "max_tokens": 1,
+    }
     answer = asked(live, "/v1/chat/completions", **body)
     assert len(answer["prompt_logprobs"]) == answer["usage"]["prompt_tokens"]
     assert all(len(found) == 1 for found in answer["prompt_logprobs"][1:])
@@ -114,14 +118,19 @@ def test_named_tokens_have_their_log_probabilities(live: Live) -> None:
         choice["logprobs"]["tokens"], choice["logprobs"]["top_logprobs"], strict=True
     ):
         assert set(top) == {*texts, token}
-    body = {"messages": [{"role": "user", "content": "Hi"}], "max_tokens": 1}
+    body: dict[str, Any] = {"messages": [{"role": "user", "content": "Hi"}], "max_tokens": 1}
     (chat,) = asked(live, "/v1/chat/completions", **body, logprob_token_ids=named)["choices"]
     (token,) = chat["logprobs"]["content"]
     assert [top["token"] for top in token["top_logprobs"]] == texts
 
 
 def test_the_best_of_some_are_shown_best_first(live: Live) -> None:
-    body = {"prompt": [STORY, "A dog"], "max_tokens": 8, "temperature": 1.0, "seed": 5}
+    body: dict[str, Any] = {
+        "prompt": [STORY, "A dog"],
+        "max_tokens": 8,
+        "temperature": 1.0,
+        "seed": 5,
+    }
     everything = asked(live, **body, n=6, logprobs=0)["choices"]
     answer = asked(live, **body, n=2, best_of=6)
     means = [

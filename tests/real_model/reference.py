@@ -97,7 +97,8 @@ class Reference:
         assert C.llama_decode(self._context, batch.as_struct(len(tokens))) == 0
         rows = np.array([self._row(at) for at in range(len(tokens) - 1)], dtype=np.float64)
         rows -= rows.max(axis=1, keepdims=True)
-        return (rows - np.log(np.exp(rows).sum(axis=1, keepdims=True))).astype(np.float32)
+        rows -= np.log(np.exp(rows).sum(axis=1, keepdims=True))
+        return np.asarray(rows, dtype=np.float32)
 
     def _decode(self, tokens: Sequence[int]) -> None:
         held = (C.llama_token * len(tokens))(*tokens)

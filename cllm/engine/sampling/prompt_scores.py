@@ -6,6 +6,8 @@ import math
 from array import array
 from collections.abc import Callable
 
+import numpy as np
+
 from cllm.engine.generation import TokenRecord
 from cllm.engine.llama import FloatArray
 from cllm.engine.sampling.logprobs import logprobs
@@ -48,7 +50,7 @@ class PromptScores:
             self._add(self._prompt[0], math.nan, (), 0)
         for row in rows:
             token = self._prompt[self._known]
-            rank = 1 + int((row > row[token]).sum())
+            rank = 1 + int(np.count_nonzero(row > row[token]))
             self._add(token, *logprobs(row, token, self._count), rank)
 
     def _add(
