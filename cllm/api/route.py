@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from cllm.api.lanes import Endpoint
 from cllm.api.schemas import Schema
 from cllm.http import HttpResponse
+from cllm.http.sse import EVENT_STREAM
 
 if TYPE_CHECKING:
     from cllm.engine import PromptTooLong
@@ -20,7 +21,7 @@ class Route:
 
     body: decodes and checks the request's body. answer: the type of a whole response, for its
     description; None: not JSON. query: the parameters of the query, and their values.
-    events: whether it can answer with server-sent events.
+    events: whether it can answer with a stream of events; event_type: their content type.
     """
 
     method: str
@@ -31,6 +32,7 @@ class Route:
     answer: Any = None
     query: Mapping[str, Sequence[str]] = field(default_factory=dict)
     events: bool = False
+    event_type: str = EVENT_STREAM
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from cllm.engine.request import FinishReason, Request, RequestWriter, Timings, Usage
+from cllm.engine.request import FinishReason, Meter, Request, RequestWriter, Timings, Usage
 
 __all__ = [
     "Completion",
@@ -89,8 +89,9 @@ class Generation(Request):
         prompt_tokens: int,
         on_update: Callable[[], None] | None = None,
         cancel: Callable[[Any], None] | None = None,
+        meter: Meter | None = None,
     ) -> None:
-        super().__init__(prompt_tokens, on_update, cancel)
+        super().__init__(prompt_tokens, on_update, cancel, meter)
         self._deltas: deque[str] = deque()
         self._records: deque[TokenRecord] = deque()
         self._prompt_records: deque[TokenRecord] = deque()

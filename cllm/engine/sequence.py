@@ -15,6 +15,7 @@ from cllm.engine.sampling.logprobs import logprobs
 from cllm.engine.sampling.params import SamplingParams
 from cllm.engine.sampling.prompt_scores import PromptScores
 from cllm.engine.sampling.sampler import TokenSampler
+from cllm.engine.sharing import COMMON, EQUAL, Scope, Share
 from cllm.engine.speculation.drafter import Drafter
 from cllm.engine.text.detokenizer import Detokenizer
 from cllm.engine.text.indent import IndentLimit
@@ -46,8 +47,11 @@ class Sequence:
         "n_prompt",
         "params",
         "preempted",
+        "priority",
         "sampler",
+        "scope",
         "scores",
+        "share",
         "slot",
         "tenant",
         "tokens",
@@ -68,6 +72,9 @@ class Sequence:
         fresh: bool = False,
         drafter: Drafter | None = None,
         tenant: str = "",
+        share: Share = EQUAL,
+        priority: int = 0,
+        scope: Scope = COMMON,
     ) -> None:
         """wanted_slot: the only slot it may run in. fresh: it reuses no cached tokens."""
         self.tokens = array("i", prompt)
@@ -86,6 +93,9 @@ class Sequence:
         self.wanted_slot = wanted_slot
         self.fresh = fresh
         self.tenant = tenant
+        self.share = share
+        self.priority = priority
+        self.scope = scope
         self.slot: Slot | None = None
         self.sampler: TokenSampler | None = None
         self.preempted = False
@@ -97,7 +107,6 @@ class Sequence:
         self._indent = IndentLimit(params.min_indent) if params.min_indent else None
         self.scores: PromptScores | None = None
         if params.prompt_logprobs is not None:
-            self.fresh = True  # the logits of cached tokens are not known
             prompt_tokens, record = self.tokens[:], self.writer.record_prompt
             self.scores = PromptScores(prompt_tokens, params.prompt_logprobs, vocab.spelled, record)
 

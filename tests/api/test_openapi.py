@@ -83,12 +83,13 @@ def test_a_stream_is_described_where_it_can_be_asked_for() -> None:
     streaming = {
         path
         for _, path, operation in OPERATIONS
-        if "text/event-stream" in operation["responses"]["200"]["content"]
+        if {"text/event-stream", "application/x-ndjson"}
+        & set(operation["responses"]["200"]["content"])
     }
     assert streaming == {
         "/generate", "/generate_stream", "/completion", "/completions", "/infill",
         "/v1/completions", "/v1/chat/completions", "/chat/completions", "/v1/responses",
-        "/responses", "/v1/messages",
+        "/responses", "/v1/messages", "/api/chat", "/api/generate", "/api/pull",
     }  # fmt: skip
 
 

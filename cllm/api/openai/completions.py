@@ -6,7 +6,9 @@ from collections.abc import Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from cllm.api.constraint_fields import asked_constraint, checked
 from cllm.api.envelopes import encode
+from cllm.api.filling import filling
 from cllm.api.llama_fields import most_tokens, place_of
 from cllm.api.openai.completion_choices import choice_of, whole
 from cllm.api.openai.errors import refused
@@ -16,6 +18,7 @@ from cllm.api.openai.schemas import COMPLETION, MOST_CHOICES, CompletionRequest
 from cllm.api.service import Service
 from cllm.api.submission import Submission, Wanted
 from cllm.api.telemetry import timings
+from cllm.api.tenants import tenant_of
 from cllm.engine import InvalidRequest
 from cllm.http import DeferredResponse, HttpRequest, HttpResponse
 from cllm.http.sse import PING
@@ -43,7 +46,7 @@ class Completions:
         prompts = self._prompts(asked)
         echoes = [engine.detokenize(tokens) if asked.echo else "" for tokens in prompts]
         if asked.suffix:
-            prompts = [self._filling(tokens, asked.suffix) for tokens in prompts]
+            prompts = [filling(engine, tokens, asked.suffix) for tokens in prompts]
         for tokens in prompts:
             engine.check_prompt(tokens)  # before any is queued
         count = asked.made
@@ -53,6 +56,7 @@ class Completions:
             if count == 1:
                 raise InvalidRequest("prompt", f"{len(prompts)} prompts", bound)
             raise InvalidRequest(name, count, bound)
+        constraint = checked(engine, asked_constraint(asked), tenant_of(request))
         defaults = self._service.settings.sampling
         most = most_tokens(defaults, asked.n_predict, asked.max_tokens, otherwise=_MOST_TOKENS)
         slot, fresh = place_of(asked, engine.info().context.parallel)
@@ -63,20 +67,25 @@ class Completions:
             Wanted(
                 tokens,
                 asked.sampling(
-                    self._service, choice, max_tokens=most, logprobs=logprobs,
+                    self._service,
+                    choice,
+                    max_tokens=most,
+                    logprobs=logprobs,
                     prompt_logprobs=asked.scored if asked.stream or not choice else None,
+                    constraint=constraint,
                 ),
                 slot,
                 fresh,
             )
             for tokens in prompts
             for choice in range(count)
-        ]  # fmt: skip
+        ]
         shown = [echo for echo in echoes for _ in range(count)]
         recorder = None if asked.shown_logprobs is None else engine
         reply = partial(Reply.of, self._service, "cmpl", count)
         return self._submission.answer(
             request,
+            asked,
             wanted,
             stream=asked.stream,
             frames=lambda generations: _Frames(reply(generations), shown, recorder, asked),
@@ -84,18 +93,6 @@ class Completions:
             refuse=refused,
             aside=asked.scored is not None,
         )
-
-    def _filling(self, tokens: list[int], suffix: str) -> list[int]:
-        """The prompt by which a model trained for it writes what stands before the suffix."""
-        engine = self._service.engine
-        fim = engine.info().fim
-        before, behind, middle = fim.prefix, fim.suffix, fim.middle
-        if before is None or behind is None or middle is None:
-            able = "no suffix: this model has no fill-in-the-middle tokens"
-            raise InvalidRequest("suffix", suffix, able)
-        behind_tokens = engine.tokenize(suffix, add_special=False)
-        start = [tokens.pop(0)] if tokens[0] == engine.info().bos_token else []
-        return [*start, before, *tokens, behind, *behind_tokens, middle]
 
     def _prompts(self, asked: CompletionRequest) -> list[list[int]]:
         engine, prompt = self._service.engine, asked.prompt

@@ -130,5 +130,5 @@ def _content(route: Route, ref_of: dict[Any, Any]) -> dict[str, Any]:
     if route.answer is not None:
         content[JSON] = {"schema": ref_of[route.answer]}
     if route.events:
-        content["text/event-stream"] = {"schema": {"type": "string"}}
+        content[route.event_type] = {"schema": {"type": "string"}}
     return content or {"text/plain": {"schema": {"type": "string"}}}

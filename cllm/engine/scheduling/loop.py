@@ -13,6 +13,7 @@ from cllm.engine.errors import DeadlineExceeded, EngineError, described
 from cllm.engine.request import FinishReason, Request, RequestWriter
 from cllm.engine.scheduling.fairness import FairQueue, Queued
 from cllm.engine.scheduling.inbox import Inbox
+from cllm.engine.sharing import EQUAL, Share
 from cllm.engine.stats import EngineStats
 
 _log = logging.getLogger("cllm.engine")
@@ -59,11 +60,16 @@ class EngineLoop(ABC, Generic[W]):
 
     def submit(self, work: W) -> None:
         """Queue a request. Raises QueueFull, EngineClosed, or EngineError if the thread died."""
-        self._inbox.put(work)
+        work.writer.begin_metering()
+        try:
+            self._inbox.put(work)
+        except BaseException:
+            work.writer.end_metering()
+            raise
 
-    def check_open(self, tenant: str) -> None:
+    def check_open(self, tenant: str, share: Share = EQUAL) -> None:
         """Raise what submit would raise now, before effort goes into preparing a request."""
-        self._inbox.check_open(tenant)
+        self._inbox.check_open(tenant, share)
 
     def cancel(self, request: Request) -> None:
         """End a request before the next step."""

@@ -113,9 +113,7 @@ class Scheduler(EngineLoop[Sequence]):
         self._expire()
         self._commands.obey(self._cache.slots)
         self._admission.catch_up(self._running, self._give_up)
-        known = len(self._running)
-        self._admission.admit(self._running, self._give_up)
-        for sequence in self._running[known:]:
+        for sequence in self._admission.admit(self._running, self._give_up):
             self._inbox.begun(sequence)
         plan = self._plan()
         if not plan:
@@ -124,7 +122,8 @@ class Scheduler(EngineLoop[Sequence]):
         self._threads.prepare(shape)
         decode_began = time.perf_counter()
         self._masks.start([s.guide for s, _ in plan if s.guide is not None])
-        self._interruption.begin((s for s, n in plan if n > 1 and not s.decoding), len(plan) == 1)
+        reading = [s for s, n in plan if n > 1 and not s.decoding]
+        self._interruption.begin(reading, len(plan) == 1)
         try:
             done, code = self._decode(plan)
         finally:
@@ -134,7 +133,7 @@ class Scheduler(EngineLoop[Sequence]):
         # Rows of logits for a prompt take time that no other step needs.
         usual = done is plan and code == DONE and all(s.scores is None for s, _ in plan)
         if usual and self._threads.learn(shape, decode_ended - decode_began):
-            self._planner.learn(plan, decode_ended - decode_began)
+            self._planner.learn(plan, shape, decode_ended - decode_began)
         plan = done
         if code == DONE:
             self._failures = 0

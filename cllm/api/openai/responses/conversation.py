@@ -6,16 +6,15 @@ from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 
 from cllm.api.chat.conversation import Conversation, Tool
+from cllm.api.constraint_fields import Asked, asked_constraint, form_of
 from cllm.api.openai.responses.schemas import (
     AllowedTools,
     Content,
-    Format,
     Item,
     NamedTool,
     Part,
     ResponsesRequest,
 )
-from cllm.engine import Constraint
 
 Choice = tuple[Literal["none", "auto", "required"], frozenset[str] | None]
 
@@ -34,7 +33,7 @@ def conversation(asked: ResponsesRequest) -> Conversation:
         choice=choice,
         allowed=allowed,
         parallel=asked.parallel_tool_calls is not False,
-        response=_response(asked.text.format if asked.text is not None else None),
+        response=asked_constraint(asked, _format(asked)),
         reasoning=asked.reasoning.effort if asked.reasoning is not None else None,
         template_kwargs=asked.chat_template_kwargs or {},
         continued=last["role"] == "assistant" and "tool_calls" not in last,
@@ -52,13 +51,11 @@ def _choice(asked: ResponsesRequest) -> Choice:
     return choice or "auto", None
 
 
-def _response(format: Format | None) -> Constraint | None:
-    if format is None or format.type == "text":
+def _format(asked: ResponsesRequest) -> Asked | None:
+    format = asked.text.format if asked.text is not None else None
+    if format is None:
         return None
-    if format.type == "json_object":
-        return Constraint("json_object")
-    assert format.schema is not None
-    return Constraint("json_schema", format.schema)
+    return form_of({"type": format.type, "schema": format.schema}, "text.format")
 
 
 def _messages(asked: ResponsesRequest) -> Iterator[dict[str, Any]]:

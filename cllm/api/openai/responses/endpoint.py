@@ -20,6 +20,7 @@ from cllm.api.sampling import given_sampling
 from cllm.api.service import Service
 from cllm.api.submission import Submission, Wanted
 from cllm.api.telemetry import progress_of, timings
+from cllm.api.tenants import tenant_of
 from cllm.engine import SamplingParams
 from cllm.http import DeferredResponse, HttpRequest, HttpResponse
 from cllm.http.sse import PING
@@ -30,7 +31,6 @@ if TYPE_CHECKING:
 _NAMES = (
     (re.compile(r"^(prompt|messages)\b"), "input"),
     (re.compile(r"^(tools\[\d+\])\.function"), r"\1"),
-    (re.compile(r"^(response_format(\.json_schema)?\.schema|json_schema)"), "text.format.schema"),
 )
 
 
@@ -47,13 +47,13 @@ class Responses:
         """POST ``/v1/responses/input_tokens``: the tokens of the prompt; raises as `create`."""
         asked = RESPONSES.decode(request.body)
         with named(_NAMES):
-            return counted(self._service, conversation(asked))
+            return counted(self._service, conversation(asked), tenant_of(request))
 
     def create(self, request: HttpRequest) -> HttpResponse | DeferredResponse:
         """POST ``/v1/responses``. Raises HttpError 400 and 503, InvalidRequest, QueueFull."""
         asked = RESPONSES.decode(request.body)
         with named(_NAMES):
-            prepared = prepare(self._service, conversation(asked))
+            prepared = prepare(self._service, conversation(asked), tenant_of(request))
         service = self._service
         params = _params(asked, prepared, service)
         place = place_of(asked, service.engine.info().context.parallel)
@@ -64,6 +64,7 @@ class Responses:
 
         return self._submission.answer(
             request,
+            asked,
             wanted,
             stream=asked.stream,
             frames=lambda generations: _Frames(reply(generations)),
@@ -118,7 +119,7 @@ class _Reply:
 
     def finish(self) -> Iterable[Named]:
         """The end of the text."""
-        yield from self.output.push(self._parser.finish())
+        yield from self.output.push(self._parser.finish(self.generation.finish_reason == "length"))
         yield from self.output.close(self.status())
 
     def status(self) -> str:

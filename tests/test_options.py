@@ -10,8 +10,8 @@ import pytest
 from cllm.engine.config import CACHE_TYPES, EngineConfig
 from cllm.engine.layout.layout import Layout
 from cllm.http.limits import ServerConfig
-from cllm.options import options_of
-from cllm.settings import Settings, SettingsError, load_settings, make_parser
+from cllm.option_sources import options_of
+from cllm.option_table import Settings, SettingsError, load_settings, make_parser
 from cllm.wiring import api_settings, engine_config, server_config
 
 DOCUMENT = Path(__file__).parent.parent / "docs" / "configuration.md"

@@ -1,4 +1,4 @@
-"""Every option of a cLLM server, in one table."""
+"""Every option of a cLLM server, in one table; over 400 lines: each option is declared once."""
 
 from __future__ import annotations
 
@@ -16,13 +16,21 @@ from cllm.option_kinds import (
     names,
     pairs,
     path,
+    paths,
     seconds,
     secrets,
     size,
     switch,
     text,
 )
-from cllm.options import OneLineParser, SettingsError, add_arguments, option, options_of, resolve
+from cllm.option_sources import (
+    OneLineParser,
+    SettingsError,
+    add_arguments,
+    option,
+    options_of,
+    resolve,
+)
 from cllm.version import __version__
 
 __all__ = ["Settings", "SettingsError", "load_settings", "make_parser"]
@@ -47,6 +55,7 @@ examples:
   cllm                                     serve the built-in model, which writes short stories
   cllm --model qwen3-0.6b-q4_k_m.gguf      serve your own model on http://127.0.0.1:8080
   cllm --model m.gguf --host 0.0.0.0 --parallel 16 --ctx-size 4096
+  cllm key new alice                       make an API key for --api-keys-file
   CLLM_PORT=9000 cllm --config cllm.yaml   a YAML file with lines such as "max-body: 16M"
 
 [Brackets] hold the environment variable of an option and its default. A YAML file uses the names
@@ -101,8 +110,9 @@ class Settings:
     )  # fmt: skip
     pooling: str = option(
         "auto", MODEL, choice("auto", "none", "mean", "cls", "last", "rank"),
-        "how an embedding model makes one vector of the tokens of an input, or with rank a score; "
-        "auto: as the model file says; a file without pooling metadata is served for generation",
+        "how an embedding model computes the vector of an input from those of its tokens; rank: "
+        "the score of a reranker; none: one vector per token; auto: as the model file says, and "
+        "a file that does not say generates text",
     )  # fmt: skip
     expose_model_path: bool = option(
         False,
@@ -132,6 +142,44 @@ class Settings:
     api_key_file: str | None = option(
         None, SERVER, path(), "file of further API keys, one per line"
     )
+    tls_cert: tuple[str, ...] = option(
+        (), SERVER, paths(),
+        "serve HTTPS with this certificate and its chain (PEM); several for several host names",
+    )  # fmt: skip
+    tls_key: tuple[str, ...] = option(
+        (), SERVER, paths(), "private key of each --tls-cert, in the same order (PEM)"
+    )
+    tls_client_ca: str | None = option(
+        None, SERVER, path(), "accept client certificates that these authorities signed (PEM)"
+    )
+    tls_client_auth: str = option(
+        "required", SERVER, choice("required", "optional"),
+        "whether clients need a certificate where --tls-client-ca is given",
+    )  # fmt: skip
+    tls_self_signed: bool = option(
+        False, SERVER, switch(),
+        "serve HTTPS with a certificate made for this machine, for a first try; needs cllm[tls]",
+    )  # fmt: skip
+    api_keys_file: str | None = option(
+        None, SERVER, path(),
+        "TOML file of keys, each with a name and limits; read again on SIGHUP; the command "
+        "cllm key new NAME makes a key",
+    )  # fmt: skip
+    trusted_proxies: tuple[str, ...] = option(
+        (), SERVER, names(),
+        "networks of proxies, such as 10.0.0.0/8, whose X-Forwarded-For and Forwarded fields name "
+        "the client",
+    )  # fmt: skip
+    proxy_protocol: bool = option(
+        False, SERVER, switch(),
+        "expect a PROXY header (version 2) at the start of each connection; only --trusted-proxies "
+        "can then connect",
+    )  # fmt: skip
+    share_prefixes: str = option(
+        "auto", SERVER, choice("auto", "all", "tenant"),
+        "whose requests share cached prefixes: all, or only those of one key or client address; "
+        "auto: tenant with --api-keys-file, else all",
+    )  # fmt: skip
 
     parallel: int = option(
         8, ENGINE, integer(1, 256), "sequences generated at the same time; further requests wait"
@@ -155,7 +203,8 @@ class Settings:
         256,
         ENGINE,
         integer(0),
-        "requests that may wait; beyond it, the newest of the client with most of them gets 429",
+        "requests that may wait while --parallel others run; beyond it, the newest request of the "
+        "client with the most waiting requests gets 429",
     )
     batch_size: int = option(
         2048, ENGINE, integer(1, 1 << 20), "maximum number of tokens in a step"
