@@ -6,6 +6,8 @@ the response.
 
 from __future__ import annotations
 
+import logging
+import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -27,6 +29,9 @@ if TYPE_CHECKING:
     from cllm.engine import Embedding, Generation, Request, SamplingParams
 
 _UNSTORED = (("Cache-Control", "no-store"),)
+
+
+log = logging.getLogger("cllm.api")
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,12 +63,14 @@ class Submission:
         wanted: Sequence[Wanted],
         respond: Callable[[Sequence[Generation]], HttpResponse],
         refuse: Callable[[HttpError], HttpResponse],
+        aside: bool = False,
     ) -> DeferredResponse:
         """Respond once all have ended, with what `respond` makes of them, or `refuse` of an error.
 
+        aside: `respond` takes long, so not on the engine thread.
         Raises HttpError 503, InvalidRequest, QueueFull; nothing stays queued then.
         """
-        answer: _Whole[Generation] = _Whole(request.id, respond, refuse, self._metrics)
+        answer: _Whole[Generation] = _Whole(request.id, respond, refuse, self._metrics, aside)
         answer.bind(self._submit(request, asked, wanted, answer.on_update))
         return answer.deferred
 
@@ -78,11 +85,12 @@ class Submission:
         respond: Callable[[Sequence[Generation]], HttpResponse],
         refuse: Callable[[HttpError], HttpResponse],
         content_type: str = EVENT_STREAM,
+        aside: bool = False,
     ) -> HttpResponse | DeferredResponse:
         """As `streamed` if `stream` is true, else as `whole`."""
         if stream:
             return self.streamed(request, asked, wanted, frames, content_type)
-        return self.whole(request, asked, wanted, respond, refuse)
+        return self.whole(request, asked, wanted, respond, refuse, aside)
 
     def embedded(
         self,
@@ -186,7 +194,16 @@ R = TypeVar("R", bound="Request")
 class _Whole(Generic[R]):
     """Resolves a deferred response once all that was submitted for it has ended."""
 
-    __slots__ = ("_metrics", "_refuse", "_request_id", "_respond", "_submitted", "deferred")
+    __slots__ = (
+        "_aside",
+        "_claim",
+        "_metrics",
+        "_refuse",
+        "_request_id",
+        "_respond",
+        "_submitted",
+        "deferred",
+    )
 
     def __init__(
         self,
@@ -194,7 +211,10 @@ class _Whole(Generic[R]):
         respond: Callable[[Sequence[R]], HttpResponse],
         refuse: Callable[[HttpError], HttpResponse],
         metrics: Metrics,
+        aside: bool = False,
     ) -> None:
+        self._aside = aside
+        self._claim = threading.Lock()  # held once a thread makes the response
         self.deferred = DeferredResponse()
         self._submitted: Sequence[R] = ()
         self._request_id = request_id
@@ -215,8 +235,19 @@ class _Whole(Generic[R]):
             return
         if any(each.error is not None for each in submitted):
             self._cancel("another part of the answer failed")
-        if not all(each.done for each in submitted):
+        if not all(each.done for each in submitted) or not self._claim.acquire(blocking=False):
             return
+        if self._aside:
+            try:
+                threading.Thread(
+                    target=self._resolve, args=(submitted,), name="cllm-scored", daemon=True
+                ).start()
+                return
+            except RuntimeError:  # no thread can be started
+                log.debug("no thread for an answer", exc_info=True)
+        self._resolve(submitted)
+
+    def _resolve(self, submitted: Sequence[R]) -> None:
         try:
             response = self._response(submitted)
         except Exception as error:

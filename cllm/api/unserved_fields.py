@@ -7,7 +7,7 @@ value that changes nothing is served.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 from cllm.api.sharing_fields import SharingFields
 
@@ -28,7 +28,7 @@ UNSERVED: Mapping[str, tuple[tuple[Any, ...], str]] = {
     "use_beam_search": ((False,), "use n"),
     "early_stopping": ((False,), "leave it out"),
     "truncate_prompt_tokens": ((), "shorten the prompt"),
-    "prompt_logprobs": ((), "use logprobs"),
+    "prompt_logprobs": ((), "use /v1/completions or /v1/chat/completions"),
     "structural_tag": ((), "use tools, or grammar"),
     "guided_whitespace_pattern": ((), "leave it out: JSON has one layout here"),
     "lora_path": (("",), "start a server with the adapter"),
@@ -36,7 +36,9 @@ UNSERVED: Mapping[str, tuple[tuple[Any, ...], str]] = {
 
 
 class UnservedFields(SharingFields, kw_only=True):
-    """The fields; each is refused when the body is read."""
+    """The fields; each is refused when the body is read, unless the API serves it."""
+
+    SERVED: ClassVar[frozenset[str]] = frozenset()
 
     min_tokens: Any = None
     min_new_tokens: Any = None
@@ -62,5 +64,5 @@ class UnservedFields(SharingFields, kw_only=True):
         """Refuse what is not served: ValueErrors become the 400's text."""
         for name, (nothing, instead) in UNSERVED.items():
             value = getattr(self, name)
-            if value is not None and value not in nothing:
+            if value is not None and value not in nothing and name not in self.SERVED:
                 raise ValueError(f"{name}: is not supported; {instead}")

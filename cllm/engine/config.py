@@ -17,6 +17,9 @@ MAX_PARALLEL = 256
 SPARE_ROWS = 32
 """Rows of logits for drafted tokens, of all sequences together."""
 
+SCORED_ROWS = 64
+"""Rows of logits for scored tokens of prompts, of all sequences together. No step has both."""
+
 _SWITCH = ("auto", "on", "off")
 
 

@@ -152,6 +152,7 @@ class Engine:
         self._scheduler.check_open(tenant, share)
         tokens = self._tokenizer.prompt(prompt, self._ctx_size)
         self._tokenizer.checked("logit_bias", params.logit_bias)
+        self._tokenizer.checked("logprob_token_ids", params.logprob_token_ids)
         if params.ignore_eos:
             self._tokenizer.find_end_tokens()
         guide = self._guide(params.constraint, tenant) if params.constraint else None

@@ -25,17 +25,19 @@ __all__ = [
 
 @dataclass(frozen=True, slots=True)
 class TokenRecord:
-    """A generated token. piece: the bytes it adds to the text; none if it ends the generation.
+    """A token. piece: the bytes it adds to the text; none if it ends the generation.
 
     logprob, top: natural logarithms of the model's own probabilities, before any sampling
-    parameter changes them; of the token, and of the most probable tokens in falling order. NaN and
-    empty if the request did not ask for them.
+    parameter changes them; of the token, and of the most probable tokens in falling order, then of
+    those that the request names. NaN and empty if the request did not ask for them.
+    rank: of a token of the prompt: 1 if it is the most probable one; 0: unknown.
     """
 
     token: int
     piece: bytes
     logprob: float
     top: tuple[tuple[int, float], ...]
+    rank: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +76,7 @@ class Generation(Request):
     __slots__ = (
         "_deltas",
         "_progress",
+        "_prompt_records",
         "_records",
         "_taken_chars",
         "_text_chars",
@@ -95,6 +98,7 @@ class Generation(Request):
         super().__init__(prompt_tokens, on_update, cancel, meter)
         self._deltas: deque[str] = deque()
         self._records: deque[TokenRecord] = deque()
+        self._prompt_records: deque[TokenRecord] = deque()
         self._progress: deque[Progress] = deque()
         self._text_chars = 0
         self._taken_chars = 0
@@ -123,6 +127,15 @@ class Generation(Request):
         text can be taken.
         """
         records = self._records
+        return [records.popleft() for _ in range(len(records))]
+
+    def take_prompt_tokens(self) -> list[TokenRecord]:
+        """Return the records of the prompt's tokens made since the last call; as take_tokens.
+
+        All of them are there before the first record or text of the generation. The first one has
+        no log-probability.
+        """
+        records = self._prompt_records
         return [records.popleft() for _ in range(len(records))]
 
     def take_progress(self) -> Progress:
@@ -166,6 +179,10 @@ class GenerationWriter(RequestWriter):
     def record(self, record: TokenRecord) -> None:
         """Publish the record of a token, before its text."""
         self._generation._records.append(record)
+
+    def record_prompt(self, record: TokenRecord) -> None:
+        """Publish the record of a token of the prompt."""
+        self._generation._prompt_records.append(record)
 
     def count_draft(self, drafted: int, accepted: int) -> None:
         """Count drafted tokens that were evaluated, and those that were accepted."""

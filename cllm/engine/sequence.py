@@ -13,6 +13,7 @@ from cllm.engine.generation import FinishReason, Generation, GenerationWriter, T
 from cllm.engine.llama import FloatArray, Vocab
 from cllm.engine.sampling.logprobs import logprobs
 from cllm.engine.sampling.params import SamplingParams
+from cllm.engine.sampling.prompt_scores import PromptScores
 from cllm.engine.sampling.sampler import TokenSampler
 from cllm.engine.sharing import COMMON, EQUAL, Scope, Share
 from cllm.engine.speculation.drafter import Drafter
@@ -49,6 +50,7 @@ class Sequence:
         "priority",
         "sampler",
         "scope",
+        "scores",
         "share",
         "slot",
         "tenant",
@@ -103,6 +105,10 @@ class Sequence:
         self._detokenizer = Detokenizer(self._piece)
         self._stops = StopMatcher(params.stop)
         self._indent = IndentLimit(params.min_indent) if params.min_indent else None
+        self.scores: PromptScores | None = None
+        if params.prompt_logprobs is not None:
+            prompt_tokens, record = self.tokens[:], self.writer.record_prompt
+            self.scores = PromptScores(prompt_tokens, params.prompt_logprobs, vocab.spelled, record)
 
     @property
     def request(self) -> Generation:
@@ -144,6 +150,8 @@ class Sequence:
         if it is the one chosen; then the next row counts too. Raises EngineError if no token can
         be chosen.
         """
+        if self.params.max_tokens == 0:
+            return []
         draft = self.rollback()
         chosen = self._choose(rows[0])
         length = len(self.tokens)
@@ -172,11 +180,11 @@ class Sequence:
         if params.logprobs is not None and params.sampled_logprobs:
             self._record(token, *self.sampler.chances(token, params.logprobs))
         elif params.logprobs is not None:
-            self._record(token, *logprobs(own, token, params.logprobs))
+            self._record(token, *logprobs(own, token, params.logprobs, params.logprob_token_ids))
         chosen = [token]
         if guide is not None and not self._vocab.is_eog(token):
             guide.accept(token)
-            if params.logprobs is None and params.max_tokens != 0:
+            if params.logprobs is None:
                 chosen += guide.forced(self.max_length - len(self.tokens) - 1)
         return chosen
 
@@ -243,7 +251,7 @@ class Sequence:
 
     def close(self) -> None:
         """Free what llama.cpp allocated for it, its lookup table and its matcher."""
-        self.drafter = self.guide = None
+        self.drafter = self.guide = self.scores = None
         if self.sampler is not None:
             self.sampler.close()
             self.sampler = None

@@ -92,8 +92,19 @@ def test_text_completions_have_the_older_shape(client: openai.OpenAI) -> None:
     ("fields", "param"),
     [
         ({"suffix": " the end."}, "suffix"),
-        ({"echo": True, "logprobs": 1}, "echo"),
-        ({"best_of": 2}, "best_of"),
+        ({"best_of": 2, "n": 3}, "best_of"),
+        ({"best_of": 2, "stream": True}, "best_of"),
+        ({"best_of": 129}, "best_of"),
+        ({"best_of": 65, "prompt": ["a", "b"]}, "best_of"),
+        ({"prompt_logprobs": 21}, "prompt_logprobs"),
+        ({"prompt_logprobs": 1, "stream": True}, "prompt_logprobs"),
+        ({"logprob_token_ids": [-1]}, "logprob_token_ids[0]"),
+        ({"logprob_token_ids": [2**30]}, "logprob_token_ids"),
+        (
+            {"logprob_token_ids": [1], "n_probs": 1, "post_sampling_probs": True},
+            "logprob_token_ids",
+        ),
+        ({"suffix": "x", "echo": True, "logprobs": 0}, "suffix"),
         ({"logprobs": 21}, "logprobs"),
     ],
 )

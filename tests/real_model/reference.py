@@ -18,7 +18,15 @@ Logits = npt.NDArray[np.float32]
 class Reference:
     """A model and a context for one sequence."""
 
-    def __init__(self, path: Path, *, ctx_size: int, threads: int, extra_bufts: bool) -> None:
+    def __init__(
+        self,
+        path: Path,
+        *,
+        ctx_size: int,
+        threads: int,
+        extra_bufts: bool,
+        f32_cache: bool = False,
+    ) -> None:
         init_backend()
         of_model = C.llama_model_default_params()
         of_model.use_extra_bufts = extra_bufts
@@ -30,6 +38,8 @@ class Reference:
         of_context.n_ctx = of_context.n_batch = of_context.n_ubatch = ctx_size
         of_context.n_threads = of_context.n_threads_batch = threads
         of_context.flash_attn_type = C.LLAMA_FLASH_ATTN_TYPE_DISABLED
+        if f32_cache:
+            of_context.type_k = of_context.type_v = 0  # GGML_TYPE_F32
         self._context = C.llama_init_from_model(self._model, of_context)
         assert self._context
 
@@ -78,6 +88,17 @@ class Reference:
         return [
             float(row[np.argmax(row)] - row[token]) for row, token in zip(rows, answer, strict=True)
         ]
+
+    def logprobs(self, tokens: Sequence[int]) -> Logits:
+        """The log softmax of the logits of all tokens but the last, [tokens - 1, n_vocab]."""
+        batch = Batch(len(tokens))
+        batch.token[:], batch.pos[:], batch.output[:] = tokens, range(len(tokens)), 1
+        C.llama_memory_clear(C.llama_get_memory(self._context), True)
+        assert C.llama_decode(self._context, batch.as_struct(len(tokens))) == 0
+        rows = np.array([self._row(at) for at in range(len(tokens) - 1)], dtype=np.float64)
+        rows -= rows.max(axis=1, keepdims=True)
+        rows -= np.log(np.exp(rows).sum(axis=1, keepdims=True))
+        return np.asarray(rows, dtype=np.float32)
 
     def _decode(self, tokens: Sequence[int]) -> None:
         held = (C.llama_token * len(tokens))(*tokens)

@@ -62,6 +62,8 @@ def routes(service: Service, submission: Submission, handler: HttpHandler) -> tu
               text.tokenize, TOKENIZE, llama.Tokenized),
         Route("POST", "/detokenize", "llama-server: tokens to text",
               text.detokenize, DETOKENIZE, llama.Detokenized),
+        Route("GET", "/tokenizer_info", "vLLM: special tokens and chat template",
+              text.tokenizer_info, None, llama.TokenizerInfo),
         Route("POST", "/apply-template", "llama-server: a conversation as a prompt",
               text.apply_template, APPLY_TEMPLATE, llama.Applied),
         Route("GET", "/props", "llama-server: server properties",

@@ -74,9 +74,11 @@ class InfillRequest(CompletionRequest, kw_only=True):
 
 
 class TokenizeRequest(Struct):
-    """Body of ``/tokenize``."""
+    """Body of ``/tokenize``; vLLM's names are `prompt` and `add_special_tokens`."""
 
     content: str | Mixed = ""
+    prompt: str | None = None
+    add_special_tokens: bool | None = None
     add_special: bool | None = None
     parse_special: bool | None = None
     with_pieces: bool | None = None

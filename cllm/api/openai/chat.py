@@ -46,7 +46,7 @@ class ChatCompletions:
             prepared = prepare(self._service, conversation_of(asked), tenant_of(request))
         count = asked.n or 1
         wanted = self._wanted(asked, prepared, count)
-        engine = self._service.engine if asked.logprobs or asked.n_probs else None
+        engine = self._service.engine if asked.shows_logprobs else None
         shown = asked.verbose or (asked.verbose is None and self._service.settings.verbose)
         reply = partial(
             Reply.of, self._service, "chatcmpl", count,
@@ -58,8 +58,11 @@ class ChatCompletions:
             wanted,
             stream=asked.stream,
             frames=lambda generations: ChatFrames(reply(generations), prepared, engine, asked),
-            respond=lambda generations: whole(reply(generations), prepared, engine),
+            respond=lambda generations: whole(
+                reply(generations), prepared, engine, asked.prompt_logprobs
+            ),
             refuse=refused,
+            aside=asked.prompt_logprobs is not None,
         )
 
     def count_tokens(self, request: HttpRequest) -> HttpResponse:
@@ -85,6 +88,7 @@ class ChatCompletions:
                     choice,
                     max_tokens=most,
                     logprobs=(asked.top_logprobs or 0) if asked.logprobs else None,
+                    prompt_logprobs=None if choice else asked.prompt_logprobs,
                     constraint=prepared.constraint,
                     spell_special=prepared.spell_special,
                 ),

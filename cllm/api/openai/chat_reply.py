@@ -9,7 +9,7 @@ from cllm.api.chat.choice import Choice
 from cllm.api.chat.events import CallArguments, CallBegin, Event, Reasoning, Text
 from cllm.api.chat.prepare import Prepared
 from cllm.api.envelopes import encode
-from cllm.api.openai.logprobs import chat_logprobs
+from cllm.api.openai.logprobs import chat_logprobs, prompt_logprobs
 from cllm.api.openai.reply import Chunks, Reply, failed
 from cllm.api.openai.schemas import ChatRequest
 from cllm.api.telemetry import timings
@@ -26,8 +26,13 @@ def _usage(reply: Reply, choices: Sequence[Choice]) -> dict[str, Any]:
     return {**reply.usage(), "completion_tokens_details": {"reasoning_tokens": thought}}
 
 
-def whole(reply: Reply, prepared: Prepared, engine: Engine | None) -> HttpResponse:
-    """The response; engine: spells out the tokens where log-probabilities are wanted."""
+def whole(
+    reply: Reply, prepared: Prepared, engine: Engine | None, scored: int | None = None
+) -> HttpResponse:
+    """The response; engine: spells out the tokens where log-probabilities are wanted.
+
+    scored: how many alternatives of each token of the prompt to show; None: not even the token.
+    """
     choices, shown = [], []
     for index, generation in enumerate(reply.generations):
         choice = Choice(generation, prepared, engine is not None)
@@ -49,7 +54,11 @@ def whole(reply: Reply, prepared: Prepared, engine: Engine | None) -> HttpRespon
             }
         )
         choices.append(choice)
-    return reply.whole("chat.completion", shown, _usage(reply, choices))
+    more: dict[str, Any] = {}
+    if scored is not None:
+        records = reply.generations[0].take_prompt_tokens()
+        more["prompt_logprobs"] = prompt_logprobs(reply.engine, records, scored)
+    return reply.whole("chat.completion", shown, _usage(reply, choices), **more)
 
 
 class _Message:

@@ -10,6 +10,7 @@ from cllm.api.constraint_fields import asked_constraint, checked
 from cllm.api.envelopes import encode
 from cllm.api.filling import filling
 from cllm.api.llama_fields import most_tokens, place_of
+from cllm.api.openai.completion_choices import choice_of, whole
 from cllm.api.openai.errors import refused
 from cllm.api.openai.logprobs import TextLogprobs
 from cllm.api.openai.reply import Chunks, Reply, failed
@@ -48,17 +49,20 @@ class Completions:
             prompts = [filling(engine, tokens, asked.suffix) for tokens in prompts]
         for tokens in prompts:
             engine.check_prompt(tokens)  # before any is queued
-        count = asked.n or 1
+        count = asked.made
         if len(prompts) * count > MOST_CHOICES:
-            bound = f"at most {MOST_CHOICES} choices in all, prompts times n"
+            name = "best_of" if count > (asked.n or 1) else "n"
+            bound = f"at most {MOST_CHOICES} choices in all, prompts times {name}"
             if count == 1:
                 raise InvalidRequest("prompt", f"{len(prompts)} prompts", bound)
-            raise InvalidRequest("n", count, bound)
+            raise InvalidRequest(name, count, bound)
         constraint = checked(engine, asked_constraint(asked), tenant_of(request))
         defaults = self._service.settings.sampling
         most = most_tokens(defaults, asked.n_predict, asked.max_tokens, otherwise=_MOST_TOKENS)
         slot, fresh = place_of(asked, engine.info().context.parallel)
-        logprobs = asked.n_probs or asked.logprobs
+        logprobs = asked.shown_logprobs
+        if logprobs is None and count > (asked.n or 1):
+            logprobs = 0  # the best are found by them
         wanted = [
             Wanted(
                 tokens,
@@ -67,6 +71,7 @@ class Completions:
                     choice,
                     max_tokens=most,
                     logprobs=logprobs,
+                    prompt_logprobs=asked.scored if asked.stream or not choice else None,
                     constraint=constraint,
                 ),
                 slot,
@@ -76,7 +81,7 @@ class Completions:
             for choice in range(count)
         ]
         shown = [echo for echo in echoes for _ in range(count)]
-        recorder = None if logprobs is None else engine
+        recorder = None if asked.shown_logprobs is None else engine
         reply = partial(Reply.of, self._service, "cmpl", count)
         return self._submission.answer(
             request,
@@ -84,8 +89,9 @@ class Completions:
             wanted,
             stream=asked.stream,
             frames=lambda generations: _Frames(reply(generations), shown, recorder, asked),
-            respond=lambda generations: _whole(reply(generations), shown, recorder),
+            respond=lambda generations: whole(reply(generations), echoes, asked),
             refuse=refused,
+            aside=asked.scored is not None,
         )
 
     def _prompts(self, asked: CompletionRequest) -> list[list[int]]:
@@ -105,27 +111,10 @@ class Completions:
         return found
 
 
-def _choice(
-    index: int, text: str, reason: str | None, logprobs: dict[str, Any] | None = None
-) -> dict[str, Any]:
-    return {"index": index, "text": text, "logprobs": logprobs, "finish_reason": reason}
-
-
-def _whole(reply: Reply, echoes: Sequence[str], engine: Engine | None) -> HttpResponse:
-    choices = []
-    for index, (generation, echo) in enumerate(zip(reply.generations, echoes, strict=True)):
-        logprobs = None
-        if engine is not None:
-            logprobs = TextLogprobs(engine).of(generation.take_tokens())
-        text = echo + "".join(generation.take())
-        choices.append(_choice(index, text, generation.finish_reason, logprobs))
-    return reply.whole(_KIND, choices, reply.usage())
-
-
 class _Frames:
     """The chunks of a stream; each choice begins with its echo. See `cllm.api.stream.Frames`."""
 
-    __slots__ = ("_chunks", "_echoes", "_logprobs", "_pieces", "_reply", "_timed")
+    __slots__ = ("_chunks", "_echoes", "_logprobs", "_pieces", "_reply", "_timed", "_waiting")
 
     ping = PING
 
@@ -136,7 +125,13 @@ class _Frames:
         self._reply = reply
         self._echoes = echoes
         self._chunks = chunks = Chunks(reply, _KIND, asked.streams_usage)
-        self._logprobs = [TextLogprobs(engine) for _ in echoes] if engine is not None else None
+        self._logprobs: list[TextLogprobs] | None = None
+        self._waiting: dict[int, str] = {}  # echoes that come with log-probabilities
+        if engine is not None:
+            count = asked.shown_logprobs or 0
+            self._logprobs = [TextLogprobs(engine, count) for _ in echoes]
+            if asked.echo:
+                self._waiting = dict(enumerate(echoes))
         self._pieces = [
             (
                 chunks.head + b'{"index":%d,"text":' % index,
@@ -147,32 +142,42 @@ class _Frames:
 
     def opening(self) -> bytes:
         return b"".join(
-            self._chunks.chunk(_choice(index, echo, None))
+            self._chunks.chunk(choice_of(index, echo, None))
             for index, echo in enumerate(self._echoes)
-            if echo
+            if echo and index not in self._waiting
         )
 
     def delta(self, index: int, text: str) -> bytes:
         generation = self._reply.generations[index]
         if not text:
-            return self._chunks.progress(_choice(index, "", None), generation, self._timed)
+            return self._chunks.progress(choice_of(index, "", None), generation, self._timed)
         if self._logprobs is not None or self._timed:
             more = {"timings": timings(generation)} if self._timed else {}
-            return self._chunks.chunk(_choice(index, text, None, self._taken(index)), **more)
+            echo, logprobs = self._echo(index), self._taken(index)
+            return echo + self._chunks.chunk(choice_of(index, text, None, logprobs), **more)
         before, behind = self._pieces[index]
         return b"%b%b%b" % (before, encode(text), behind)
 
     def end(self, index: int, generation: Generation, error: str | None) -> bytes:
         if error is not None:
             return failed(500, error)
-        logprobs = self._taken(index)
-        return self._chunks.last(_choice(index, "", generation.finish_reason, logprobs))
+        echo, logprobs = self._echo(index), self._taken(index)
+        return echo + self._chunks.last(choice_of(index, "", generation.finish_reason, logprobs))
 
     def closing(self) -> bytes:
         return self._chunks.closing(self._reply.usage())
 
     def broken_off(self, reason: str) -> bytes:
         return failed(503, reason)
+
+    def _echo(self, index: int) -> bytes:
+        """The echo of a prompt with its log-probabilities, which are known when it was read."""
+        echo = self._waiting.pop(index, None)
+        if echo is None or self._logprobs is None:
+            return b""
+        records = self._reply.generations[index].take_prompt_tokens()
+        logprobs = self._logprobs[index].of_prompt(records, echo)
+        return self._chunks.chunk(choice_of(index, echo, None, logprobs))
 
     def _taken(self, index: int) -> dict[str, Any] | None:
         """Of all tokens since the last time, though some may belong to text that follows."""

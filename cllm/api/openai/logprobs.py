@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import codecs
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -33,34 +35,104 @@ def _token(piece: bytes, logprob: float) -> dict[str, Any]:
     }
 
 
+def prompt_logprobs(
+    engine: Engine, records: Sequence[TokenRecord], count: int
+) -> list[dict[str, Any] | None]:
+    """A prompt's tokens in vLLM's shape: each with its `count` alternatives, by token number."""
+    shown: list[dict[str, Any] | None] = []
+    pieces = _pieces(engine, records)
+    for record in records:
+        ranked = [(id, logprob, rank) for rank, (id, logprob) in enumerate(record.top[:count], 1)]
+        found = {
+            str(id): {
+                "logprob": max(logprob, _LEAST),
+                "rank": rank,
+                "decoded_token": pieces[id].decode("utf-8", "replace"),
+            }
+            for id, logprob, rank in [(record.token, record.logprob, record.rank), *ranked]
+        }
+        shown.append(found if record.rank else None)
+    return shown
+
+
 class TextLogprobs:
     """`logprobs` of a text completion's choice, as its text goes on."""
 
-    __slots__ = ("_engine", "_offset")
+    __slots__ = ("_count", "_decoder", "_echoed", "_engine", "_offset")
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Engine, count: int = 0) -> None:
+        """count: alternatives of each token of an echoed prompt."""
         self._engine = engine
-        self._offset = 0  # characters of the generated text so far
+        self._count = count
+        self._echoed = False
+        self._offset = 0  # characters of the text so far
+        self._decoder = _decoder()
+
+    def of_prompt(self, records: Sequence[TokenRecord], echo: str) -> dict[str, Any]:
+        """For each token of an echoed prompt; the first one has no log-probability."""
+        self._echoed = True
+        # The echo leaves out what tokenizing adds by itself, at the beginning.
+        whole = b"".join(record.piece for record in records).decode("utf-8", "replace")
+        self._offset = min(0, len(echo) - len(whole))
+        shown = self._shown(records, self._count)
+        self._offset, self._decoder = len(echo), _decoder()
+        return shown
 
     def of(self, records: Sequence[TokenRecord]) -> dict[str, Any]:
-        """For the tokens that follow those before."""
-        records = [record for record in records if record.piece]
-        offsets = []
-        tokens = [_text(record.piece) for record in records]
-        for token in tokens:
-            offsets.append(self._offset)
-            self._offset += len(token)
+        """For the generated tokens that follow those before.
+
+        After an echo, the token that ends the text counts too: clients take the prompt's part by
+        the number of tokens that follow it.
+        """
+        return self._shown([record for record in records if record.piece or self._echoed])
+
+    def _shown(self, records: Sequence[TokenRecord], count: int | None = None) -> dict[str, Any]:
+        offsets, pieces = [], _pieces(self._engine, records)
+        for record in records:
+            offsets.append(max(0, self._offset))
+            self._offset += len(self._decoder.decode(record.piece))
         return {
-            "tokens": tokens,
-            "token_logprobs": [max(record.logprob, _LEAST) for record in records],
-            "top_logprobs": [self._top(record) for record in records],
+            "tokens": [_text(record.piece or pieces[record.token]) for record in records],
+            "token_logprobs": [_number(record.logprob) for record in records],
+            "top_logprobs": [_top(record, count, pieces) for record in records],
             "text_offset": offsets,
         }
 
-    def _top(self, record: TokenRecord) -> dict[str, float]:
-        """Alternatives, and the token that was chosen where it is none of them."""
-        found = [*record.top, (record.token, record.logprob)]
-        return {_text(self._engine.piece(id)): max(value, _LEAST) for id, value in found}
+
+def joined(parts: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Several parts of `logprobs` as one."""
+    return {name: [value for part in parts for value in part[name]] for name in parts[0]}
+
+
+def _top(
+    record: TokenRecord, count: int | None, pieces: Mapping[int, bytes]
+) -> dict[str, float] | None:
+    """Alternatives, and the token itself where it is none of them.
+
+    Of tokens with the same text the most probable one is shown.
+    """
+    if math.isnan(record.logprob):
+        return None
+    top: dict[str, float] = {}
+    for id, value in [*record.top[:count], (record.token, record.logprob)]:
+        text = _text(pieces[id])
+        top[text] = max(value, top.get(text, _LEAST))
+    return top
+
+
+def _pieces(engine: Engine, records: Sequence[TokenRecord]) -> Mapping[int, bytes]:
+    """The bytes of all tokens in the records."""
+    tokens = {record.token for record in records}
+    tokens.update(id for record in records for id, _ in record.top)
+    return dict(zip(tokens, engine.pieces(list(tokens)), strict=True))
+
+
+def _decoder() -> codecs.IncrementalDecoder:
+    return codecs.getincrementaldecoder("utf-8")("replace")
+
+
+def _number(logprob: float) -> float | None:
+    return None if math.isnan(logprob) else max(logprob, _LEAST)
 
 
 def _text(piece: bytes) -> str:

@@ -46,9 +46,11 @@ class Reply:
         id, now, engine = f"{prefix}-{generations[0].id}", int(time.time()), service.engine
         return cls(id, now, service.model_id, choices, generations, engine, shown)
 
-    def whole(self, kind: str, choices: Sequence[dict[str, Any]], usage: Any) -> HttpResponse:
-        """The response; kind: its `object`."""
-        body = {**self._head(kind), "choices": choices, "usage": usage, **self.figures()}
+    def whole(
+        self, kind: str, choices: Sequence[dict[str, Any]], usage: Any, **more: Any
+    ) -> HttpResponse:
+        """The response; kind: its `object`. more: fields next to the choices."""
+        body = {**self._head(kind), "choices": choices, **more, "usage": usage, **self.figures()}
         return HttpResponse.bytes(encode(body), JSON)
 
     def figures(self) -> dict[str, Any]:

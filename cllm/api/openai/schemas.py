@@ -6,7 +6,7 @@ supported here are declared, so that they are refused by name and never ignored.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from msgspec import UNSET, Meta, Struct, UnsetType
 
@@ -14,6 +14,7 @@ from cllm.api.llama_fields import OrAll, llama_logprobs
 from cllm.api.sampling import SamplingFields, given_sampling
 from cllm.api.schemas import INT32, Schema, TokenId
 from cllm.engine import SamplingParams
+from cllm.engine.sampling.params import MAX_NAMED_LOGPROBS
 
 if TYPE_CHECKING:
     from cllm.api.service import Service
@@ -26,7 +27,6 @@ Alternatives = Annotated[int, Meta(ge=0, le=20)]
 
 # A field with one of these values asks for nothing.
 NOTHING: dict[str, tuple[Any, ...]] = {
-    "best_of": (None, 1),
     "audio": (None,),
     "modalities": (None, ["text"]),
     "web_search_options": (None,),
@@ -34,7 +34,7 @@ NOTHING: dict[str, tuple[Any, ...]] = {
     "function_call": (None, "none", "auto"),
 }
 # What to use in place of a field that is not supported.
-_INSTEAD = {"functions": "use tools", "function_call": "use tool_choice", "best_of": "use n"}
+_INSTEAD = {"functions": "use tools", "function_call": "use tool_choice"}
 
 
 class StreamOptions(Struct):
@@ -46,11 +46,15 @@ class StreamOptions(Struct):
 class Sampled(SamplingFields, kw_only=True):
     """The fields that both kinds of completion share."""
 
+    SERVED: ClassVar[frozenset[str]] = frozenset(("prompt_logprobs",))
+
     model: str | None = None
     max_tokens: OrAll | None = None
     n: Choices | None = None
     stream: bool | None = None
     stream_options: StreamOptions | Annotated[list[Any], Meta(max_length=0)] | None = None
+    logprob_token_ids: Annotated[list[TokenId], Meta(max_length=MAX_NAMED_LOGPROBS)] | None = None
+    prompt_logprobs: Alternatives | None = None
 
     def __post_init__(self) -> None:
         """Refuse what is not supported: ValueErrors become the 400's text."""
@@ -58,6 +62,10 @@ class Sampled(SamplingFields, kw_only=True):
         for name, nothing in NOTHING.items():
             if getattr(self, name, None) not in nothing:
                 raise ValueError(f"{name}: is not supported; {_INSTEAD.get(name, 'leave it out')}")
+        if self.stream and self.prompt_logprobs is not None:
+            raise ValueError("prompt_logprobs: not in a stream; leave out stream")
+        if self.logprob_token_ids and self.post_sampling_probs:
+            raise ValueError("logprob_token_ids: not with post_sampling_probs; leave one out")
 
     @property
     def streams_usage(self) -> bool:
@@ -75,6 +83,9 @@ class Sampled(SamplingFields, kw_only=True):
             given["seed"] = None if self.seed == -1 else self.seed + choice
         given |= llama_logprobs(self)
         given |= {name: value for name, value in more.items() if value is not None}
+        if self.logprob_token_ids:
+            given["logprob_token_ids"] = tuple(self.logprob_token_ids)
+            given.setdefault("logprobs", 0)
         given["max_tokens"] = more["max_tokens"]
         return SamplingParams(**given, report_progress=bool(self.return_progress and self.stream))
 
@@ -86,13 +97,36 @@ class CompletionRequest(Sampled, kw_only=True):
     echo: bool | None = None
     suffix: str | None = None
     logprobs: Alternatives | None = None
-    best_of: Any = None
+    best_of: Choices | None = None
 
     def __post_init__(self) -> None:
-        """Refuse what is not supported, and the log-probabilities of a prompt."""
+        """Refuse what is not supported, and fields that exclude each other."""
         super().__post_init__()
-        if self.echo and self.logprobs is not None:
-            raise ValueError("echo: a prompt's tokens have no logprobs; leave out echo or logprobs")
+        if self.suffix and self.echo and self.shown_logprobs is not None:
+            raise ValueError("suffix: not with echo and logprobs; leave out one of the three")
+        if self.best_of is not None and self.best_of > 1:
+            if self.stream:
+                raise ValueError("best_of: not in a stream; leave out stream")
+            if self.best_of < (self.n or 1):
+                raise ValueError(f"best_of: is {self.best_of}; expected at least n, {self.n}")
+
+    @property
+    def shown_logprobs(self) -> int | None:
+        """How many alternatives of each token to show; None: no log-probabilities."""
+        count = self.n_probs or self.logprobs
+        return 0 if count is None and self.logprob_token_ids else count
+
+    @property
+    def made(self) -> int:
+        """Continuations of each prompt to make, of which the best n are shown."""
+        return max(self.best_of or 1, self.n or 1)
+
+    @property
+    def scored(self) -> int | None:
+        """How many alternatives of each token of a prompt to find; None: no log-probabilities."""
+        echoed = self.shown_logprobs if self.echo else None
+        asked = [count for count in (echoed, self.prompt_logprobs) if count is not None]
+        return max(asked, default=None)
 
 
 class Part(Struct):
@@ -221,6 +255,11 @@ class ChatRequest(Sampled, kw_only=True):
         for number, message in enumerate(self.messages):
             if message.role == "tool" and message.tool_call_id is None:
                 raise ValueError(f"messages[{number}].tool_call_id: missing; expected a string")
+
+    @property
+    def shows_logprobs(self) -> bool:
+        """Whether the tokens of the answer are shown with their log-probabilities."""
+        return bool(self.logprobs or self.n_probs or self.logprob_token_ids)
 
 
 COMPLETION = Schema(CompletionRequest)

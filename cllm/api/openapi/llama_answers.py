@@ -54,6 +54,21 @@ class Detokenized(Struct):
     """Text of tokens."""
 
     content: str
+    prompt: str
+
+
+class TokenizerInfo(Struct):
+    """Special tokens and the chat template, in the names of Hugging Face's tokenizers."""
+
+    tokenizer_class: str
+    bos_token: str | None
+    eos_token: str | None
+    pad_token: str | None
+    unk_token: str | None
+    add_bos_token: bool
+    add_eos_token: bool
+    chat_template: str | None
+    model_max_length: int
 
 
 class Applied(Struct):

@@ -105,7 +105,7 @@ class Context:
         params.n_seq_max = n_seq
         params.n_batch = n_batch
         params.n_ubatch = n_ubatch
-        # One row of logits per sequence, not per token: with a vocabulary of 151 936 tokens,
+        # A few rows of logits, not one per token: with a vocabulary of 151 936 tokens,
         # a compute buffer for 512 rows would take 300 MB that nothing uses.
         params.n_outputs_max = n_outputs or n_seq
         if pooling is not None:

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from cllm.engine import llama
-from cllm.engine.config import POOLINGS, SPARE_ROWS, EngineConfig
+from cllm.engine.config import POOLINGS, SCORED_ROWS, SPARE_ROWS, EngineConfig
 from cllm.engine.embedding.pooling import EmbeddingShape, check_classifier, pooling_of, shape_of
 from cllm.engine.errors import ModelLoadError
 from cllm.engine.info import ModelInfo, context_info, describe
@@ -164,7 +164,7 @@ def _make_context(
     model: llama.Model, size: ContextSize, config: EngineConfig, layout: Layout
 ) -> llama.Context:
     try:
-        n_outputs = config.parallel + (SPARE_ROWS if config.draft_max else 0)
+        n_outputs = config.parallel + max(SPARE_ROWS, SCORED_ROWS)
         return open_context(model, size.cells, config, layout, n_outputs)
     except OSError as error:
         raise ModelLoadError(

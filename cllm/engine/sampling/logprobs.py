@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -11,17 +12,18 @@ from cllm.engine.sampling.sampler import greatest
 
 
 def logprobs(
-    row: FloatArray, token: int, count: int
+    row: FloatArray, token: int, count: int, named: Sequence[int] = ()
 ) -> tuple[float, tuple[tuple[int, float], ...]]:
     """Return log softmax(row) of `token`, and (token, logprob) of the `count` greatest.
 
-    row: logits [n_vocab]. The greatest come first, ties by token.
+    row: logits [n_vocab]. The greatest come first, ties by token; then those named that are not
+    among them.
     """
     best = float(row.max())
     norm = best + math.log(np.exp(row - best).sum(dtype=np.float64))
-    if not count:
-        return float(row[token]) - norm, ()
-    ids = greatest(row, count)
-    ids = ids[np.argsort(-row[ids], kind="stable")][:count]
-    top = tuple((int(each), float(row[each]) - norm) for each in ids)
-    return float(row[token]) - norm, top
+    top: list[int] = []
+    if count:
+        ids = greatest(row, count)
+        top = ids[np.argsort(-row[ids], kind="stable")][:count].tolist()
+    top += [each for each in named if each not in top]
+    return float(row[token]) - norm, tuple((each, float(row[each]) - norm) for each in top)

@@ -13,6 +13,7 @@ from cllm.engine.errors import InvalidRequest
 
 MAX_STOPS = 32
 MAX_LOGPROBS = 20
+MAX_NAMED_LOGPROBS = 128
 MAX_STOP_CHARS = 1024
 
 SAMPLERS = (
@@ -89,6 +90,8 @@ class SamplingParams:
     logit_bias: token -> addend of its logit, -100 to 100 or -infinity (never chosen).
     ignore_eos: never choose a token that ends the generation.
     logprobs: record each token with its log-probability and this number of alternatives.
+    logprob_token_ids: tokens whose log-probabilities are recorded too, next to the alternatives.
+    prompt_logprobs: record each token of the prompt in the same way; all of it is evaluated again.
     sampled_logprobs: those are of the distribution that the samplers leave, not of the model's.
     record_tokens: record each token, without log-probabilities.
     constraint: what the text must match; it ends when nothing may follow.
@@ -132,6 +135,8 @@ class SamplingParams:
     logit_bias: Mapping[int, float] = field(default_factory=lambda: _NO_BIAS)
     ignore_eos: bool = False
     logprobs: int | None = None
+    logprob_token_ids: tuple[int, ...] = ()
+    prompt_logprobs: int | None = None
     sampled_logprobs: bool = False
     record_tokens: bool = False
     constraint: Constraint | None = None
@@ -151,9 +156,11 @@ class SamplingParams:
             _check_int(name, getattr(self, name), lowest, highest, expected)
         if self.seed is not None:
             _check_int("seed", self.seed, -(2**63), 2**64 - 1, "a 64-bit integer")
-        if self.logprobs is not None:
-            expected = f"an integer from 0 to {MAX_LOGPROBS}"
-            _check_int("logprobs", self.logprobs, 0, MAX_LOGPROBS, expected)
+        for name in ("logprobs", "prompt_logprobs"):
+            if (count := getattr(self, name)) is not None:
+                expected = f"an integer from 0 to {MAX_LOGPROBS}"
+                _check_int(name, count, 0, MAX_LOGPROBS, expected)
+        self._check_named()
         if self.constraint is not None and not isinstance(self.constraint, Constraint):
             raise InvalidRequest("constraint", self.constraint, "a Constraint")
         limit = self.line_limit
@@ -167,6 +174,17 @@ class SamplingParams:
         object.__setattr__(self, "samplers", _checked_samplers(self.samplers))
         object.__setattr__(self, "stop", _checked_texts("stop", self.stop))
         object.__setattr__(self, "logit_bias", _checked_bias(self.logit_bias))
+
+    def _check_named(self) -> None:
+        name, named = "logprob_token_ids", self.logprob_token_ids
+        if not isinstance(named, (tuple, list)) or len(named) > MAX_NAMED_LOGPROBS:
+            raise InvalidRequest(name, named, f"up to {MAX_NAMED_LOGPROBS} tokens")
+        if named and (self.logprobs is None or self.sampled_logprobs):
+            own = "none without logprobs of the model's own distribution"
+            raise InvalidRequest(name, list(named), own)
+        for token in named:
+            _check_int(name, token, 0, 2**31 - 1, "token numbers")
+        object.__setattr__(self, name, tuple(dict.fromkeys(named)))
 
     @classmethod
     def of(cls, **values: Any) -> SamplingParams:

@@ -91,6 +91,8 @@ class Admission:
             return None
         claimant, tenant = claim
         others = [s for s in running if s.tenant == tenant and s.priority >= claimant.priority]
+        # A prompt that is being scored would begin again.
+        others = [sequence for sequence in others if sequence.scores is None]
         others.sort(key=lambda sequence: sequence.generation.submitted, reverse=True)
         for youngest in others:
             slot = slot_of(youngest)
@@ -109,7 +111,9 @@ class Admission:
         """Let a sequence run; False: not possible before the next decode."""
         place = self._placer.place
         scope = sequence.scope
-        slot = place(sequence.tokens, sequence.wanted_slot, sequence.fresh, scope)
+        # The logits of cached tokens are not known.
+        fresh = sequence.fresh or sequence.scores is not None
+        slot = place(sequence.tokens, sequence.wanted_slot, fresh, scope)
         if slot is None:
             if running:
                 return False

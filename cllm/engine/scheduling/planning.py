@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 
+from cllm.engine.config import SCORED_ROWS
 from cllm.engine.llama import Batch
 from cllm.engine.scheduling.pacing import Pacer
 from cllm.engine.scheduling.thread_policy import Shape
@@ -95,11 +96,15 @@ class Planner:
         pacer, capacity = self._pacer, self._capacity - sum(counts.values())
         budget = room = min(capacity, pacer.budget(generating, len(prompts), _TILE))
         over = _TILE // 2 if generating else _OVER
+        rows = SCORED_ROWS // 2 if generating else SCORED_ROWS
         prompts.sort(key=lambda s: pacer.due(s.generation.submitted, s.pending))
         for sequence in prompts:
             if sequence is not prompts[0] and room < min(sequence.pending, _TILE // 2):
                 break
             count = min(_part(sequence.pending, room, slot_of(sequence).length, over), capacity)
+            if sequence.scores is not None:
+                count = min(count, rows)
+                rows -= count
             if not generating and count < sequence.pending and 0 < budget - room < budget // 4:
                 break  # prompts that end in this step would wait several times as long
             counts[sequence] = count
@@ -149,7 +154,7 @@ def shape_of(plan: Plan) -> Shape:
 
 
 def fill(batch: Batch, plan: Plan) -> int:
-    """Put a plan into the batch; return its number of tokens. Each last token gets logits."""
+    """Put a plan into the batch; return its number of tokens. Last and scored tokens get logits."""
     at = 0
     for sequence, count in plan:
         slot = slot_of(sequence)
@@ -166,4 +171,6 @@ def fill(batch: Batch, plan: Plan) -> int:
         at += count
         rows = 1 + sequence.drafted
         batch.output[at - rows : at] = end == len(sequence.tokens)
+        if sequence.scores is not None and (scored := sequence.scores.wanted(start, end)):
+            batch.output[at - end + scored.start : at - end + scored.stop] = 1
     return at

@@ -130,10 +130,11 @@ class Scheduler(EngineLoop[Sequence]):
             interrupted = self._interruption.end()
         self._masks.wait()
         decode_ended = time.perf_counter()
-        done_whole = done is plan and code == DONE
         if done is not plan:
             shape = shape_of(done)
-        if done_whole and self._threads.learn(shape, decode_ended - decode_began):
+        # Rows of logits for a prompt take time that no other step needs.
+        usual = done is plan and code == DONE and all(s.scores is None for s, _ in plan)
+        if usual and self._threads.learn(shape, decode_ended - decode_began):
             self._planner.learn(plan, shape, decode_ended - decode_began)
         plan = done
         if code == DONE:
@@ -227,16 +228,24 @@ class Scheduler(EngineLoop[Sequence]):
             self._changed.append(sequence.writer)
 
     def _sample(self, plan: Plan) -> list[tuple[Sequence, list[int]]]:
-        """Choose what follows in each sequence whose last token was decoded."""
-        outputs = [s for s, _ in plan if s.pending == 0]
+        """Score prompts, and choose what follows in each sequence whose last token was decoded."""
+        outputs = [(s, _scored(s, n), 1 + s.drafted if s.pending == 0 else 0) for s, n in plan]
         chosen: list[tuple[Sequence, list[int]]] = []
-        if not outputs:
+        count = sum(scored + last for _, scored, last in outputs)
+        if not count:
             return chosen
-        rows, at = self._context.logits(sum(1 + s.drafted for s in outputs)), 0
-        for sequence in outputs:
-            drafted = sequence.drafted
+        rows, at = self._context.logits(count), 0
+        for sequence, scored, last in outputs:
+            drafted, begin = sequence.drafted, at
+            at += scored + last
             try:
-                tokens = sequence.choose(rows[at : at + 1 + drafted])
+                if sequence.scores is not None:
+                    sequence.scores.take(rows[begin : begin + scored])
+                    if sequence.scores.complete:
+                        sequence.scores = None
+                if not last:
+                    continue
+                tokens = sequence.choose(rows[begin + scored : at])
                 chosen.append((sequence, tokens))
                 if drafted:
                     self._stats.guesses += 1
@@ -247,7 +256,6 @@ class Scheduler(EngineLoop[Sequence]):
             except Exception as error:
                 _log.exception("sampling failed; the request ends with an error")
                 self._fail(sequence, EngineError(f"internal error: {described(error)}"))
-            at += 1 + drafted
         return chosen
 
     def _publish(self, chosen: list[tuple[Sequence, list[int]]], now: float) -> int:
@@ -287,3 +295,11 @@ class Scheduler(EngineLoop[Sequence]):
             sequence.slot = None
             self._cache.release(slot)
         sequence.close()
+
+
+def _scored(sequence: Sequence, count: int) -> int:
+    """How many of the tokens that were decoded last score the next one of the prompt."""
+    if sequence.scores is None:
+        return 0
+    end = slot_of(sequence).length
+    return len(sequence.scores.wanted(end - count, end))
