@@ -47,7 +47,8 @@ def require_key(keys: Iterable[str]) -> Check:
 
 
 def _keys_of(request: HttpRequest) -> list[str]:
-    """The keys sent in either field: some clients always fill one of them with a dummy."""
+    """The keys sent in any field: some clients always fill one of them with a dummy."""
     scheme, _, token = (request.headers.get("authorization") or "").partition(" ")
     bearer = token.strip() if scheme.lower() == "bearer" else ""
-    return [key for key in (bearer, request.headers.get("x-api-key")) if key]
+    fields = [request.headers.get(name) for name in ("x-api-key", "api-key")]  # "api-key": Azure's
+    return [key for key in (bearer, *fields) if key]

@@ -69,14 +69,14 @@ def create_handler(service: Service) -> HttpHandler:
         submissions=Lane(handler, "cllm-submissions", memory),
         constrained=Lane(handler, "cllm-constrained", memory),
     )
+    register = {"GET": handler.get, "POST": handler.post, "DELETE": handler.delete}
     for route in routes:
         family, endpoint = _family(route.path), route.endpoint
         if route.path not in _UNGUARDED:
             endpoint = _guarded(service, family, endpoint, lanes, generates=route.events)
         if family.around is not None:
             endpoint = family.around(endpoint)
-        register = handler.get if route.method == "GET" else handler.post
-        register(route.path, endpoint)
+        register[route.method](route.path, endpoint)
     return handler
 
 

@@ -140,6 +140,8 @@ def _budget(engine: Engine, conversation: Conversation, format: Format) -> int |
         return None
     assert format.think is not None
     if _marker_token(engine, format.think[1]) is None:
+        if conversation.soft_budget:
+            return None
         expected = f"-1: this model has no token that ends thoughts ({format.think[1]!r} is text)"
         raise InvalidRequest("thinking_budget_tokens", budget, expected)
     return budget

@@ -40,6 +40,7 @@ class Conversation:
     continued: the last message is the assistant's and is continued, not answered.
     opened: the prompt ends with the start of the assistant's turn, if nothing is continued.
     budget: the most tokens of thoughts, -1 for any number; None: as the server says.
+    soft_budget: a budget that this model cannot be held to is ignored, not refused.
     shows_thoughts: they stay in the text; None: as the server says.
     """
 
@@ -54,4 +55,5 @@ class Conversation:
     continued: bool = False
     opened: bool = True
     budget: int | None = None
+    soft_budget: bool = False
     shows_thoughts: bool | None = None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 import msgspec
@@ -11,6 +12,9 @@ from cllm.api.chat.events import CallArguments, CallBegin, CallEnd, Event, Reaso
 from cllm.api.openai.responses.tools import Called
 
 Named = tuple[str, dict[str, Any]]  # an event's type and its fields
+
+_LONGEST_ESCAPE = 12  # characters: two \\uXXXX of one character
+_arguments = msgspec.json.Decoder(dict[str, str]).decode
 
 _PART = {"message": "output_text", "reasoning": "reasoning_text"}
 
@@ -127,9 +131,10 @@ def _in_part(part: Mapping[str, Any], logprobs: Sequence[Any]) -> dict[str, Any]
 
 
 def _input_in(arguments: str) -> str:
-    """The one text in the arguments; nothing if the answer ended within them."""
-    try:
-        found = msgspec.json.decode(arguments, type=dict[str, str]).get("input", "")
-    except msgspec.MsgspecError:
-        return ""
-    return found
+    """The one text in the arguments; the beginning of it if the answer ended within them."""
+    for ending in ("", '"}'):
+        for cut in range(_LONGEST_ESCAPE + 1):
+            begun = arguments[: len(arguments) - cut] if cut else arguments
+            with suppress(msgspec.MsgspecError):
+                return _arguments(begun + ending).get("input", "")
+    return ""
