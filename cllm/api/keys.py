@@ -10,7 +10,8 @@ from cllm.api.tenants import TENANT
 from cllm.http import HttpError, HttpRequest
 from cllm.http.handler import Check
 
-OPEN = ("/health", "/v1/health")  # for load balancers and supervisors, which have no key
+# For load balancers and supervisors, which have no key; and a page that asks for the key.
+OPEN = ("/health", "/v1/health", "/docs", "/docs.js", "/docs.css")
 
 _HOW = 'send one as "Authorization: Bearer KEY" or as "x-api-key: KEY"'
 

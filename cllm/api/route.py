@@ -19,7 +19,7 @@ class Route:
     """One endpoint: an entry of ``/``, and an operation of ``/openapi.json``.
 
     body: decodes and checks the request's body. answer: the type of a whole response, for its
-    description; None: not JSON. query: the parameters of the query, and their values.
+    description; None: not JSON. content_type: of such an answer. query: the parameters of the query, and their values.
     events: whether it can answer with server-sent events.
     """
 
@@ -30,6 +30,7 @@ class Route:
     body: Schema[Any] | None = None
     answer: Any = None
     query: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    content_type: str = "text/plain"
     events: bool = False
 
 

@@ -131,4 +131,4 @@ def _content(route: Route, ref_of: dict[Any, Any]) -> dict[str, Any]:
         content[JSON] = {"schema": ref_of[route.answer]}
     if route.events:
         content["text/event-stream"] = {"schema": {"type": "string"}}
-    return content or {"text/plain": {"schema": {"type": "string"}}}
+    return content or {route.content_type: {"schema": {"type": "string"}}}
