@@ -19,8 +19,9 @@ class Route:
     """One endpoint: an entry of ``/``, and an operation of ``/openapi.json``.
 
     body: decodes and checks the request's body. answer: the type of a whole response, for its
-    description; None: not JSON. content_type: of such an answer. query: the parameters of the query, and their values.
-    events: whether it can answer with server-sent events.
+    description; None: not JSON. query: the parameters of the query, and their values.
+    content_type: of an answer that is not JSON. events: whether it can answer with server-sent
+    events.
     """
 
     method: str
