@@ -76,7 +76,7 @@ def clients(url: str, model: str) -> list[Client]:
         ),
         Client(
             "Claude Code",
-            ["claude", "--print", "--system-prompt", "Be brief.", "--tools", "Bash", TASK],
+            ["claude", "--print", TASK, "--system-prompt", "Be brief.", "--tools", "Bash"],
             claude,
         ),
         Client(
