@@ -301,6 +301,9 @@ class Settings:
     body_memory: int = option(
         256 << 20, LIMITS, size(0), "memory for all request bodies that are not complete (503)"
     )
+    response_memory: int = option(
+        64 << 20, LIMITS, size(0), "memory for the responses that clients can continue; 0: none"
+    )
     stream_buffer: int = option(
         1 << 20, LIMITS, size(1 << 10), "unread bytes of a stream, beyond which it is cancelled"
     )

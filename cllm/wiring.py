@@ -125,6 +125,7 @@ def api_settings(settings: Settings) -> ApiSettings:
         return ApiSettings(
             request_timeout=settings.request_timeout,
             body_memory=settings.body_memory,
+            response_memory=settings.response_memory,
             expose_model_path=settings.expose_model_path,
             chat_template=template,
             api_keys=_api_keys(settings),

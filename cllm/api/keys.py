@@ -13,7 +13,8 @@ from cllm.api.tenants import TENANT, Tenants, address_of, is_anthropic
 from cllm.http import HttpError, HttpRequest
 from cllm.http.handler import Check
 
-OPEN = ("/health", "/v1/health")  # for load balancers and supervisors, which have no key
+# For load balancers and supervisors, which have no key; and a page that asks for the key.
+OPEN = ("/health", "/v1/health", "/docs", "/docs.js", "/docs.css")
 
 WRONG_PER_MINUTE = 10
 """Wrong keys that one address may send in a minute."""
@@ -99,7 +100,8 @@ class _Guesses:
 
 
 def _keys_of(request: HttpRequest) -> list[str]:
-    """The keys sent in either field: some clients always fill one of them with a dummy."""
+    """The keys sent in any field: some clients always fill one of them with a dummy."""
     scheme, _, token = (request.headers.get("authorization") or "").partition(" ")
     bearer = token.strip() if scheme.lower() == "bearer" else ""
-    return [key for key in (bearer, request.headers.get("x-api-key")) if key]
+    fields = [request.headers.get(name) for name in ("x-api-key", "api-key")]  # "api-key": Azure's
+    return [key for key in (bearer, *fields) if key]

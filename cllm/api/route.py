@@ -21,8 +21,8 @@ class Route:
 
     body: decodes and checks the request's body. answer: the type of a whole response, for its
     description; None: not JSON. query: the parameters of the query, and their values.
-    events: whether it can answer with a stream of events; event_type: their content type; event:
-    the type of each one's data, for its description.
+    content_type: of an answer that is not JSON. events: whether it can answer with a stream of
+    events; event_type: their content type; event: the type of each one's data, for its description.
     """
 
     method: str
@@ -32,6 +32,7 @@ class Route:
     body: Schema[Any] | None = None
     answer: Any = None
     query: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    content_type: str = "text/plain"
     events: bool = False
     event_type: str = EVENT_STREAM
     event: Any = None

@@ -18,7 +18,7 @@ from cllm.api.native.health import unavailable
 from cllm.api.native.routes import NATIVE
 from cllm.api.ollama import routes as ollama
 from cllm.api.openai import routes as openai
-from cllm.api.openapi import OpenApi, answers
+from cllm.api.openapi import OpenApi, answers, docs
 from cllm.api.route import Family, Route
 from cllm.api.schemas import TOO_DEEP
 from cllm.api.service import Service, State
@@ -61,6 +61,11 @@ def create_handler(
         Route("GET", "/", "List of endpoints", index, None, answers.Success[answers.Index]),
         Route("GET", OPENAPI, "This API as an OpenAPI 3.1 document",
               openapi.endpoint, None, dict[str, Any]),
+        *(
+            Route("GET", path, "This API as a page for browsers", docs.page,
+                  content_type=docs.content_type(path))
+            for path in docs.PATHS
+        ),
         *native.routes(service, submission, metrics),
         *openai.routes(service, submission),
         *anthropic.routes(service, submission),

@@ -63,8 +63,9 @@ class Schema(Generic[T]):
             ) from None
         except msgspec.ValidationError as error:
             try:
-                # Some clients write integers as 8.0.
-                return msgspec.convert(_whole(msgspec.json.decode(body)), self.type)
+                # Some clients write integers as 8.0, and null for what they leave out.
+                value = _without_nulls(_whole(msgspec.json.decode(body)), self._kind)
+                return msgspec.convert(value, self.type)
             except (msgspec.MsgspecError, RecursionError):
                 raise HttpError(400, self._explain(str(error), body)) from None
         except msgspec.DecodeError as error:
@@ -102,6 +103,31 @@ def _whole(value: Any) -> Any:
     if isinstance(value, dict):
         return {name: _whole(each) for name, each in value.items()}
     return value
+
+
+def _without_nulls(value: Any, kind: inspect.Type) -> Any:
+    """The value without nulls for fields that have a default and do not take null."""
+    kinds = kind.types if isinstance(kind, inspect.UnionType) else (kind,)
+    if isinstance(value, list):
+        inner = next((each.item_type for each in kinds if isinstance(each, inspect.ListType)), None)
+        return value if inner is None else [_without_nulls(each, inner) for each in value]
+    if not isinstance(value, dict):
+        return value
+    for each in kinds:
+        if isinstance(each, inspect.StructType) and each.tag in (None, value.get(each.tag_field)):
+            fields = {field.encode_name: field for field in each.fields}
+            return {
+                name: _without_nulls(given, fields[name].type) if name in fields else given
+                for name, given in value.items()
+                if given is not None or name not in fields or _takes_null(fields[name])
+            }
+    return value
+
+
+def _takes_null(field: inspect.Field) -> bool:
+    kinds = field.type.types if isinstance(field.type, inspect.UnionType) else (field.type,)
+    nullable = any(isinstance(each, (inspect.NoneType, inspect.AnyType)) for each in kinds)
+    return field.required or nullable
 
 
 def _find(kind: inspect.Type, path: str) -> inspect.Type:

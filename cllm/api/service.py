@@ -39,6 +39,7 @@ class ApiSettings:
 
     request_timeout: float = 600.0  # seconds a generation may take, waiting included
     body_memory: int = 256 * 2**20  # bytes of the bodies of requests that wait on lanes
+    response_memory: int = 64 * 2**20  # bytes of the stored responses; 0: none is stored
     expose_model_path: bool = False
     chat_template: str | None = None  # in place of the model's own
     template_kwargs: Mapping[str, Any] = field(default_factory=dict)  # below a request's

@@ -1,4 +1,4 @@
-"""Promises of /v1/responses: OpenAI's own client works, without a store behind it."""
+"""Promises of /v1/responses: OpenAI's own client works."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def test_a_text_is_answered_and_counted(client: Any) -> None:
     usage = answer.usage
     assert usage.total_tokens == usage.input_tokens + usage.output_tokens
     assert usage.output_tokens > 50
-    assert answer.store is False and answer.previous_response_id is None
+    assert answer.store is True and answer.previous_response_id is None
 
 
 def test_a_stream_says_the_same_in_the_official_order(client: Any) -> None:
@@ -170,11 +170,15 @@ def test_the_text_can_be_held_to_a_schema(client: Any) -> None:
         ("input", [{"type": "function_call", "name": "f"}], "input[0].call_id"),
         ("input", [{"role": "user", "content": [{"type": "input_image"}]}], "input[0].content[0]"),
         ("input", "word " * 3000, "input"),
-        ("tools", [{"type": "web_search"}], "tools[0].type"),
+        ("tools", [{"type": "telepathy"}], "tools[0].type"),
+        ("tools", [{"type": "namespace"}], "tools[0].name"),
+        ("tool_choice", {"type": "web_search"}, "tool_choice.type"),
+        ("input", [{"type": "item_reference", "id": "msg_1"}], "input[0].id"),
         ("tool_choice", "required", "tool_choice"),
         ("previous_response_id", "resp_1", "previous_response_id"),
         ("background", True, "background"),
-        ("top_logprobs", 3, "top_logprobs"),
+        ("top_logprobs", 21, "top_logprobs"),
+        ("truncation", "middle", "truncation"),
         ("text", {"format": {"type": "json_schema", "name": "x"}}, "text.format.schema"),
         ("max_output_tokens", -2, "max_output_tokens"),
     ],

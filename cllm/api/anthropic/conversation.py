@@ -12,12 +12,14 @@ from cllm.api.anthropic.schemas import (
     Message,
     NoTool,
     OneTool,
-    TextBlock,
+    Readable,
+    ResultBlock,
     ThinkingBlock,
     ToolResultBlock,
     ToolUseBlock,
 )
-from cllm.api.chat.conversation import Conversation, Tool
+from cllm.api.anthropic.tools import served
+from cllm.api.chat.conversation import Conversation
 from cllm.api.constraint_fields import Asked, asked_constraint, form_of
 from cllm.api.envelopes import encode
 from cllm.engine import InvalidRequest
@@ -29,23 +31,21 @@ def conversation(asked: CountRequest) -> Conversation:
     """The request as a Conversation. Raises InvalidRequest."""
     messages = list(_messages(asked))
     last = messages[-1] if messages else {}
-    choice, tools = asked.tool_choice, asked.tools or ()
+    choice, tools = asked.tool_choice, served(asked.tools or ())
     forced = isinstance(choice, (AnyTool, OneTool))
     if forced and not tools:
         raise InvalidRequest("tool_choice", "a forced call", "at least one tool in tools")
     return Conversation(
         messages,
-        tools=[
-            Tool(tool.name, tool.description or "", tool.input_schema, bool(tool.strict))
-            for tool in tools
-        ],
+        tools=tools,
         choice="none" if isinstance(choice, NoTool) else "required" if forced else "auto",
         allowed=frozenset({choice.name}) if isinstance(choice, OneTool) else None,
         parallel=not getattr(choice, "disable_parallel_tool_use", False),
         response=asked_constraint(asked, *_formats(asked)),
         reasoning=_reasoning(asked),
         continued=last.get("role") == "assistant" and "tool_calls" not in last,
-        budget=asked.budget,
+        budget=_budget(asked),
+        soft_budget=asked.budget is None,  # budget_tokens is a target there
         shows_thoughts=asked.shows_thoughts,
     )
 
@@ -65,6 +65,13 @@ def _reasoning(asked: CountRequest) -> bool | str:
         return False  # this API promises it if thinking is not requested
     effort = asked.output_config and asked.output_config.effort
     return effort or True
+
+
+def _budget(asked: CountRequest) -> int | None:
+    thinking = asked.thinking
+    if asked.budget is not None or thinking is None or thinking.type != "enabled":
+        return asked.budget
+    return thinking.budget_tokens
 
 
 def _messages(asked: CountRequest) -> Iterator[dict[str, Any]]:
@@ -105,7 +112,7 @@ def _parts(message: Message) -> Iterator[dict[str, Any]]:
 
 
 def _said(blocks: Sequence[Block]) -> dict[str, Any]:
-    said: dict[str, Any] = {"content": _text_of([b for b in blocks if isinstance(b, TextBlock)])}
+    said: dict[str, Any] = {"content": _text_of([b for b in blocks if isinstance(b, Readable)])}
     thoughts = [b.thinking for b in blocks if isinstance(b, ThinkingBlock)]
     if thoughts:
         said["reasoning_content"] = _BETWEEN.join(thoughts)
@@ -120,7 +127,7 @@ def _call(block: ToolUseBlock) -> dict[str, Any]:
     return {"id": block.id, "type": "function", "function": function}
 
 
-def _text_of(content: str | Sequence[TextBlock]) -> str:
+def _text_of(content: str | Sequence[ResultBlock]) -> str:
     if isinstance(content, str):
         return content
     return _BETWEEN.join(block.text for block in content)

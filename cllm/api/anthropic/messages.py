@@ -10,6 +10,7 @@ from cllm.api.anthropic.blocks import MessageFrames, Reply, content_of
 from cllm.api.anthropic.conversation import conversation
 from cllm.api.anthropic.errors import refused
 from cllm.api.anthropic.schemas import COUNT, MESSAGES, MessagesRequest
+from cllm.api.anthropic.tools import numbered
 from cllm.api.chat.events import CallBegin
 from cllm.api.chat.fields import named
 from cllm.api.chat.prepare import Prepared, prepare
@@ -45,7 +46,7 @@ class Messages:
     def create(self, request: HttpRequest) -> HttpResponse | DeferredResponse:
         """POST ``/v1/messages``. Raises HttpError 400 and 503, InvalidRequest, QueueFull."""
         asked = MESSAGES.decode(request.body)
-        with named(_NAMES):
+        with named(_NAMES), named(numbered(asked.tools or ())):
             prepared = prepare(self._service, conversation(asked), tenant_of(request))
             service = self._service
             params = _params(asked, prepared, service)
@@ -68,7 +69,7 @@ class Messages:
     def count_tokens(self, request: HttpRequest) -> HttpResponse:
         """POST ``/v1/messages/count_tokens``. Raises HttpError 400 and 503, InvalidRequest."""
         asked = COUNT.decode(request.body)
-        with named(_NAMES):
+        with named(_NAMES), named(numbered(asked.tools or ())):
             try:
                 prepared = prepare(self._service, conversation(asked), tenant_of(request))
                 count = len(prepared.tokens)

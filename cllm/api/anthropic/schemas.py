@@ -1,7 +1,7 @@
 """Bodies of the Anthropic endpoints. Unknown fields are ignored, null means left out.
 
-Source: the Anthropic API reference, "Messages". Tools that run on that API's servers (search,
-code, files) have their own types, which these omit, so they are refused by name.
+Source: the Anthropic API reference, "Messages". Images and files have types that are not among
+these, so they are refused by name.
 """
 
 from __future__ import annotations
@@ -40,15 +40,93 @@ class ToolUseBlock(Struct, tag_field="type", tag="tool_use"):
     input: dict[str, Any]
 
 
+class PlainSource(Struct, tag_field="type", tag="text"):
+    """A document's text."""
+
+    data: str
+
+
+class ContentSource(Struct, tag_field="type", tag="content"):
+    """A document in blocks of text."""
+
+    content: str | list[TextBlock]
+
+
+class DocumentBlock(Struct, tag_field="type", tag="document"):
+    """A document of text."""
+
+    source: PlainSource | ContentSource
+    title: str | None = None
+    context: str | None = None
+
+    @property
+    def text(self) -> str:
+        """What the model reads."""
+        source = self.source
+        content = source.data if isinstance(source, PlainSource) else source.content
+        if not isinstance(content, str):
+            content = "\n".join(block.text for block in content)
+        return "\n".join(part for part in (self.title, self.context, content) if part)
+
+
+class SearchResultBlock(Struct, tag_field="type", tag="search_result"):
+    """A passage that the client found."""
+
+    title: str
+    source: str
+    content: list[TextBlock]
+
+    @property
+    def text(self) -> str:
+        """What the model reads."""
+        return "\n".join((self.title, self.source, *(block.text for block in self.content)))
+
+
+class ToolReference(Struct, tag_field="type", tag="tool_reference"):
+    """A tool that a search found."""
+
+    tool_name: str
+
+    @property
+    def text(self) -> str:
+        """What the model reads."""
+        return self.tool_name
+
+
+ResultBlock = TextBlock | DocumentBlock | SearchResultBlock | ToolReference
+
+
 class ToolResultBlock(Struct, tag_field="type", tag="tool_result"):
     """The result of a call."""
 
     tool_use_id: NonEmpty
-    content: str | list[TextBlock] | None = None
+    content: str | list[ResultBlock] | None = None
     is_error: bool | None = None
 
 
-Block = TextBlock | ThinkingBlock | RedactedThinkingBlock | ToolUseBlock | ToolResultBlock
+class ServerToolUse(Struct, tag_field="type", tag="server_tool_use"):
+    """A call that Anthropic's servers ran; omitted from the prompt, as its results."""
+
+
+class WebSearchResult(Struct, tag_field="type", tag="web_search_tool_result"):
+    """What a search of Anthropic's servers found."""
+
+
+class WebFetchResult(Struct, tag_field="type", tag="web_fetch_tool_result"):
+    """What Anthropic's servers fetched."""
+
+
+Readable = TextBlock | DocumentBlock | SearchResultBlock
+Block = (
+    Readable
+    | ThinkingBlock
+    | RedactedThinkingBlock
+    | ToolUseBlock
+    | ToolResultBlock
+    | ServerToolUse
+    | WebSearchResult
+    | WebFetchResult
+)
 
 
 class Message(Struct):
@@ -58,14 +136,37 @@ class Message(Struct):
     content: str | list[Block]
 
 
-class Tool(Struct):
-    """A function that the model may call."""
+# The beginnings of the types of tools that Anthropic's servers run, and that clients run.
+_HOSTED = ("web_search_", "web_fetch_", "code_execution_", "tool_search_tool_", "mcp_toolset")
+_OF_CLIENTS = ("bash_", "text_editor_", "memory_")
 
-    name: NonEmpty
-    input_schema: dict[str, Any]
+
+class Tool(Struct):
+    """A function that the model may call, or a tool of one of Anthropic's types."""
+
+    name: NonEmpty | None = None
+    input_schema: dict[str, Any] | None = None
     description: str | None = None
     strict: bool | None = None
-    type: Literal["custom"] | None = None
+    type: str | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse what lacks a name or a schema: ValueErrors become the 400's text."""
+        if self.hosted:
+            return
+        if self.name is None:
+            raise ValueError("name: missing; expected a non-empty string")
+        if self.type in (None, "custom"):
+            if self.input_schema is None:
+                raise ValueError("input_schema: missing; expected a JSON schema")
+        elif not (self.type or "").startswith(_OF_CLIENTS):
+            instead = 'give it an input_schema, and the type "custom"'
+            raise ValueError(f'type: "{(self.type or "")[:80]}" is not served; {instead}')
+
+    @property
+    def hosted(self) -> bool:
+        """Whether Anthropic's servers run it; the model is not told of it."""
+        return (self.type or "").startswith(_HOSTED)
 
 
 class Auto(Struct, tag_field="type", tag="auto"):
@@ -92,9 +193,10 @@ class NoTool(Struct, tag_field="type", tag="none"):
 
 
 class Thinking(Struct):
-    """Whether the model is to think first. The budget of tokens is not enforced."""
+    """Whether the model is to think first. budget_tokens: the most tokens of thoughts."""
 
     type: Literal["enabled", "adaptive", "disabled"]
+    budget_tokens: Annotated[int, Meta(ge=0, le=INT32)] | None = None
 
 
 class JsonFormat(Struct, tag_field="type", tag="json_schema"):

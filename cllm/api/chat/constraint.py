@@ -130,6 +130,8 @@ def _budget(engine: Engine, conversation: Conversation, dialect: Dialect) -> int
         return None
     end = dialect.think[1]
     if _marker_token(engine, end) is None:
+        if conversation.soft_budget:
+            return None
         expected = f"-1: this model has no token that ends thoughts ({end!r} is text)"
         raise InvalidRequest("thinking_budget_tokens", budget, expected)
     return budget

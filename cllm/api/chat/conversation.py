@@ -43,6 +43,7 @@ class Conversation:
     tenant: whose turn it is when constraints are compiled.
     opened: the prompt ends with the start of the assistant's turn, if nothing is continued.
     budget: the most tokens of thoughts, -1 for any number; None: as the server says.
+    soft_budget: a budget that this model cannot be held to is ignored, not refused.
     shows_thoughts: they stay in the text; None: as the server says.
     """
 
@@ -58,4 +59,5 @@ class Conversation:
     tenant: str = ""
     opened: bool = True
     budget: int | None = None
+    soft_budget: bool = False
     shows_thoughts: bool | None = None

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 from cllm.engine import InvalidRequest, PromptTooLong
 from cllm.http import HttpError
 
-Names = Sequence[tuple[re.Pattern[str], str]]
+Names = Sequence[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]]]
 """Patterns of the field names of chat completions, and their replacements."""
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any, Literal
 
@@ -102,6 +102,7 @@ class ChatCompletions:
 def conversation_of(asked: ChatRequest) -> Conversation:
     """The same in the terms that all APIs share. Raises InvalidRequest."""
     messages = [_plain(message) for message in asked.messages]
+    _identify(messages)
     begun = asked.messages[-1]
     if begun.role == "assistant" and isinstance(begun.content, list):  # as llama-server joins them
         messages[-1]["content"] = "\n\n".join(part.said for part in begun.content)
@@ -128,6 +129,21 @@ def conversation_of(asked: ChatRequest) -> Conversation:
         budget=asked.budget,
         shows_thoughts=asked.shows_thoughts,
     )
+
+
+def _identify(messages: Sequence[dict[str, Any]]) -> None:
+    """Give ids to calls without one, and to results the id of the oldest call that has none."""
+    unanswered: list[str] = []
+    for number, message in enumerate(messages):
+        for index, call in enumerate(message.get("tool_calls", ())):
+            call["id"] = call["id"] or f"call_{number}_{index}"
+            unanswered.append(call["id"])
+        if message["role"] != "tool":
+            continue
+        id = message.get("tool_call_id") or (unanswered[0] if unanswered else "call_0_0")
+        message["tool_call_id"] = id
+        if id in unanswered:
+            unanswered.remove(id)
 
 
 def _is_continued(asked: ChatRequest, last: Mapping[str, Any]) -> bool:

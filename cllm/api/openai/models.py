@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import datetime, timezone
 from typing import Any
 
 from cllm.api.envelopes import JSON, encode
@@ -21,9 +22,12 @@ class Models:
         """GET ``/v1/models``."""
         own = self._model()
         # llama-server's clients look at both lists.
-        return HttpResponse.bytes(
-            encode({"object": "list", "data": [own], "models": [self._described(own)]}), JSON
-        )
+        body: dict[str, Any] = {"object": "list", "data": [own], "models": [self._described(own)]}
+        if _asks_as_anthropic(request):
+            id = own["id"]
+            body = {"data": [own | _anthropic(own)], "has_more": False}
+            body |= {"first_id": id, "last_id": id}
+        return HttpResponse.bytes(encode(body), JSON)
 
     def model(self, request: HttpRequest) -> HttpResponse:
         """GET ``/v1/models/{id}``; raises HttpError 404."""
@@ -31,7 +35,8 @@ class Models:
         asked = request.path_params["id"]
         if asked not in (own["id"], *own["aliases"]):
             raise HttpError(404, f'the model "{asked[:80]}" does not exist here; use "{own["id"]}"')
-        return HttpResponse.bytes(encode(own), JSON)
+        more = _anthropic(own) if _asks_as_anthropic(request) else {}
+        return HttpResponse.bytes(encode(own | more), JSON)
 
     def _described(self, own: dict[str, Any]) -> dict[str, Any]:
         """The model as Ollama's clients expect it."""
@@ -77,3 +82,14 @@ class Models:
                 "size": info.size_bytes,
             },
         }
+
+
+def _asks_as_anthropic(request: HttpRequest) -> bool:
+    return request.headers.get("anthropic-version") is not None
+
+
+def _anthropic(own: dict[str, Any]) -> dict[str, Any]:
+    """The fields of Anthropic's models."""
+    created = datetime.fromtimestamp(own["created"], timezone.utc)
+    made = created.isoformat().replace("+00:00", "Z")
+    return {"type": "model", "display_name": own["id"], "created_at": made}

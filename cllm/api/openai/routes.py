@@ -6,7 +6,7 @@ from cllm.api.openai.chat import ChatCompletions
 from cllm.api.openai.completions import Completions
 from cllm.api.openai.errors import error_body, too_long
 from cllm.api.openai.models import Models
-from cllm.api.openai.responses import Responses
+from cllm.api.openai.responses import Responses, ResponseStore, StoredResponses
 from cllm.api.openai.responses.schemas import RESPONSES
 from cllm.api.openai.schemas import CHAT, COMPLETION
 from cllm.api.openai.timing import timed
@@ -30,12 +30,20 @@ def routes(service: Service, submission: Submission) -> tuple[Route, ...]:
     """What is served of it, and llama-server's other names for some."""
     chat = ChatCompletions(service, submission)
     completions = Completions(service, submission)
-    models, responses = Models(service), Responses(service, submission)
+    models = Models(service)
+    store = ResponseStore(service.settings.response_memory)
+    responses, stored = Responses(service, submission, store), StoredResponses(store)
     return (
         Route("POST", "/v1/chat/completions", "OpenAI: answer a conversation",
               chat.endpoint, CHAT, answers.ChatCompletion, events=True),
-        Route("POST", "/v1/responses", "OpenAI: create a response, without a store",
+        Route("POST", "/v1/responses", "OpenAI: create a response",
               responses.create, RESPONSES, answers.Response, events=True),
+        Route("GET", "/v1/responses/{id}", "OpenAI: read a stored response",
+              stored.read, None, answers.Response),
+        Route("DELETE", "/v1/responses/{id}", "OpenAI: delete a stored response",
+              stored.delete, None, answers.Deleted),
+        Route("GET", "/v1/responses/{id}/input_items", "OpenAI: what a response was made from",
+              stored.input_items, None, answers.ItemList),
         Route("POST", "/responses", "llama-server: the same as /v1/responses",
               responses.create, RESPONSES, answers.Response, events=True),
         *(

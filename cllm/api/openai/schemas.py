@@ -155,10 +155,10 @@ class CalledFunction(Struct):
 
 
 class ToolCall(Struct):
-    """A call in an earlier answer."""
+    """A call in an earlier answer; one without an id gets one."""
 
-    id: str
     function: CalledFunction
+    id: str | None = None
     type: Literal["function"] = "function"
 
 
@@ -185,8 +185,8 @@ class Function(Struct):
 class FunctionTool(Struct):
     """A tool; functions are the only kind supported here."""
 
-    type: Literal["function"]
     function: Function
+    type: Literal["function"] = "function"
 
 
 class Named(Struct):
@@ -252,8 +252,10 @@ class ChatRequest(Sampled, kw_only=True):
             raise ValueError("continue_final_message: cannot be true with add_generation_prompt")
         if self.top_logprobs and not self.logprobs:
             raise ValueError("top_logprobs: needs logprobs to be true")
+        called = False
         for number, message in enumerate(self.messages):
-            if message.role == "tool" and message.tool_call_id is None:
+            called = called or bool(message.tool_calls)
+            if message.role == "tool" and not (message.tool_call_id or called):
                 raise ValueError(f"messages[{number}].tool_call_id: missing; expected a string")
 
     @property

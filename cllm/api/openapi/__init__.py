@@ -134,4 +134,4 @@ def _content(route: Route, ref_of: dict[Any, Any]) -> dict[str, Any]:
         if route.event is not None:
             schema |= {"contentMediaType": JSON, "contentSchema": ref_of[route.event]}
         content[route.event_type] = {"schema": schema}
-    return content or {"text/plain": {"schema": {"type": "string"}}}
+    return content or {route.content_type: {"schema": {"type": "string"}}}

@@ -5,50 +5,51 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 
-from cllm.api.chat.conversation import Conversation, Tool
+from cllm.api.chat.conversation import Conversation
 from cllm.api.constraint_fields import Asked, asked_constraint, form_of
+from cllm.api.envelopes import encode
 from cllm.api.openai.responses.schemas import (
-    AllowedTools,
     Content,
     Item,
     NamedTool,
     Part,
     ResponsesRequest,
+    ToolChoice,
 )
+from cllm.api.openai.responses.tools import Toolbox, shown_name
 
 Choice = tuple[Literal["none", "auto", "required"], frozenset[str] | None]
 
 
-def conversation(asked: ResponsesRequest) -> Conversation:
-    """What is asked, in the shape that every API shares."""
-    messages = list(_messages(asked))
-    choice, allowed = _choice(asked)
-    last = messages[-1]
+def conversation(asked: ResponsesRequest, items: Sequence[Item], tools: Toolbox) -> Conversation:
+    """What is asked, in the shape that every API shares. items: earlier ones and the input's."""
+    messages = list(_messages(asked, items))
+    choice, allowed = _choice(asked, tools)
+    last = messages[-1] if messages else {}
     return Conversation(
         messages,
-        tools=[
-            Tool(tool.name, tool.description or "", tool.parameters, bool(tool.strict))
-            for tool in asked.tools or ()
-        ],
+        tools=tools.tools,
         choice=choice,
         allowed=allowed,
         parallel=asked.parallel_tool_calls is not False,
         response=asked_constraint(asked, _format(asked)),
         reasoning=asked.reasoning.effort if asked.reasoning is not None else None,
         template_kwargs=asked.chat_template_kwargs or {},
-        continued=last["role"] == "assistant" and "tool_calls" not in last,
+        continued=last.get("role") == "assistant" and "tool_calls" not in last,
         budget=asked.budget,
         shows_thoughts=asked.shows_thoughts,
     )
 
 
-def _choice(asked: ResponsesRequest) -> Choice:
+def _choice(asked: ResponsesRequest, tools: Toolbox) -> Choice:
     choice = asked.tool_choice
-    if isinstance(choice, NamedTool):
-        return "required", frozenset({choice.name})
-    if isinstance(choice, AllowedTools):
-        return choice.mode, frozenset(tool.name for tool in choice.tools)
-    return choice or "auto", None
+    if choice is None or isinstance(choice, str):
+        return choice or "auto", None
+    named: Sequence[NamedTool | ToolChoice] = (choice,)
+    if choice.type == "allowed_tools":
+        named = choice.tools or ()
+    names = {tools.find(tool.name or "", tool.namespace) or tool.name or "" for tool in named}
+    return choice.mode if choice.type == "allowed_tools" else "required", frozenset(names)
 
 
 def _format(asked: ResponsesRequest) -> Asked | None:
@@ -58,15 +59,14 @@ def _format(asked: ResponsesRequest) -> Asked | None:
     return form_of({"type": format.type, "schema": format.schema}, "text.format")
 
 
-def _messages(asked: ResponsesRequest) -> Iterator[dict[str, Any]]:
+def _messages(asked: ResponsesRequest, items: Sequence[Item]) -> Iterator[dict[str, Any]]:
     """Messages in the shape of chat completions: thoughts, text and calls of a turn are one."""
     if asked.instructions:
         yield {"role": "system", "content": asked.instructions}
-    if isinstance(asked.input, str):
-        yield {"role": "user", "content": asked.input}
-        return
     turn: dict[str, Any] = {}  # the assistant's, under way
-    for item in asked.input:
+    for item in items:
+        if item.omitted:
+            continue
         if (item.type == "message" and item.role != "assistant") or item.type.endswith("output"):
             if turn:
                 yield turn
@@ -80,7 +80,7 @@ def _messages(asked: ResponsesRequest) -> Iterator[dict[str, Any]]:
 
 
 def _other(item: Item) -> dict[str, Any]:
-    if item.type == "function_call_output":
+    if item.type.endswith("_output"):
         output = _text(item.output or "")
         return {"role": "tool", "tool_call_id": item.call_id, "content": output}
     role = "system" if item.role == "developer" else item.role
@@ -92,8 +92,11 @@ def _add(turn: dict[str, Any], item: Item) -> None:
         thoughts = _text(item.content or "") or _text(item.summary or "")
         if thoughts:
             turn["reasoning_content"] = turn.get("reasoning_content", "") + thoughts
-    elif item.type == "function_call":
-        function = {"name": item.name, "arguments": item.arguments}
+    elif item.type in ("function_call", "custom_tool_call"):
+        custom = item.type == "custom_tool_call"
+        arguments = encode({"input": item.input}).decode() if custom else item.arguments
+        name = shown_name(item.name or "", item.namespace)
+        function = {"name": name, "arguments": arguments}
         call = {"id": item.call_id, "type": "function", "function": function}
         turn.setdefault("tool_calls", []).append(call)
     else:
@@ -103,4 +106,4 @@ def _add(turn: dict[str, Any], item: Item) -> None:
 def _text(content: Content | Sequence[Part]) -> str:
     if isinstance(content, str):
         return content
-    return "".join(part.text or part.refusal for part in content)
+    return "".join(part.text or part.refusal or "" for part in content)

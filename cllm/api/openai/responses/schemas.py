@@ -1,16 +1,19 @@
 """Body of ``/v1/responses``. Unknown fields are ignored, null means left out.
 
-Source: the OpenAI API reference, "Responses". Fields that need a store or a tool on the server are
-declared, so that asking for them is refused by name and never overlooked.
+Source: the OpenAI API reference, "Responses". Fields that are not supported are declared, so that
+asking for them is refused by name and never overlooked.
 """
 
 from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
+import msgspec
 from msgspec import Meta, Struct
 
 from cllm.api.llama_fields import LlamaFields, OrAll
+from cllm.api.openai.responses.tools import GivenTool, is_left_out
+from cllm.api.openai.schemas import Alternatives
 from cllm.api.sampling import Temperature
 from cllm.api.schemas import Fraction, NonEmpty, Schema
 
@@ -18,10 +21,7 @@ from cllm.api.schemas import Fraction, NonEmpty, Schema
 _NOTHING: dict[str, tuple[Any, ...]] = {
     "background": (None, False),
     "conversation": (None,),
-    "previous_response_id": (None, ""),
     "prompt": (None,),
-    "top_logprobs": (None, 0),
-    "truncation": (None, "disabled"),
 }
 
 # What an item of each type must have.
@@ -29,8 +29,19 @@ _NEEDED = {
     "message": ("role", "content"),
     "function_call": ("call_id", "name", "arguments"),
     "function_call_output": ("call_id", "output"),
+    "custom_tool_call": ("call_id", "name", "input"),
+    "custom_tool_call_output": ("call_id", "output"),
     "reasoning": (),
+    "item_reference": ("id",),
 }
+# Items of OpenAI's own tools, which another model's turns may have left; they are omitted.
+_OMITTED = (
+    "web_search_call", "file_search_call", "code_interpreter_call", "image_generation_call",
+    "computer_call", "computer_call_output", "local_shell_call", "local_shell_call_output",
+    "shell_call", "shell_call_output", "apply_patch_call", "apply_patch_call_output",
+    "mcp_list_tools", "mcp_call", "mcp_approval_request", "mcp_approval_response",
+    "tool_search_call", "tool_search_output", "compaction",
+)  # fmt: skip
 
 
 class Part(Struct):
@@ -44,46 +55,76 @@ class Part(Struct):
 Content = str | list[Part]
 
 
-class Item(Struct):
-    """One item of the input: a message, a call, its output, or thoughts."""
+class Item(Struct, omit_defaults=True):
+    """One item of the input: a message, a call, its output, thoughts, or a stored item's id."""
 
-    type: Literal["message", "function_call", "function_call_output", "reasoning"] = "message"
+    type: str = "message"
+    id: str | None = None
     role: Literal["user", "assistant", "system", "developer"] | None = None
     content: Content | None = None
     call_id: NonEmpty | None = None
     name: NonEmpty | None = None
-    arguments: str | None = None
-    output: Content | None = None
+    namespace: str | None = None
+    arguments: Any = None
+    input: str | None = None
+    output: Any = None
     summary: list[Part] | None = None
 
     def __post_init__(self) -> None:
         """Refuse an item that lacks what its type needs: ValueErrors become the 400's text."""
+        if self.type in _OMITTED:
+            return
+        if self.type not in _NEEDED:
+            known = ", ".join(_NEEDED)
+            raise ValueError(f'type: "{self.type[:80]}" is not valid; expected one of {known}')
         for name in _NEEDED[self.type]:
             if getattr(self, name) is None:
                 raise ValueError(f"{name}: missing; a {self.type} requires it")
+        if self.type == "function_call" and not isinstance(self.arguments, str):
+            raise ValueError("arguments: expected a string of JSON")
+        if self.type.endswith("_output"):
+            try:
+                self.output = msgspec.convert(self.output, Content)
+            except msgspec.ValidationError as error:
+                raise ValueError(f"output: {error}; expected a string or parts of text") from None
+
+    @property
+    def omitted(self) -> bool:
+        """Whether it says nothing to the model."""
+        return self.type in _OMITTED
 
 
-class FunctionTool(Struct):
-    """A function that the model may call; what OpenAI runs on its own servers has other types."""
+class NamedTool(Struct):
+    """A tool by its name."""
 
-    type: Literal["function"]
-    name: NonEmpty
-    parameters: dict[str, Any] | None = None
-    strict: bool | None = None
-    description: str | None = None
+    type: str
+    name: NonEmpty | None = None
+    namespace: str | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse a tool that is not served."""
+        if self.type not in ("function", "custom"):
+            reason = "is not served" if is_left_out(self.type) else "is not valid"
+            raise ValueError(f'type: "{self.type[:80]}" {reason}; expected "function" or "custom"')
+        if self.name is None:
+            raise ValueError(f"name: missing; a {self.type} requires it")
 
 
-class NamedTool(Struct, tag_field="type", tag="function"):
-    """This tool must be called."""
+class ToolChoice(Struct):
+    """This tool must be called; or only some tools may, or one of them must, be called."""
 
-    name: NonEmpty
-
-
-class AllowedTools(Struct, tag_field="type", tag="allowed_tools"):
-    """Only these tools may, or one of them must, be called."""
-
-    tools: list[NamedTool]
+    type: str
+    name: NonEmpty | None = None
+    namespace: str | None = None
+    tools: list[NamedTool] | None = None
     mode: Literal["auto", "required"] = "auto"
+
+    def __post_init__(self) -> None:
+        """Refuse a choice without what its type says, and a tool that is not served."""
+        if self.type != "allowed_tools":
+            NamedTool(self.type, self.name, self.namespace)
+        elif self.tools is None:
+            raise ValueError("tools: missing; allowed_tools requires it")
 
 
 class Format(Struct):
@@ -122,23 +163,25 @@ class ResponsesRequest(LlamaFields, kw_only=True):
     max_output_tokens: OrAll | None = None
     temperature: Temperature | None = None
     top_p: Fraction | None = None
-    tools: list[FunctionTool] | None = None
-    tool_choice: Literal["none", "auto", "required"] | NamedTool | AllowedTools | None = None
+    tools: list[GivenTool] | None = None
+    tool_choice: Literal["none", "auto", "required"] | ToolChoice | None = None
     parallel_tool_calls: bool | None = None
     text: TextConfig | None = None
     reasoning: ReasoningConfig | None = None
     metadata: dict[str, str] | None = None
     stream: bool | None = None
+    store: bool | None = None
+    previous_response_id: str | None = None
+    include: list[str] | None = None
+    top_logprobs: Alternatives | None = None
+    truncation: Literal["auto", "disabled"] | None = None
     # Not OpenAI's: names of the native API and of chat completions.
     seed: int | None = None
     chat_template_kwargs: dict[str, Any] | None = None
     # Not supported.
     background: Any = None
     conversation: Any = None
-    previous_response_id: Any = None
     prompt: Any = None
-    top_logprobs: Any = None
-    truncation: Any = None
 
     def __post_init__(self) -> None:
         """Refuse what is not supported: ValueErrors become the 400's text."""
@@ -146,6 +189,18 @@ class ResponsesRequest(LlamaFields, kw_only=True):
         for name, nothing in _NOTHING.items():
             if getattr(self, name) not in nothing:
                 raise ValueError(f"{name}: is not supported; leave it out")
+
+    @property
+    def logprobs(self) -> int | None:
+        """The alternatives shown for each token of the text; None: no log-probabilities."""
+        included = "message.output_text.logprobs" in (self.include or ())
+        return self.top_logprobs or 0 if included or self.top_logprobs else None
+
+    def items(self) -> list[Item]:
+        """The input as items."""
+        if isinstance(self.input, str):
+            return [Item(role="user", content=self.input)]
+        return self.input
 
 
 RESPONSES = Schema(ResponsesRequest)

@@ -1,0 +1,168 @@
+"""Runs agents' command-line clients against a server, and prints what came of it as a table.
+
+    python -m tests.tools.agent_clients --model FILE.gguf --folder FOLDER
+
+Installs Codex CLI, Claude Code and opencode of pinned versions with npm into FOLDER (1 GB), starts
+cLLM on a free port, and gives each client one task. The model decides whether the task is done;
+this program only tells whether the client spoke with the server without an error. Each client runs
+in an empty folder with a home folder of its own.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from cllm.api import Service, create_handler
+from cllm.engine import Engine
+from cllm.http import HttpRequest, HttpResponse, Server
+from cllm.http.deferred import DeferredResponse
+
+PACKAGES = ("@openai/codex@0.171.0", "@anthropic-ai/claude-code@2.1.197", "opencode-ai@1.18.33")
+TASK = "Say hello in one word. Do not use tools."
+Answer = HttpResponse | DeferredResponse
+
+
+@dataclass
+class Client:
+    """A client: its command, its environment, and files that it needs in its home folder."""
+
+    name: str
+    command: list[str]
+    environment: Mapping[str, str]
+    files: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass
+class Seen:
+    """The requests that a client sent, and the statuses of refused ones."""
+
+    requests: list[str] = field(default_factory=list)
+
+
+def clients(url: str, model: str) -> list[Client]:
+    """The clients, told where the server is."""
+    codex = (
+        f'model = "{model}"\nmodel_provider = "cllm"\n[model_providers.cllm]\nname = "cLLM"\n'
+        f'base_url = "{url}/v1"\nwire_api = "responses"\n'
+    )
+    provider = {
+        "npm": "@ai-sdk/openai-compatible",
+        "options": {"baseURL": f"{url}/v1", "apiKey": "none"},
+        "models": {model: {"name": model}},
+    }
+    opencode = {"provider": {"cllm": provider}, "model": f"cllm/{model}", "autoupdate": False}
+    claude = {
+        "ANTHROPIC_BASE_URL": url,
+        "ANTHROPIC_API_KEY": "none",
+        "ANTHROPIC_MODEL": model,
+        "ANTHROPIC_SMALL_FAST_MODEL": model,
+        "CLAUDE_CODE_DISABLE_NONESSENTIAL_TRAFFIC": "1",
+        "CLAUDE_CODE_MAX_OUTPUT_TOKENS": "64",
+    }
+    return [
+        Client(
+            "Codex CLI",
+            ["codex", "exec", "--skip-git-repo-check", TASK],
+            {},
+            {".codex/config.toml": codex},
+        ),
+        Client(
+            "Claude Code",
+            ["claude", "--print", TASK, "--system-prompt", "Be brief.", "--tools", "Bash"],
+            claude,
+        ),
+        Client(
+            "opencode",
+            ["opencode", "run", TASK],
+            {"OPENCODE_DISABLE_MODELS_FETCH": "1"},
+            {".config/opencode/opencode.json": json.dumps(opencode)},
+        ),
+    ]
+
+
+def attempt(client: Client, bin: Path, timeout: float) -> tuple[str, float]:
+    """How it ended, and the seconds that it took."""
+    with tempfile.TemporaryDirectory() as home:
+        for name, text in client.files.items():
+            path = Path(home) / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text, encoding="utf-8")
+        work = Path(home) / "work"
+        work.mkdir()
+        environment = {"PATH": f"{bin}:{os.environ['PATH']}", "HOME": home, **client.environment}
+        started = time.monotonic()
+        try:
+            run = subprocess.run(
+                client.command, cwd=work, env=environment, timeout=timeout, check=False,
+                stdin=subprocess.DEVNULL, capture_output=True,
+            )  # fmt: skip
+            said = (run.stderr if run.returncode else run.stdout).decode(errors="replace")
+            ended = f"exit {run.returncode}: {' '.join(said.split())[-120:]}"
+        except subprocess.TimeoutExpired:
+            ended = "timed out"
+        return ended, time.monotonic() - started
+
+
+def watching(seen: Seen) -> Callable[[HttpRequest, Callable[[HttpRequest], Answer]], Answer]:
+    """Middleware that notes each request and its status."""
+
+    def note(request: HttpRequest, next: Callable[[HttpRequest], Answer]) -> Answer:
+        line = f"{request.method} {request.path}"
+        try:
+            answer = next(request)
+        except Exception as error:
+            seen.requests.append(f"{line} {getattr(error, 'status', '')} {error}"[:200])
+            raise
+        status = answer.status if isinstance(answer, HttpResponse) else "later"
+        seen.requests.append(f"{line} {status}")
+        return answer
+
+    return note
+
+
+def main() -> None:
+    """Run them all."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("--model", type=Path, required=True, help="a GGUF file")
+    parser.add_argument("--folder", type=Path, required=True, help="where npm installs the clients")
+    parser.add_argument("--ctx-size", type=int, default=32768)
+    parser.add_argument("--timeout", type=float, default=300.0, help="seconds for each client")
+    parser.add_argument("--only", help="the clients with this text in their names")
+    given = parser.parse_args()
+    given.folder.mkdir(parents=True, exist_ok=True)
+    given.folder.joinpath("package.json").write_text('{"private": true}', encoding="utf-8")
+    install = ["npm", "install", "--no-audit", "--no-fund", "--loglevel=error", *PACKAGES]
+    subprocess.run(install, cwd=given.folder, check=True)
+    seen = Seen()
+    with Engine.load(given.model, parallel=1, ctx_size=given.ctx_size) as engine:
+        service = Service(engine)
+        handler = create_handler(service)
+        handler.add_middleware(watching(seen))
+        server = Server(handler, port=0)
+        server.start()
+        try:
+            print("| client | ended | seconds | requests |\n|---|---|---|---|")
+            for client in clients(f"http://127.0.0.1:{server.port}", service.model_id):
+                if given.only and given.only not in client.name:
+                    continue
+                seen.requests.clear()
+                ended, took = attempt(client, given.folder / "node_modules/.bin", given.timeout)
+                requests = "; ".join(dict.fromkeys(seen.requests)) or "none"
+                cells = (client.name, ended, f"{took:.1f}", requests)
+                print("|", " | ".join(cell.replace("|", "/") for cell in cells), "|", flush=True)
+        finally:
+            server.stop()
+
+
+if __name__ == "__main__":
+    main()
