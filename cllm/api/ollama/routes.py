@@ -9,7 +9,7 @@ from cllm.api.ollama.lines import LINES
 from cllm.api.ollama.models import Models
 from cllm.api.ollama.schemas import CHAT, EMBED, EMBEDDINGS, GENERATE, MODEL
 from cllm.api.ollama.vectors import Vectors
-from cllm.api.openapi import answers
+from cllm.api.openapi import ollama_answers as answers
 from cllm.api.route import Family, Route
 from cllm.api.service import Service
 from cllm.api.submission import Submission
