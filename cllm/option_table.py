@@ -124,6 +124,9 @@ class Settings:
     host: str = option("127.0.0.1", SERVER, text("ADDRESS"), "address to listen on")
     port: int = option(8080, SERVER, integer(0, 65535), "port to listen on; 0: any free port")
     workers: int = option(16, SERVER, integer(1, 1024), "threads that process HTTP requests")
+    page: bool = option(
+        True, SERVER, switch(), "serve the page for browsers at /, with chat and monitor"
+    )
     cors_origins: tuple[str, ...] = option(
         (), SERVER, names(),
         "origins whose pages may call from a browser (CORS), or * for all, or localhost for all "

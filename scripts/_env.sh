@@ -145,9 +145,9 @@ install() {
     fi
     # Checks import few of these packages: compiling every module would take longer than it saves.
     case $purpose in
-    run) what=("$ROOT") ;;
-    check) what=("${ROOT}[check]" --no-compile) ;;
-    test) what=("${ROOT}[check,test,compat]") ;;
+    run) what=("${ROOT}[page]") ;;
+    check) what=("${ROOT}[check,page]" --no-compile) ;;
+    test) what=("${ROOT}[check,test,compat,page]") ;;
     esac
     say "installing cLLM and the packages it needs"
     # compat: a plain path file, which starts faster than the import hook that is the default.

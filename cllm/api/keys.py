@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
+from collections.abc import Callable
 from hashlib import sha256
 from time import monotonic
 
@@ -21,16 +22,19 @@ _MOST = 10_000  # addresses, and pairs of address and key, that are remembered
 _HOW = 'send one as "Authorization: Bearer KEY" or as "x-api-key: KEY"'
 
 
-def require_key(tenants: Tenants) -> Check:
+def require_key(tenants: Tenants, is_open: Callable[[HttpRequest], bool] | None = None) -> Check:
     """A check that answers 401 to requests without one of the keys (RFC 6750, section 2.1).
 
     It notes the tenant and refuses a POST that is over its limits, before the body is read. A
-    browser's preflight carries no key, so CORS must be outside this check.
+    browser's preflight carries no key, so CORS must be outside this check. is_open: further
+    requests that need no key.
     """
     guesses = _Guesses()
 
     def check(request: HttpRequest) -> None:
         if request.path in OPEN and not (tenants.isolated and request.query_string):
+            return
+        if is_open is not None and is_open(request):
             return
         given = [sha256(key.encode()).digest() for key in _keys_of(request)]
         address = address_of(request)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,10 +37,13 @@ OPENAPI = "/openapi.json"
 _UNGUARDED = (*OPEN, OPENAPI)
 
 
-def create_handler(service: Service) -> HttpHandler:
+def create_handler(
+    service: Service, is_open: Callable[[HttpRequest], bool] | None = None
+) -> HttpHandler:
     """A handler with all APIs of one service, for a Server.
 
     ``/metrics`` and ``/health`` include the server once ``service.server_stats`` is set.
+    is_open: requests that need no key.
     """
     handler = HttpHandler()
     metrics = Metrics(service)
@@ -66,7 +70,7 @@ def create_handler(service: Service) -> HttpHandler:
 
     handler.error_body = _error_body
     if tenants.keyed:
-        handler.add_check(require_key(tenants))
+        handler.add_check(require_key(tenants, is_open))
     handler.add_middleware(metered(tenants))
     memory = BodyMemory(service.settings.body_memory)
     lanes = _Lanes(
@@ -78,7 +82,7 @@ def create_handler(service: Service) -> HttpHandler:
     for route in routes:
         family, endpoint = _family(route.path), route.endpoint
         if route.path not in _UNGUARDED:
-            endpoint = _guarded(service, family, endpoint, lanes, generates=route.events)
+            endpoint = _guarded(service, family, endpoint, lanes, generates=route.generates)
         if family.around is not None:
             endpoint = family.around(endpoint)
         register[route.method](route.path, endpoint)
