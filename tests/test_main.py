@@ -355,7 +355,7 @@ def test_a_port_that_strangers_reach_without_a_key_is_warned_of(
     child = start(*argv)
     header = " -H 'Authorization: Bearer KEY'" if "--api-key" in argv else ""
     child.until(rf"curl http://\S+/generate{header} -d ")
-    assert any("require a key with --api-key-file" in line for line in child.seen) == warned
+    assert any("require a key with --api-keys-file" in line for line in child.seen) == warned
     assert not any("sk-1" in line for line in child.seen)
 
 

@@ -21,7 +21,8 @@ class Route:
 
     body: decodes and checks the request's body. answer: the type of a whole response, for its
     description; None: not JSON. query: the parameters of the query, and their values.
-    events: whether it can answer with a stream of events; event_type: their content type.
+    events: whether it can answer with a stream of events; event_type: their content type; event:
+    the type of each one's data, for its description.
     """
 
     method: str
@@ -33,6 +34,12 @@ class Route:
     query: Mapping[str, Sequence[str]] = field(default_factory=dict)
     events: bool = False
     event_type: str = EVENT_STREAM
+    event: Any = None
+
+    @property
+    def generates(self) -> bool:
+        """Whether it gives generations to the engine."""
+        return self.events and self.body is not None
 
 
 @dataclass(frozen=True, slots=True)

@@ -84,7 +84,7 @@ def create_handler(
     for route in routes:
         family, endpoint = _family(route.path), route.endpoint
         if route.path not in _UNGUARDED:
-            endpoint = _guarded(service, family, endpoint, lanes, generates=route.events)
+            endpoint = _guarded(service, family, endpoint, lanes, generates=route.generates)
         if family.around is not None:
             endpoint = family.around(endpoint)
         register[route.method](route.path, endpoint)

@@ -274,6 +274,10 @@ class Tenants:
         """
         return self._by_digest.get(digest)
 
+    def knows(self, tenant: Tenant) -> bool:
+        """Whether its key is still valid; a file may have lost it."""
+        return tenant is self.anyone or tenant in self._tenants
+
     def of(self, request: HttpRequest) -> Tenant:
         """The tenant of a request."""
         tenant = request.context.get(TENANT)

@@ -21,6 +21,7 @@ from cllm.engine.embedding.embedder import Embedder
 from cllm.engine.embedding.ranking import PairEncoder
 from cllm.engine.errors import EngineError, InvalidRequest, Unsupported
 from cllm.engine.generation import Completion, Generation
+from cllm.engine.history import History, RequestRecord
 from cllm.engine.info import ModelInfo
 from cllm.engine.loading.loading import Loaded, load
 from cllm.engine.machine.own_process import OwnProcess
@@ -285,6 +286,15 @@ class Engine:
     def slots(self) -> list[SlotInfo]:
         """What each slot serves, or served last, at this moment. Raises Unsupported."""
         return [slot_info(slot) for slot in self._scheduler.slots]
+
+    @property
+    def history(self) -> History:
+        """The last steps, and the requests that ended last."""
+        return self._runner.history
+
+    def waiting(self, most: int) -> list[tuple[str, int, list[RequestRecord]]]:
+        """Tenants with requests that wait for a slot: the name, how many, the oldest `most`."""
+        return self._runner.waiting(most)
 
     @property
     def crowded(self) -> bool:

@@ -66,6 +66,9 @@ class Generation(Request):
     stop_text: the stop string that ended it, or "". has_newline: whether its text has one.
     slot: where it was computed; None before.
     guessed, guessed_right: drafted tokens that were evaluated, and those that were accepted.
+    prefix: where the reused tokens of its prompt came from: "slot" (its own slot held them), "copy"
+    (another slot), "running" (the slot of a running request), "memory" (host memory), "" if none
+    were reused.
     """
 
     __slots__ = (
@@ -77,6 +80,7 @@ class Generation(Request):
         "guessed",
         "guessed_right",
         "has_newline",
+        "prefix",
         "slot",
         "stop_text",
     )
@@ -99,6 +103,7 @@ class Generation(Request):
         self.slot: int | None = None
         self.guessed = 0
         self.guessed_right = 0
+        self.prefix = ""
 
     def take(self) -> list[str]:
         """Return the text made since the last call, whole characters, one entry per token.

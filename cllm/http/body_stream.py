@@ -41,6 +41,7 @@ class BodyStream:
     )  # fmt: skip
 
     content_type: ClassVar[str] = "application/octet-stream"
+    endless: ClassVar[bool] = False  # it ends as soon as the server stops, without a grace period
 
     def __init__(self) -> None:
         self._lock = threading.Lock()

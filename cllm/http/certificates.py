@@ -130,7 +130,7 @@ class Certificates:
             try:
                 context.load_cert_chain(certificate, key, password=_no_password)
                 names = host_names(ssl.PEM_cert_to_DER_cert(_first_certificate(pem)))
-            except (ssl.SSLError, ValueError) as error:
+            except (OSError, ValueError) as error:  # a file may be gone since it was read
                 raise HttpServerError(
                     f"the certificate {certificate} with the key {key} cannot be used: "
                     f"{_reason(error)}"
@@ -151,7 +151,7 @@ class Certificates:
             _readable(file)
             try:
                 context.load_verify_locations(file)
-            except ssl.SSLError as error:
+            except OSError as error:
                 raise HttpServerError(
                     f"the client authorities {file} cannot be used: {_reason(error)}"
                 ) from None

@@ -234,6 +234,8 @@ class Exchange:
 
     def _pull(self, stream: BodyStream, sink: Sink, most: int) -> Step:
         """Hand over what the stream holds. One `take` a call: later data wakes again."""
+        if stream.endless and self._context.draining and not stream.finished:
+            return self.end(sink)
         before = bool(self._left)
         pieces: Sequence[Buffer] = self._left or (stream.take(most) if most else stream.take())
         if stream.cancelled:

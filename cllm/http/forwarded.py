@@ -77,9 +77,13 @@ def _network(text: str) -> IPv4Network | IPv6Network:
 
 def _address(host: str) -> IPv4Address | IPv6Address | None:
     try:
-        address = ip_address(host)
+        return unmapped(ip_address(host))
     except ValueError:
         return None
+
+
+def unmapped(address: IPv4Address | IPv6Address) -> IPv4Address | IPv6Address:
+    """The IPv4 address that an IPv6 address stands for (RFC 4291 section 2.5.5.2), else itself."""
     mapped = address.ipv4_mapped if isinstance(address, IPv6Address) else None
     return address if mapped is None else mapped
 
@@ -93,7 +97,13 @@ def _hops(value: str) -> list[str] | None:
 
 
 def _host(hop: str) -> str | None:
-    """The address of a hop without its port; None if it is none."""
+    """The address of a hop without its port; None if it is none.
+
+    An address with a zone is none: `ip_address` takes any text as the zone, which would then stand
+    in the log and name a tenant.
+    """
+    if "%" in hop:
+        return None
     match = _BRACKETED.fullmatch(hop) or _WITH_PORT.fullmatch(hop)
     address = _address(match[1] if match else hop)
     return None if address is None else str(address)

@@ -11,7 +11,8 @@ from collections.abc import Callable
 from ipaddress import IPv4Address, IPv6Address
 from time import monotonic
 
-from cllm.http.connection import DONE, Connection, ConnectionProtocol
+from cllm.http.connection import DONE, Connection, ConnectionProtocol, Context
+from cllm.http.forwarded import unmapped
 from cllm.http.poller import READ, WRITE
 from cllm.http.transport import WANT_READ
 from cllm.http.workspace import Workspace
@@ -31,12 +32,17 @@ Enter = Callable[[str], bool]
 class ProxyProtocol:
     """Reads the header, then the connection becomes `following`."""
 
-    __slots__ = ("_enter", "_following", "_received", "_trusts", "_wanted")
+    __slots__ = ("_context", "_enter", "_following", "_received", "_trusts", "_wanted")
 
     def __init__(
-        self, following: ConnectionProtocol, trusts: Callable[[str], bool], enter: Enter
+        self,
+        context: Context,
+        following: ConnectionProtocol,
+        trusts: Callable[[str], bool],
+        enter: Enter,
     ) -> None:
         """trusts: whether an address is that of a proxy. enter: counts a client's connection."""
+        self._context = context
         self._following = following
         self._trusts = trusts
         self._enter = enter
@@ -78,11 +84,11 @@ class ProxyProtocol:
         if head[12] == _LOCAL or size is None or len(body) < 2 * size + 4:
             return None
         raw = body[:size]
-        host = str(IPv4Address(raw) if size == 4 else IPv6Address(raw))
-        return host, int.from_bytes(body[2 * size : 2 * size + 2], "big")
+        address = IPv4Address(raw) if size == 4 else unmapped(IPv6Address(raw))
+        return str(address), int.from_bytes(body[2 * size : 2 * size + 2], "big")
 
     def attend(self, connection: Connection, workspace: Workspace) -> int:
-        if connection.deadline <= monotonic():
+        if connection.deadline <= monotonic() or self._context.draining:
             return DONE
         return self.advance(connection, workspace)
 

@@ -200,7 +200,9 @@ class Server:
             protocol = Handshake(context, sock, self._certificates, self._follow)
         proxies = context.intake.proxies
         if self.config.proxy_protocol and proxies is not None:
-            protocol = ProxyProtocol(protocol, proxies.trusts, self._acceptor.clients.enter)
+            protocol = ProxyProtocol(
+                context, protocol, proxies.trusts, self._acceptor.clients.enter
+            )
         connection = Connection(
             context,
             PlainTransport(sock),

@@ -24,6 +24,7 @@ RING = ring(
     alice=Terms(),
     bob=Terms(),
     root=Terms(admin=True, priority=-10),
+    late=Terms(priority=5),
     few=Terms(requests_per_minute=2),
     spent=Terms(tokens_per_minute=30),
     single=Terms(concurrent=1, queued=1),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import jsonschema
@@ -60,12 +61,17 @@ def test_the_example_is_taken_and_its_answer_is_as_described(
         check(given["example"], given["schema"])
     content = operation["responses"]["200"]["content"]
     url = stories.url + path.replace("{id}", "0" if "slots" in path else stories.service.model_id)
-    response = stories.session.request(method, url, json=given.get("example"))
+    response = stories.session.request(method, url, json=given.get("example"), stream=True)
     if response.status_code == 200:
         kind = response.headers["Content-Type"].partition(";")[0]
         assert kind in content
+        schema = content[kind]["schema"]
         if kind == "application/json":
-            check(response.json(), content[kind]["schema"])
+            check(response.json(), schema)
+        elif "contentSchema" in schema:
+            first = next(response.iter_lines())
+            check(json.loads(first.removeprefix(b"data: ")), schema["contentSchema"])
+        response.close()
         return
     # What the built-in model cannot do, or a parameter of the query that is missing.
     assert response.status_code == 501 or "action" in response.text, response.text
@@ -89,7 +95,7 @@ def test_a_stream_is_described_where_it_can_be_asked_for() -> None:
     assert streaming == {
         "/generate", "/generate_stream", "/completion", "/completions", "/infill",
         "/v1/completions", "/v1/chat/completions", "/chat/completions", "/v1/responses",
-        "/responses", "/v1/messages", "/api/chat", "/api/generate", "/api/pull",
+        "/responses", "/v1/messages", "/api/chat", "/api/generate", "/api/pull", "/monitor",
     }  # fmt: skip
 
 

@@ -179,6 +179,21 @@ def test_a_benchmark_counts_for_its_key(keyed: Live) -> None:
     assert told["generated_tokens"] > 3 and told["prompt_tokens"] > 3
 
 
+def test_a_benchmark_is_no_more_urgent_than_its_key_allows(
+    keyed: Live, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    submit, priorities = Engine.submit, []
+
+    def noting(*args: Any, **fields: Any) -> Any:
+        priorities.append(fields["priority"])
+        return submit(*args, **fields)
+
+    monkeypatch.setattr(Engine, "submit", noting)
+    for key in ("late", "root"):
+        assert ask(keyed, key, "/benchmark", requests=1, max_tokens=1).status_code == 200
+    assert priorities == [5, 0]
+
+
 # Other terms while requests run
 
 

@@ -175,6 +175,23 @@ def test_a_broken_new_file_leaves_the_old_certificate(
     assert serial(server) != old
 
 
+def test_a_file_that_vanishes_while_it_is_read_leaves_the_old_certificate(
+    serve: Serve, files: TlsConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = serve(tls=files)
+    old = serial(server)
+    read = certificates_module._readable
+
+    def vanishing(file: str) -> str:
+        text = read(file)
+        os.remove(file)
+        return text
+
+    monkeypatch.setattr(certificates_module, "_readable", vanishing)
+    assert not server.reload_certificates()
+    assert serial(server) == old
+
+
 @pytest.mark.parametrize(
     ("cert", "key", "what"),
     [

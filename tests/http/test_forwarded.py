@@ -2,13 +2,25 @@
 
 from __future__ import annotations
 
+import socket
+import ssl
+
 import pytest
 
-from cllm.http import HttpHandler, ServerConfig
+from cllm.http import HttpHandler, ServerConfig, TlsConfig
 from cllm.http.forwarded import MOST_HOPS, TrustedProxies
 from cllm.http.proxy_protocol import SIGNATURE
 from cllm.http.request import Headers
-from tests.http.http_wire import Connect, Serve
+from tests.http.http_wire import (
+    PATIENCE,
+    Connect,
+    Serve,
+    certificate,
+    client_context,
+    get_over,
+    tls_connection,
+    wait_until,
+)
 
 PROXIES = TrustedProxies(("10.0.0.0/8", "192.0.2.1", "2001:db8::/32"))
 PEER = ("10.0.0.1", 4711)
@@ -36,6 +48,7 @@ def client(*fields: tuple[str, str], peer: str = PEER[0]) -> str:
         ("203.0.113.7,", PEER[0]),
         ("203.0.113.777", PEER[0]),
         ("203.0.113.7 203.0.113.8", PEER[0]),
+        ('fe80::1%eth0 status=200 "', PEER[0]),  # a zone may be any text
     ],
 )
 def test_x_forwarded_for_is_read_from_the_right(value: str, expected: str) -> None:
@@ -128,6 +141,7 @@ def test_a_proxy_has_no_limit_of_connections(serve: Serve, connect: Connect) -> 
 
 V4 = b"\x21\x11\0\x0c" + bytes([203, 0, 113, 7, 10, 0, 0, 1]) + b"\x12\x67\0\x50"
 V6 = bytes.fromhex("21210024" + "20010db9" + "00" * 11 + "07" + "00" * 16 + "12670050")
+MAPPED = b"\x21\x21\0\x24" + (bytes(10) + b"\xff\xff" + V4[4:8]) * 2 + V4[12:]
 GET = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"
 
 
@@ -136,6 +150,7 @@ GET = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"
     [
         (V4, b"203.0.113.7"),
         (V6, b"2001:db9::7"),
+        (MAPPED, b"203.0.113.7"),
         (b"\x21\x11\0\x10" + V4[4:] + b"\x04\0\x01x", b"203.0.113.7"),  # with an optional value
         (b"\x20\0\0\0", b"127.0.0.1"),  # LOCAL: the proxy asks for itself
         (b"\x21\0\0\0", b"127.0.0.1"),  # no address
@@ -186,6 +201,60 @@ def test_a_header_that_does_not_come_is_not_awaited(serve: Serve, connect: Conne
     peer = connect(proxied)
     peer.send(SIGNATURE)
     assert peer.ended()
+
+
+def test_a_stop_does_not_wait_for_a_header(serve: Serve, connect: Connect) -> None:
+    server = serve(
+        telling(), proxy_protocol=True, trusted_proxies=("127.0.0.0/8",), head_timeout=3600.0,
+        grace=3600.0,
+    )  # fmt: skip
+    peers = [connect(server) for _ in range(2)]
+    peers[0].send(SIGNATURE)
+    wait_until(lambda: server.stats().parked == 2, "both wait")
+    server.stop()
+    assert all(peer.ended() for peer in peers)
+
+
+@pytest.mark.parametrize("size", [1, 7, 1 << 16], ids="{} bytes at a time".format)
+@pytest.mark.parametrize("optional", [0, 996], ids="{} optional bytes".format)
+def test_a_proxy_header_stands_before_tls(serve: Serve, size: int, optional: int) -> None:
+    header = V4[:2] + (12 + optional).to_bytes(2, "big") + V4[4:] + b"\x04" * optional
+    server = serve(
+        telling(), proxy_protocol=True, trusted_proxies=("127.0.0.0/8",),
+        tls=TlsConfig((certificate("localhost"),)),
+    )  # fmt: skip
+    with socket.create_connection(("127.0.0.1", server.port), PATIENCE) as sock:
+        sent = SIGNATURE + header
+        for at in range(0, len(sent), size):
+            sock.sendall(sent[at : at + size])
+        with client_context().wrap_socket(sock, server_hostname="localhost") as secured:
+            assert get_over(secured, "/").endswith(b"203.0.113.7")
+
+
+def test_tls_without_the_proxy_header_is_closed(serve: Serve) -> None:
+    server = serve(
+        telling(), proxy_protocol=True, trusted_proxies=("127.0.0.0/8",),
+        tls=TlsConfig((certificate("localhost"),)),
+    )  # fmt: skip
+    with pytest.raises((ssl.SSLError, ConnectionError)):
+        tls_connection(server.port, client_context())
+
+
+def test_mapped_addresses_of_clients_are_counted_as_what_they_stand_for(
+    serve: Serve, connect: Connect
+) -> None:
+    """They have their first 64 bits in common, and are not one client."""
+    server = serve(
+        telling(), proxy_protocol=True, trusted_proxies=("127.0.0.0/8",),
+        max_connections_per_client=1,
+    )  # fmt: skip
+    first, other, same = (connect(server) for _ in range(3))
+    first.send(SIGNATURE + MAPPED + GET)
+    assert first.reply().body == b"203.0.113.7"
+    other.send(SIGNATURE + MAPPED.replace(V4[4:8], bytes([203, 0, 113, 8])) + GET)
+    assert other.reply().body == b"203.0.113.8"
+    same.send(SIGNATURE + V4 + GET)
+    assert same.ended()
 
 
 def test_the_connections_of_a_client_behind_a_proxy_are_counted(

@@ -90,7 +90,9 @@ def _checked(engine: Engine, tool: Tool, tenant: str) -> Tool:
 def _kind(schema: Mapping[str, Any]) -> Any:
     """The type, as it is compiled: null says nothing, and some write it in capitals."""
     kind = schema.get("type")
-    return kind.lower() if isinstance(kind, str) else "object" if kind is None else kind
+    if kind in (None, "", []):
+        return "object"
+    return kind.lower() if isinstance(kind, str) else kind
 
 
 def _check(schema: Any, where: str) -> None:

@@ -197,6 +197,7 @@ class _Run:
                 on_update=request.on_update,
                 tenant=self._name,
                 share=self._tenant.share,
+                priority=max(0, self._tenant.terms.priority),
                 scope=self._scope,
                 meter=self._tenant,
             )

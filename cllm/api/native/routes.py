@@ -11,6 +11,8 @@ from cllm.api.native.benchmark import Benchmarks
 from cllm.api.native.generate import Generating
 from cllm.api.native.health import LEVELS, health
 from cllm.api.native.model_info import model_info
+from cllm.api.native.monitor import Monitor
+from cllm.api.native.monitor_view import Moment
 from cllm.api.native.schemas import BENCHMARK, DECODE, ENCODE, GENERATE
 from cllm.api.native.usage import usage
 from cllm.api.openapi import answers
@@ -42,5 +44,7 @@ def routes(service: Service, submission: Submission, metrics: Metrics) -> tuple[
               partial(model_info, service), None, answers.Success[answers.ModelInfo]),
         Route("GET", "/usage", "Requests and tokens of the key, or of all for an admin key",
               partial(usage, service), None, answers.Success[answers.Accounts]),
+        Route("GET", "/monitor", "What the engine does, as events, at most four a second",
+              Monitor(service).endpoint, events=True, event=Moment),
         Route("GET", "/metrics", "Metrics in Prometheus text format", metrics.endpoint),
     )  # fmt: skip

@@ -103,11 +103,14 @@ class Placer:
 
     def _begin(self, slot: Slot, start: Start) -> None:
         source, reuse = start.source, start.reuse
+        slot.source = "slot"
         if isinstance(source, Slot):
+            slot.source = "running" if source.busy else "copy"
             self._context.remove(slot.id)
             self._context.copy(source.id, slot.id)
             slot.length = source.length
         elif isinstance(source, Saved):
+            slot.source = "memory"
             slot.length = self._restore(slot, source)
             self.cache.saved.keep_memory(source)
             reuse = min(reuse, slot.length)

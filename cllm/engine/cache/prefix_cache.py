@@ -46,6 +46,7 @@ class Slot:
     one waits for instead of evaluating them too.
     served: the request that it serves, or served last; any thread may read it.
     scope: of the requests that may reuse its tokens.
+    source: where its present request found the tokens that it reuses; see Generation.prefix.
     """
 
     id: int
@@ -57,6 +58,7 @@ class Slot:
     promised: int = 0
     served: Served | None = None
     scope: Scope = COMMON
+    source: str = "slot"
 
 
 Holder = Slot | Saved

@@ -166,7 +166,10 @@ class EmbeddingScheduler(EngineLoop[Job]):
             stats.prompt_tokens += count
             self._collect(count)
         self._parts = []
-        stats.other_s += time.perf_counter() - decode_ended + decode_began - began
+        ended, prepared = time.perf_counter(), decode_began - began
+        stats.other_s += ended - decode_ended + prepared
+        decode_s, publish_s = decode_ended - decode_began, ended - decode_ended
+        self.history.note_step(time.monotonic(), count, 0, 0, decode_s, 0.0, publish_s, prepared)
 
     def _plan(self) -> None:
         """Add inputs in their order while they fit; a long one has batches of its own.

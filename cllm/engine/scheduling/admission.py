@@ -147,7 +147,8 @@ class Admission:
 
     def _note_start(self, sequence: Sequence) -> None:
         """Count the cached tokens of a sequence that is about to begin."""
-        reused, stats = slot_of(sequence).length, self._stats
+        slot, stats = slot_of(sequence), self._stats
+        reused = slot.length
         if sequence.preempted:
             stats.recomputed_tokens += len(sequence.tokens) - reused
             return
@@ -155,5 +156,6 @@ class Admission:
         sequence.generation.usage.cached_tokens = reused
         if sequence.params.report_progress:
             sequence.writer.report_progress(reused)
+        sequence.generation.prefix = slot.source if reused else ""
         stats.cached_tokens += reused
         stats.prefix_hits += reused > 0

@@ -6,6 +6,7 @@ import math
 import threading
 import time
 from dataclasses import dataclass
+from itertools import islice
 from typing import Generic
 
 from cllm.engine.errors import EngineClosed, EngineError, QueueFull, described
@@ -114,6 +115,14 @@ class Inbox(Generic[T]):
     def _retry_after(self) -> int:
         """Mean seconds of a request, after which as many more have begun; 5 while unknown."""
         return min(60, max(1, math.ceil(self._mean_s))) if self._mean_s else 5
+
+    def waiting(self, most: int) -> list[tuple[str, int, list[T]]]:
+        """Tenants with waiting requests: the name, how many wait, and the oldest `most` of them."""
+        with self._changed:
+            return [
+                (tenant, len(items), list(islice(items, most)))
+                for tenant, items in self._waiting.items()
+            ]
 
     def cancel(self, request: Request) -> None:
         """End a request before the next step."""

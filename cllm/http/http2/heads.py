@@ -15,6 +15,7 @@ from cllm.http.errors import ProtocolError
 from cllm.http.head import FIELD_CONTENT, TOKEN, Head, build_head
 from cllm.http.http2.errors import ErrorCode, Http2ConnectionError, Http2StreamError
 from cllm.http.http2.hpack import (
+    ENTRY_OVERHEAD,
     SECRETS,
     CompressionError,
     Decoder,
@@ -38,8 +39,9 @@ _PSEUDO = frozenset((":method", ":scheme", ":authority", ":path"))
 
 VERSION = "HTTP/2"
 
-MAX_REMEMBERED = 32  # heads of a connection
-MAX_REMEMBERED_SIZE = 1024  # bytes of a block
+# Bytes of a connection's remembered heads: their blocks, and their fields as section 6.5.2 counts
+# them. A block of indices is much smaller than its fields.
+MAX_REMEMBERED = 16 * 1024
 
 
 class HeadReader:
@@ -50,12 +52,13 @@ class HeadReader:
     this connection's alone.
     """
 
-    __slots__ = ("_decoder", "_heads", "_limits", "_seen")
+    __slots__ = ("_decoder", "_heads", "_limits", "_remembered", "_seen")
 
     def __init__(self, limits: Limits) -> None:
         self._limits = limits
         self._decoder = Decoder(limits.head, limits.fields + len(_PSEUDO))
         self._heads: dict[bytes, Head] = {}
+        self._remembered = 0  # bytes, of MAX_REMEMBERED
         self._seen = 0  # the decoder's changes when the heads were remembered
 
     def read(self, stream: int, block: bytes) -> Head:
@@ -66,13 +69,24 @@ class HeadReader:
         """
         head = self._heads.get(block)
         if head is None:
+            before = self._decoder.changes
             fields = self._decode(block)
             head = _head(stream, fields, self._limits)
-            if len(block) <= MAX_REMEMBERED_SIZE and self._decoder.changes == self._seen:
-                if len(self._heads) >= MAX_REMEMBERED:
-                    self._heads.clear()
-                self._heads[block] = head
+            if self._decoder.changes == before:
+                self._remember(block, fields, head)
         return head
+
+    def _remember(self, block: bytes, fields: list[Field], head: Head) -> None:
+        size = len(block) + sum(len(name) + len(value) + ENTRY_OVERHEAD for name, value in fields)
+        if size <= MAX_REMEMBERED:
+            if self._remembered + size > MAX_REMEMBERED:
+                self._forget()
+            self._heads[block] = head
+            self._remembered += size
+
+    def _forget(self) -> None:
+        self._heads.clear()
+        self._remembered = 0
 
     def read_trailers(self, stream: int, block: bytes) -> None:
         """Check trailers, which the server drops (RFC 9110 section 6.5.1); raises as `read`."""
@@ -101,7 +115,7 @@ class HeadReader:
         finally:
             if self._decoder.changes != self._seen:
                 self._seen = self._decoder.changes
-                self._heads.clear()
+                self._forget()
 
 
 def _head(stream: int, fields: list[Field], limits: Limits) -> Head:
@@ -142,8 +156,10 @@ def _head(stream: int, fields: list[Field], limits: Limits) -> Head:
     if len(target) > limits.request_line:
         raise ProtocolError(414, f"the path is longer than {limits.request_line} bytes")
     authority = pseudo.get(":authority")
+    hosts = [value for name, value in regular if name == "host"]
+    if not (authority or hosts) or "" in (authority, *hosts):
+        raise _malformed(stream, ":authority and Host are missing, or one is empty")
     if authority is not None:
-        hosts = [value for name, value in regular if name == "host"]
         if any(host.lower() != authority.lower() for host in hosts):
             raise _malformed(stream, ":authority and Host differ")
         regular = [("host", authority), *(field for field in regular if field[0] != "host")]

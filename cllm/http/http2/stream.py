@@ -24,6 +24,7 @@ from cllm.http.http2.heads import response_block
 from cllm.http.http2.outbox import Outbox
 from cllm.http.http2.windows import STREAM_WINDOW, ReceiveWindow
 from cllm.http.incoming import IncomingBody
+from cllm.http.intake import Intake
 from cllm.http.request import HttpRequest
 from cllm.http.response import HttpResponse
 from cllm.http.transport import Buffer
@@ -89,6 +90,13 @@ class Stream:
         request.client = self.client
         request.id = access_log.request_id(request)
         return request
+
+    def hold_body(self, size: int, intake: Intake) -> None:
+        """The body is complete and stays for a later turn. Raises HttpError 503."""
+        if size:
+            if self.incoming is None:
+                self.incoming = intake.begin(self.partial_request())
+            self.incoming.grow(size)
 
     def drop_body(self) -> None:
         """The body is complete, or is not needed."""

@@ -64,10 +64,16 @@ class Streams:
     def take(self, stream: Stream, request: HttpRequest, counters: Counters) -> None:
         """A request is complete: begin it unless too much of other responses is held."""
         stream.request = request
-        if self._outbox.held > self._context.config.high_water:
-            self._waiting.append(stream)
-        else:
+        if self._outbox.held <= self._context.config.high_water:
             self._begin(stream, counters)
+            return
+        try:
+            stream.hold_body(len(request.body), self._context.intake)
+        except HttpError as error:
+            stream.request = None
+            self.refuse(stream, request, self._context.intake.error(error, request), counters)
+        else:
+            self._waiting.append(stream)
 
     def begin_waiting(self, counters: Counters) -> bool:
         """Begin a request that waits, if it need not wait any more."""

@@ -181,9 +181,8 @@ def test_an_input_that_is_too_long_is_named_and_nothing_is_queued(embedding: Eng
     for inputs in wrong:
         with pytest.raises(InvalidRequest, match="input"):
             embedding.embedder.submit(inputs)
-    with pytest.raises(InvalidRequest, match="non-empty"):
-        embedding.embedder.embed(["a", ""])
     assert embedding.stats().requests_submitted == before
+    assert len(embedding.embedder.embed(["a", ""])) == 2  # CLS and SEP
     longest = [[CLS] * TRAINED]
     assert embedding.embedder.submit(longest).result(WAIT)[0].shape == (1, WIDTH)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from collections.abc import Callable
 
 import pytest
@@ -9,6 +10,9 @@ import pytest
 from cllm.http import DeferredResponse, HttpHandler, HttpResponse, Server
 from cllm.http.http2 import guards
 from cllm.http.http2.errors import Http2ConnectionError
+from cllm.http.http2.heads import HeadReader
+from cllm.http.http2.hpack import encode_integer
+from cllm.http.limits import Limits
 from tests.http.http2.http2_wire import (
     ACK,
     CONTINUATION,
@@ -228,3 +232,20 @@ def test_a_head_in_many_small_blocks_is_no_attack(server: Server, http2: Connect
     parts += [frame(CONTINUATION, 0, 1, block[at : at + 1]) for at in range(1, 6)]
     client.send(b"".join(parts) + frame(CONTINUATION, END_HEADERS, 1, block[6:]))
     assert client.reply(1).body == b"root"
+
+
+def test_the_memory_of_remembered_heads_is_bounded() -> None:
+    """Blocks of a few indices stand for heads of 31 KiB."""
+    pseudo = b"\x82\x86\x84\x01\x04test"
+    large = b"\x40\x06cookie" + encode_integer(3900, 0x7F) + b"c" * 3900
+    reader = HeadReader(Limits())
+    reader.read(1, pseudo + large)
+    tracemalloc.start()
+    try:
+        for number in range(200):
+            head = reader.read(3, pseudo + b"\xbe" * 8 + b"\0\3x-n\3%03d" % number)
+            assert len(head.headers["cookie"]) > 31_000
+        used, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert used < 256 * 1024

@@ -238,6 +238,35 @@ def test_bodies_count_in_the_servers_body_memory(serve: Serve, http2: Connect) -
     wait_until(lambda: server.stats().body_bytes == 0, "a lost body is given back")
 
 
+def test_bodies_of_requests_that_wait_count_too(serve: Serve, http2: Connect) -> None:
+    """A body that came in one read is kept while other responses fill the bound of the streams."""
+    from cllm.http import Limits
+
+    server = serve(
+        handler_of(b"x" * 1000), high_water=500, body_memory=70_000, limits=Limits(body=70_000)
+    )
+    client = http2(server, s4=0)
+    client.updates = False
+    held = client.open()
+    waiting = [client.open("POST", "/length", b"x" * 16_384) for _ in range(2)]
+    refused = client.open("POST", "/length", b"x" * 40_000)
+    client.settled()
+    assert server.stats().body_bytes == 32_768
+    client.updates = True
+    client.send(settings(s4=1 << 20))
+    assert client.reply(refused).status == 503
+    assert [client.reply(stream).body for stream in (held, *waiting)] == [
+        b"x" * 1000, b"16384", b"16384",
+    ]  # fmt: skip
+    wait_until(lambda: server.stats().body_bytes == 0, "the memory is given back")
+    client.send(settings(s4=0))
+    client.open()
+    waiting = [client.open("POST", "/length", b"x" * 16_384)]
+    wait_until(lambda: server.stats().body_bytes == 16_384, "the next is counted")
+    client.close()
+    wait_until(lambda: server.stats().body_bytes == 0, "a lost body is given back")
+
+
 # Deadlines of windows
 
 

@@ -248,6 +248,9 @@ STREAM_ERRORS: list[tuple[str, Send, int]] = [
     ("8.3.1 a URL as :path", only(request_fields("GET", "http://test/")), PROTOCOL_ERROR),
     ("8.3.1 a :method that is no token", only(request_fields("G T")), PROTOCOL_ERROR),
     ("8.3.1 CR in :path", only(request_fields("GET", "/\r")), PROTOCOL_ERROR),
+    ("8.3.1 neither :authority nor Host", only(PSEUDO[:3]), PROTOCOL_ERROR),
+    ("8.3.1 an empty :authority", only([*PSEUDO[:3], (":authority", "")]), PROTOCOL_ERROR),
+    ("8.3.1 an empty Host", only([*PSEUDO[:3], ("host", "")]), PROTOCOL_ERROR),
     ("8.3.1 :authority and Host differ", lambda c: get(c, ("host", "other")), PROTOCOL_ERROR),
 ]  # fmt: skip
 
@@ -495,3 +498,16 @@ def test_heads_are_remembered_with_their_secrets_on_one_connection(server: Serve
         # The same bytes mean nothing on another connection, whose table is empty.
         second.send(frame(HEADERS, END_HEADERS | END_STREAM, 1, blocks[0]))
         assert second.until(GOAWAY).code == COMPRESSION_ERROR
+
+
+def test_a_block_that_changes_the_table_changes_it_each_time(server: Server) -> None:
+    """RFC 7541 section 2.3.2: two equal blocks add two entries."""
+    with Http2Client(server.port) as client:
+        name = b"\x40\x03x-a\x011"  # section 6.2.1: a literal that is indexed
+        pseudo = b"\x82\x86\x04\x07/fields\x01\x04test"
+        for stream in (1, 3):
+            client.send(frame(HEADERS, END_HEADERS | END_STREAM, stream, pseudo + name))
+            assert client.reply(stream).status == 200
+        # Indices 62 and 63: the two entries
+        client.send(frame(HEADERS, END_HEADERS | END_STREAM, 5, pseudo + b"\xbe\xbf"))
+        assert client.reply(5).json()["fields"].count(["x-a", "1"]) == 2
