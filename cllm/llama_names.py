@@ -170,6 +170,8 @@ _FLAGS: dict[tuple[str, ...], Name] = {
     ("--mirostat-ent",): _sampling("mirostat_tau"),
     ("--samplers",): _sampling("samplers"),
     ("--sampler-seq", "--sampling-seq"): _sampling("samplers"),
+    ("--ui", "--webui"): Name(0, lambda value: ["--page"]),
+    ("--no-ui", "--no-webui"): Name(0, lambda value: ["--no-page"]),
     ("--ignore-eos",): Name(0, lambda value: ["--sampling=ignore_eos=true"]),
     # What cLLM does anyway, or what changes no answer here.
     (
@@ -178,7 +180,7 @@ _FLAGS: dict[tuple[str, ...], Name] = {
         "--no-context-shift", "--cache-prompt", "--no-cache-prompt", "--cache-idle-slots",
         "--no-cache-idle-slots", "--swa-full", "--op-offload", "--no-op-offload", "--kv-offload",
         "-kvo", "--no-host", "-bs", "--backend-sampling", "--prefill-assistant", "--offline",
-        "--mmproj-auto", "--no-mmproj", "--no-mmproj-auto", "--no-ui", "--no-webui", "-e",
+        "--mmproj-auto", "--no-mmproj", "--no-mmproj-auto", "-e",
         "--escape", "--log-prefix", "--no-log-prefix", "--log-timestamps", "--no-log-timestamps",
         "--models-autoload", "--no-models-autoload", "--no-reasoning-preserve", "--reuse-port",
         "--no-skip-chat-parsing", "--no-ui-mcp-proxy", "--no-webui-mcp-proxy", "-no-ag",
@@ -257,6 +259,7 @@ _VARIABLES: dict[str, tuple[str, str | None]] = {
     "FREQUENCY_PENALTY": ("--frequency-penalty", None),
     "KV_UNIFIED": ("-kvu", "-no-kvu"), "REPACK": ("--repack", "--no-repack"),
     "ENDPOINT_METRICS": ("--metrics", "--no-metrics"), "ENDPOINT_SLOTS": ("--slots", "--no-slots"),
+    "UI": ("--ui", "--no-ui"),
     "RERANKING": ("--reranking", ""), "LOG_JSONL": ("--log-jsonl", "--no-log-jsonl"),
     "CONTEXT_SHIFT": ("--context-shift", ""), "ENDPOINT_PROPS": ("--props", ""),
     "HF_REPO": ("-hf", None), "HF_FILE": ("-hff", None), "MODEL_URL": ("-mu", None),
@@ -271,7 +274,7 @@ _VARIABLES: dict[str, tuple[str, str | None]] = {
 }  # fmt: skip
 _VARIABLES_IGNORED = (
     *("CONT_BATCHING", "EMBEDDINGS", "JINJA", "CACHE_PROMPT", "CACHE_REUSE", "CACHE_IDLE_SLOTS"),
-    *("SWA_FULL", "CTX_CHECKPOINTS", "PERF", "FIT", "FIT_CTX", "FIT_TARGET", "DEFRAG_THOLD", "UI"),
+    *("SWA_FULL", "CTX_CHECKPOINTS", "PERF", "FIT", "FIT_CTX", "FIT_TARGET", "DEFRAG_THOLD"),
     *("LOG_COLORS", "LOG_PREFIX", "LOG_TIMESTAMPS", "LOG_VERBOSITY", "OFFLINE", "BACKEND_SAMPLING"),
     *("PREFILL_ASSISTANT", "SPEC_DRAFT_N_MIN", "SPEC_DRAFT_P_MIN", "DRAFT_MIN", "KV_OFFLOAD"),
     *("MMPROJ_AUTO", "MMPROJ_OFFLOAD", "MODELS_AUTOLOAD", "LAZY_MODE", "NO_HOST", "REUSE_PORT"),

@@ -184,16 +184,18 @@ class Program:
     def __init__(self, settings: Settings, mailbox: SimpleQueue[Message]) -> None:
         from cllm.api import Service, create_handler
         from cllm.http import Server
-        from cllm.page import Page, needs_no_key
+        from cllm.page import UNCOUNTED, Page, needs_no_key
 
         check_model_files(settings)
         self.settings = settings
         self.mailbox = mailbox
         self.engine_config = engine_config(settings)
         self.service = Service(settings=api_settings(settings))
-        self.handler = create_handler(self.service, needs_no_key if settings.page else None)
         if settings.page:
+            self.handler = create_handler(self.service, needs_no_key, UNCOUNTED)
             Page().attach(self.handler)
+        else:
+            self.handler = create_handler(self.service)
         tls = tls_config(settings)
         config = server_config(settings)
         self.server = Server(self.handler, settings.host, settings.port, config, tls)

@@ -29,6 +29,7 @@ def test_a_usual_command_line_means_the_same() -> None:
     settings = settings_of(line)
     assert (settings.model, settings.alias) == ("model.gguf", ("mine",))
     assert (settings.threads, settings.threads_batch) == (6, None)
+    assert settings.page is False
     assert (settings.host, settings.port) == ("0.0.0.0", 9000)
     config = engine_config(settings)
     assert (config.ctx_size, config.parallel) == (2048, 4)  # 8192 in total

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from hashlib import sha256
 from time import monotonic
 
@@ -23,12 +23,16 @@ _MOST = 10_000  # addresses, and pairs of address and key, that are remembered
 _HOW = 'send one as "Authorization: Bearer KEY" or as "x-api-key: KEY"'
 
 
-def require_key(tenants: Tenants, is_open: Callable[[HttpRequest], bool] | None = None) -> Check:
+def require_key(
+    tenants: Tenants,
+    is_open: Callable[[HttpRequest], bool] | None = None,
+    uncounted: Collection[str] = (),
+) -> Check:
     """A check that answers 401 to requests without one of the keys (RFC 6750, section 2.1).
 
     It notes the tenant and refuses a POST that is over its limits, before the body is read. A
     browser's preflight carries no key, so CORS must be outside this check. is_open: further
-    requests that need no key.
+    requests that need no key. uncounted: paths that limits do not apply to.
     """
     guesses = _Guesses()
 
@@ -44,7 +48,7 @@ def require_key(tenants: Tenants, is_open: Callable[[HttpRequest], bool] | None 
             if tenant is not None:
                 guesses.right(address, digest)
                 request.context[TENANT] = tenant
-                if request.method == "POST":
+                if request.method == "POST" and request.path not in uncounted:
                     tenant.check(is_anthropic(request))
                 return
         if not given:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -38,12 +38,14 @@ _UNGUARDED = (*OPEN, OPENAPI)
 
 
 def create_handler(
-    service: Service, is_open: Callable[[HttpRequest], bool] | None = None
+    service: Service,
+    is_open: Callable[[HttpRequest], bool] | None = None,
+    uncounted: Collection[str] = (),
 ) -> HttpHandler:
     """A handler with all APIs of one service, for a Server.
 
     ``/metrics`` and ``/health`` include the server once ``service.server_stats`` is set.
-    is_open: requests that need no key.
+    is_open: requests that need no key. uncounted: paths that the limits of keys do not apply to.
     """
     handler = HttpHandler()
     metrics = Metrics(service)
@@ -75,8 +77,8 @@ def create_handler(
 
     handler.error_body = _error_body
     if tenants.keyed:
-        handler.add_check(require_key(tenants, is_open))
-    handler.add_middleware(metered(tenants))
+        handler.add_check(require_key(tenants, is_open, uncounted))
+    handler.add_middleware(metered(tenants, uncounted))
     memory = BodyMemory(service.settings.body_memory)
     lanes = _Lanes(
         large=Lane(handler, "cllm-large-bodies", memory),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import lru_cache
 from hashlib import sha256
@@ -324,10 +324,15 @@ def scope_of(request: HttpRequest, divided: bool, salt: str | None) -> Scope:
     return Scope(tenant_of(request) if divided else "", digest)
 
 
-def metered(tenants: Tenants) -> Middleware:
-    """Counts POST requests against the limits of their tenants, and tells what is left of them."""
+def metered(tenants: Tenants, uncounted: Collection[str] = ()) -> Middleware:
+    """Counts POST requests against the limits of their tenants, and tells what is left of them.
+
+    uncounted: paths that limits do not apply to.
+    """
 
     def count(request: HttpRequest, next: Next) -> Answer:
+        if request.path in uncounted:
+            return next(request)
         tenant = tenants.of(request)
         if not tenant.limited:
             if request.method == "POST":

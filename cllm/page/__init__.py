@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from cllm.page.page import Page, needs_no_key
+from cllm.page.page import UNCOUNTED, Page, needs_no_key
 
-__all__ = ["Page", "needs_no_key"]
+__all__ = ["UNCOUNTED", "Page", "needs_no_key"]

@@ -10,6 +10,8 @@ from cllm.page.rendering import Rendering
 ROOT = "/"
 FILES = "/page/static/"
 RENDER = "/page/render"
+UNCOUNTED = (RENDER,)
+"""Paths whose requests follow from others, so that limits of keys would count these twice."""
 
 
 class Page:

@@ -16,7 +16,7 @@ from cllm.engine import Engine
 from cllm.http import HttpError, HttpRequest, Server, ServerConfig
 from cllm.http.handler import Answer, Next
 from cllm.models import demo_path
-from cllm.page import Page, needs_no_key
+from cllm.page import UNCOUNTED, Page, needs_no_key
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Dialog
@@ -45,7 +45,7 @@ def serving(
 ) -> Iterator[Site]:
     """Joined as the program does it. prefix: removed from paths, as a proxy would."""
     service = Service(engine, settings)
-    handler = create_handler(service, needs_no_key)
+    handler = create_handler(service, needs_no_key, UNCOUNTED)
 
     def remove_prefix(request: HttpRequest, next: Next) -> Answer:
         if not request.path.startswith(prefix + "/"):

@@ -16,7 +16,7 @@ from tests.page.test_chat import DONE, SHORT, send, stored
 if TYPE_CHECKING:
     from playwright.sync_api import Page as Tab
 
-VIEWS = ("chat", "inspector", "bench")
+VIEWS = ("chat", "inspector", "monitor", "bench")
 
 
 @pytest.fixture(scope="module")
@@ -145,7 +145,7 @@ def test_views_fit_and_are_legible(
     tab.wait_for_selector(DONE)
     for view in VIEWS:
         tab.goto(f"{site.url}#/{view}")
-        tab.wait_for_selector(f".root.{view} :is(#send, #run, #bench-run)")
+        tab.wait_for_selector(f".root.{view} :is(#send, #run, #bench-run, .sections, svg, table)")
         assert tab.evaluate("document.documentElement.scrollWidth") <= width
         assert tab.evaluate(WIDE) == []
         assert tab.evaluate(PALE) == []
@@ -180,7 +180,7 @@ def test_both_languages_have_the_same_texts(tab: Tab) -> None:
             const { en } = await import(`${version}/texts_en.js`);
             const { zh } = await import(`${version}/texts_zh.js`);
             const all = [[en, zh], [chat.en, chat.zh]];
-            for (const view of ["inspector", "bench"]) {
+            for (const view of ["inspector", "monitor", "bench"]) {
                 const { texts } = await import(`${version}/${view}/texts.js`);
                 all.push([texts.en, texts.zh]);
             }

@@ -6,15 +6,20 @@ import gzip
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from queue import SimpleQueue
 
 import pytest
 import requests
 
 from cllm.api import ApiSettings
+from cllm.api.tenants import Terms
 from cllm.engine import Engine
-from cllm.http import HttpError, HttpRequest
+from cllm.http import HttpError, HttpRequest, HttpResponse
+from cllm.main import Program
+from cllm.option_table import load_settings
 from cllm.page.assets import FOLDER, POLICY, Assets, takes_gzip, weights_of
 from cllm.page.page import wants_page
+from tests.api.keyed import ring
 from tests.page.conftest import Site, serving
 
 BROWSER = "text/html,application/xhtml+xml,application/xml;q=0.9,*/*;q=0.8"
@@ -141,3 +146,24 @@ def test_the_files_need_no_key_and_all_else_does(keyed: Site) -> None:
     assert render.status_code == 401
     static = requests.post(keyed.url + "page/static/v/app.js", timeout=30)
     assert static.status_code == 401
+
+
+def test_rendering_leaves_the_requests_of_a_limited_key(engine: Engine) -> None:
+    settings = ApiSettings(key_ring=ring(few=Terms(requests_per_minute=2)))
+    with serving(engine, settings) as site:
+        body, key = {"markdown": "x"}, {"x-api-key": "few"}
+        statuses = [
+            requests.post(site.url + path, json=body, headers=key, timeout=30).status_code
+            for path in (*["page/render"] * 4, "encode", "encode", "encode", "page/render")
+        ]
+    assert statuses == [200, 200, 200, 200, 400, 400, 429, 200]
+
+
+@pytest.mark.parametrize(("words", "page"), [([], True), (["--no-page"], False)])
+def test_the_option_turns_it_off(words: list[str], page: bool) -> None:
+    program = Program(load_settings(["--port", "0", *words], {}), SimpleQueue())
+    assert program.handler.has_handler("POST", "/page/render") is page
+    request = HttpRequest.build("GET", "/", headers=[("Accept", BROWSER)])
+    answer = program.handler.handle_request(request)
+    assert isinstance(answer, HttpResponse)
+    assert (("Content-Type", "application/json") in answer.headers) is not page
