@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from cllm.option_kinds import did_you_mean
-from cllm.options import SettingsError
+from cllm.option_sources import SettingsError
 
 PREFIX = "LLAMA_ARG_"
 _KEY = "LLAMA_API_KEY"
@@ -106,7 +106,6 @@ def _sleep(value: str) -> Words:
 _NO_LORA = "LoRA adapters are not supported; merge the adapter into the model file"
 _NO_IMAGES = "images and sounds are not supported"
 _NO_HUB = "cLLM does not download models; download the file and give it with --model"
-_NO_TLS = "cLLM does not speak TLS; put a proxy in front"
 _NO_ROUTER = "one server serves one model; start one for each"
 _NO_ROPE = "cLLM takes the position encoding from the model file"
 _NO_DEVICES = "cLLM cannot divide a model between devices; give --n-gpu-layers"
@@ -207,7 +206,8 @@ _FLAGS: dict[tuple[str, ...], Name] = {
         1, _NO_TOOLS
     ),
     ("--ui-mcp-proxy", "--webui-mcp-proxy", "-ag", "--agent"): _refused(0, _NO_TOOLS),
-    ("--ssl-key-file", "--ssl-cert-file"): _refused(1, _NO_TLS),
+    ("--ssl-key-file",): _same("--tls-key"),
+    ("--ssl-cert-file",): _same("--tls-cert"),
     ("--rope-scaling", "--rope-scale", "--rope-freq-base", "--rope-freq-scale", "--yarn-orig-ctx",
      "--yarn-ext-factor", "--yarn-attn-factor", "--yarn-beta-slow", "--yarn-beta-fast", "-gan",
      "--grp-attn-n", "-gaw", "--grp-attn-w", "--override-kv"): _refused(1, _NO_ROPE),

@@ -8,9 +8,13 @@ import logging.handlers
 import sys
 import time
 import traceback
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, TextIO
 
-from cllm.options import SettingsError
+from cllm.option_sources import SettingsError
+
+if TYPE_CHECKING:
+    from cllm.http.access_log import AccessLine
 
 # Attributes of every record; any other attribute was passed as `extra`.
 _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
@@ -23,11 +27,11 @@ def set_up(level: str = "info", *, file: str | None = None, as_json: bool = Fals
     """
     handler: logging.Handler
     if file is None:
-        handler = logging.StreamHandler(sys.stderr)
+        handler = _BatchStream(sys.stderr)
     else:
         try:
             # Watched: log rotation may move the file; the next line then starts a new one.
-            handler = logging.handlers.WatchedFileHandler(file, encoding="utf-8")
+            handler = _BatchFile(file, encoding="utf-8")
         except OSError as error:
             raise SettingsError(f"--log-file: cannot write {file}: {error.strerror}") from None
     handler.setFormatter(JsonFormatter() if as_json else HumanFormatter())
@@ -36,12 +40,49 @@ def set_up(level: str = "info", *, file: str | None = None, as_json: bool = Fals
     others = wanted if wanted == logging.DEBUG else max(wanted, logging.WARNING)
     logging.basicConfig(level=others, handlers=[handler], force=True)
     logging.getLogger("cllm").setLevel(wanted)
-    # Data that the formats do not show is not collected (as the logging manual advises): every
-    # request writes a line of the access log.
+    # Data that the formats do not show is not collected (as the logging manual advises).
     logging.logThreads = False
     logging.logProcesses = False
     logging.logMultiprocessing = False
     logging._srcfile = None
+
+
+if TYPE_CHECKING:
+    _Stream = logging.StreamHandler[TextIO]
+else:
+    _Stream = logging.StreamHandler  # Python 3.10 has no type arguments for it
+
+
+class _BatchStream(_Stream):
+    """Writes the lines of the access log that have come together in one go."""
+
+    def write_access(self, lines: Sequence[AccessLine], epoch: float) -> None:
+        """See cllm.http.access_log.BatchHandler."""
+        formatter = self.formatter
+        assert isinstance(formatter, (HumanFormatter, JsonFormatter))
+        self.acquire()
+        try:
+            text = formatter.access_lines(lines, epoch)
+            self.stream.write(text)
+            self.flush()
+        except Exception:
+            # As `emit` does: to standard error, if logging.raiseExceptions is set.
+            self.handleError(logging.makeLogRecord({"name": "cllm.access", "msg": "(lines)"}))
+        finally:
+            self.release()
+
+
+class _BatchFile(logging.handlers.WatchedFileHandler, _BatchStream):
+    """The same for a file that log rotation may move."""
+
+    def write_access(self, lines: Sequence[AccessLine], epoch: float) -> None:
+        """See cllm.http.access_log.BatchHandler."""
+        self.acquire()
+        try:
+            self.reopenIfNeeded()
+            super().write_access(lines, epoch)
+        finally:
+            self.release()
 
 
 class HumanFormatter(logging.Formatter):
@@ -51,6 +92,21 @@ class HumanFormatter(logging.Formatter):
 
     def __init__(self) -> None:
         super().__init__("%(asctime)s %(levelname)-7s %(name)s  %(message)s")
+
+    def access_lines(self, lines: Sequence[AccessLine], epoch: float) -> str:
+        """As `format` makes them of records of the logger cllm.access."""
+        from cllm.http.access_log import message
+
+        text = []
+        second, date = 0, ""
+        for line in lines:
+            now = line[0] + epoch
+            if int(now) != second:
+                second = int(now)
+                date = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(second))
+            milliseconds = int((now - second) * 1000)
+            text.append(f"{date}.{milliseconds:03d} INFO    cllm.access  {message(line)}\n")
+        return "".join(text)
 
 
 class JsonFormatter(logging.Formatter):
@@ -76,3 +132,21 @@ class JsonFormatter(logging.Formatter):
         if record.exc_info and record.exc_info[0] is not None:
             line["traceback"] = "".join(traceback.format_exception(*record.exc_info))
         return json.dumps(line, ensure_ascii=False, default=str)
+
+    def access_lines(self, lines: Sequence[AccessLine], epoch: float) -> str:
+        """As `format` makes them of records of the logger cllm.access."""
+        from cllm.http.access_log import fields, message
+
+        text = []
+        for line in lines:
+            now = line[0] + epoch
+            seconds = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(now))
+            values = {
+                "time": f"{seconds}.{int(now % 1 * 1000):03d}Z",
+                "level": "info",
+                "logger": "cllm.access",
+                "message": message(line),
+                **fields(line),
+            }
+            text.append(json.dumps(values, ensure_ascii=False) + "\n")
+        return "".join(text)

@@ -16,8 +16,16 @@ from time import monotonic
 from typing import TYPE_CHECKING
 
 from cllm import logs
-from cllm.settings import Settings, SettingsError, load_settings
-from cllm.wiring import api_settings, engine_config, server_config
+from cllm.key_file import KeyFileError, key_command
+from cllm.option_table import Settings, SettingsError, load_settings
+from cllm.wiring import (
+    api_settings,
+    check_model_files,
+    engine_config,
+    key_ring,
+    server_config,
+    tls_config,
+)
 
 if TYPE_CHECKING:
     from types import FrameType
@@ -37,6 +45,11 @@ class StopSignal:
     """SIGINT or SIGTERM arrived for the first time."""
 
     number: int
+
+
+@dataclass(frozen=True, slots=True)
+class ReloadSignal:
+    """SIGHUP arrived."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +77,7 @@ _STANDARD_ERROR = 2
 _OTHER_FILES = 256  # besides connections: listeners, pollers, the model's parts, libraries, logs
 _PARTING = 0.2  # seconds for threads to end after their last message
 
-Message = StopSignal | Loaded | LoadFailed | Stopped
+Message = StopSignal | ReloadSignal | Loaded | LoadFailed | Stopped
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -73,8 +86,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     # A SimpleQueue, not an Event: its put() may be called in a signal handler.
     mailbox: SimpleQueue[Message] = SimpleQueue()
     watch_signals(mailbox)
+    arguments = sys.argv[1:] if argv is None else list(argv)
+    if arguments[:1] == ["key"]:
+        return key(arguments[1:])
     try:
-        settings = load_settings(sys.argv[1:] if argv is None else argv, os.environ)
+        settings = load_settings(arguments, os.environ)
         logs.set_up(settings.log_level, file=settings.log_file, as_json=settings.log_json)
         status = Program(settings, mailbox).run()
     except SettingsError as error:
@@ -108,6 +124,15 @@ def watch_signals(mailbox: SimpleQueue[Message]) -> None:
 
     signal.signal(signal.SIGINT, on_signal)
     signal.signal(signal.SIGTERM, on_signal)
+
+
+def key(arguments: Sequence[str]) -> int:
+    """`cllm key new NAME`."""
+    try:
+        print(key_command(arguments))
+    except KeyFileError as error:
+        return refuse(str(error))
+    return OK
 
 
 def refuse(message: str) -> int:
@@ -159,13 +184,19 @@ class Program:
     def __init__(self, settings: Settings, mailbox: SimpleQueue[Message]) -> None:
         from cllm.api import Service, create_handler
         from cllm.http import Server
+        from cllm.page import Page, needs_no_key
 
+        check_model_files(settings)
         self.settings = settings
         self.mailbox = mailbox
         self.engine_config = engine_config(settings)
         self.service = Service(settings=api_settings(settings))
-        self.handler = create_handler(self.service)
-        self.server = Server(self.handler, settings.host, settings.port, server_config(settings))
+        self.handler = create_handler(self.service, needs_no_key if settings.page else None)
+        if settings.page:
+            Page().attach(self.handler)
+        tls = tls_config(settings)
+        config = server_config(settings)
+        self.server = Server(self.handler, settings.host, settings.port, config, tls)
         self.service.server_stats = self.server.stats
         self.engine: Engine | None = None
         self.stopping = False
@@ -180,7 +211,9 @@ class Program:
             self.server.start()
         except HttpServerError as error:
             return refuse(str(error))
-        if not self.service.settings.api_keys:
+        if self.server.tls is not None or self.settings.api_keys_file is not None:
+            signal.signal(signal.SIGHUP, lambda *_: self.mailbox.put(ReloadSignal()))
+        if not self.service.tenants.keyed:
             warn_of_strangers(self.settings.host)
         log.info("loading %s", self.settings.model or "the built-in model")
         _start_thread("cllm-loader", self._load)
@@ -193,6 +226,8 @@ class Program:
                     continue  # the loaded engine no longer matters
                 self.server.stop(0)
                 return self._explain(message.error)
+            elif isinstance(message, ReloadSignal):
+                self._reload()
             elif isinstance(message, StopSignal):
                 self._begin_stop(message.number)
             else:
@@ -203,7 +238,13 @@ class Program:
         """The server's URL for programs on this machine."""
         host = self.settings.host.split(",")[0].strip()
         host = {"": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
-        return f"http://{f'[{host}]' if ':' in host else host}:{self.server.port}"
+        return f"{self.server.scheme}://{f'[{host}]' if ':' in host else host}:{self.server.port}"
+
+    @property
+    def trust(self) -> str:
+        """The file that a client must trust; "" if its own authorities do."""
+        tls = self.server.tls
+        return tls.certificates[0][0] if tls is not None and self.settings.tls_self_signed else ""
 
     def _load(self) -> None:
         """On the loader's thread: read the model, send the engine or the error."""
@@ -221,13 +262,28 @@ class Program:
         except BaseException as error:
             self.mailbox.put(LoadFailed(error))
 
+    def _reload(self) -> None:
+        """Read the files of certificates and keys again; what cannot be used stays as it is."""
+        if self.server.tls is not None:
+            self.server.reload_certificates()
+        if self.settings.api_keys_file is None:
+            return
+        try:
+            ring = key_ring(self.settings)
+        except SettingsError as error:
+            log.error("SIGHUP: %s; the keys stay as they are", error)
+            return
+        assert ring is not None
+        self.service.tenants.renew(ring)
+        log.info("SIGHUP: %s has %d keys", self.settings.api_keys_file, len(ring.keys))
+
     def _serve(self, engine: Engine) -> None:
         from cllm.startup import announce
 
         self.engine = engine
         if not self.stopping:
             self.service.ready(engine)
-            announce(self.settings, self.url, engine.info(), self.handler.routes())
+            announce(self.settings, self.url, engine.info(), self.handler.routes(), self.trust)
 
     def _explain(self, error: BaseException) -> int:
         """Report an error that the user can fix in one line, a bug with a traceback in the log."""
@@ -253,10 +309,11 @@ class Program:
         else:
             grace = self.settings.grace
             stats = self.engine.stats()
+            running = stats.slots_busy + stats.queue_depth
+            finish = f"generations in flight ({running}) have {grace:g} s to finish; "
             log.info(
-                "%s: stopping; generations in flight (%d) have %g s to finish; "
-                "a second signal ends the process now",
-                name, stats.slots_busy + stats.queue_depth, grace,
+                "%s: stopping; %sa second signal ends the process now",
+                name, finish if running else "",
             )  # fmt: skip
         _start_thread("cllm-stopper", lambda: self._stop(grace))
 

@@ -171,6 +171,16 @@ def names() -> Kind:
     return Kind("A,B,…", parse, ",".join, is_list=True)
 
 
+def paths() -> Kind:
+    """As `names`, of files; `~` is the home directory."""
+    plain = names()
+
+    def parse(raw: object) -> tuple[str, ...]:
+        return tuple(os.path.expanduser(word) for word in plain.parse(raw))
+
+    return Kind("FILE,…", parse, ",".join, is_list=True)
+
+
 def pairs() -> Kind:
     """Names with values: `a=1,b=2`, given several times, or a YAML mapping."""
 

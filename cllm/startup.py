@@ -18,7 +18,7 @@ from cllm.version import __version__
 if TYPE_CHECKING:
     from cllm.engine.info import ModelInfo
     from cllm.engine.layout.tuning import Tuning
-    from cllm.settings import Settings
+    from cllm.option_table import Settings
 
 log = logging.getLogger("cllm.main")
 
@@ -75,7 +75,7 @@ def warn_of_strangers(host: str) -> None:
     """Warn that others may use the model, if the port is reachable and no key is required."""
     if not all(_is_loopback(name.strip()) for name in host.split(",")):
         log.warning(
-            "anyone who can reach %s can use the model; require a key with --api-key-file",
+            "anyone who can reach %s can use the model; require a key with --api-keys-file",
             host or "this machine",
         )
 
@@ -88,11 +88,16 @@ def _is_loopback(host: str) -> bool:
 
 
 def announce(
-    settings: Settings, url: str, info: ModelInfo, endpoints: Sequence[tuple[str, str]]
+    settings: Settings,
+    url: str,
+    info: ModelInfo,
+    endpoints: Sequence[tuple[str, str]],
+    trust: str = "",
 ) -> None:
     """Announce once what is served and where: a banner, and a log line if the log is elsewhere.
 
-    endpoints: (method, path) of each; the banner has the paths, GET / the rest.
+    endpoints: (method, path) of each; the banner has the paths, GET / the rest. trust: the file of
+    a self-signed certificate.
     """
     if settings.log_file is not None or settings.log_json:
         log.info(
@@ -102,18 +107,22 @@ def announce(
     if settings.log_json and settings.log_file is None:
         return
     try:
-        print(banner(settings, url, info, endpoints), flush=True)
+        print(banner(settings, url, info, endpoints, trust), flush=True)
     except BrokenPipeError:
         # The reader of our output is gone; a later flush at exit must not report it.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def banner(
-    settings: Settings, url: str, info: ModelInfo, endpoints: Sequence[tuple[str, str]]
+    settings: Settings,
+    url: str,
+    info: ModelInfo,
+    endpoints: Sequence[tuple[str, str]],
+    trust: str = "",
 ) -> str:
     """URL, model, sequences, context and the reason for its size, threads, endpoints."""
     context = info.context
-    asks_for_key = settings.api_key is not None or settings.api_key_file is not None
+    asks_for_key = any((settings.api_key, settings.api_key_file, settings.api_keys_file))
     everywhere = (
         " and all other addresses of this machine" if settings.host in ("0.0.0.0", "::") else ""
     )
@@ -140,6 +149,9 @@ def banner(
         ]
     path, body = _EXAMPLES[info.capability]
     key = " -H 'Authorization: Bearer KEY'" if asks_for_key else ""
+    if trust:
+        lines += ["", f"  The certificate is self-signed. Clients must trust {trust}"]
+        key = f" --cacert {trust}{key}"
     lines += ["", f"  curl {url}{path}{key} -d '{body}'", ""]
     return "\n".join(lines)
 

@@ -2,20 +2,45 @@
 
 from __future__ import annotations
 
+import os
 import re
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from cllm.key_file import KeyFileError, read_key_file
 from cllm.option_kinds import is_visible_ascii
-from cllm.settings import Settings, SettingsError
+from cllm.option_table import Settings, SettingsError
 
 if TYPE_CHECKING:
     from cllm.api import ApiSettings
+    from cllm.api.tenants import KeyRing
     from cllm.engine.config import EngineConfig
+    from cllm.http.certificates import TlsConfig
     from cllm.http.limits import ServerConfig
+
+
+def check_model_files(settings: Settings) -> None:
+    """Raise SettingsError if a model file cannot be read; its content is checked later."""
+    draft = settings.model_draft if settings.draft_max else None
+    for flag, name in (("--model", settings.model), ("--model-draft", draft)):
+        if name is None:
+            continue
+        try:
+            is_folder = stat.S_ISDIR(os.stat(name).st_mode)
+        except (FileNotFoundError, NotADirectoryError):
+            raise SettingsError(
+                f"{flag}: there is no file {name}; check the path, or download the model first"
+            ) from None
+        except OSError as error:
+            raise SettingsError(f"{flag}: {name} cannot be read: {error.strerror}") from None
+        if is_folder:
+            raise SettingsError(f"{flag}: {name} is a directory; give the .gguf file in it")
+        if not os.access(name, os.R_OK):
+            raise SettingsError(f"{flag}: {name} cannot be read; check its permissions")
 
 
 def server_config(settings: Settings) -> ServerConfig:
@@ -34,6 +59,34 @@ def server_config(settings: Settings) -> ServerConfig:
             high_water=settings.stream_buffer,
             **_fields_shared_with(ServerConfig, settings),
         )
+
+
+def tls_config(settings: Settings) -> TlsConfig | None:
+    """The server's certificates, or None for plain HTTP; raises SettingsError."""
+    from cllm.http.certificates import TlsConfig
+
+    certificates, keys = settings.tls_cert, settings.tls_key
+    if settings.tls_self_signed:
+        from cllm.self_signed import self_signed
+
+        if certificates or keys:
+            raise SettingsError("--tls-self-signed and --tls-cert: give one of them")
+        made = self_signed(settings.host)
+        certificates, keys = (made[0],), (made[1],)
+    if len(certificates) != len(keys):
+        raise SettingsError(
+            f"--tls-cert names {len(certificates)} files and --tls-key {len(keys)}; give one key "
+            "for each certificate, in the same order"
+        )
+    if not certificates:
+        if settings.tls_client_ca is not None:
+            raise SettingsError("--tls-client-ca needs --tls-cert and --tls-key")
+        return None
+    return TlsConfig(
+        tuple(zip(certificates, keys, strict=True)),
+        settings.tls_client_ca,
+        settings.tls_client_auth,
+    )
 
 
 def engine_config(settings: Settings) -> EngineConfig:
@@ -76,6 +129,8 @@ def api_settings(settings: Settings) -> ApiSettings:
             expose_model_path=settings.expose_model_path,
             chat_template=template,
             api_keys=_api_keys(settings),
+            key_ring=key_ring(settings),
+            share_prefixes=None if settings.share_prefixes == "auto" else settings.share_prefixes,
             alias=tuple(sorted(set(settings.alias))),
             tags=tuple(sorted(set(settings.tags))),
             sampling=sampling_defaults(settings.sampling or {}),
@@ -120,6 +175,16 @@ def _api_keys(settings: Settings) -> tuple[str, ...]:
     if not keys:
         raise SettingsError(f"--api-key-file: {file} holds no key; put one on a line")
     return tuple(keys)
+
+
+def key_ring(settings: Settings) -> KeyRing | None:
+    """The content of --api-keys-file, if there is one; raises SettingsError."""
+    if settings.api_keys_file is None:
+        return None
+    try:
+        return read_key_file(settings.api_keys_file)
+    except KeyFileError as error:
+        raise SettingsError(f"--api-keys-file: {error}") from None
 
 
 def _read_file(source: str, file: str) -> str:

@@ -29,8 +29,8 @@ pip() {
     )
 }
 
-# ensure_env run|check|test: afterwards $VENV/bin/python has cLLM; for check also the test tools; for
-# test also the clients that only the compatibility tests need.
+# ensure_env run|check|test: afterwards $VENV/bin/python has cLLM; for check also what types and quick
+# tests need; for test also what all other tests need.
 ensure_env() {
     local purpose=$1 python stamp
     python=$(find_python)
@@ -145,9 +145,9 @@ install() {
     fi
     # Checks import few of these packages: compiling every module would take longer than it saves.
     case $purpose in
-    run) what=("$ROOT") ;;
-    check) what=("${ROOT}[test]" --no-compile) ;;
-    test) what=("${ROOT}[test,compat]") ;;
+    run) what=("${ROOT}[page]") ;;
+    check) what=("${ROOT}[check,page]" --no-compile) ;;
+    test) what=("${ROOT}[check,test,compat,page]") ;;
     esac
     say "installing cLLM and the packages it needs"
     # compat: a plain path file, which starts faster than the import hook that is the default.

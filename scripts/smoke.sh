@@ -23,12 +23,17 @@ done
 ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 WORK=$(mktemp -d)
 SERVER=''
+TRUST=(--proto '=http,https') # options of every curl
+
+stop_server() {
+    [ -n "$SERVER" ] || return 0
+    kill "$SERVER" 2>/dev/null || true
+    wait "$SERVER" 2>/dev/null || true
+    SERVER=''
+}
 
 cleanup() {
-    if [ -n "$SERVER" ]; then
-        kill "$SERVER" 2>/dev/null || true
-        wait "$SERVER" 2>/dev/null || true
-    fi
+    stop_server
     rm -rf "$WORK"
 }
 trap cleanup EXIT
@@ -54,7 +59,7 @@ check() {
     local name=$1 status=$2 condition=$3 result code kind
     shift 3
     : >"$WORK/body"
-    result=$(curl -sS --max-time 60 -H @"$WORK/key" -o "$WORK/body" \
+    result=$(curl -sS --max-time 60 "${TRUST[@]}" -H @"$WORK/key" -o "$WORK/body" \
         -w '%{http_code} %{content_type}' "$@" 2>"$WORK/curl") || fail "$name: $(cat "$WORK/curl")"
     code=${result%% *}
     kind=${result#* }
@@ -83,19 +88,28 @@ check_post() {
     check "$1" "$2" "$3" -X POST "$BASE$4" -H 'Content-Type: application/json' -d "$5"
 }
 
+# start_server SCHEME OPTIONS…: sets BASE.
 start_server() {
+    local scheme=$1
+    shift
     local python=${PYTHON:-python3} try
     [ -n "${PYTHON:-}" ] || [ ! -x "$ROOT/.venv/bin/python" ] || python=$ROOT/.venv/bin/python
-    "$python" -c 'import llama_cpp, msgspec' 2>/dev/null || {
+    python=$(command -v "$python") || {
+        echo "FAIL PYTHON=$PYTHON: there is no such program"
+        exit 1
+    }
+    case $python in /*) ;; *) python=$PWD/$python ;; esac
+    # Elsewhere: in the source tree Python would import that instead of what is installed.
+    (cd "$WORK" && "$python" -c 'import cllm, llama_cpp, msgspec') 2>/dev/null || {
         echo "FAIL cLLM is not installed for $python; scripts/run.sh installs it into .venv"
         exit 1
     }
-    (cd "$ROOT" && exec "$python" -m cllm.main --port 0) >"$WORK/server.log" 2>&1 &
+    (cd "$WORK" && exec "$python" -m cllm.main --port 0 "$@") >"$WORK/server.log" 2>&1 &
     SERVER=$!
     for ((try = 0; try < 600; try++)); do
         kill -0 "$SERVER" 2>/dev/null || fail 'the server ended during startup'
-        [ -n "$BASE" ] || BASE=$(grep -o -m 1 'http://[0-9.]*:[0-9]*' "$WORK/server.log" || true)
-        if [ -n "$BASE" ] && curl -fs --max-time 5 -o /dev/null "$BASE/health"; then
+        [ -n "$BASE" ] || BASE=$(grep -o -m 1 "$scheme://[0-9.]*:[0-9]*" "$WORK/server.log" || true)
+        if [ -n "$BASE" ] && curl -fs --max-time 5 "${TRUST[@]}" -o /dev/null "$BASE/health"; then
             printf 'ok   server     ready on %s\n' "$BASE"
             return
         fi
@@ -109,7 +123,7 @@ printf '%s\n' "${CLLM_API_KEY:+Authorization: Bearer ${CLLM_API_KEY%%,*}}" >"$WO
 
 BASE=${1:-}
 BASE=${BASE%/}
-[ -n "$BASE" ] || start_server
+[ -n "$BASE" ] || start_server http
 
 check 'GET  /                    name, version, endpoints' 200 \
     'data["name"] and data["version"] and {"/generate", "/health"} <= {e["path"] for e in data["endpoints"]}' \
@@ -156,4 +170,17 @@ check_post 'POST /generate            an empty prompt is refused' 400 \
     'body["success"] is False and "prompt" in body["error"]' /generate '{"prompt":""}'
 check 'GET  /nowhere             404' 404 'body["success"] is False' "$BASE/nowhere"
 check 'GET  /generate            405' 405 'body["success"] is False' "$BASE/generate"
+
+if [ -n "$SERVER" ]; then
+    stop_server
+    BASE=''
+    CERTIFICATES=$ROOT/tests/http/certificates
+    TRUST+=(--cacert "$CERTIFICATES/server-ca.pem")
+    start_server https --tls-cert "$CERTIFICATES/localhost.pem" --tls-key "$CERTIFICATES/localhost.key"
+    check 'GET  /health              over TLS' 200 'data["status"] == "healthy"' "$BASE/health"
+    check_post 'POST /generate_stream     over TLS' 200 'events and events[-1]["done"] is True' \
+        /generate_stream '{"prompt":"Once upon a time","max_tokens":10}'
+    check 'GET  /health              http:// on the TLS port is refused in words' 400 \
+        '"https://" in body["error"]' "http${BASE#https}/health"
+fi
 echo 'all checks passed'

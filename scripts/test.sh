@@ -10,7 +10,7 @@ source "$(dirname "${BASH_SOURCE[0]}")/_env.sh"
 # What differs between Pythons shows here: sockets, threads, parsing, typing, a generation.
 QUICK=(
     tests/http/test_{parser,parser_properties,handler,response,rfc_vectors,sse,streaming}.py
-    tests/test_imports.py tests/test_settings.py
+    tests/test_imports.py tests/test_options.py
     tests/api/test_{formats,chat_template,generate,generate_stream}.py
     tests/engine/{text,scheduling/test_{inbox,pacing,planning,scheduler}.py,cache/test_radix.py,machine/test_user_cache.py}
 )
@@ -44,7 +44,7 @@ report() {
     results+=("$(printf '%-8s %5d s  %s' "$1" "$2" "$verdict")")
 }
 
-# check_with VERSION PYTHON FOLDER: linter, types and quick tests in an environment of its own.
+# check_with VERSION PYTHON FOLDER: types of the package and quick tests in an environment of its own.
 check_with() {
     local begun=$SECONDS status python=$ROOT/.venv-$1/bin/python
     set +e # after the installation, a failed step does not stop the next
@@ -57,8 +57,7 @@ check_with() {
     )
     status=$?
     if [ $status = 0 ]; then
-        "$python" -m ruff check || status=$?
-        "$python" -m mypy || status=$?
+        "$python" -m mypy cllm || status=$?
         "$python" -m pytest -q -p no:cacheprovider "${QUICK[@]}" || status=$?
     fi
     echo "$((SECONDS - begun)) $status" >"$3/$1.end"
@@ -94,7 +93,8 @@ step mypy "$VENV/bin/python" -m mypy
 [ $# -gt 0 ] || check_others
 step smoke env PYTHON="$VENV/bin/python" scripts/smoke.sh
 step model fetch_model
-step pytest "$VENV/bin/python" -m pytest
+# Two processes, which share the files of tests and the processors (tests/conftest.py).
+step pytest "$VENV/bin/python" -m pytest -n 2 --dist loadfile
 
 printf '\n'
 printf '%s\n' "${results[@]}"

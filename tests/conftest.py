@@ -4,6 +4,46 @@ from __future__ import annotations
 
 import os
 
+import pytest
+
 # Before llama.cpp is loaded, and for child processes too: threads that spin while they wait for
 # each other make small models ten times slower on a machine that other programs use.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
+
+def share_of_the_processors() -> None:
+    """Give each of several test processes (pytest -n) processors of its own.
+
+    The engines of one then do not compute with as many threads as there are processors, next to
+    those of the other. Before a server counts them, and for child processes too.
+    """
+    worker, count = (
+        os.environ.get("PYTEST_XDIST_WORKER"),
+        os.environ.get("PYTEST_XDIST_WORKER_COUNT"),
+    )
+    if worker is None or count is None or not hasattr(os, "sched_setaffinity"):
+        return
+    mine = sorted(os.sched_getaffinity(0))[int(worker.removeprefix("gw")) :: int(count)]
+    if mine:
+        os.sched_setaffinity(0, mine)
+
+
+share_of_the_processors()
+
+
+@pytest.fixture
+def steady_costs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Assume what steps and drafts cost instead of measuring it.
+
+    Whether and how far engines draft then depends on the texts alone, not on the machine's load.
+    """
+    from cllm.engine.speculation.drafting import DraftPolicy
+    from cllm.engine.speculation.speculation import Speculation
+
+    draft = Speculation.draft
+    monkeypatch.setattr(
+        Speculation, "draft", lambda self, sequences, room, _: draft(self, sequences, room, 0.01)
+    )
+    monkeypatch.setattr(Speculation, "observe", lambda *_: None)
+    monkeypatch.setattr(DraftPolicy, "note_rounds", lambda *_: None)
+    monkeypatch.setattr(DraftPolicy, "note_read", lambda *_: None)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import shutil
 import socket
 import subprocess
 import sys
@@ -146,6 +147,7 @@ def test_a_command_calls_itself_as_it_is_called(name: str) -> None:
         "serve",
         "embeddings",
         "cache",
+        "fairness",
     ],
 )
 def test_help_explains_itself(name: str) -> None:
@@ -180,6 +182,21 @@ def test_ordinary_clients_are_served_next_to_attacks(tmp_path: Path) -> None:
     assert "MISSED" not in text
 
 
+def test_http_2_streams_are_read_whole(tmp_path: Path) -> None:
+    found, _text = results(tmp_path, "http", "http2-streams")
+    (row,) = rows_of(found, "40 streams of 50 tokens on 10 connections of HTTP/2")
+    assert row["all correct"] == "yes"
+    assert row["tokens/s"] > 0
+
+
+@pytest.mark.skipif(not shutil.which("h2load"), reason="h2load is not installed")
+def test_http_2_is_measured_next_to_http_1_1(tmp_path: Path) -> None:
+    found, _text = results(tmp_path, "http", "http2", "--no-peers")
+    rates = {row["server"]: row["req/s"] for row in rows_of(found, "Requests a second over TLS")}
+    assert list(rates) == ["cLLM, HTTP/2, 1 connection", "cLLM, HTTP/1.1, 100 connections"]
+    assert min(rates.values()) > 0
+
+
 def test_crowds_soak_and_start_run_one_after_another(tmp_path: Path) -> None:
     found, _text = results(tmp_path, "http", "idle", "slow", "soak", "start")
     for heading in ("/health with 50 idle", "/health with 20 clients"):
@@ -204,6 +221,16 @@ def test_bursts_are_measured_next_to_an_idle_server(tmp_path: Path) -> None:
     rows = rows_of(found, "1 bursts of 40 streams")
     assert [row[""] for row in rows] == ["/health", "/health, idle server"]
     assert all(row["count"] > 0 for row in rows)
+
+
+def test_a_small_client_is_measured_next_to_a_big_one(tmp_path: Path) -> None:
+    found, text = results(tmp_path, "fairness", "--parallel", "2")
+    alone, beside = rows_of(found, "Milliseconds to the first token")
+    assert alone["count"] == beside["count"] == 5 and 0 < alone["p50"] <= alone["max"]
+    assert text.count("target: ") == 2
+    (load,) = rows_of(found, "Under load")
+    assert load["step, ms"] > 0 and load["pauses"] > 0
+    assert all(row["us"] > 0 for row in rows_of(found, "Accounting"))
 
 
 def test_the_cache_is_measured_with_and_without_each_mechanism(tmp_path: Path) -> None:
@@ -275,7 +302,7 @@ def test_embeddings_are_measured_alone_and_together(tmp_path: Path) -> None:
 def test_an_unknown_mode_is_named_with_those_there_are() -> None:
     done = run_script("http", "speed")
     assert done.returncode == 2
-    assert "'speed' is none of throughput, idle" in done.stderr
+    assert "'speed' is none of throughput, tls, log, idle" in done.stderr
 
 
 @pytest.mark.parametrize(

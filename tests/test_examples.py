@@ -122,7 +122,7 @@ def test_prompts_become_lines_in_their_order_and_a_second_run_goes_on(tmp_path: 
     assert run("batch_to_jsonl.py", *options).startswith("5 of 20 prompts")
     found = [json.loads(line) for line in answers.read_text().splitlines()]
     assert [each["prompt"] for each in found] == texts
-    assert "non-empty" in found[3]["error"] and "at most" in found[5]["error"]
+    assert "non-empty" in found[3]["error"] and "too long" in found[5]["error"]
     assert all(
         each["tokens"] <= 5 and each["text"]
         for index, each in enumerate(found)

@@ -17,6 +17,7 @@ PACKAGE = ROOT / "cllm"
 ALLOWED = {
     "http": {"cllm.version"},
     "engine": {"llama_cpp", "numpy", "gguf", "llguidance", "cllm.models", "cllm.version"},
+    "page": {"cllm.http", "markdown_it", "pygments", "latex2mathml", "nh3"},
     "api": {"cllm.http", "cllm.engine", "cllm.version", "msgspec", "prometheus_client", "jinja2"},
 }
 

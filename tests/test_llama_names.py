@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from cllm.settings import SettingsError, load_settings
+from cllm.option_table import SettingsError, load_settings
 from cllm.wiring import api_settings, engine_config
 
 
@@ -62,6 +62,8 @@ def test_a_unified_cache_is_for_each_sequence_as_large_as_for_all() -> None:
         ("-lm mmap+mlock", "mlock", True),
         ("-nr", "extra_bufts", "off"),
         ("--no-slots", "slots", False),
+        ("--ssl-cert-file a.pem --ssl-key-file b.pem", "tls_cert", ("a.pem",)),
+        ("--ssl-cert-file a.pem --ssl-key-file b.pem", "tls_key", ("b.pem",)),
         ("-v", "log_level", "debug"),
         ("--sse-ping-interval -1", "sse_ping", 0.0),
         ("-rea off", "reasoning", "off"),

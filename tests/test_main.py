@@ -19,6 +19,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ import pytest
 
 from cllm.main import LoadFailed, Message, Program, StopSignal
 from cllm.models import demo_path
-from cllm.settings import load_settings
+from cllm.option_table import load_settings
 from cllm.version import __version__
 from tests import embedding_models
 
@@ -99,7 +100,7 @@ class Child:
 
     def listening(self) -> Child:
         """Wait until the port is open."""
-        self.port = int(self.until(r"listening on http://127\.0\.0\.1:(\d+)")[1])
+        self.port = int(self.until(r"listening on https?://127\.0\.0\.1:(\d+)")[1])
         return self
 
     def ready(self) -> Child:
@@ -240,8 +241,13 @@ def test_settings_that_contradict_each_other() -> None:
 
 
 def test_a_missing_model(tmp_path: Path) -> None:
-    said = refusal("--port", "0", "--model", str(tmp_path / "no.gguf"))
-    assert "there is no file" in said and "no.gguf" in said
+    path = tmp_path / "no.gguf"
+    for flag in ("--model", "--model-draft"):
+        done = run("--port", "0", flag, str(path))
+        assert done.returncode == 2
+        assert done.stdout == ""
+        remedy = "check the path, or download the model first"
+        assert done.stderr == f"cllm: {flag}: there is no file {path}; {remedy}\n", "no port before"
 
 
 def test_a_file_that_is_not_gguf(tmp_path: Path) -> None:
@@ -349,7 +355,7 @@ def test_a_port_that_strangers_reach_without_a_key_is_warned_of(
     child = start(*argv)
     header = " -H 'Authorization: Bearer KEY'" if "--api-key" in argv else ""
     child.until(rf"curl http://\S+/generate{header} -d ")
-    assert any("require a key with --api-key-file" in line for line in child.seen) == warned
+    assert any("require a key with --api-keys-file" in line for line in child.seen) == warned
     assert not any("sk-1" in line for line in child.seen)
 
 
@@ -432,7 +438,9 @@ def test_a_load_that_fails_after_the_signal_does_not_matter(
     mailbox: queue.SimpleQueue[Message] = queue.SimpleQueue()
     mailbox.put(StopSignal(signal.SIGTERM))
     mailbox.put(LoadFailed(ValueError("cut off")))
-    settings = load_settings(["--port", "0", "--model", str(tmp_path / "none.gguf")], {})
+    broken = tmp_path / "broken.gguf"
+    broken.write_text("no model")
+    settings = load_settings(["--port", "0", "--model", str(broken)], {})
     assert Program(settings, mailbox).run() == 0
     assert capsys.readouterr().err == ""
 
@@ -513,7 +521,7 @@ def test_a_limit_of_open_files_that_cannot_be_raised_is_told(start: Start) -> No
 
 def test_json_log_lines_are_objects_and_the_banner_is_one_of_them(start: Start) -> None:
     child = start("--log-json")
-    child.port = int(child.until(r'"listening on http://127\.0\.0\.1:(\d+)')[1])
+    child.port = int(child.until(r'"listening on https?://127\.0\.0\.1:(\d+)')[1])
     child.until(r'"serving cLLM Stories on http')
     child.get("/health")
     child.signal(signal.SIGTERM)
@@ -560,7 +568,7 @@ def test_an_idle_server_stops_with_status_0(start: Start, number: signal.Signals
     child = start().ready()
     child.signal(number)
     assert child.wait() == 0
-    child.until(rf"{number.name}: stopping; generations in flight \(0\)")
+    child.until(rf"{number.name}: stopping; a second signal ends the process now")
 
 
 def test_a_stream_in_flight_is_finished_before_the_exit(start: Start) -> None:
@@ -605,3 +613,41 @@ def test_a_second_signal_exits_at_once(start: Start, number: signal.Signals) -> 
         child.until("stopping; ")
         child.signal(number)
         assert child.wait() == 128 + number
+
+
+def test_the_keys_are_read_again_on_sighup(start: Start, tmp_path: Path) -> None:
+    file = tmp_path / "keys.toml"
+
+    def write(*names: str) -> None:
+        lines = (f'[keys.{n}]\nsha256 = "{sha256(n.encode()).hexdigest()}"\n' for n in names)
+        file.write_text("".join(lines))
+
+    write("alice", "bob")
+    child = start("--api-keys-file", str(file)).ready()
+
+    def status(key: str) -> int:
+        with contextlib.closing(child.connection()) as connection:
+            connection.request("GET", "/usage", headers={"x-api-key": key})
+            return connection.getresponse().status
+
+    assert [status(key) for key in ("alice", "bob", "carol")] == [200, 200, 401]
+    write("bob", "carol")
+    child.process.send_signal(signal.SIGHUP)
+    child.until("SIGHUP: .* has 2 keys")
+    assert [status(key) for key in ("alice", "bob", "carol")] == [401, 200, 200]
+    file.write_text("[keys.bob]\nsha256 = 3")
+    child.process.send_signal(signal.SIGHUP)
+    child.until("SIGHUP: --api-keys-file: .* keys.bob.sha256: expected .*; the keys stay")
+    assert [status(key) for key in ("alice", "bob", "carol")] == [401, 200, 200]
+
+
+def test_a_file_of_keys_that_cannot_be_used(tmp_path: Path) -> None:
+    file = tmp_path / "keys.toml"
+    assert refusal("--api-keys-file", str(file)).startswith("--api-keys-file: cannot read")
+    file.write_text("[keys.a]\nsha256 = 'x'\nweight = 2")
+    assert "keys.a.sha256: expected" in refusal("--api-keys-file", str(file))
+
+
+def test_networks_of_proxies_that_cannot_be_used() -> None:
+    assert "--trusted-proxies" in refusal("--trusted-proxies", "10.0.0.1/8")
+    assert "--proxy-protocol needs --trusted-proxies" in refusal("--proxy-protocol")

@@ -62,7 +62,12 @@ def test_the_tested_versions_are_within_the_ranges_of_the_package() -> None:
     setup = configparser.ConfigParser()
     setup.read(SCRIPTS.parent / "setup.cfg")
     extras = setup["options.extras_require"]
-    ranges = [setup["options"]["install_requires"], extras["test"], extras["compat"]]
+    ranges = [
+        setup["options"]["install_requires"],
+        extras["check"],
+        extras["test"],
+        extras["compat"],
+    ]
     tested = [Requirement(line) for line in CONSTRAINTS.splitlines() if not line.startswith("#")]
     for requirement in map(Requirement, "".join(ranges).strip().splitlines()):
         found = [each for each in tested if normalized(each.name) == normalized(requirement.name)]

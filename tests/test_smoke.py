@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 from cllm.api.keys import require_key
+from cllm.api.tenants import Tenants
 from cllm.http import HttpHandler, HttpResponse, Server
 
 SCRIPT = Path(__file__).parent.parent / "scripts" / "smoke.sh"
@@ -46,7 +47,7 @@ def test_it_stops_at_the_first_wrong_answer_and_shows_it() -> None:
 
 def test_it_sends_the_key_that_the_environment_holds() -> None:
     handler = HttpHandler()
-    handler.add_check(require_key(["sk-1"]))
+    handler.add_check(require_key(Tenants(["sk-1"])))
     with Server(handler, port=0) as server:
         url = f"http://127.0.0.1:{server.port}"
         assert "status 401" in smoke(url).stdout

@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 
-from cllm.api.service import RETRY_AFTER
+from cllm.api.rate_limits import retry_fields
 from cllm.http import HttpError, HttpResponse
 
 JSON = "application/json"
@@ -35,7 +35,8 @@ def failure(
 def refused(error: HttpError) -> HttpResponse:
     """The failure envelope for an error."""
     if error.status == 429:
-        return too_many_requests()
+        seconds = next(int(value) for name, value in error.headers if name == "Retry-After")
+        return too_many_requests(seconds)
     return failure(error.status, error.message, headers=error.headers)
 
 
@@ -44,12 +45,12 @@ def error_body(status: int, message: str) -> tuple[bytes, str]:
     return encode({"success": False, "error": message}), JSON
 
 
-def too_many_requests() -> HttpResponse:
-    """429: the queue is full."""
+def too_many_requests(seconds: int) -> HttpResponse:
+    """429: the queue is full, probably for this many seconds."""
     return failure(
         429,
         "Too many concurrent requests",
-        headers=(("Retry-After", str(RETRY_AFTER)),),
-        message=f"The waiting queue is full; try again in {RETRY_AFTER} seconds.",
-        retry_after=RETRY_AFTER,
+        headers=retry_fields(seconds),
+        message=f"The waiting queue is full; try again in {seconds} seconds.",
+        retry_after=seconds,
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 
-from cllm.api.service import RETRY_AFTER
+from cllm.api.rate_limits import retry_fields
 from cllm.engine import (
     CompilerUnavailable,
     DeadlineExceeded,
@@ -33,7 +33,7 @@ def describe(error: BaseException, request_id: str) -> HttpError:
     if isinstance(error, DeadlineExceeded):
         return HttpError(408, str(error))
     if isinstance(error, QueueFull):
-        return HttpError(429, str(error), (("Retry-After", str(RETRY_AFTER)),))
+        return HttpError(429, str(error), retry_fields(error.retry_after))
     if isinstance(error, (NotEnabled, Unsupported)):
         # Without it, OpenAI's client would retry twice.
         return HttpError(501, str(error), (("X-Should-Retry", "false"),))

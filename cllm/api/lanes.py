@@ -15,7 +15,7 @@ from collections.abc import Callable
 from time import monotonic
 
 from cllm.api.tenants import tenant_of
-from cllm.engine import ConstraintPending
+from cllm.engine import ConstraintPending, QueueFull
 from cllm.http import DeferredResponse, HttpError, HttpHandler, HttpRequest, HttpResponse
 from cllm.http.incoming import BodyMemory
 
@@ -31,6 +31,15 @@ AWAITED = "constraints awaited"
 
 Answer = HttpResponse | DeferredResponse
 Endpoint = Callable[[HttpRequest], Answer]
+
+
+def check_displaced(request: HttpRequest) -> None:
+    """Raise QueueFull if the constraint that a request waited for gave way to another tenant's."""
+    for settled in request.context.get(AWAITED, ())[-1:]:
+        if settled.done() and not settled.cancelled():
+            error = settled.exception()
+            if isinstance(error, QueueFull):
+                raise error
 
 
 class _Waiting:
@@ -78,6 +87,7 @@ class Lane:
     ) -> DeferredResponse:
         """The same, once the constraint is compiled or refused."""
         waiting = self._enter(endpoint, request)
+        waiting.answer.on_cancel(lambda _: pending.leave())
         request.context.setdefault(AWAITED, []).append(pending.settled)
         pending.settled.add_done_callback(lambda _: self._put(waiting))
         return waiting.answer

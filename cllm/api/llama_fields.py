@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import msgspec
 from msgspec import Meta, Struct
 
+from cllm.api.constraint_fields import ConstraintFields
 from cllm.api.schemas import INT32
 from cllm.engine import InvalidRequest
 from cllm.engine.sampling.params import MAX_LAST_N, MAX_LOGPROBS, ON_REQUEST, SAMPLERS
@@ -25,7 +26,7 @@ OrAll = Annotated[int, Meta(ge=-1, le=INT32)]
 _Count = Annotated[int, Meta(ge=0, le=INT32)]
 
 
-class LlamaFields(Struct, kw_only=True):
+class LlamaFields(ConstraintFields, kw_only=True):
     """The fields. Where llama-server clamps a value, cLLM does the same."""
 
     n_predict: OrAll | None = None
@@ -72,6 +73,7 @@ class LlamaFields(Struct, kw_only=True):
 
     def __post_init__(self) -> None:
         """Refuse what is not supported: ValueErrors become the 400's text."""
+        super().__post_init__()
         for name, nothing in NOTHING.items():
             if getattr(self, name) not in (None, nothing):
                 raise ValueError(f"{name}: is not supported; leave it out, or give {nothing!r}")

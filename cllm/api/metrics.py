@@ -6,7 +6,7 @@ generation.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from prometheus_client import CollectorRegistry, Histogram, ProcessCollector, generate_latest
@@ -15,6 +15,7 @@ from prometheus_client.registry import Collector
 
 from cllm.api.llama_server.metrics import LlamaFigures
 from cllm.api.service import Service
+from cllm.api.tenants import Tenant
 from cllm.http import HttpError, HttpRequest, HttpResponse
 from cllm.version import __version__
 
@@ -43,6 +44,7 @@ _ENGINE_COUNTERS = (
     ("guessed_right_tokens", "Draft tokens accepted", "guessed_right"),
     ("recomputed_tokens", "Tokens evaluated again after a preemption", "recomputed_tokens"),
     ("preemptions", "Sequences preempted for lack of KV cache", "preemptions"),
+    ("pauses", "Sequences that left their slot to another tenant", "pauses"),
     ("failed_decodes", "llama_decode calls that failed", "failed_decodes"),
     ("thread_changes", "Changes of the number of computing threads", "thread_changes"),
     ("constraints_compiled", "Constraints compiled", "constraints_compiled"),
@@ -116,6 +118,7 @@ class Metrics:
         )
         self._length = _histogram(registry, "generation_tokens", "Tokens generated", _TOKENS)
         self._llama = LlamaFigures(service)
+        self._service = service
         registry.register(_Figures(service))
         registry.register(self._llama)
         ProcessCollector(registry=registry)
@@ -131,10 +134,18 @@ class Metrics:
             self._llama.finished(request)
 
     def endpoint(self, request: HttpRequest) -> HttpResponse:
-        """GET ``/metrics``. Raises HttpError 501 where they are switched off."""
+        """GET ``/metrics``; with a file of keys, only an admin key sees more than its own.
+
+        Raises HttpError 501 where they are switched off.
+        """
         if not self._service.settings.metrics:
             raise HttpError(501, "this server does not show metrics; start it with --metrics")
-        text = generate_latest(self._registry)
+        tenants = self._service.tenants
+        own = CollectorRegistry()
+        own.register(_OfTenants(tenants.visible(request)))
+        text = generate_latest(own) if tenants.keyed else b""
+        if tenants.sees_all(request):
+            text = generate_latest(self._registry) + text
         # The library adds the suffix to every counter; llama-server's has none.
         text = text.replace(b"llamacpp:n_tokens_max_total", b"llamacpp:n_tokens_max")
         response = HttpResponse.bytes(text, CONTENT_TYPE)
@@ -165,6 +176,36 @@ class _Figures(Collector):
             yield from _server(service.server_stats())
 
 
+class _OfTenants(Collector):
+    """What tenants have used; their names are those of the keys, so their number is bounded."""
+
+    def __init__(self, tenants: Sequence[Tenant]) -> None:
+        self._tenants = tenants
+
+    def collect(self) -> Iterator[Metric]:
+        requests = CounterMetricFamily(
+            "cllm_tenant_requests", "POST requests of a tenant", labels=["tenant"]
+        )
+        refused = CounterMetricFamily(
+            "cllm_tenant_refused", "Requests refused by a limit", labels=["tenant", "limit"]
+        )
+        tokens = CounterMetricFamily(
+            "cllm_tenant_tokens", "Tokens of a tenant", labels=["tenant", "kind"]
+        )
+        running = GaugeMetricFamily(
+            "cllm_tenant_in_flight", "Requests that wait or run", labels=["tenant"]
+        )
+        for tenant in self._tenants:
+            told, name = tenant.described(), tenant.name
+            requests.add_metric([name], told["requests"])
+            running.add_metric([name], told["in_flight"])
+            for limit, count in told["refused"].items():
+                refused.add_metric([name, limit], count)
+            for kind in ("prompt", "cached", "generated"):
+                tokens.add_metric([name, kind], told[f"{kind}_tokens"])
+        yield from (requests, refused, tokens, running)
+
+
 def _engine(stats: EngineStats) -> Iterator[Metric]:
     for name, text, field in _ENGINE_COUNTERS:
         yield CounterMetricFamily(f"cllm_{name}", text, getattr(stats, field))
@@ -189,6 +230,12 @@ def _server(stats: ServerStats) -> Iterator[Metric]:
     for status, count in sorted(stats.responses_by_status.items()):
         responses.add_metric([str(status)], count)
     yield responses
+    limits = CounterMetricFamily(
+        "cllm_http2_limits", "Limits of HTTP/2 that clients have passed", labels=["limit"]
+    )
+    for limit, count in sorted(stats.http2_limits.items()):
+        limits.add_metric([limit], count)
+    yield limits
 
 
 def _histogram(

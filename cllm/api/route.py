@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from cllm.api.lanes import Endpoint
 from cllm.api.schemas import Schema
 from cllm.http import HttpResponse
+from cllm.http.sse import EVENT_STREAM
 
 if TYPE_CHECKING:
     from cllm.engine import PromptTooLong
@@ -20,8 +21,8 @@ class Route:
 
     body: decodes and checks the request's body. answer: the type of a whole response, for its
     description; None: not JSON. query: the parameters of the query, and their values.
-    content_type: of an answer that is not JSON. events: whether it can answer with server-sent
-    events.
+    content_type: of an answer that is not JSON. events: whether it can answer with a stream of
+    events; event_type: their content type; event: the type of each one's data, for its description.
     """
 
     method: str
@@ -33,6 +34,13 @@ class Route:
     query: Mapping[str, Sequence[str]] = field(default_factory=dict)
     content_type: str = "text/plain"
     events: bool = False
+    event_type: str = EVENT_STREAM
+    event: Any = None
+
+    @property
+    def generates(self) -> bool:
+        """Whether it gives generations to the engine."""
+        return self.events and self.body is not None
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,40 +10,46 @@ from cllm.api.anthropic import routes as anthropic
 from cllm.api.envelopes import success, too_many_requests
 from cllm.api.errors import describe
 from cllm.api.keys import OPEN, require_key
-from cllm.api.lanes import LARGE, Answer, Endpoint, Lane
+from cllm.api.lanes import LARGE, Answer, Endpoint, Lane, check_displaced
 from cllm.api.llama_server import routes as llama_server
 from cllm.api.metrics import Metrics
 from cllm.api.native import routes as native
 from cllm.api.native.health import unavailable
 from cllm.api.native.routes import NATIVE
+from cllm.api.ollama import routes as ollama
 from cllm.api.openai import routes as openai
 from cllm.api.openapi import OpenApi, answers, docs
 from cllm.api.route import Family, Route
 from cllm.api.schemas import TOO_DEEP
 from cllm.api.service import Service, State
 from cllm.api.submission import Submission
+from cllm.api.tenants import metered
 from cllm.engine import ConstraintPending, EngineError, PromptTooLong, QueueFull
 from cllm.http import HttpError, HttpHandler, HttpRequest, HttpResponse
 from cllm.http.incoming import BodyMemory
 from cllm.version import __version__
 
 # The first with a matching prefix applies.
-FAMILIES = (anthropic.FAMILY, openai.FAMILY, llama_server.FAMILY, NATIVE)
+FAMILIES = (anthropic.FAMILY, openai.FAMILY, ollama.FAMILY, llama_server.FAMILY, NATIVE)
 
 OPENAPI = "/openapi.json"
 # Endpoints that report the state themselves, or do not need a model.
 _UNGUARDED = (*OPEN, OPENAPI)
 
 
-def create_handler(service: Service) -> HttpHandler:
+def create_handler(
+    service: Service, is_open: Callable[[HttpRequest], bool] | None = None
+) -> HttpHandler:
     """A handler with all APIs of one service, for a Server.
 
     ``/metrics`` and ``/health`` include the server once ``service.server_stats`` is set.
+    is_open: requests that need no key.
     """
     handler = HttpHandler()
     metrics = Metrics(service)
     submission = Submission(service, metrics)
-    openapi = OpenApi(_family, keyed=bool(service.settings.api_keys))
+    tenants = service.tenants
+    openapi = OpenApi(_family, keyed=tenants.keyed)
 
     def index(request: HttpRequest) -> HttpResponse:
         listed = [
@@ -62,12 +69,14 @@ def create_handler(service: Service) -> HttpHandler:
         *native.routes(service, submission, metrics),
         *openai.routes(service, submission),
         *anthropic.routes(service, submission),
+        *ollama.routes(service, submission),
         *llama_server.routes(service, submission, handler),
     )  # fmt: skip
 
     handler.error_body = _error_body
-    if service.settings.api_keys:
-        handler.add_check(require_key(service.settings.api_keys))
+    if tenants.keyed:
+        handler.add_check(require_key(tenants, is_open))
+    handler.add_middleware(metered(tenants))
     memory = BodyMemory(service.settings.body_memory)
     lanes = _Lanes(
         large=Lane(handler, "cllm-large-bodies", memory),
@@ -78,7 +87,7 @@ def create_handler(service: Service) -> HttpHandler:
     for route in routes:
         family, endpoint = _family(route.path), route.endpoint
         if route.path not in _UNGUARDED:
-            endpoint = _guarded(service, family, endpoint, lanes, generates=route.events)
+            endpoint = _guarded(service, family, endpoint, lanes, generates=route.generates)
         if family.around is not None:
             endpoint = family.around(endpoint)
         register[route.method](route.path, endpoint)
@@ -115,13 +124,15 @@ def _guarded(
 
     def refusing(request: HttpRequest) -> Answer:
         try:
+            check_displaced(request)
             return endpoint(request)
         except ConstraintPending as pending:
             lane = lanes.large if len(request.body) > LARGE else lanes.constrained
             return lane.run_after(pending, refusing, request)
         except QueueFull as error:
+            service.tenants.of(request).note_full_queue()
             if family is NATIVE:
-                return too_many_requests()
+                return too_many_requests(error.retry_after)
             raise describe(error, request.id) from None
         except PromptTooLong as error:
             if family.too_long is None:

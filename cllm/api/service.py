@@ -10,6 +10,9 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from cllm.api.chat.chat_template import CHATML, ChatTemplate, TemplateError
+from cllm.api.chat.dialect import dialect_of
+from cllm.api.rate_limits import Field, retry_fields
+from cllm.api.tenants import KeyRing, Tenants
 from cllm.http import HttpError
 
 if TYPE_CHECKING:
@@ -19,7 +22,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("cllm.api")
 
-RETRY_AFTER = 5  # seconds after which a client should retry: a full queue, or a loading model
+RETRY_AFTER = 5  # seconds after which a client should retry, where nothing tells how long it takes
 
 
 class State(enum.Enum):
@@ -49,11 +52,15 @@ class ApiSettings:
     metrics: bool = True
     slots: bool = True
     verbose: bool = False  # answers of chats show their prompts
-    api_keys: tuple[str, ...] = field(default=(), repr=False)  # empty: no key is required
+    api_keys: tuple[str, ...] = field(default=(), repr=False)
+    key_ring: KeyRing | None = None  # with neither this nor api_keys no key is required
+    share_prefixes: str | None = None  # "all", "tenant"; None: "tenant" with a key ring
 
     def __post_init__(self) -> None:
         if not self.request_timeout > 0:
             raise ValueError(f"request_timeout is {self.request_timeout}; give seconds above 0")
+        if self.share_prefixes not in (None, "all", "tenant"):
+            raise ValueError(f"share_prefixes is {self.share_prefixes!r}; give all or tenant")
         if self.chat_template is not None:
             ChatTemplate(self.chat_template)  # raises TemplateError, a ValueError
 
@@ -68,6 +75,9 @@ class Service:
 
     def __init__(self, engine: Engine | None = None, settings: ApiSettings | None = None) -> None:
         self.settings = settings or ApiSettings()
+        self.tenants = Tenants(self.settings.api_keys, self.settings.key_ring)
+        share = self.settings.share_prefixes or ("tenant" if self.tenants.isolated else "all")
+        self.divides_prefixes = share == "tenant"
         self.server_stats: Callable[[], ServerStats] | None = None
         self.started = time.monotonic()
         self.started_at = time.time()
@@ -76,6 +86,7 @@ class Service:
         self._state = State.LOADING
         self._engine: Engine | None = None
         self._chat_template: ChatTemplate | TemplateError | None = None
+        self._tool_template: ChatTemplate | None = None
         if engine is not None:
             self.ready(engine)
 
@@ -102,7 +113,14 @@ class Service:
 
     def unavailable(self) -> HttpError:
         """503 with the reason why no engine is ready."""
-        return HttpError(503, self.reason, (("Retry-After", str(RETRY_AFTER)),))
+        return HttpError(503, self.reason, self.retry_fields())
+
+    def retry_fields(self) -> tuple[Field, ...]:
+        """When a request that gets 503 should come again: once the model is read, at this pace."""
+        seconds = float(RETRY_AFTER)
+        if self._state is State.LOADING and self.progress:
+            seconds = min(60.0, self.uptime * (1 - self.progress) / self.progress)
+        return retry_fields(seconds)
 
     @property
     def model_id(self) -> str:
@@ -120,6 +138,12 @@ class Service:
         assert self._chat_template is not None
         return self._chat_template
 
+    def template_for(self, tools: bool) -> ChatTemplate:
+        """The template of a chat with or without tools: some models have one for tools."""
+        if tools and self._tool_template is not None:
+            return self._tool_template
+        return self.chat_template
+
     def loading_progress(self, fraction: float) -> None:
         """How much of the model has been read, 0 … 1; shown by ``/health``."""
         self.progress = fraction
@@ -127,14 +151,12 @@ class Service:
     def ready(self, engine: Engine) -> None:
         """Let requests reach this engine from now on."""
         info = engine.info()
+        for_tools = info.metadata.get("tokenizer.chat_template.tool_use")
+        if isinstance(for_tools, str) and self.settings.chat_template is None:
+            made = _template(engine, for_tools)
+            self._tool_template = made if isinstance(made, ChatTemplate) else None
         source = self.settings.chat_template or info.chat_template or CHATML
-        try:
-            self._chat_template = ChatTemplate(
-                source, info.bos_text, info.eos_text, engine.control_texts()
-            )
-        except TemplateError as error:
-            log.warning("%s; chat requests are refused; give --chat-template-file", error)
-            self._chat_template = error
+        self._chat_template = _template(engine, source)
         self._engine = engine
         self.progress = 1.0
         self._state = State.READY
@@ -143,3 +165,16 @@ class Service:
         """Answer every request with 503 and this reason from now on."""
         self.reason = reason
         self._state = State.UNHEALTHY
+
+
+def _template(engine: Engine, source: str) -> ChatTemplate | TemplateError:
+    """The compiled template; what it cannot do is logged."""
+    info = engine.info()
+    try:
+        template = ChatTemplate(source, info.bos_text, info.eos_text, engine.control_texts())
+    except TemplateError as error:
+        log.warning("%s; chat requests are refused; give --chat-template-file", error)
+        return error
+    for warning in dialect_of(template).warnings():
+        log.warning("%s", warning)
+    return template

@@ -78,13 +78,19 @@ class GenerationStream(BodyStream):
         generations, wake = self._generations, self._wake
         if not generations or wake is None:
             return  # `attach` checks for itself
-        waiting = self._made() - self._taken
-        if sum(g.pending_chars for g in generations) + waiting * _FRAME > self.high_water:
+        if self.overflows(self.pending):
+            waiting = self._made() - self._taken
             self.cancel(f"the reader is too slow: {waiting} tokens are unread")
         elif not self._notified:
             # Once until the next `take`: no run for every token while the socket is full.
             self._notified = True
             wake()
+
+    @property
+    def pending(self) -> int:
+        """About how many bytes the events take that are not taken."""
+        waiting = self._made() - self._taken
+        return sum(g.pending_chars for g in self._generations) + waiting * _FRAME
 
     def attach(self, wake: Callable[[], None]) -> None:
         self._wake = wake
@@ -92,7 +98,7 @@ class GenerationStream(BodyStream):
             self._notified = True
             wake()
 
-    def take(self) -> list[bytes]:
+    def take(self, most: int = 0) -> list[bytes]:
         """The events of all deltas since the last call, as one piece: they are sent together."""
         if not self._generations or self._ended or self.cancel_reason is not None:
             return []

@@ -16,13 +16,17 @@ from cllm.api.errors import describe
 from cllm.api.lanes import WAITING_SINCE
 from cllm.api.metrics import Metrics
 from cllm.api.service import Service
+from cllm.api.sharing_fields import SharingFields
 from cllm.api.stream import Frames, GenerationStream
-from cllm.api.tenants import tenant_of
-from cllm.engine import DeadlineExceeded
+from cllm.api.tenants import Tenant, scope_of, tenant_of
+from cllm.engine import DeadlineExceeded, InvalidRequest
 from cllm.http import DeferredResponse, HttpError, HttpRequest, HttpResponse
+from cllm.http.sse import EVENT_STREAM
 
 if TYPE_CHECKING:
     from cllm.engine import Embedding, Generation, Request, SamplingParams
+
+_UNSTORED = (("Cache-Control", "no-store"),)
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +54,7 @@ class Submission:
     def whole(
         self,
         request: HttpRequest,
+        asked: SharingFields,
         wanted: Sequence[Wanted],
         respond: Callable[[Sequence[Generation]], HttpResponse],
         refuse: Callable[[HttpError], HttpResponse],
@@ -59,27 +64,30 @@ class Submission:
         Raises HttpError 503, InvalidRequest, QueueFull; nothing stays queued then.
         """
         answer: _Whole[Generation] = _Whole(request.id, respond, refuse, self._metrics)
-        answer.bind(self._submit(request, wanted, answer.on_update))
+        answer.bind(self._submit(request, asked, wanted, answer.on_update))
         return answer.deferred
 
     def answer(
         self,
         request: HttpRequest,
+        asked: SharingFields,
         wanted: Sequence[Wanted],
         *,
         stream: bool | None,
         frames: Callable[[Sequence[Generation]], Frames],
         respond: Callable[[Sequence[Generation]], HttpResponse],
         refuse: Callable[[HttpError], HttpResponse],
+        content_type: str = EVENT_STREAM,
     ) -> HttpResponse | DeferredResponse:
         """As `streamed` if `stream` is true, else as `whole`."""
         if stream:
-            return self.streamed(request, wanted, frames)
-        return self.whole(request, wanted, respond, refuse)
+            return self.streamed(request, asked, wanted, frames, content_type)
+        return self.whole(request, asked, wanted, respond, refuse)
 
     def embedded(
         self,
         request: HttpRequest,
+        asked: SharingFields,
         inputs: Sequence[Sequence[int]],
         name: str,
         respond: Callable[[Embedding], HttpResponse],
@@ -89,12 +97,17 @@ class Submission:
         answer: _Whole[Embedding] = _Whole(
             request.id, lambda ended: respond(ended[0]), refuse, self._metrics
         )
+        tenant = self._service.tenants.of(request)
+        tenant.check_tokens()
         embedding = self._service.engine.embedder.submit(
             inputs,
             name=name,
             deadline=self._deadline(request),
             on_update=answer.on_update,
             tenant=tenant_of(request),
+            share=tenant.share,
+            priority=_priority(asked, tenant),
+            meter=tenant,
         )
         answer.bind([embedding])
         return answer.deferred
@@ -102,20 +115,28 @@ class Submission:
     def streamed(
         self,
         request: HttpRequest,
+        asked: SharingFields,
         wanted: Sequence[Wanted],
         frames: Callable[[Sequence[Generation]], Frames],
+        content_type: str = EVENT_STREAM,
     ) -> HttpResponse:
         """Respond with events as the tokens come; raises as `whole`."""
-        stream = GenerationStream(
-            request.id, partial(self._submit, request, wanted), frames, self._metrics.finished
-        )
-        return HttpResponse.sse(stream)
+        submit = partial(self._submit, request, asked, wanted)
+        stream = GenerationStream(request.id, submit, frames, self._metrics.finished)
+        return HttpResponse.stream(stream, content_type, headers=_UNSTORED)
 
     def _submit(
-        self, request: HttpRequest, wanted: Sequence[Wanted], on_update: Callable[[], None]
+        self,
+        request: HttpRequest,
+        asked: SharingFields,
+        wanted: Sequence[Wanted],
+        on_update: Callable[[], None],
     ) -> Sequence[Generation]:
-        engine, deadline = self._service.engine, self._deadline(request)
-        tenant = tenant_of(request)
+        service, deadline = self._service, self._deadline(request)
+        engine, tenant, name = service.engine, service.tenants.of(request), tenant_of(request)
+        priority = _priority(asked, tenant)
+        tenant.check_tokens()  # it may have waited, and others came before
+        scope = scope_of(request, service.divides_prefixes, asked.cache_salt)
         generations: list[Generation] = []
         try:
             for each in wanted:
@@ -127,7 +148,11 @@ class Submission:
                         on_update=on_update,
                         slot=each.slot,
                         fresh=each.fresh,
-                        tenant=tenant,
+                        tenant=name,
+                        share=tenant.share,
+                        priority=priority,
+                        scope=scope,
+                        meter=tenant,
                     )
                 )
         except BaseException:
@@ -144,6 +169,15 @@ class Submission:
         if left <= 0:
             raise DeadlineExceeded(timeout)
         return left
+
+
+def _priority(asked: SharingFields, tenant: Tenant) -> int:
+    priority = asked.priority or 0
+    most_urgent = tenant.terms.priority
+    if priority < most_urgent:
+        expected = f"an integer of {most_urgent} or more, which is the most urgent allowed here"
+        raise InvalidRequest("priority", priority, expected)
+    return priority
 
 
 R = TypeVar("R", bound="Request")

@@ -21,12 +21,15 @@ from cllm.engine.embedding.embedder import Embedder
 from cllm.engine.embedding.ranking import PairEncoder
 from cllm.engine.errors import EngineError, InvalidRequest, Unsupported
 from cllm.engine.generation import Completion, Generation
+from cllm.engine.history import History, RequestRecord
 from cllm.engine.info import ModelInfo
 from cllm.engine.loading.loading import Loaded, load
 from cllm.engine.machine.own_process import OwnProcess
+from cllm.engine.request import Meter
 from cllm.engine.sampling.params import SamplingParams
 from cllm.engine.scheduling.scheduler import Scheduler
 from cllm.engine.sequence import Sequence as EngineSequence
+from cllm.engine.sharing import COMMON, EQUAL, Scope, Share
 from cllm.engine.speculation.drafter import Drafter
 from cllm.engine.stats import EngineStats
 from cllm.engine.text.tokenizer import Tokenizer, check_prompt_length
@@ -124,6 +127,10 @@ class Engine:
         slot: int | None = None,
         fresh: bool = False,
         tenant: str = "",
+        share: Share = EQUAL,
+        priority: int = 0,
+        scope: Scope = COMMON,
+        meter: Meter | None = None,
     ) -> Generation:
         """Queue a prompt, text or tokens, and return at once.
 
@@ -131,8 +138,10 @@ class Engine:
         out in it are text. deadline: seconds from now to the end of the generation; checked
         before each step. on_update: see Generation. slot: the only one to run in.
         fresh: reuse nothing of earlier prompts. tenant: the request's owner; slots are shared
-        fairly between tenants, and one tenant's requests are served in order of arrival. Waits
-        until a constraint is compiled. Raises InvalidRequest, PromptTooLong, QueueFull,
+        fairly between tenants, by their `share`, and one tenant's requests are served in order of
+        arrival. priority: the lowest of all waiting requests is served first. scope: whose
+        prefixes it reuses, and who may reuse its own. meter: is told of its beginning and end.
+        Waits until a constraint is compiled. Raises InvalidRequest, PromptTooLong, QueueFull,
         CompilerUnavailable, Unsupported, EngineClosed.
         """
         if deadline is not None and not 0 < deadline < math.inf:
@@ -140,15 +149,15 @@ class Engine:
         n_slots = self._info.context.parallel
         if slot is not None and not 0 <= slot < n_slots:
             raise InvalidRequest("slot", slot, f"a slot from 0 to {n_slots - 1}")
-        self._scheduler.check_open(tenant)
+        self._scheduler.check_open(tenant, share)
         tokens = self._tokenizer.prompt(prompt, self._ctx_size)
         self._tokenizer.checked("logit_bias", params.logit_bias)
         if params.ignore_eos:
             self._tokenizer.find_end_tokens()
-        guide = self._guide(params.constraint) if params.constraint else None
+        guide = self._guide(params.constraint, tenant) if params.constraint else None
         # A constraint forces tokens by itself; of each logged token the own logits are wanted.
         drafts = guide is None and params.logprobs is None
-        generation = Generation(len(tokens), on_update, self._scheduler.cancel)
+        generation = Generation(len(tokens), on_update, self._scheduler.cancel, meter)
         self._scheduler.submit(
             EngineSequence(
                 tokens,
@@ -162,6 +171,9 @@ class Engine:
                 fresh=fresh,
                 drafter=Drafter() if drafts and self._info.context.draft_max else None,
                 tenant=tenant,
+                share=share,
+                priority=priority,
+                scope=scope,
             )
         )
         return generation
@@ -206,19 +218,21 @@ class Engine:
         check_prompt_length(n_tokens, self._ctx_size)
 
     def check_constraint(
-        self, constraint: Constraint, *, wait: bool = True, keep: bool = True
+        self, constraint: Constraint, *, wait: bool = True, keep: bool = True, tenant: str = ""
     ) -> None:
         """Check a constraint as submit does; what it compiles is kept.
+
+        tenant: who asks; compilations of several tenants take turns.
 
         wait: until it is compiled; otherwise ConstraintPending is raised until then. keep: with
         wait=False, return only if what was compiled is still kept; otherwise it is enough that it
         can be compiled. Raises InvalidRequest, QueueFull, CompilerUnavailable, EngineClosed.
         """
         if wait:
-            self._guide(constraint)
+            self._guide(constraint, tenant)
             return
         with self._tokenizer.borrowed():
-            self._grammars.check(constraint, keep)
+            self._grammars.check(constraint, keep, tenant)
 
     def cancel(self, generation: Generation) -> None:
         """End a generation before the next decode; its text is kept. Same as its cancel()."""
@@ -274,6 +288,15 @@ class Engine:
         return [slot_info(slot) for slot in self._scheduler.slots]
 
     @property
+    def history(self) -> History:
+        """The last steps, and the requests that ended last."""
+        return self._runner.history
+
+    def waiting(self, most: int) -> list[tuple[str, int, list[RequestRecord]]]:
+        """Tenants with requests that wait for a slot: the name, how many, the oldest `most`."""
+        return self._runner.waiting(most)
+
+    @property
     def crowded(self) -> bool:
         """Whether a request that is submitted now has to wait for others."""
         return self._runner.crowded
@@ -311,9 +334,9 @@ class Engine:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _guide(self, constraint: Constraint) -> Guide:
+    def _guide(self, constraint: Constraint, tenant: str) -> Guide:
         with self._tokenizer.borrowed():
-            return self._grammars.guide(constraint)
+            return self._grammars.guide(constraint, tenant)
 
 
 def _follow(generation: Generation, ready: threading.Event) -> Iterator[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Any
 
@@ -65,10 +66,14 @@ class TooIntricate(EngineError):  # noqa: N818 - a public name
 
 
 class ConstraintPending(EngineError):  # noqa: N818 - a public name
-    """A constraint is being compiled: ask again when `settled` is done."""
+    """A constraint is being compiled: ask again when `settled` is done.
 
-    def __init__(self, settled: Future[Any]) -> None:
+    leave: to be called by a request that will not ask again.
+    """
+
+    def __init__(self, settled: Future[Any], leave: Callable[[], object] = lambda: None) -> None:
         self.settled = settled
+        self.leave = leave
         super().__init__("the constraint is being compiled; ask again")
 
 

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from cllm.engine.request import FinishReason, Request, RequestWriter, Timings, Usage
+from cllm.engine.request import FinishReason, Meter, Request, RequestWriter, Timings, Usage
 
 __all__ = [
     "Completion",
@@ -66,6 +66,9 @@ class Generation(Request):
     stop_text: the stop string that ended it, or "". has_newline: whether its text has one.
     slot: where it was computed; None before.
     guessed, guessed_right: drafted tokens that were evaluated, and those that were accepted.
+    prefix: where the reused tokens of its prompt came from: "slot" (its own slot held them), "copy"
+    (another slot), "running" (the slot of a running request), "memory" (host memory), "" if none
+    were reused.
     """
 
     __slots__ = (
@@ -77,6 +80,7 @@ class Generation(Request):
         "guessed",
         "guessed_right",
         "has_newline",
+        "prefix",
         "slot",
         "stop_text",
     )
@@ -86,8 +90,9 @@ class Generation(Request):
         prompt_tokens: int,
         on_update: Callable[[], None] | None = None,
         cancel: Callable[[Any], None] | None = None,
+        meter: Meter | None = None,
     ) -> None:
-        super().__init__(prompt_tokens, on_update, cancel)
+        super().__init__(prompt_tokens, on_update, cancel, meter)
         self._deltas: deque[str] = deque()
         self._records: deque[TokenRecord] = deque()
         self._progress: deque[Progress] = deque()
@@ -98,6 +103,7 @@ class Generation(Request):
         self.slot: int | None = None
         self.guessed = 0
         self.guessed_right = 0
+        self.prefix = ""
 
     def take(self) -> list[str]:
         """Return the text made since the last call, whole characters, one entry per token.

@@ -12,7 +12,7 @@ import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
-from typing import Any
+from typing import Any, Protocol
 
 from cllm.engine.errors import EngineError
 
@@ -58,6 +58,16 @@ class Timings:
     tokens_per_second: float
 
 
+class Meter(Protocol):
+    """Is told when requests are submitted and when they have ended, each exactly once."""
+
+    def began(self, request: Request) -> None:
+        """Before it is queued; on the thread that submits."""
+
+    def ended(self, request: Request) -> None:
+        """Its counts are final; on the engine thread, or where it could not be queued."""
+
+
 class Request:
     """One request's progress, as its client sees it.
 
@@ -73,6 +83,7 @@ class Request:
         "_finished",
         "_first_token",
         "_latch",
+        "_meter",
         "_on_update",
         "cancel_requested",
         "error",
@@ -86,7 +97,9 @@ class Request:
         prompt_tokens: int,
         on_update: Callable[[], None] | None = None,
         cancel: Callable[[Any], None] | None = None,
+        meter: Meter | None = None,
     ) -> None:
+        self._meter = meter
         self.id: str = uuid.uuid4().hex
         self.usage = Usage(prompt_tokens)
         self.error: EngineError | None = None
@@ -106,6 +119,11 @@ class Request:
     def done(self) -> bool:
         """Whether it has ended; all its results are published before this is True."""
         return self._finish_reason is not None
+
+    @property
+    def begun(self) -> bool:
+        """Whether work on it has begun."""
+        return self._admitted > 0
 
     @property
     def finish_reason(self) -> str | None:
@@ -162,7 +180,7 @@ class RequestWriter:
     @property
     def admitted(self) -> bool:
         """Whether work on it has begun."""
-        return self._request._admitted > 0
+        return self._request.begun
 
     def admit(self) -> None:
         """Note when work on it begins; the first time counts."""
@@ -184,10 +202,25 @@ class RequestWriter:
         if request._finish_reason is not None:
             return
         request._finished = time.monotonic()
+        self.end_metering()
         request.error = error
         request._finish_reason = reason
         request._cancel = None
         request._latch.release()
+
+    def begin_metering(self) -> None:
+        """Tell the meter that it is about to be queued."""
+        if self._request._meter is not None:
+            self._request._meter.began(self._request)
+
+    def end_metering(self) -> None:
+        """Tell the meter that its counts are final."""
+        meter, self._request._meter = self._request._meter, None
+        if meter is not None:
+            try:
+                meter.ended(self._request)
+            except Exception:  # the engine thread serves other requests
+                _log.exception("the meter of request %s failed", self._request.id)
 
     def notify(self) -> None:
         """Call its on_update callback; what that raises is logged."""

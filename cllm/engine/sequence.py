@@ -14,6 +14,7 @@ from cllm.engine.llama import FloatArray, Vocab
 from cllm.engine.sampling.logprobs import logprobs
 from cllm.engine.sampling.params import SamplingParams
 from cllm.engine.sampling.sampler import TokenSampler
+from cllm.engine.sharing import COMMON, EQUAL, Scope, Share
 from cllm.engine.speculation.drafter import Drafter
 from cllm.engine.text.detokenizer import Detokenizer
 from cllm.engine.text.indent import IndentLimit
@@ -45,7 +46,10 @@ class Sequence:
         "n_prompt",
         "params",
         "preempted",
+        "priority",
         "sampler",
+        "scope",
+        "share",
         "slot",
         "tenant",
         "tokens",
@@ -66,6 +70,9 @@ class Sequence:
         fresh: bool = False,
         drafter: Drafter | None = None,
         tenant: str = "",
+        share: Share = EQUAL,
+        priority: int = 0,
+        scope: Scope = COMMON,
     ) -> None:
         """wanted_slot: the only slot it may run in. fresh: it reuses no cached tokens."""
         self.tokens = array("i", prompt)
@@ -84,6 +91,9 @@ class Sequence:
         self.wanted_slot = wanted_slot
         self.fresh = fresh
         self.tenant = tenant
+        self.share = share
+        self.priority = priority
+        self.scope = scope
         self.slot: Slot | None = None
         self.sampler: TokenSampler | None = None
         self.preempted = False

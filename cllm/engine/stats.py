@@ -11,9 +11,9 @@ class EngineStats:
 
     requests_finished: by finish reason. prompt_tokens counts those of admitted requests, of
     which cached_tokens needed no evaluation. recomputed_tokens were evaluated again after a
-    preemption. decode_s is spent in llama_decode, draft_s in the draft model, sampling_s in
-    choosing tokens, other_s in everything else of a step; together they are the time that steps
-    took.
+    preemption or a pause; pauses: sequences that left their slot to another tenant. decode_s is
+    spent in llama_decode, draft_s in the draft model, sampling_s in choosing tokens, other_s in
+    everything else of a step; together they are the time that steps took.
     prefix_hits: admissions that found at least one token of their prompt. saved_prefixes were put
     into host memory, restored_prefixes taken from there with restored_tokens of prompts,
     evicted_prefixes dropped for want of room; cache_ram_bytes of cache_ram_limit are taken for
@@ -45,6 +45,7 @@ class EngineStats:
     cache_ram_bytes: int = 0
     cache_ram_limit: int = 0
     preemptions: int = 0
+    pauses: int = 0
     failed_decodes: int = 0
     guesses: int = 0
     guessed_tokens: int = 0

@@ -1,8 +1,9 @@
-"""An HTTP/1.1 server: parser, routing, responses, streams, threads. Standard library only."""
+"""A server of HTTP/1.1 and HTTP/2: routing, responses, streams, threads. Standard library only."""
 
 from __future__ import annotations
 
 from cllm.http.body_stream import BodyStream, IterableStream
+from cllm.http.certificates import TlsConfig
 from cllm.http.cors import cors
 from cllm.http.deferred import DeferredResponse
 from cllm.http.errors import HttpError, HttpServerError, ProtocolError, StreamClosed
@@ -38,5 +39,6 @@ __all__ = [
     "ServerConfig",
     "ServerStats",
     "StreamClosed",
+    "TlsConfig",
     "cors",
 ]

@@ -12,6 +12,7 @@ from time import monotonic, sleep
 from cllm.http.connection import Connection
 from cllm.http.connection_queue import LOOK_INTERVAL, ConnectionQueue
 from cllm.http.connection_room import ClientCounts, IdleConnections
+from cllm.http.forwarded import TrustedProxies
 from cllm.http.limits import ServerConfig
 from cllm.http.poller import READ, Poller, WakeUp, new_poller
 from cllm.http.transport import shut_down
@@ -57,6 +58,7 @@ class Acceptor:
         self.clients = ClientCounts(
             (self._limit + 1) // 2 if per_client is None else per_client,
             with_loopback=per_client is not None,
+            exempt=TrustedProxies(config.trusted_proxies).trusts,
         )
         self._connections_poller = poller
         self._connections = connections

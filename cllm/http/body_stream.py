@@ -37,10 +37,11 @@ class BodyStream:
 
     __slots__ = (
         "__weakref__", "_between", "_cancel_callbacks", "_chunks", "_closed", "_lock", "_notified",
-        "_pending", "_wake", "cancel_reason", "high_water", "ping",
+        "_pending", "_wake", "cancel_reason", "high_water", "ping", "room",
     )  # fmt: skip
 
     content_type: ClassVar[str] = "application/octet-stream"
+    endless: ClassVar[bool] = False  # it ends as soon as the server stops, without a grace period
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -53,6 +54,8 @@ class BodyStream:
         self._between = True  # the data taken ends with a whole event; tracked if there is a ping
         self.cancel_reason: str | None = None
         self.high_water = HIGH_WATER
+        # Where streams share a bound: whether this one may hold so many bytes next to the others
+        self.room: Callable[[BodyStream, int], bool] | None = None
         # A whole event without content, sent while the stream is quiet so that proxies keep it
         # open; b"": no pings. HttpResponse.sse sets a comment.
         self.ping = b""
@@ -74,13 +77,13 @@ class BodyStream:
         with self._lock:
             if self._closed or self.cancel_reason is not None:
                 raise StreamClosed(self.cancel_reason or "the stream was closed")
-            overflow = self._pending + len(data) > self.high_water
+            overflow = self.overflows(self._pending + len(data))
             if not overflow:
                 self._chunks.append(data)
                 self._pending += len(data)
                 wake = self._wake_once()
         if overflow:
-            reason = f"the reader is too slow: more than {self.high_water} bytes are pending"
+            reason = f"the reader is too slow: more than {self.high_water} bytes would be pending"
             self.cancel(reason)
             raise StreamClosed(reason)
         if wake is not None:
@@ -121,15 +124,48 @@ class BodyStream:
         if pending:
             wake()
 
-    def take(self) -> list[bytes]:
-        """Everything written since the last call; never blocks, raises nothing."""
+    def take(self, most: int = 0) -> list[bytes]:
+        """What was written since the last call; never blocks, raises nothing.
+
+        most: as many whole pieces as reach so many bytes, 0 for all. While `more` is true after it,
+        call again: no wake-up follows.
+        """
         with self._lock:
-            chunks, self._chunks = self._chunks, []
-            self._pending = 0
-            self._notified = False
+            if most and self._pending > most:
+                chunks = self._first_chunks(most)
+            else:
+                chunks, self._chunks = self._chunks, []
+                self._pending = 0
+            self._notified = bool(self._chunks)
         if chunks and self.ping:
             self._between = chunks[-1].endswith(_EVENT_ENDS)
         return chunks
+
+    @property
+    def pending(self) -> int:
+        """Bytes that wait for `take`. Any thread."""
+        return self._pending
+
+    def overflows(self, pending: int) -> bool:
+        """Whether so many bytes are more than may wait."""
+        room = self.room
+        return pending > self.high_water or (room is not None and not room(self, pending))
+
+    @property
+    def more(self) -> bool:
+        """The last `take` left something that it could have given."""
+        return bool(self._chunks)
+
+    def _first_chunks(self, most: int) -> list[bytes]:
+        """Under the lock."""
+        count = size = 0
+        while size < most:
+            size += len(self._chunks[count])
+            count += 1
+        first = self._chunks[:count]
+        del self._chunks[:count]
+        self._pending -= size
+        return first
 
     def take_ping(self) -> bytes:
         """What to send after an empty `take`: the ping, or b"" within an event."""
@@ -216,7 +252,7 @@ class IterableStream(BodyStream):
             self._notified = True
         wake()
 
-    def take(self) -> list[bytes]:
+    def take(self, most: int = 0) -> list[bytes]:
         """The next item, and a wake-up for the one after it; [] when the iterator has ended.
 
         An exception in the iterator is logged; the body ends with `end_event`, or is cancelled

@@ -12,6 +12,7 @@ import threading
 from collections.abc import Callable
 from typing import Protocol
 
+from cllm.http.access_log import AccessLog
 from cllm.http.intake import Intake
 from cllm.http.limits import ServerConfig
 from cllm.http.poller import Poller
@@ -52,8 +53,8 @@ class Context:
     """What the connections of one server share."""
 
     __slots__ = (
-        "closed", "config", "connections", "draining", "ending", "handle", "handler", "intake",
-        "poller", "push",
+        "access_log", "closed", "config", "connections", "draining", "ending", "handle", "handler",
+        "intake", "poller", "push",
     )  # fmt: skip
 
     def __init__(
@@ -64,7 +65,9 @@ class Context:
         connections: dict[int, Connection],
         push: Callable[[Connection], None],
         closed: Callable[[Connection], None],
+        access_log: AccessLog | None = None,
     ) -> None:
+        self.access_log = access_log
         self.handler = intake.handler
         self.intake = intake
         self.handle = intake.handle
@@ -141,16 +144,23 @@ class Connection:
     def schedule(self) -> None:
         """Have a worker run the connection. Any thread."""
         with self._lock:
-            state = self._state
-            if state is not IDLE:
-                self._state = ON_SCHEDULE[state]
+            before = self._state
+            if before is QUEUED:  # not written, since `run` changes it without the lock
                 return
-            self._state = QUEUED
-        self._push(self)
+            self._state = ON_SCHEDULE[before]
+        if before is IDLE:
+            self._push(self)
 
     def admitted(self) -> None:
         """It is registered with the poller: workers may run it. By the acceptor."""
         self._finish(again=False)
+
+    def become(self, protocol: ConnectionProtocol) -> None:
+        """Go on with another protocol, such as after a handshake. By the owner.
+
+        The protocol before must not hold a request; it returns what the new one's `advance` gives.
+        """
+        self._protocol = protocol
 
     def attend(self) -> None:
         """Have the protocol check its deadline and whether the server stops. Any thread."""
@@ -159,8 +169,9 @@ class Connection:
 
     def run(self, workspace: Workspace) -> None:
         """By the worker that took it from the queue: until it would block. Raises nothing."""
-        with self._lock:
-            self._state = RUNNING
+        # Without the lock: `schedule` writes nothing while the connection is QUEUED, and a wake-up
+        # before this line is one before the run.
+        self._state = RUNNING
         try:
             if self.attention:
                 self.attention = False

@@ -9,6 +9,9 @@ Two promises keep that safe, whoever pushes:
    by handlers, the acceptor looks once a millisecond (`look`) and wakes one more each time.
 2. While nobody is in the seat, the acceptor looks, or sleeps watching the poller (`vacant`).
 
+A worker that was woken for a stall stays awake while there is work. If the queue flows and several
+workers take turns, the acceptor has one of them sleep again: one is faster.
+
 Each side first publishes what it did and then looks at what the other one published: the pusher
 appends, then reads `_awake` and `_watched`; a worker or the acceptor says that it will sleep, then
 reads the queue once more. So at least one of the two sees the other, and no wake-up is lost.
@@ -19,6 +22,7 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Callable
+from threading import get_ident
 from typing import Generic, Protocol, TypeVar
 
 from cllm.http.poller import READ, Poller, WakeUp
@@ -28,6 +32,12 @@ LOOK_INTERVAL = 0.001  # s between two looks of the acceptor while there is work
 # Fewer connections taken than this between two looks, with more waiting: the workers that are awake
 # are held up in handlers. A worker that is only busy takes fifty in a millisecond.
 STALLED = 8
+
+# As many taken between two looks, and as many changes of the worker that takes: several workers are
+# hot where one would do, and each system call hands the interpreter lock from one to another. It
+# happens after other programs had the processor, which looks like a stall.
+FLOWING = 16
+TURNS = 4
 
 # After so many looks without a poll the acceptor polls, although the queue moves: responses that
 # always have more to send keep it from ever being empty.
@@ -76,9 +86,13 @@ class ConnectionQueue(Generic[W]):
         # Written without a lock: a lost count makes one look too cautious.
         self._taken = 0
         self._polls = 0
+        self._taker = 0  # the thread that took the last one
+        self._turns = 0  # how often that was another thread than before
+        self._surplus = False  # the next worker that would take a turn is to sleep instead
         # The acceptor's own
         self._seen_taken = 0
         self._seen_polls = 0
+        self._seen_turns = 0
         self._unpolled = 0
         self._quiet = 0
 
@@ -103,7 +117,12 @@ class ConnectionQueue(Generic[W]):
     def take(self) -> W | None:
         """The next connection to run; waits for one. None once the queue is closed."""
         items = self.items
+        me = get_ident()
         while not self._closed:
+            if self._taker != me and self._surplus:
+                self._surplus = False
+                self._retire()
+                continue
             try:
                 connection = items.popleft()
             except IndexError:
@@ -113,6 +132,9 @@ class ConnectionQueue(Generic[W]):
                     self._sleep()
                 continue
             self._taken += 1
+            if self._taker != me:
+                self._taker = me
+                self._turns += 1
             return connection
         return None
 
@@ -148,6 +170,16 @@ class ConnectionQueue(Generic[W]):
                 return
             self._asleep += 1
             condition.wait()  # who wakes it corrects the counts
+
+    def _retire(self) -> None:
+        """Sleep although there is work: another worker does it. The acceptor looks meanwhile."""
+        condition = self._condition
+        with condition:
+            if self._awake < 2 or self._closed:
+                return
+            self._awake -= 1
+            self._asleep += 1
+            condition.wait()
 
     # Whoever wakes
 
@@ -200,6 +232,9 @@ class ConnectionQueue(Generic[W]):
         taken, polls = self._taken, self._polls
         moved = taken - self._seen_taken
         stalled = moved < STALLED
+        turns = self._turns
+        self._surplus = moved >= FLOWING and turns - self._seen_turns >= TURNS
+        self._seen_turns = turns
         self._unpolled = self._unpolled + 1 if polls == self._seen_polls else 0
         self._seen_taken, self._seen_polls = taken, polls
         if self._unpolled and self.vacant and (stalled or self._unpolled >= UNPOLLED_LOOKS):

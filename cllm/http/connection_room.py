@@ -6,6 +6,7 @@ import ipaddress
 import socket
 import threading
 from collections import deque
+from collections.abc import Callable
 
 from cllm.http.connection import Connection
 
@@ -66,8 +67,16 @@ class IdleConnections:
 class ClientCounts:
     """Open connections by client address; for IPv6 by /64 network, which belongs to one client."""
 
-    def __init__(self, limit: int, *, with_loopback: bool) -> None:
+    def __init__(
+        self,
+        limit: int,
+        *,
+        with_loopback: bool,
+        exempt: Callable[[str], bool] = lambda host: False,
+    ) -> None:
+        """exempt: whether an address is that of a proxy, behind which are many clients."""
         self._limit = limit  # 0: no limit
+        self._exempt = exempt
         self._with_loopback = with_loopback
         self._open: dict[bytes, int] = {}
         self._lock = threading.Lock()
@@ -102,7 +111,7 @@ class ClientCounts:
 
     def _key(self, host: str) -> bytes | None:
         """None: not limited."""
-        if not self._limit:
+        if not self._limit or self._exempt(host):
             return None
         if not self._with_loopback and ipaddress.ip_address(host).is_loopback:
             return None

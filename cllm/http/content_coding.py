@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable
 
 from cllm.http.errors import HttpError
+from cllm.http.incoming import SMALL, BodyMemory
 from cllm.http.request import Headers, HttpRequest
 
 GZIP = ("gzip", "x-gzip")  # RFC 9110 section 8.4.1.3
@@ -36,14 +36,14 @@ def check_coding(request: HttpRequest) -> bool:
     )
 
 
-def decode(request: HttpRequest, limit: int, take: Callable[[int], None]) -> None:
+def decode(request: HttpRequest, limit: int, memory: BodyMemory) -> None:
     """Replace the body with the decoded one, and change its fields accordingly.
 
-    limit: bytes of the decoded body. take: counts memory; a negative number releases it; it may
-    raise HttpError 503. Raises HttpError 400, 413, 415, 503.
+    limit: bytes of the decoded body. memory: counts them meanwhile, and refuses no small body.
+    Raises HttpError 400, 413, 415, 503.
     """
     if check_coding(request):
-        request.body = gunzip(request.body, limit, take)
+        request.body = gunzip(request.body, limit, memory)
     fields = []
     for name, value in request.headers.items():
         lower = name.lower()
@@ -54,7 +54,7 @@ def decode(request: HttpRequest, limit: int, take: Callable[[int], None]) -> Non
     request.headers = Headers(fields)
 
 
-def gunzip(data: bytes, limit: int, take: Callable[[int], None]) -> bytes:
+def gunzip(data: bytes, limit: int, memory: BodyMemory) -> bytes:
     """One or more gzip members (RFC 1952) and nothing else; raises HttpError 400, 413, 503."""
     pieces: list[bytes] = []
     size = position = members = 0
@@ -75,7 +75,7 @@ def gunzip(data: bytes, limit: int, take: Callable[[int], None]) -> bytes:
                     piece = inflate.decompress(part, most)
                     if size + len(piece) > limit:
                         raise HttpError(413, f"the decoded body is larger than {limit} bytes")
-                    take(len(piece))
+                    memory.take(len(piece), small=size + len(piece) <= SMALL)
                     size += len(piece)
                     pieces.append(piece)
                     part = inflate.unconsumed_tail
@@ -87,4 +87,4 @@ def gunzip(data: bytes, limit: int, take: Callable[[int], None]) -> bytes:
         where = "" if members == 1 else f" (member {members})"
         raise HttpError(400, f"the body is not valid gzip{where}: {error}") from None
     finally:
-        take(-size)
+        memory.take(-size)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from typing import ClassVar
 
+from cllm.http.certificates import TlsConfig
 from cllm.http.errors import HttpServerError
 from cllm.http.handler import HttpHandler
 from cllm.http.limits import ServerConfig
@@ -19,13 +20,21 @@ class HttpServer:
 
     @classmethod
     def init(
-        cls, host: str, port: int, handler: HttpHandler, config: ServerConfig | None = None
+        cls,
+        host: str,
+        port: int,
+        handler: HttpHandler,
+        config: ServerConfig | None = None,
+        tls: TlsConfig | None = None,
     ) -> None:
-        """Configure it. Raises HttpServerError if it is configured and stop() did not follow."""
+        """Configure it; tls: serve HTTPS.
+
+        Raises HttpServerError if it is configured and stop() did not follow.
+        """
         with cls._lock:
             if cls._server is not None:
                 raise HttpServerError("HttpServer.init was already called; call stop() first")
-            cls._server = Server(handler, host, port, config)
+            cls._server = Server(handler, host, port, config, tls)
 
     @classmethod
     def start(cls) -> None:

@@ -53,6 +53,9 @@ MAX_LENGTH_DIGITS = 19  # every length below 2**63
 # controls but HTAB (RFC 9110 section 5.5).
 NOT_IN_HEAD = re.compile(rb"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]|\r(?!\n)|(?<!\r)\n")
 
+# X-Request-Id of a client, used only if it can stand in a field and in a log line unchanged
+REQUEST_ID = re.compile(r"[0-9A-Za-z._:/+=@~\-]{1,128}")
+
 MAX_REMEMBERED = 512  # heads
 MAX_REMEMBERED_SIZE = 1024  # bytes; longer heads rarely repeat
 SECRETS = ("authorization", "proxy-authorization", "cookie", "x-api-key")  # never remembered
@@ -72,6 +75,7 @@ class Head:
     length: int  # of the body; 0 for a chunked one
     chunked: bool
     expects_continue: bool
+    request_id: str  # the client's, if it can be used
 
     def request(self, body: bytes = b"") -> HttpRequest:
         """A request with this head."""
@@ -84,6 +88,7 @@ class Head:
             self.headers,
             body,
             self.keep_alive,
+            id=self.request_id,
         )
 
 
@@ -98,7 +103,10 @@ def remembered_heads(limits: Limits) -> dict[bytes, Head]:
 
 
 def remember(heads: dict[bytes, Head], raw: bytes, head: Head) -> None:
-    """Keep a parsed head if it is small and has no secret; clear the table when it is full."""
+    """Keep a parsed head if it is small and has no secret; clear the table when it is full.
+
+    raw: with its empty line.
+    """
     if len(raw) <= MAX_REMEMBERED_SIZE and not any(name in head.headers for name in SECRETS):
         if len(heads) >= MAX_REMEMBERED:
             heads.clear()
@@ -147,7 +155,17 @@ def parse_head(raw: bytes, limits: Limits) -> Head:
     version = "HTTP/1.0" if minor == "0" else "HTTP/1.1"
     if method == "CONNECT":
         raise ProtocolError(501, "CONNECT is not supported: this is not a proxy")
-    fields = parse_fields(text[line_end + 2 :])
+    return build_head(method, target, version, parse_fields(text[line_end + 2 :]), limits)
+
+
+def build_head(
+    method: str, target: str, version: str, fields: list[tuple[str, str]], limits: Limits
+) -> Head:
+    """A head of parts that are valid by themselves; checks what they mean together.
+
+    In HTTP/2 the caller gives `:authority` as the field Host. Raises ProtocolError 400, 417, 431,
+    501.
+    """
     if len(fields) > limits.fields:
         raise ProtocolError(431, f"the head has more than {limits.fields} fields")
     headers = Headers(fields)
@@ -173,6 +191,7 @@ def parse_head(raw: bytes, limits: Limits) -> Head:
         length=length,
         chunked=chunked,
         expects_continue=_expects_continue(headers, version),
+        request_id=_request_id(headers),
     )
 
 
@@ -289,7 +308,7 @@ def _keep_alive(headers: Headers, version: str) -> bool:
     options = _list(headers.get("connection", ""))
     if "close" in options:
         return False
-    return version == "HTTP/1.1" or "keep-alive" in options
+    return version != "HTTP/1.0" or "keep-alive" in options
 
 
 def _expects_continue(headers: Headers, version: str) -> bool:
@@ -299,7 +318,12 @@ def _expects_continue(headers: Headers, version: str) -> bool:
         return False
     if any(expectation != "100-continue" for expectation in expectations):
         raise ProtocolError(417, "the only supported expectation is 100-continue")
-    return version == "HTTP/1.1"  # one in HTTP/1.0 is to be ignored
+    return version != "HTTP/1.0"  # one in HTTP/1.0 is to be ignored
+
+
+def _request_id(headers: Headers) -> str:
+    given = headers.get("x-request-id", "")
+    return given if given and REQUEST_ID.fullmatch(given) else ""
 
 
 def _list(value: str | None) -> list[str]:

@@ -1,12 +1,11 @@
-"""HTTP/1.1 on one connection (RFC 9112); over 400 lines, since its phases are one state machine.
+"""HTTP/1.1 on one connection (RFC 9112); over 400 lines: its phases are one state machine.
 
-Requests go to the handler, responses to the transport. Phases, and what ends each:
+Phases, and what ends each:
 
-    READING    a request is complete → its response; the client ended → closed
-    AWAITING   the deferred response is given → its response
-    STREAMING  the stream is finished → READING; cancelled → connection aborted
-    FLUSHING   the socket took everything → the phase before
-    LINGERING  the client ended, sent too much or too long → closed
+    READING     a request is complete → its exchange; the client ended → closed
+    CONTINUING  the socket took the 100 (Continue) → READING
+    ANSWERING   the exchange has given the whole response → FLUSHING; broken → aborted
+    FLUSHING    the socket took everything → READING, or the connection ends
 
 A client that half-closes after a request still gets a response that is ready at once. During a
 deferred response or a stream a half-close counts as leaving: TCP does not tell the two apart, and
@@ -17,22 +16,24 @@ from __future__ import annotations
 
 import enum
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from time import monotonic
 
 from cllm.http import access_log
-from cllm.http.body_stream import BodyStream
 from cllm.http.connection import AGAIN, DONE, NEVER, Connection, Context
-from cllm.http.deferred import DeferredResponse
 from cllm.http.errors import HttpError, ProtocolError
+from cllm.http.exchange import BROKEN, LEFT, SENT, Exchange, Step
 from cllm.http.head import Head
+from cllm.http.http2.frames import PREFACE_LINE
+from cllm.http.http2.http2 import Http2
 from cllm.http.incoming import IncomingBody
-from cllm.http.outgoing import Outgoing, rest
+from cllm.http.lingering import linger
+from cllm.http.outgoing import Outgoing
 from cllm.http.parser import ParserState, RequestParser
 from cllm.http.poller import HANGUP, READ, WRITE
 from cllm.http.request import HttpRequest
 from cllm.http.response import CONTINUE, HttpResponse
-from cllm.http.transport import WANT_READ, ConnectionLost, Peer
+from cllm.http.transport import WANT_READ, Buffer, ConnectionLost, Peer
 from cllm.http.workspace import Workspace
 
 _log = logging.getLogger("cllm.http")
@@ -41,32 +42,27 @@ _log = logging.getLogger("cllm.http")
 TURN_REQUESTS = 16
 TURN_READS = 16  # of the worker's receive buffer
 
-LINGER_BYTES = 1024 * 1024  # read and dropped after an error response
-
-LEFT = "the client left"
-STOPPING = "the server is stopping"
+_IDLE = ParserState.IDLE  # an enum's members are slow to look up in Python 3.11
 
 
 class Phase(enum.IntEnum):
     """What the connection does now; see the module."""
 
     READING = 0
-    AWAITING = 1
-    STREAMING = 2
+    CONTINUING = 1
+    ANSWERING = 2
     FLUSHING = 3
-    LINGERING = 4
 
 
-READING, AWAITING, STREAMING, FLUSHING, LINGERING = Phase
+READING, CONTINUING, ANSWERING, FLUSHING = Phase
 
 
 class Http1:
-    """One connection's protocol state; run by the connection's owner only."""
+    """One connection's protocol state, and the sink of its exchange; run by the owner only."""
 
     __slots__ = (
-        "_backlog", "_begun", "_context", "_deferred", "_dropped", "_ended", "_fresh", "_in_head",
-        "_incoming", "_keep", "_outgoing", "_parser", "_peer_interest", "_phase", "_refused",
-        "_request", "_sent", "_status", "_stream",
+        "_backlog", "_context", "_exchange", "_fresh", "_in_head", "_incoming", "_keep",
+        "_outgoing", "_parser", "_peer_interest", "_phase", "_refused",
     )  # fmt: skip
 
     def __init__(self, context: Context) -> None:
@@ -78,18 +74,10 @@ class Http1:
         self._in_head = False  # the deadline is that of a head
         self._incoming: IncomingBody | None = None  # a head is read and its body is not complete
         self._outgoing = Outgoing(context.config)
-        # The exchange under way
-        self._request: HttpRequest | None = None
-        self._deferred: DeferredResponse | None = None
-        self._stream: BodyStream | None = None
-        self._ended = False  # the stream's end is in `_outgoing`, or has left
+        self._exchange = Exchange(context)
         self._keep = False  # the connection stays open after this response
         self._peer_interest = READ  # the interest that shows that the client leaves
-        self._status = 0
-        self._sent = 0  # bytes of the body
-        self._begun = 0.0  # time.monotonic(), where there is an access log
         self._refused = False  # the response refuses bytes that are no complete request
-        self._dropped = 0  # bytes, while lingering
 
     # Called by the connection
 
@@ -97,8 +85,8 @@ class Http1:
         phase = self._phase
         if phase is READING:
             return self._read(connection, workspace)
-        if connection.armed == 0:
-            self._look_at_peer(connection, phase)
+        if phase is ANSWERING and connection.armed == 0:
+            self._look_at_peer(connection)
         step = _ADVANCE[phase]
         return step(self, connection, workspace)
 
@@ -110,7 +98,7 @@ class Http1:
         return self.advance(connection, workspace)
 
     def lost(self, connection: Connection, workspace: Workspace) -> None:
-        self._give_up(connection, workspace, LEFT)
+        self._give_up(workspace, LEFT)
 
     def idle_since(self, connection: Connection) -> float | None:
         if self._phase is not READING or self._backlog:
@@ -123,6 +111,30 @@ class Http1:
 
     def closed(self) -> None:
         self._drop_incoming()
+
+    # Called by the exchange
+
+    def head(self, response: HttpResponse, body: bytes | None) -> None:
+        request = self._exchange.request
+        config = self._context.config
+        keep = chunked = False
+        if request is not None:
+            keep = request.keep_alive and not self._context.draining
+            if type(response.body) is not bytes:  # a stream
+                chunked = request.version != "HTTP/1.0"
+                keep = keep and chunked  # else the close ends the body
+        head = response.encode_head(
+            keep_alive=keep,
+            chunked=chunked,
+            server=config.server_name,
+            request_id=None if request is None else request.id,
+        )
+        self._keep = keep
+        self._outgoing.chunked = chunked
+        self._outgoing.begin(head, body or b"")
+
+    def data(self, pieces: Sequence[Buffer], *, ended: bool) -> int:
+        return self._outgoing.frame(pieces, last=ended)
 
     # Reading and answering
 
@@ -143,6 +155,10 @@ class Http1:
                         return DONE  # even in the middle of a request: the client has left
                     return self._park(connection, READ if count == WANT_READ else WRITE)
                 parser.feed(buffer[:count])
+                if self._fresh and parser.begins_with(PREFACE_LINE):
+                    http2 = Http2(self._context, parser.release())
+                    connection.become(http2)
+                    return http2.advance(connection, workspace)
             self._backlog = True
             while True:
                 if answered == TURN_REQUESTS:
@@ -150,7 +166,7 @@ class Http1:
                 try:
                     request = parser.next_request()
                 except ProtocolError as error:
-                    return self._refuse(connection, workspace, error)
+                    return self.refuse(connection, workspace, error)
                 if request is None:
                     break
                 answered += 1
@@ -166,18 +182,19 @@ class Http1:
                 return self._park(connection, READ)
             if parser.wants_continue:
                 parser.continue_sent()
-                self._outgoing.pending = [CONTINUE]
-                self._phase = FLUSHING
-                interest = self._flush_out(connection, workspace)
-                if interest is not None:
+                self._outgoing.begin(CONTINUE)
+                self._phase = CONTINUING
+                interest = self._outgoing.flush(connection)
+                if interest:
                     return interest
+                self._phase = READING
         return AGAIN
 
     def _park(self, connection: Connection, interest: int) -> int:
         """Nothing more to read: set the deadline of what is expected next."""
         state = self._parser.state
         config = self._context.config
-        if state is ParserState.IDLE:
+        if state is _IDLE:
             if self._context.draining:
                 return DONE
             self._in_head = False
@@ -197,7 +214,7 @@ class Http1:
         intake = self._context.intake
         if incoming is None:
             request = head.request()
-            request.client = connection.client
+            request.client = intake.client_of(request, connection.client)
             request.id = access_log.request_id(request)
             incoming = self._incoming = intake.begin(request)
             response = intake.refusal(request, head.length)
@@ -216,20 +233,25 @@ class Http1:
         self,
         connection: Connection,
         workspace: Workspace,
-        incoming: IncomingBody,
+        incoming: IncomingBody | None,
         response: HttpResponse,
     ) -> int:
-        """Respond to a request without reading the rest of its body, and end."""
+        """Respond without reading on, and end; incoming: None for bytes that are no request."""
         self._drop_incoming()
-        workspace.counters.requests += 1
-        request = self._request = incoming.request
-        request.keep_alive = False
+        request = None
+        if incoming is not None:
+            request = incoming.request
+            request.keep_alive = False
         self._refused = True
-        if self._context.config.access_log and access_log.enabled():
-            self._begun = monotonic()
         connection.deadline = NEVER
-        interest = self._respond(connection, workspace, response)
+        step = self._exchange.refuse(request, response, self, connection, workspace.counters)
+        interest = self._send(connection, workspace, step)
         return DONE if interest is None else interest
+
+    def refuse(self, connection: Connection, workspace: Workspace, error: HttpError) -> int:
+        """Respond to bytes that are no request, or to a head that timed out, and end."""
+        response = self._context.handler.error_response(error, None)
+        return self._turn_away(connection, workspace, None, response)
 
     def _drop_incoming(self) -> None:
         """Drop what is buffered: it will not become a request."""
@@ -242,96 +264,47 @@ class Http1:
         self, connection: Connection, workspace: Workspace, request: HttpRequest
     ) -> int | None:
         """One exchange; None when it is complete and the next one may begin."""
-        context = self._context
         self._fresh = False
         if self._incoming is not None:
             self._incoming.release()
             self._incoming = None
-        workspace.counters.requests += 1
-        request.client = connection.client
-        request.id = access_log.request_id(request)
-        self._request = request
         self._in_head = False
-        if context.config.access_log and access_log.enabled():
-            self._begun = monotonic()
         # Handlers may block, and that time does not count against the client.
         connection.deadline = NEVER
-        if request.body and "content-encoding" in request.headers:
-            response = context.intake.handle_coded(request)
-        else:
-            response = context.handle(request)
-        if isinstance(response, DeferredResponse):
-            self._deferred = response
-            self._drop_body()
-            self._phase = AWAITING
-            self._peer_interest = READ
-            response.attach(connection.schedule)
-            return self._await(connection, workspace)
-        return self._respond(connection, workspace, response)
+        self._peer_interest = READ
+        step = self._exchange.answer(request, self, connection, workspace.counters)
+        return self._send(connection, workspace, step)
 
-    def _respond(
-        self, connection: Connection, workspace: Workspace, response: HttpResponse
-    ) -> int | None:
-        request = self._request
-        assert request is not None
-        context = self._context
-        body = response.body
-        self._status = response.status
-        self._keep = request.keep_alive and not context.draining
-        if isinstance(body, BodyStream):
-            return self._begin_stream(connection, workspace, response, body)
-        try:
-            head = response.encode_head(
-                keep_alive=self._keep, server=context.config.server_name, request_id=request.id
-            )
-        except ValueError as error:
-            return self._respond(connection, workspace, self._unsendable(error))
-        if request.method == "HEAD" or not response.has_body:
-            size = self._sent = 0
-            sent = connection.transport.write((head,))
-        else:
-            size = self._sent = len(body)
-            sent = connection.transport.write((head, body))
-        if sent == len(head) + size:
+    def _send(self, connection: Connection, workspace: Workspace, step: Step) -> int | None:
+        """Send what the exchange has handed over; None when the response is complete."""
+        if step is BROKEN:
+            return self._break_off(connection, workspace, self._exchange.broken_by)
+        outgoing = self._outgoing
+        if outgoing.pending:
+            interest = outgoing.flush(connection)
+            if interest:
+                if step is SENT:
+                    self._exchange.drop_body()
+                    self._phase = FLUSHING
+                    return interest
+                self._phase = ANSWERING
+                return interest | HANGUP if interest == WRITE else interest
+        if step is SENT:
             return self._complete(connection, workspace)
-        self._outgoing.pending = rest((head, body) if size else (head,), sent)
-        self._drop_body()
-        self._phase = FLUSHING
-        return self._flush_out(connection, workspace)
-
-    def _drop_body(self) -> None:
-        """Keep the request without its body while waiting for the client or for the response.
-
-        Other holders of the request, such as a handler's thread, keep the body.
-        """
-        if self._request is not None and self._request.body:
-            self._request = self._request.without_body()
-
-    def _unsendable(self, error: ValueError) -> HttpResponse:
-        request = self._request
-        assert request is not None
-        _log.error("request %s: the handler's response cannot be sent: %s", request.id, error)
-        text = f"internal error; see the log for request {request.id}"
-        return self._context.handler.error_response(HttpError(500, text), request)
+        self._phase = ANSWERING
+        connection.deadline = self._exchange.ping_at
+        return self._peer_interest
 
     def _complete(self, connection: Connection, workspace: Workspace) -> int | None:
         """The response is sent: None to continue with the next request, or how to end."""
-        workspace.counters.count(self._status, self._sent)
-        if self._begun:
-            self._record(connection)
-        self._request = None
+        self._exchange.finish(workspace.counters)
         self._phase = READING
         if self._keep:
             return None
         # A close with unread bytes resets the connection, and the response may be lost.
         if self._refused or self._parser.buffered or connection.transport.probe() is Peer.SENDING:
-            return self._linger(connection, workspace)
+            return linger(connection, workspace, self._context)
         return DONE
-
-    def _record(self, connection: Connection) -> None:
-        seconds = monotonic() - self._begun
-        self._begun = 0.0
-        access_log.write(connection.client, self._request, self._status, self._sent, seconds)
 
     def _go_on(self, connection: Connection, workspace: Workspace, interest: int | None) -> int:
         """After an exchange that was parked: continue with the requests pipelined behind it."""
@@ -340,185 +313,54 @@ class Http1:
         self._backlog = True
         return self._read(connection, workspace)
 
-    # Deferred responses
+    # The phases after a wake-up
 
-    def _continue_awaiting(self, connection: Connection, workspace: Workspace) -> int:
-        return self._go_on(connection, workspace, self._await(connection, workspace))
-
-    def _await(self, connection: Connection, workspace: Workspace) -> int | None:
-        """AWAITING: send the response if it is given."""
-        deferred = self._deferred
-        assert deferred is not None
-        response = deferred.response
-        if response is None:
-            if not deferred.cancelled:
-                return self._peer_interest
-            reason = deferred.cancel_reason or "cancelled"
-            response = self._context.handler.error_response(HttpError(503, reason), self._request)
-        self._deferred = None
-        return self._respond(connection, workspace, response)
-
-    # Streams
-
-    def _begin_stream(
-        self,
-        connection: Connection,
-        workspace: Workspace,
-        response: HttpResponse,
-        stream: BodyStream,
-    ) -> int | None:
-        request = self._request
-        assert request is not None
-        outgoing = self._outgoing
-        outgoing.chunked = chunked = request.version != "HTTP/1.0"
-        self._keep = self._keep and chunked  # else the close ends the body
-        try:
-            head = response.encode_head(
-                keep_alive=self._keep,
-                chunked=chunked,
-                server=self._context.config.server_name,
-                request_id=request.id,
-            )
-        except ValueError as error:
-            stream.cancel("its response cannot be sent")
-            return self._respond(connection, workspace, self._unsendable(error))
-        self._sent = 0
-        outgoing.pending = [head]
-        if request.method == "HEAD" or not response.has_body:
-            stream.cancel("the response has no body")
-            self._phase = FLUSHING
-            return self._flush_out(connection, workspace)
-        self._drop_body()
-        self._stream = stream
-        self._ended = False
-        self._phase = STREAMING
-        self._peer_interest = READ
-        stream.high_water = self._context.config.high_water
-        stream.attach(connection.schedule)
-        return self._pull(connection, workspace)
-
-    def _continue_streaming(self, connection: Connection, workspace: Workspace) -> int:
-        stream = self._stream
-        assert stream is not None
-        if stream.cancelled:
-            return self._break_off(connection, workspace, stream.cancel_reason or "cancelled")
+    def _continue_answering(self, connection: Connection, workspace: Workspace) -> int:
+        """ANSWERING: send what the exchange has now."""
+        exchange = self._exchange
+        if exchange.broken:
+            return self._break_off(connection, workspace, exchange.broken_by)
         if self._outgoing.pending:
             interest = self._outgoing.flush(connection)
             if interest:
-                return _or_leaves(interest)
-        return self._go_on(connection, workspace, self._pull(connection, workspace))
+                return interest | HANGUP if interest == WRITE else interest
+        step = exchange.advance(self)
+        return self._go_on(connection, workspace, self._send(connection, workspace, step))
 
-    def _pull(
-        self, connection: Connection, workspace: Workspace, *, quiet: bool = False
-    ) -> int | None:
-        """STREAMING: send what the stream holds. One `take` a turn: later data wakes again.
-
-        quiet: the stream has been empty so long that a ping is due if it still is.
-        """
-        stream = self._stream
-        assert stream is not None
-        if not self._ended:
-            due, connection.deadline = connection.deadline, NEVER  # `flush` sets its own
-            pieces = stream.take()
-            if stream.cancelled:
-                return self._break_off(connection, workspace, stream.cancel_reason or "cancelled")
-            self._ended = stream.finished
-            if quiet and not pieces and not self._ended and (ping := stream.take_ping()):
-                pieces = [ping]
-            outgoing = self._outgoing
-            self._sent += outgoing.frame(pieces, last=self._ended)
-            if outgoing.pending:
-                interest = outgoing.flush(connection)
-                if interest:
-                    return _or_leaves(interest)
-        if not self._ended:
-            interval = self._context.config.sse_ping
-            if interval and stream.ping:
-                # Not after an empty `take`: some tokens make no event.
-                restart = pieces or quiet or due == NEVER
-                connection.deadline = monotonic() + interval if restart else due
-            return self._peer_interest
-        self._stream = None
-        return self._complete(connection, workspace)
-
-    def _break_off(self, connection: Connection, workspace: Workspace, reason: str) -> int:
-        """Abort, so that the client sees that the body is incomplete."""
-        _log.info("a response to %s:%d was aborted: %s", *connection.client, reason)
-        self._give_up(connection, workspace, reason)
-        connection.close(abort=True)
-        return DONE
-
-    # Writing
-
-    def _continue_flushing(self, connection: Connection, workspace: Workspace) -> int:
-        return self._go_on(connection, workspace, self._flush_out(connection, workspace))
-
-    def _flush_out(self, connection: Connection, workspace: Workspace) -> int | None:
-        """FLUSHING: None when everything is sent and the next request may come."""
+    def _flush(self, connection: Connection, workspace: Workspace) -> int:
+        """FLUSHING, CONTINUING: send the rest of the response, or of the 100 (Continue)."""
         interest = self._outgoing.flush(connection)
         if interest:
             return interest
-        if self._request is None and not self._refused:
-            self._phase = READING  # it was a 100 (Continue)
-            return None
-        return self._complete(connection, workspace)
+        if self._phase is CONTINUING:
+            self._phase = READING
+            return self._go_on(connection, workspace, None)
+        return self._go_on(connection, workspace, self._complete(connection, workspace))
 
     # Ends
 
-    def _look_at_peer(self, connection: Connection, phase: Phase) -> None:
+    def _look_at_peer(self, connection: Connection) -> None:
         """An event came during a response: raises ConnectionLost if the client left."""
-        if phase is not AWAITING and phase is not STREAMING:
-            return
         peer = connection.transport.probe()
         if peer is Peer.GONE:
             raise ConnectionLost(LEFT)
         # Further requests stay unread until this one is answered, and cause no wake-ups.
         self._peer_interest = HANGUP if peer is Peer.SENDING else READ
 
-    def _refuse(self, connection: Connection, workspace: Workspace, error: HttpError) -> int:
-        """Respond to bytes that are no request, or to a head that timed out, and end."""
-        self._drop_incoming()
-        response = self._context.handler.error_response(error, None)
-        assert isinstance(response.body, bytes)
-        server = self._context.config.server_name
-        self._status = response.status
-        self._sent = len(response.body)
-        head = response.encode_head(keep_alive=False, server=server)
-        self._outgoing.pending = [head, response.body]
-        self._keep = False
-        self._refused = True
-        if self._context.config.access_log and access_log.enabled():
-            self._begun = monotonic()
-        self._phase = FLUSHING
-        connection.deadline = NEVER
-        interest = self._flush_out(connection, workspace)
-        return DONE if interest is None else interest
+    def _break_off(self, connection: Connection, workspace: Workspace, reason: str) -> int:
+        """Abort, so that the client sees that the body is incomplete."""
+        _log.info("a response to %s:%d was aborted: %s", *connection.client, reason)
+        self._give_up(workspace, reason)
+        connection.close(abort=True)
+        return DONE
 
-    def _linger(self, connection: Connection, workspace: Workspace) -> int:
-        """Keep reading for a while, so that the client sees the response and not a reset."""
-        timeout = self._context.config.linger_timeout
-        if not timeout:
-            return DONE
-        connection.transport.shut_write()
-        self._phase = LINGERING
-        connection.deadline = monotonic() + timeout
-        return self._drop(connection, workspace)
-
-    def _drop(self, connection: Connection, workspace: Workspace) -> int:
-        """LINGERING: read and discard."""
-        for _ in range(TURN_READS):
-            count = connection.transport.read(workspace.buffer)
-            if count < 0:
-                return READ if count == WANT_READ else WRITE
-            self._dropped += count
-            if count == 0 or self._dropped > LINGER_BYTES:
-                return DONE
-        return AGAIN
+    def _give_up(self, workspace: Workspace, reason: str) -> None:
+        """Cancel the response in flight: the client no longer waits for it."""
+        self._outgoing.drop()
+        self._exchange.cancel(reason, workspace.counters)
 
     def _expire(self, connection: Connection, workspace: Workspace) -> int:
         """The deadline has passed."""
-        if self._phase is LINGERING:
-            return DONE
         if self._phase is READING:
             state = self._parser.state
             if state is ParserState.IDLE:
@@ -528,13 +370,13 @@ class Http1:
             what = "head" if incoming is None else "body"
             error = HttpError(408, f"the rest of the request's {what} did not arrive in time")
             if incoming is None:
-                return self._refuse(connection, workspace, error)
+                return self.refuse(connection, workspace, error)
             response = self._context.intake.error(error, incoming.request)
             return self._turn_away(connection, workspace, incoming, response)
-        if self._phase is STREAMING and not self._outgoing.pending:
-            if self._context.ending:  # the last event, not a ping: no other wake-up follows
+        if self._phase is ANSWERING and not self._outgoing.pending:  # a ping is due
+            if self._context.ending:  # the last event instead: no other wake-up follows
                 return self._end(connection, workspace)
-            return self._go_on(connection, workspace, self._pull(connection, workspace, quiet=True))
+            return self._continue_answering(connection, workspace)
         if self._outgoing.progressed(connection):
             again = self._end if self._context.ending else self.advance
             return again(connection, workspace)
@@ -544,55 +386,17 @@ class Http1:
     def _end(self, connection: Connection, workspace: Workspace) -> int:
         """The grace period is over: end what is in flight, in an orderly way where possible."""
         phase = self._phase
-        if phase is READING or phase is LINGERING:
+        if phase is READING:
             return DONE
-        if phase is AWAITING and self._deferred is not None:
-            if not self._deferred.cancel(
-                STOPPING
-            ):  # the response is given already, perhaps a stream
-                interest = self.advance(connection, workspace)
-                return self._end(connection, workspace) if self._phase is STREAMING else interest
-        elif phase is STREAMING and not self._ended:
-            stream = self._stream
-            assert stream is not None
-            last = stream.end_event(STOPPING)
-            stream.cancel(STOPPING)
-            if not last:
-                return self._break_off(connection, workspace, STOPPING)
-            self._keep = False
-            self._ended = True
-            self._sent += self._outgoing.frame([last], last=True)
-            self._stream = None
-            self._phase = FLUSHING
-        return self.advance(connection, workspace)
-
-    def _give_up(self, connection: Connection, workspace: Workspace, reason: str) -> None:
-        """Cancel the response in flight: the client no longer waits for it."""
-        deferred, stream = self._deferred, self._stream
-        self._deferred = self._stream = None
-        if self._request is not None:
-            workspace.counters.clients_left += 1
-            if self._begun:
-                self._status = access_log.CLIENT_LEFT
-                self._record(connection)
-            self._request = None
-        self._outgoing.pending = []
-        if deferred is not None and not deferred.cancel(reason):
-            response = deferred.response  # it was given already, and not taken
-            if response is not None and isinstance(response.body, BodyStream):
-                stream = response.body
-        if stream is not None:
-            stream.cancel(reason)
+        if phase is not ANSWERING:
+            return self.advance(connection, workspace)
+        self._keep = False
+        step = self._exchange.end(self)
+        return self._go_on(connection, workspace, self._send(connection, workspace, step))
 
 
 _ADVANCE: dict[Phase, Callable[[Http1, Connection, Workspace], int]] = {
-    AWAITING: Http1._continue_awaiting,
-    STREAMING: Http1._continue_streaming,
-    FLUSHING: Http1._continue_flushing,
-    LINGERING: Http1._drop,
+    CONTINUING: Http1._flush,
+    ANSWERING: Http1._continue_answering,
+    FLUSHING: Http1._flush,
 }
-
-
-def _or_leaves(interest: int) -> int:
-    """A stream's interest to park with, which also reports a client that leaves unread data."""
-    return WRITE | HANGUP if interest == WRITE else interest

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from cllm.http.content_coding import check_coding, decode
 from cllm.http.errors import HttpError
+from cllm.http.forwarded import TrustedProxies
 from cllm.http.handler import Answer, HttpHandler, Middleware
 from cllm.http.incoming import BodyMemory, IncomingBody
 from cllm.http.limits import ServerConfig
@@ -24,6 +25,7 @@ class Intake:
         self.memory = BodyMemory(config.body_memory)
         self.handler = handler
         self._config = config
+        self.proxies = TrustedProxies(config.trusted_proxies) if config.trusted_proxies else None
         self._outermost = outermost
         self.handle = handler.handle_request if outermost is None else self._handle
 
@@ -37,10 +39,14 @@ class Intake:
         if refusal is not None:
             return self._around(request, refusal)
         try:
-            decode(request, self._config.limits.body, self.memory.take)
+            decode(request, self._config.limits.body, self.memory)
         except HttpError as error:
             return self.error(error, request)
         return self.handle(request)
+
+    def client_of(self, request: HttpRequest, peer: tuple[str, int]) -> tuple[str, int]:
+        """The client of a request that came from `peer`, which may be a proxy."""
+        return peer if self.proxies is None else self.proxies.client_of(peer, request.headers)
 
     def begin(self, request: HttpRequest) -> IncomingBody:
         """The state of a body that is not complete."""

@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, field
 
+from cllm.http.forwarded import TrustedProxies
+
 KIB = 1024
 MIB = 1024 * KIB
 
@@ -67,8 +69,15 @@ class ServerConfig:
     # Allowed origins, ("*",) for all, ("localhost",) for this machine's pages, () for no CORS.
     cors_origins: tuple[str, ...] = ()
     cors_credentials: bool = False  # whether pages may send requests in credentials mode
+    trusted_proxies: tuple[str, ...] = ()  # networks whose X-Forwarded-For and Forwarded count
+    proxy_protocol: bool = False  # every connection begins with a PROXY header, version 2
     access_log: bool = True
     server_name: str = "cLLM"  # the Server field; "" omits it
+
+    @property
+    def least_sent(self) -> float:
+        """Bytes that a reader takes in `write_timeout` at least."""
+        return max(self.min_rate * self.write_timeout, 1)
 
     def __post_init__(self) -> None:
         for name in ("workers", "backlog", "max_connections", "high_water"):
@@ -96,6 +105,14 @@ class ServerConfig:
                     f"ServerConfig.cors_origins has {origin!r}; "
                     'give "*", "localhost" or scheme://host[:port] without a path'
                 )
+        try:
+            TrustedProxies(self.trusted_proxies)
+        except ValueError as error:
+            raise ValueError(f"ServerConfig.trusted_proxies: {error}") from None
+        if self.proxy_protocol and not self.trusted_proxies:
+            raise ValueError(
+                "ServerConfig.proxy_protocol needs trusted_proxies: the addresses of the proxies"
+            )
         if self.server_name and not _TOKEN.fullmatch(self.server_name):
             raise ValueError(
                 f"ServerConfig.server_name is {self.server_name!r}; "

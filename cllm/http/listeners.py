@@ -90,7 +90,7 @@ def _trouble(host: str, port: int, error: OSError) -> str:
     return f"cannot listen on {place}: {os.strerror(error.errno or 0)}"
 
 
-def address_of(listener: socket.socket) -> str:
+def address_of(listener: socket.socket, scheme: str) -> str:
     """The address of a listening socket as a URL."""
     host, port = listener.getsockname()[:2]
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+    return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"

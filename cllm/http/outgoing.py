@@ -12,23 +12,41 @@ from cllm.http.transport import IOV_MAX, WANT_READ, Buffer
 
 TURN_WRITES = 16  # sendmsg calls before other connections get their turn
 
+# Bytes up to which buffers are joined: send(2) of one is faster than sendmsg(2) of several.
+JOINED = 4096
+
 
 class Outgoing:
     """One connection's; by its owner.
 
-    pending: the bytes, in order. chunked: a stream is framed as chunks (RFC 9112 section 7.1).
+    pending: the bytes, in order; size: how many.
+    chunked: a stream is framed as chunks (RFC 9112 section 7.1).
     """
 
-    __slots__ = ("_config", "_unsent", "chunked", "pending")
+    __slots__ = ("_config", "_unsent", "chunked", "pending", "size")
 
     def __init__(self, config: ServerConfig) -> None:
         self._config = config
         self.pending: list[Buffer] = []
+        self.size = 0
         self.chunked = False
         # Since the write deadline was set: what the kernel held then and took since; -1: not set
         self._unsent = -1
 
-    def frame(self, pieces: list[bytes], *, last: bool) -> int:
+    def begin(self, head: bytes, body: bytes = b"") -> None:
+        """A response begins; nothing is pending."""
+        size = self.size = len(head) + len(body)
+        if size <= JOINED:
+            self.pending = [head + body]
+        else:
+            self.pending = [head, body] if body else [head]
+
+    def append(self, pieces: Sequence[Buffer], size: int) -> None:
+        """Append bytes as they are; size: of all pieces."""
+        self.pending += pieces
+        self.size += size
+
+    def frame(self, pieces: Sequence[Buffer], *, last: bool) -> int:
         """Append a stream's pieces, as one chunk however many they are; their size.
 
         last: the body ends with them.
@@ -36,14 +54,23 @@ class Outgoing:
         size = sum(map(len, pieces))
         pending = self.pending
         if not self.chunked:
-            pending += pieces
-        elif size:  # a chunk of no bytes would be the last one (RFC 9112 section 7.1)
-            pending.append(b"%x\r\n" % size)
-            pending += pieces
-            pending.append(b"\r\n0\r\n\r\n" if last else b"\r\n")
+            self.append(pieces, size)
+            return size
+        chunk: Sequence[Buffer] = ()
+        if size:  # a chunk of no bytes would be the last one (RFC 9112 section 7.1)
+            chunk = (b"%x\r\n" % size, *pieces, b"\r\n0\r\n\r\n" if last else b"\r\n")
+            if size <= JOINED:
+                chunk = (b"".join(chunk),)
         elif last:
-            pending.append(b"0\r\n\r\n")
+            chunk = (b"0\r\n\r\n",)
+        pending += chunk
+        self.size += sum(map(len, chunk))
         return size
+
+    def drop(self) -> None:
+        """Forget what is pending: the connection ends."""
+        self.pending = []
+        self.size = 0
 
     def flush(self, connection: Connection) -> int:
         """Write: 0 when everything has left, else the interest to park with, or AGAIN.
@@ -55,19 +82,19 @@ class Outgoing:
         interest = AGAIN
         for _ in range(TURN_WRITES):
             sent = write(pending if len(pending) <= IOV_MAX else pending[:IOV_MAX])
+            if sent == self.size:
+                self.drop()
+                self._unsent = -1
+                connection.deadline = NEVER
+                return 0
             if sent < 0:
                 interest = READ if sent == WANT_READ else WRITE
                 break
-            pending = rest(pending, sent)
+            pending = self.pending = rest(pending, sent)
+            self.size -= sent
             if self._unsent >= 0:
                 self._unsent += sent
-            if not pending:
-                connection.deadline = NEVER
-                self._unsent = -1
-                interest = 0
-                break
-        self.pending = pending
-        if interest and self._unsent < 0:
+        if self._unsent < 0:
             self._unsent = connection.transport.unsent()
             connection.deadline = monotonic() + self._config.write_timeout
         return interest
@@ -81,7 +108,7 @@ class Outgoing:
         config = self._config
         unsent = connection.transport.unsent()
         left = self._unsent - unsent
-        if left < max(config.min_rate * config.write_timeout, 1):
+        if left < config.least_sent:
             return False
         self._unsent = unsent
         connection.deadline = monotonic() + config.write_timeout

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from cllm.http.errors import ProtocolError
 from cllm.http.head import (
     CRLF,
+    MAX_REMEMBERED_SIZE,
     NOT_IN_HEAD,
     QUOTED_STRING,
     TOKEN,
@@ -64,6 +65,9 @@ class _Step(enum.Enum):
     DONE = enum.auto()
 
 
+_HEAD = _Step.HEAD  # an enum's members are slow to look up in Python 3.11
+
+
 class RequestParser:
     """Turns one connection's bytes into requests; pipelined ones one at a time.
 
@@ -84,7 +88,7 @@ class RequestParser:
         self._buffer: bytes | bytearray = b""
         self._position = 0
         self._scan = 0  # no line ends before this index
-        self._step = _Step.HEAD
+        self._step = _HEAD
         self._empty_lines = 0
         self.head: Head | None = None  # of the request whose body is not complete
         self._body = bytearray()  # decoded chunks
@@ -119,7 +123,15 @@ class RequestParser:
         if self._position == len(self._buffer):
             return None
         try:
-            if self._step is _Step.HEAD:
+            if self._step is _HEAD:
+                buffer = self._buffer
+                # Most often one whole request has come, and its head is known.
+                if not self._position and len(buffer) <= MAX_REMEMBERED_SIZE:
+                    head = self._heads.get(buffer) if type(buffer) is bytes else None
+                    if head is not None and not (head.length or head.chunked):
+                        self._buffer = b""
+                        self._scan = self._empty_lines = 0
+                        return head.request()
                 head = self._read_head()
                 if head is None:
                     return None
@@ -134,7 +146,7 @@ class RequestParser:
 
     @property
     def state(self) -> ParserState:
-        if self._step is not _Step.HEAD:
+        if self._step is not _HEAD:
             return ParserState.BODY
         return ParserState.IDLE if self._position == len(self._buffer) else ParserState.HEAD
 
@@ -146,6 +158,16 @@ class RequestParser:
     def continue_sent(self) -> None:
         """The 100 response was written."""
         self._continue = False
+
+    def begins_with(self, start: bytes) -> bool:
+        """Whether what is buffered begins with these bytes."""
+        return self._buffer.startswith(start, self._position)
+
+    def release(self) -> bytes:
+        """What is buffered, for another protocol; the parser keeps nothing."""
+        data = bytes(self._buffer[self._position :])
+        self.drop()
+        return data
 
     def drop(self) -> None:
         """Discard the buffer: the stream ends here."""
@@ -174,11 +196,11 @@ class RequestParser:
         if end < 0:
             self._check_head(len(buffer), complete=False)
             return None
-        raw = bytes(buffer[start : end + 2])
+        raw = bytes(buffer[start : end + 4])
         head = self._heads.get(raw)
         if head is None:
             self._check_head(end + 4, complete=True)
-            head = parse_head(raw, self._limits)
+            head = parse_head(raw[:-2], self._limits)
             remember(self._heads, raw, head)
         self._position = self._scan = end + 4
         self._empty_lines = 0
@@ -254,7 +276,7 @@ class RequestParser:
             self._buffer = bytes(memoryview(self._buffer)[self._position :])
             self._position = self._scan = 0
         self.head = None
-        self._step = _Step.HEAD
+        self._step = _HEAD
         return head.request(body)
 
     def _read_chunk_size(self) -> bool:

@@ -6,7 +6,6 @@ import re
 import time
 from collections.abc import Iterable
 from email.utils import formatdate
-from functools import lru_cache
 from http import HTTPStatus
 from typing import Any
 
@@ -114,33 +113,39 @@ class HttpResponse:
         Transfer-Encoding; without it (HTTP/1.0) the close ends the body and `keep_alive` must be
         False. Raises ValueError for what cannot be sent: answer 500 instead.
         """
+        body = self.body
         try:
-            return self._encode_head(keep_alive, chunked, server, request_id)
+            parts = [_beginning(self.status, server)]
+            if type(body) is bytes and self.status not in _BODYLESS:
+                parts.append(b"Content-Length: %d\r\n" % len(body))  # the most common case
+            elif (length := self.content_length()) is not None:
+                parts.append(b"Content-Length: %d\r\n" % length)
+            elif chunked and self.has_body:
+                parts.append(b"Transfer-Encoding: chunked\r\n")
+            elif keep_alive and self.has_body:
+                raise ValueError("a stream that is not chunked ends by closing the connection")
+            for name_value in self.headers:
+                parts.append(_PREBUILT_FIELDS.get(name_value) or field_line(*name_value))
+            if request_id:
+                parts.append(_request_id_line(request_id))
         except TypeError as error:  # such as a number for a field's value
             raise ValueError(f"the response has a part of the wrong type: {error}") from error
-
-    def _encode_head(
-        self, keep_alive: bool, chunked: bool, server: str, request_id: str | None
-    ) -> Octets:
-        body = self.body
-        parts = [_status_line(self.status), _server_line(server), _date_line()]
-        if not self.has_body:
-            if self.status == 205:
-                parts.append(b"Content-Length: 0\r\n")
-        elif isinstance(body, bytes):
-            parts.append(b"Content-Length: %d\r\n" % len(body))
-        elif not isinstance(body, BodyStream):
-            raise TypeError(f"the body is a {type(body).__name__}; give bytes or a BodyStream")
-        elif chunked:
-            parts.append(b"Transfer-Encoding: chunked\r\n")
-        elif keep_alive:
-            raise ValueError("a stream that is not chunked ends by closing the connection")
-        for name_value in self.headers:
-            parts.append(_PREBUILT_FIELDS.get(name_value) or field_line(*name_value))
-        if request_id:
-            parts.append(field_line("X-Request-Id", request_id))
         parts.append(_END_KEEP_ALIVE if keep_alive else _END_CLOSE)
         return b"".join(parts)
+
+    def content_length(self) -> int | None:
+        """Of the body, also in answer to HEAD; None for a stream and where none may be sent.
+
+        Raises TypeError for a body that is neither bytes nor a BodyStream.
+        """
+        if self.status in _BODYLESS:
+            return 0 if self.status == 205 else None
+        body = self.body
+        if isinstance(body, bytes):
+            return len(body)
+        if isinstance(body, BodyStream):
+            return None
+        raise TypeError(f"the body is a {type(body).__name__}; give bytes or a BodyStream")
 
     def __repr__(self) -> str:
         body = "stream" if isinstance(self.body, BodyStream) else f"{len(self.body)} bytes"
@@ -161,13 +166,26 @@ _END_CLOSE = b"Connection: close\r\n\r\n"
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 
 
-def field_line(name: str, value: str) -> bytes:
-    """`Name: value` and CRLF; raises ValueError for what is not valid in one line."""
+def check_field(name: str, value: str) -> None:
+    """Raise ValueError for what is not valid in one field line, or is the connection's to write."""
     if not _FIELD_NAME.fullmatch(name) or name.lower() in _RESERVED:
         raise ValueError(f"a response cannot set the field {name!r}")
     if not _FIELD_VALUE.fullmatch(value):
         raise ValueError(f"the response field {name} has a value that cannot be sent: {value!r}")
+
+
+def field_line(name: str, value: str) -> bytes:
+    """`Name: value` and CRLF; raises ValueError as `check_field`."""
+    check_field(name, value)
     return f"{name}: {value}\r\n".encode("latin-1")
+
+
+def check_status(status: int) -> None:
+    """Raise TypeError or ValueError for what is not the status of a final response."""
+    if isinstance(status, bool) or not isinstance(status, int):
+        raise TypeError(f"a status is a whole number, not {status!r}")
+    if not 200 <= status <= 599:
+        raise ValueError(f"the status of a response is 200 to 599, not {status}")
 
 
 def _reason(status: int) -> str:
@@ -181,10 +199,7 @@ def _status_line(status: int) -> bytes:
     line = _STATUS_LINES.get(status)
     if line is not None:
         return line
-    if isinstance(status, bool) or not isinstance(status, int):
-        raise TypeError(f"a status is a whole number, not {status!r}")
-    if not 200 <= status <= 599:
-        raise ValueError(f"the status of a response is 200 to 599, not {status}")
+    check_status(status)
     return f"HTTP/1.1 {status} {_reason(status)}\r\n".encode()
 
 
@@ -193,12 +208,6 @@ _STATUS_LINES = {
     for status in HTTPStatus
     if status >= 200  # after an informational one the client waits on (section 15.2)
 }
-
-
-@lru_cache(maxsize=8)
-def _server_line(server: str) -> bytes:
-    """RFC 9110 section 10.2.4; ServerConfig has checked the name."""
-    return f"Server: {server}\r\n".encode() if server else b""
 
 
 _PREBUILT_FIELDS = {
@@ -212,15 +221,28 @@ _PREBUILT_FIELDS = {
     )
 }
 
-_date: tuple[int, bytes] = (0, b"")
+
+def _request_id_line(request_id: str) -> bytes:
+    if request_id.isascii() and request_id.isprintable():  # faster than the expressions
+        return f"X-Request-Id: {request_id}\r\n".encode()
+    return field_line("X-Request-Id", request_id)
 
 
-def _date_line() -> bytes:
-    """RFC 9110 section 6.6.1; built once a second. A race builds it twice, which is harmless."""
-    global _date
+# The status line, Server and Date of this second's responses, by status and server name.
+_beginnings: tuple[int, dict[tuple[int, str], bytes]] = (0, {})
+
+
+def _beginning(status: int, server: str) -> bytes:
+    """RFC 9110 sections 6.6.1, 10.2.4. A race builds one twice, which is harmless."""
+    global _beginnings
     now = int(time.time())
-    second, line = _date
+    second, known = _beginnings
     if second != now:
-        line = f"Date: {formatdate(now, usegmt=True)}\r\n".encode()
-        _date = (now, line)
-    return line
+        known = {}
+        _beginnings = (now, known)
+    beginning = known.get((status, server))
+    if beginning is None:
+        server_line = f"Server: {server}\r\n" if server else ""  # ServerConfig has checked it
+        fields = f"{server_line}Date: {formatdate(now, usegmt=True)}\r\n".encode()
+        beginning = known[status, server] = _status_line(status) + fields
+    return beginning

@@ -12,20 +12,28 @@ from time import monotonic
 from types import TracebackType
 
 from cllm.http.acceptor import Acceptor
-from cllm.http.connection import Connection, Context
+from cllm.http.access_log import AccessLog
+from cllm.http.certificates import Certificates, TlsConfig
+from cllm.http.connection import Connection, ConnectionProtocol, Context
 from cllm.http.cors import cors
 from cllm.http.errors import HttpServerError
 from cllm.http.handler import HttpHandler
 from cllm.http.http1 import Http1
+from cllm.http.http2.http2 import Http2
 from cllm.http.intake import Intake
 from cllm.http.limits import ServerConfig
 from cllm.http.listeners import address_of, listen
 from cllm.http.poller import READ, new_poller
+from cllm.http.proxy_protocol import ProxyProtocol
 from cllm.http.stats import ServerStats, add_up
+from cllm.http.tls import Handshake
 from cllm.http.transport import PlainTransport, shut_down
 from cllm.http.worker import Worker
 
 _log = logging.getLogger("cllm.http")
+
+HTTP2 = "h2"  # RFC 9113 section 3.2
+ALPN = (HTTP2, "http/1.1")  # the preferred protocol first (RFC 7301)
 
 # After the grace period: time to send the last events and 503s, and for threads to end. A handler
 # that blocks longer is left running and named in the log.
@@ -48,11 +56,14 @@ class Server:
         host: str = "127.0.0.1",
         port: int = 8080,
         config: ServerConfig | None = None,
+        tls: TlsConfig | None = None,
     ) -> None:
+        """tls: serve HTTPS, and nothing else on this port."""
         if not 0 <= port <= 65535:
             raise ValueError(f"port is {port}; give 0 to 65535, 0 for one that is free")
         self.host = host
         self.config = config or ServerConfig()
+        self.tls = tls
         self._handler = handler
         self._wanted_port = port
         self._port = 0
@@ -64,6 +75,8 @@ class Server:
         self._workers: list[Worker] = []
         self._context: Context
         self._acceptor: Acceptor
+        self._certificates: Certificates | None = None
+        self._access_log: AccessLog | None = None
 
     def __enter__(self) -> Server:
         self.start()
@@ -87,15 +100,29 @@ class Server:
         """The port in use; before the first start the one that was asked for."""
         return self._port or self._wanted_port
 
+    @property
+    def scheme(self) -> str:
+        """Of its URLs: "https" with TLS, else "http"."""
+        return "http" if self.tls is None else "https"
+
+    def reload_certificates(self) -> bool:
+        """Read the files of the certificates again, for new connections; False if they stay.
+
+        The server also does so by itself when a file has changed. A file that cannot be used is
+        logged, and the loaded certificates stay.
+        """
+        return self._certificates is not None and self._certificates.reload()
+
     def start(self) -> None:
         """Listen and serve; returns once clients can connect.
 
-        Raises HttpServerError if the server already runs, the address cannot be used, or the system
-        has no more descriptors or threads.
+        Raises HttpServerError if the server already runs, the address or a certificate cannot be
+        used, or the system has no more descriptors or threads.
         """
         with self._lock:
             if self._state is not _State.STOPPED:
                 raise HttpServerError("the server is already running; call stop() first")
+            self._certificates = None if self.tls is None else Certificates(self.tls, ALPN)
             listeners = listen(self.host, self._wanted_port, self.config.backlog)
             self._port = listeners[0].getsockname()[1]
             try:
@@ -107,7 +134,7 @@ class Server:
                     "(ulimit -n) or of threads (ulimit -u)"
                 ) from error
             self._state = _State.RUNNING
-        names = ", ".join(address_of(listener) for listener in listeners)
+        names = ", ".join(address_of(listener, self.scheme) for listener in listeners)
         _log.info("listening on %s with %d workers", names, len(self._workers))
 
     def _build(self, listeners: list[socket.socket]) -> None:
@@ -127,12 +154,16 @@ class Server:
             self.config,
             cors(origins, self.config.cors_credentials) if origins else None,
         )
+        self._access_log = AccessLog() if self.config.access_log else None
         self._context = Context(
-            intake, self.config, self._poller, self._connections, queue.push, self._closed
-        )
+            intake, self.config, self._poller, self._connections, queue.push, self._closed,
+            self._access_log,
+        )  # fmt: skip
         self._acceptor_thread = threading.Thread(
             target=self._acceptor.run, name="cllm-acceptor", daemon=True
         )
+        if self._access_log is not None:
+            self._access_log.start()
         for number in range(self.config.workers):
             worker = Worker(queue, number)
             queue.enter()
@@ -150,6 +181,8 @@ class Server:
             worker.queue.close()
         for worker in workers:
             worker.thread.join(JOIN_TIME)
+        if self._access_log is not None:
+            self._access_log.stop()
 
     def _admit(self, sock: socket.socket, client: tuple[str, int]) -> None:
         """A connection of an accepted socket; on the acceptor's thread."""
@@ -160,10 +193,20 @@ class Server:
             sock.close()  # macOS: EINVAL where the peer has already reset the connection
             return
         context = self._context
+        protocol: ConnectionProtocol
+        if self._certificates is None:
+            protocol = Http1(context)
+        else:
+            protocol = Handshake(context, sock, self._certificates, self._follow)
+        proxies = context.intake.proxies
+        if self.config.proxy_protocol and proxies is not None:
+            protocol = ProxyProtocol(
+                context, protocol, proxies.trusts, self._acceptor.clients.enter
+            )
         connection = Connection(
             context,
             PlainTransport(sock),
-            Http1(context),
+            protocol,
             client,
             READ,
             monotonic() + self.config.head_timeout,
@@ -178,6 +221,10 @@ class Server:
             self._connections.pop(fd, None)
             raise
         connection.admitted()
+
+    def _follow(self, alpn: str | None) -> ConnectionProtocol:
+        """The protocol after a TLS handshake."""
+        return Http2(self._context) if alpn == HTTP2 else Http1(self._context)
 
     def _closed(self, connection: Connection) -> None:
         """A connection closed; on the thread that closed it."""
@@ -256,6 +303,8 @@ class Server:
             thread.join(max(limit - monotonic(), 0.0))
         for connection in list(self._connections.values()):
             connection.close(abort=True)
+        if self._access_log is not None:
+            self._access_log.stop()
         stuck = [worker.thread for worker in self._workers if worker.thread.is_alive()]
         for thread in stuck:
             _log.error(
@@ -292,6 +341,7 @@ class Server:
             clients_left_total=total.clients_left,
             timeouts_total=total.timeouts,
             responses_by_status=total.by_status,
+            http2_limits=total.http2_limits,
         )
 
 

@@ -15,6 +15,11 @@ class Counters:
     clients_left: int = 0  # before their response was complete
     timeouts: int = 0  # of heads, bodies and writes
     by_status: dict[int, int] = field(default_factory=dict)
+    http2_limits: dict[str, int] = field(default_factory=dict)  # passed by clients, by name
+
+    def limit(self, name: str) -> None:
+        """Count a limit of HTTP/2 that a client has passed."""
+        self.http2_limits[name] = self.http2_limits.get(name, 0) + 1
 
     def count(self, status: int, size: int) -> None:
         """Count a finished response."""
@@ -41,6 +46,7 @@ class ServerStats:
     clients_left_total: int
     timeouts_total: int
     responses_by_status: dict[int, int]
+    http2_limits: dict[str, int]  # passed by clients, by name
 
 
 def add_up(all_counters: Iterable[Counters]) -> Counters:
@@ -54,4 +60,6 @@ def add_up(all_counters: Iterable[Counters]) -> Counters:
         # Copying a dict is atomic; iterating fails if its thread adds a status.
         for status, count in counters.by_status.copy().items():
             total.by_status[status] = total.by_status.get(status, 0) + count
+        for name, count in counters.http2_limits.copy().items():
+            total.http2_limits[name] = total.http2_limits.get(name, 0) + count
     return total

@@ -1,4 +1,4 @@
-"""The bytes of one connection: a plain socket, behind calls that TLS can implement too."""
+"""The bytes of one connection: a plain socket, behind calls that TLS implements too."""
 
 from __future__ import annotations
 
@@ -45,7 +45,10 @@ class Transport(Protocol):
         """Bytes read into `buffer`; 0 at the end; WANT_READ or WANT_WRITE."""
 
     def write(self, buffers: Sequence[Buffer]) -> int:
-        """Bytes taken of at most IOV_MAX buffers, WANT_READ or WANT_WRITE."""
+        """Bytes taken of at most IOV_MAX buffers, WANT_READ or WANT_WRITE.
+
+        After WANT_… the next call must begin with the same bytes; there may be more behind them.
+        """
 
     def probe(self) -> Peer:
         """Whether the peer is still connected."""
@@ -67,12 +70,13 @@ class Transport(Protocol):
 class PlainTransport:
     """TCP without encryption."""
 
-    __slots__ = ("_process", "_recv_into", "_sendmsg", "_socket", "fileno")
+    __slots__ = ("_process", "_recv_into", "_send", "_sendmsg", "_socket", "fileno")
 
     def __init__(self, sock: socket.socket) -> None:
         self._socket = sock
         self._process = os.getpid()  # a forked child must not end its parent's connections
         self._recv_into = sock.recv_into
+        self._send = sock.send
         self._sendmsg = sock.sendmsg
         self.fileno = sock.fileno
 
@@ -86,7 +90,7 @@ class PlainTransport:
 
     def write(self, buffers: Sequence[Buffer]) -> int:
         try:
-            return self._sendmsg(buffers)
+            return self._send(buffers[0]) if len(buffers) == 1 else self._sendmsg(buffers)
         except BlockingIOError:
             return WANT_WRITE
         except OSError as error:
@@ -128,13 +132,16 @@ class PlainTransport:
             raise ConnectionLost(str(error)) from None
 
     def close(self) -> None:
-        if self._process == os.getpid():
+        if self._is_own():
             shut_down(self._socket)
         self._socket.close()
 
+    def _is_own(self) -> bool:
+        return self._process == os.getpid()
+
     def abort(self) -> None:
         try:
-            if self._process == os.getpid():
+            if self._is_own():
                 self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
                 _reset(self._socket)
         finally:

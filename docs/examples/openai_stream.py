@@ -2,13 +2,17 @@
 
 pip install openai
 python docs/examples/openai_stream.py "Tell me a story about a fox and a lantern."
+
+For a server with --tls-self-signed: --url https://localhost:8080/v1 --cacert FILE. The server's
+banner names the file.
 """
 
 from __future__ import annotations
 
 import argparse
+import ssl
 
-from openai import OpenAI
+from openai import DefaultHttpxClient, OpenAI
 
 
 def main() -> None:
@@ -17,9 +21,11 @@ def main() -> None:
     options.add_argument("question")
     options.add_argument("--url", default="http://127.0.0.1:8080/v1")
     options.add_argument("--api-key", default="none", help="as the server's --api-key")
+    options.add_argument("--cacert", help="trust the certificates in this file")
     given = options.parse_args()
 
-    client = OpenAI(base_url=given.url, api_key=given.api_key)
+    trusted = DefaultHttpxClient(verify=ssl.create_default_context(cafile=given.cacert))
+    client = OpenAI(base_url=given.url, api_key=given.api_key, http_client=trusted)
     model = client.models.list().data[0].id
     stream = client.chat.completions.create(
         model=model,

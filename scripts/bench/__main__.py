@@ -16,6 +16,7 @@ COMMANDS = {
     "streams": ("streams", "many concurrent SSE streams, and /health next to them"),
     "chat": ("chat", "processor time of Python for one streamed chat token"),
     "cache": ("cache", "the engine alone: shared prefixes, returning conversations, pacing"),
+    "fairness": ("fairness", "time to the first token of a small client next to a big one"),
     "constraints": ("constraints", "constrained generation against llama.cpp's grammar sampler"),
     "embeddings": ("embeddings", "texts embedded per second, against llama-server"),
     "make-model": ("models.bench_model", "make a generative model with random weights"),

@@ -18,7 +18,7 @@ from typing import Any
 from cllm.api import Service, create_handler
 from cllm.engine import Engine
 from cllm.engine.llama import Batch, Context
-from cllm.http import BodyStream, HttpHandler, HttpRequest, HttpResponse
+from cllm.http import BodyStream, DeferredResponse, HttpHandler, HttpRequest, HttpResponse
 from cllm.models import demo_path
 
 LIMIT = 100.0  # µs a token may cost
@@ -90,6 +90,12 @@ class Reader:
         begun = time.thread_time()
         answer = self._handler.handle_request(HttpRequest("POST", path, path, body=data))
         self.asking += time.thread_time() - begun
+        if isinstance(answer, DeferredResponse):  # its constraint is compiled first
+            given = threading.Event()
+            answer.attach(given.set)
+            given.wait()
+            assert answer.response is not None, answer.cancel_reason
+            answer = answer.response
         assert isinstance(answer, HttpResponse) and isinstance(answer.body, BodyStream), answer
         stream, pieces = answer.body, list[bytes]()
         stream.attach(lambda: self._woken.put((stream, pieces)))

@@ -10,13 +10,13 @@ import time
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from tqdm import tqdm
 
 from .clients.load import Client, ClientError, request_bytes
 from .clients.probe import Probe
-from .clients.streams import Call, Stream, read_streams
+from .clients.streams import Call, read_streams
 from .common import BenchError, Report, parse, parser, percentile, positive, wait
 from .servers.server import HOST, PeakRss, Server, cllm_server, free_port, raise_file_limit
 
@@ -35,6 +35,15 @@ SILENCE = 60.0  # seconds without a byte from any stream
 PROMPTS = [f"Story number {number}: once upon a time" for number in range(8)]
 
 
+class Received(Protocol):
+    """A response of events."""
+
+    sent: float
+
+    def events(self) -> tuple[list[bytes], list[float]]:
+        """The data of each event and when it had arrived. Raises `ClientError`."""
+
+
 @dataclass(slots=True)
 class Outcome:
     """Times in seconds over all streams of a run."""
@@ -46,7 +55,7 @@ class Outcome:
     late: list[float]  # from the producer to the client (--http-only)
 
 
-def check(stream: Stream, tokens: int, text: str | None, outcome: Outcome) -> None:
+def check(stream: Received, tokens: int, text: str | None, outcome: Outcome) -> None:
     """Raise `ClientError` unless the stream is what was asked for; else add it to the outcome."""
     datas, times = stream.events()
     events = [json.loads(data) for data in datas]
@@ -118,12 +127,13 @@ def measure(
             "between two tokens": outcome.gaps,
         }
     times |= {"/health, before": before.latencies, "/health, during": during.latencies}
-    report.table("Milliseconds", [_spread(name, values) for name, values in times.items()])
-    _report_health(report, during, size)
+    report.table("Milliseconds", [spread(name, values) for name, values in times.items()])
+    report_health(report, during, size)
     report.target("at most 64 KiB of server memory a stream", kib, kib <= 64)
 
 
-def _report_health(report: Report, during: Probe, size: int) -> None:
+def report_health(report: Report, during: Probe, size: int) -> None:
+    """The target of the probe that ran next to `size` streams."""
     p99 = percentile(during.latencies, 99) * 1e3
     report.target(f"/health p99 under 50 ms during {size} streams", p99, p99 < 50)
 
@@ -141,10 +151,10 @@ def bursts(
             ):
                 run_streams(server, requests, given.tokens, [None] * len(requests))
             rows += [
-                {"burst": number + 1, **_spread(name, probe.latencies)}
+                {"burst": number + 1, **spread(name, probe.latencies)}
                 for name, probe in (("/health", during), ("/health, idle server", control))
             ]
-            _report_health(report, during, len(requests))
+            report_health(report, during, len(requests))
     report.table(f"{given.bursts} bursts of {len(requests)} streams, milliseconds", rows)
 
 
@@ -155,7 +165,8 @@ def _synthetic(name: str, workers: int) -> Server:
     return Server(name, [sys.executable, "-m", module, str(port), str(workers)], port)
 
 
-def _spread(name: str, values: list[float]) -> dict[str, Any]:
+def spread(name: str, values: list[float]) -> dict[str, Any]:
+    """A row of a table, in milliseconds."""
     milliseconds = [value * 1e3 for value in values]
     return {
         "": name,

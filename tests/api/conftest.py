@@ -6,9 +6,11 @@ from collections.abc import Iterator
 
 import pytest
 
-from cllm.engine import Engine
+from cllm.api import ApiSettings
+from cllm.engine import Engine, EngineConfig
 from cllm.models import demo_path
 from tests.api.api_client import Live, eventually, idle, serving
+from tests.api.keyed import RING
 from tests.random_model import random_path
 
 
@@ -43,3 +45,23 @@ def narrow() -> Iterator[Engine]:
     """One slot and one place in the queue."""
     with Engine.load(random_path(), parallel=1, max_queue=1) as engine:
         yield engine
+
+
+@pytest.fixture(scope="session")
+def keyed_engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
+    folder = str(tmp_path_factory.mktemp("slots"))
+    config = EngineConfig(parallel=4, ctx_size=512, cache_ram=0, slot_save_path=folder)
+    with Engine.load(demo_path(), config) as engine:
+        yield engine
+
+
+@pytest.fixture
+def keyed(keyed_engine: Engine) -> Iterator[Live]:
+    """A server whose keys have limits; each test has the same engine and counts of its own."""
+    engine = keyed_engine
+    for slot in range(4):
+        for owner in ("", *(key.name for key in RING.keys), "key 1"):
+            engine.sessions.erase(slot, owner).result(60)
+    with serving(engine, ApiSettings(key_ring=RING, api_keys=("plain",))) as live:
+        yield live
+        eventually(lambda: idle(engine), "the engine has no work left")

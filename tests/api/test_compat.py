@@ -1,4 +1,4 @@
-"""Third-party clients need only the address: LangChain and LiteLLM."""
+"""Third-party clients need only the address: LangChain and LiteLLM, as OpenAI's and Ollama's."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from tests.embedding_models import WIDTH, bert
 
 os.environ["LITELLM_LOCAL_MODEL_COST_MAP"] = "True"  # else its prices come from the network
 langchain = pytest.importorskip("langchain_openai")
+langchain_ollama = pytest.importorskip("langchain_ollama")
 litellm = pytest.importorskip("litellm")
 
 # LiteLLM's own types, as pydantic finds them.
@@ -126,3 +127,29 @@ def test_litellm_embeds(embedding: Live) -> None:
         model="openai/any", input=["the cat"], api_base=embedding.url + "/v1", api_key="none"
     )
     assert len(answer.data[0]["embedding"]) == WIDTH
+
+
+def ollama_chat(stories: Live, **more: Any) -> Any:
+    return langchain_ollama.ChatOllama(
+        base_url=stories.url, model=MODEL, temperature=0, num_predict=40, **more
+    )
+
+
+def test_langchain_speaks_ollama(stories: Live) -> None:
+    chat = ollama_chat(stories, validate_model_on_init=True)
+    answer = chat.invoke(FOX)
+    assert "fox" in answer.content and answer.usage_metadata["output_tokens"] == 40
+    assert "".join(part.content for part in chat.stream(FOX)) == answer.content
+    assert is_book(ollama_chat(stories, format=BOOK).with_structured_output(BOOK).invoke(FOX))
+
+
+def test_litellm_speaks_ollama(stories: Live) -> None:
+    asked = {"model": f"ollama_chat/{MODEL}", "api_base": stories.url, "temperature": 0}
+    answer = litellm.completion(messages=TALK, max_tokens=40, **asked)
+    text = answer.choices[0].message.content
+    assert "fox" in text
+    parts = litellm.completion(messages=TALK, max_tokens=40, stream=True, **asked)
+    assert "".join(part.choices[0].delta.content or "" for part in parts) == text
+    schema = {"type": "json_schema", "json_schema": {"name": "book", "schema": BOOK}}
+    book = litellm.completion(messages=TALK, response_format=schema, **asked)
+    assert is_book(json.loads(book.choices[0].message.content))

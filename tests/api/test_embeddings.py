@@ -192,7 +192,10 @@ def test_vectors_are_normalized_as_asked(embedding: Live) -> None:
 
 
 def test_llama_servers_errors(embedding: Live) -> None:
-    for body in ({}, {"content": []}, {"content": "a", "embd_normalize": -2}):
+    bodies: tuple[dict[str, Any], ...] = (
+        {}, {"content": []}, {"content": "a", "embd_normalize": -2},
+    )  # fmt: skip
+    for body in bodies:
         found = error(embedding, "/embedding", body)
         assert found["code"] == 400 and found["type"] == "invalid_request_error"
 

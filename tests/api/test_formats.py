@@ -6,16 +6,21 @@ A model's text is parsed in any pieces, and nothing is lost.
 from __future__ import annotations
 
 import json
+import random
 from collections.abc import Sequence
+from typing import Any
 
+import jsonschema
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from llguidance import LLMatcher, LLTokenizer
 
+from cllm.api.chat.chat_template import ChatTemplate
 from cllm.api.chat.conversation import Tool
+from cllm.api.chat.dialect import THINK, dialect_of
 from cllm.api.chat.events import CallArguments, CallBegin, CallEnd, Event, Reasoning, Text
-from cllm.api.formats import FORMATS, Format, detect
+from cllm.api.formats import FORMATS, Format
 from cllm.api.formats.calls import Calls
 from cllm.api.formats.grammar import Grammar, thoughts
 from cllm.api.formats.reader import Reader, Script, Steps
@@ -223,20 +228,27 @@ TEXT = [
 ]
 
 
-def script_of(format: Format, opened: bool = False) -> Script:
-    """A parser, where all three tools may be called."""
+THREE = (WEATHER, CLOCK, REMEMBER)
+MARKS = {"mistral": ("[THINK]", "[/THINK]"), "mistral-args": ("[THINK]", "[/THINK]"),
+         "gemma-4": ("<|channel>thought", "<channel|>")}  # fmt: skip
+
+
+def script_of(format: Format, opened: bool = False, tools: Sequence[Tool] = THREE) -> Script:
+    """A parser, where these tools may be called."""
 
     def write(reader: Reader) -> Steps[None]:
-        if format.think is not None:
-            yield from read_reasoning(reader, format.think, opened)
-        yield from format.read(reader, Calls([WEATHER, CLOCK, REMEMBER], lambda: "id"))
+        if not format.channels:
+            yield from read_reasoning(reader, MARKS.get(format.name, THINK), opened)
+        yield from format.read(reader, Calls(tools, lambda: "id"))
 
     return Script(write)
 
 
-def read(format: Format, pieces: Sequence[str], opened: bool = False) -> list[Event]:
+def read(
+    format: Format, pieces: Sequence[str], opened: bool = False, tools: Sequence[Tool] = THREE
+) -> list[Event]:
     """Every event of a text that comes in these pieces; neighbours of a kind as one."""
-    script, events = script_of(format, opened), []
+    script, events = script_of(format, opened, tools), []
     for piece in pieces:
         events += script.push(piece)
     merged: list[Event] = []
@@ -306,11 +318,16 @@ _PARTS = st.sampled_from(
      "<function=clock>", "<parameter=city>", "</parameter>", "</function>", "<|channel|>",
      "<|message|>", "<|end|>", "<|start|>", "analysis", " to=functions.clock", "<|tool_call>",
      "call:clock", "<tool_call|>", '<|"|>', "<｜tool▁calls▁begin｜>", "<｜tool▁call▁begin｜>",
-     "<｜tool▁sep｜>", "<｜tool▁call▁end｜>", "clock()", "<|python_tag|>", "<|python_start|>"]
+     "<｜tool▁sep｜>", "<｜tool▁call▁end｜>", "clock()", "<|python_tag|>", "<|python_start|>",
+     "<arg_key>", "</arg_key>", "<arg_value>", "</arg_value>", "<tool_calls>", "</tool_calls>",
+     '<invoke name="clock">', "</invoke>", "<minimax:tool_call>", "<|tool_call_start|>",
+     "<|START_ACTION|>", ">>>", "<response>", "<|begin|>assistant", "]<]minimax[>[", "<|open|>",
+     "tools<|sep|>", 'call tool="clock"', "<|tools_prefix|>", '{"clock": {', "functools"]
 )  # fmt: skip
 
 
 @pytest.mark.parametrize("format", FORMATS, ids=lambda format: format.name)
+@settings(max_examples=40)
 @given(parts=st.lists(_PARTS, max_size=12), opened=st.booleans())
 def test_nonsense_is_survived_and_cut_anywhere(
     format: Format, parts: list[str], opened: bool
@@ -397,7 +414,7 @@ def test_a_call_is_given_out_while_it_comes() -> None:
     ],
 )
 def test_the_template_tells_the_format(template: str, format: str) -> None:
-    assert detect(source(template)).name == format
+    assert dialect_of(ChatTemplate(source(template))).format.name == format
 
 
 def fits(source: str, text: str) -> bool:
@@ -407,41 +424,113 @@ def fits(source: str, text: str) -> bool:
     return matcher.consume_tokens(tokens) and matcher.is_accepting()
 
 
-EXACT = {
-    "hermes": '<tool_call>\n{"name": "clock", "arguments": {}}\n</tool_call>',
-    "generic": '<tool_call>\n{"name": "clock", "arguments": {}}\n</tool_call>',
-    "qwen3-coder": "<tool_call>\n<function=get_weather>\n<parameter=city>\nRome\n</parameter>\n"
-    "<parameter=days>\n3\n</parameter>\n</function>\n</tool_call>",
-    "llama3": '{"name": "get_weather", "parameters": {"city": "Rome"}}',
-    "pythonic": '[get_weather(city="Rome", days=3)]',
-    "mistral": '[TOOL_CALLS][{"name": "clock", "arguments": {}}]',
-    "mistral-args": '[TOOL_CALLS]get_weather[ARGS]{"city": "Rome"}',
-    "deepseek": "<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>clock<｜tool▁sep｜>{}"
-    "<｜tool▁call▁end｜><｜tool▁calls▁end｜>",
-    "deepseek-fenced": "<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>function<｜tool▁sep｜>clock\n"
-    "```json\n{}\n```<｜tool▁call▁end｜><｜tool▁calls▁end｜>",
-    "gpt-oss": "<|channel|>commentary to=functions.get_weather <|constrain|>json<|message|>"
-    '{"city": "Rome"}',
-    "gemma-4": '<|tool_call>call:get_weather{city:<|"|>Rome<|"|>,days:3}<tool_call|>',
-    "functiongemma": "<start_function_call>call:get_weather{city:<escape>Rome<escape>}"
-    "<end_function_call>",
-}
+TYPED = Tool(
+    "get-weather",
+    "The weather",
+    {
+        "type": "object",
+        "properties": {
+            "user-id": {"type": "string"},
+            "days": {"type": "integer"},
+            "unit": {"type": "string", "enum": ["C", "F"]},
+            "zip": {"type": ["string", "null"]},
+            "tags": {"type": "array", "items": {"type": "string"}},
+        },
+        "required": ["user-id", "days"],
+    },
+)
+# What marks around single arguments cannot hold.
+INTRICATE = Tool(
+    "either",
+    "",
+    {
+        "type": "object",
+        "properties": {"a": {"type": "integer"}},
+        "anyOf": [{"required": ["a"]}, {"required": ["b"]}],
+    },
+)
+CALLED: list[tuple[Tool, dict[str, Any]]] = [
+    (TYPED, {"user-id": "Zürich, 1", "days": 3}),
+    (TYPED, {"user-id": "", "days": -1, "unit": "C", "tags": ["a", "b"]}),
+    (CLOCK, {}),
+]
+
+
+def grammar_of(format: Format, tools: list[Tool], forced: bool, many: bool) -> str:
+    grammar = Grammar(lambda marker: None)
+    start = format.rules(grammar, tools, forced, many)
+    if not format.channels:
+        start = f"{thoughts(grammar, THINK, False)} {start}"
+    source = grammar.source(start)
+    assert LLMatcher.validate_grammar(source) == ""
+    return source
+
+
+def spelled(format: Format, called: Sequence[tuple[str, Any]]) -> str:
+    """The calls as the model writes them after the prompt."""
+    return format.layout.write(called).removeprefix(format.given)
 
 
 @pytest.mark.parametrize("format", FORMATS, ids=lambda format: format.name)
-def test_a_grammar_lets_through_what_its_parser_reads(format: Format) -> None:
-    text = EXACT[format.name]
-    for forced in (True, False):
-        for many in (True, False):
-            grammar = Grammar(lambda marker: None)
-            start = format.rules(grammar, [WEATHER, CLOCK], forced, many)
-            if format.think is not None:
-                start = f"{thoughts(grammar, format.think, False)} {start}"
-            source = grammar.source(start)
-            assert LLMatcher.validate_grammar(source) == ""
-            assert fits(source, text)
-            said = "It rains." if format.think else "<|channel|>final<|message|>It rains."
-            assert fits(source, said) is not forced
-    (name, arguments), *rest = calls_of(read(format, [text]))
-    assert (name, arguments) in (NOW, ROME, ("get_weather", {"city": "Rome", "days": 3}))
-    assert rest == []
+def test_the_grammar_lets_through_what_the_format_writes_and_reads(format: Format) -> None:
+    tools = [WEATHER, TYPED, CLOCK]
+    grammars = {
+        (forced, many): grammar_of(format, tools, forced, many)
+        for forced in (True, False)
+        for many in (True, False)
+    }
+    for tool, arguments in CALLED:
+        text = spelled(format, [(tool.name, arguments)])
+        for key, grammar in grammars.items():
+            assert fits(grammar, text), (key, text)
+        assert calls_of(read(format, [text], tools=tools)) == [(tool.name, arguments)]
+    several = [(tool.name, arguments) for tool, arguments in CALLED]
+    text = spelled(format, several)
+    if format.name != "gpt-oss":  # its message ends with a call
+        assert fits(grammars[True, True], text) and not fits(grammars[True, False], text)
+        assert calls_of(read(format, [text], tools=tools)) == several
+    heads = {
+        "gpt-oss": "<|channel|>final<|message|>",
+        "muse": " to=user<|message|>",
+        "functionary-recipients": "all\n",
+    }
+    said = f"{heads.get(format.name, '')}It rains."
+    for (forced, _), grammar in grammars.items():
+        assert fits(grammar, said) is not forced
+    assert read(format, [said], tools=tools) == [Text("It rains.")]
+
+
+@pytest.mark.parametrize("format", FORMATS, ids=lambda format: format.name)
+def test_whatever_a_forced_call_becomes_is_read(format: Format) -> None:
+    """Random texts of the grammar, of schemas that arguments alone can hold and others."""
+    for tools in ([TYPED], [INTRICATE]):
+        source = grammar_of(format, tools, True, False)
+        for seed in range(6):
+            text = random_text(source, seed)
+            if text is not None:
+                ((name, arguments),) = calls_of(read(format, [text], tools=tools))
+                assert name == tools[0].name, text
+                jsonschema.validate(arguments, dict(tools[0].schema))
+                assert read(format, list(text), tools=tools) == read(format, [text], tools=tools)
+
+
+def random_text(source: str, seed: int) -> str | None:
+    """A text of the grammar, by random bytes that it allows; None if it does not end."""
+    tokenizer = LLTokenizer("byte")
+    matcher, chance, written = LLMatcher(tokenizer, source), random.Random(seed), bytearray()
+    for _ in range(600):
+        allowed = [token for token in allowed_tokens(matcher, tokenizer) if token < 256]
+        if matcher.is_accepting() and (not allowed or chance.random() < 0.5):
+            return written.decode("utf-8", "replace")
+        plain = [token for token in allowed if 32 <= token < 127]
+        # Closing marks are likelier, so that texts end.
+        ends = [token for token in plain if chr(token) in '"}]<>/']
+        token = chance.choice(ends if ends and chance.random() < 0.3 else plain or allowed)
+        assert matcher.consume_token(token)
+        written.append(token)
+    return None
+
+
+def allowed_tokens(matcher: LLMatcher, tokenizer: LLTokenizer) -> list[int]:
+    mask = matcher.compute_logit_bias()
+    return [token for token, bias in enumerate(mask) if bias]

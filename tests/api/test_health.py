@@ -134,3 +134,13 @@ def test_the_service_says_its_state() -> None:
 def test_settings_that_make_no_sense_are_refused() -> None:
     with pytest.raises(ValueError, match="request_timeout is 0"):
         ApiSettings(request_timeout=0)
+
+
+def test_a_model_that_loads_says_when_to_come_back() -> None:
+    with serving(None) as live:
+        assert live.get("/health").headers["Retry-After"] == "5", "nothing is known yet"
+        live.service.loading_progress(0.25)
+        live.service.started -= 10
+        for path in ("/health", "/v1/models"):
+            seconds = int(live.get(path).headers["Retry-After"])
+            assert 30 <= seconds <= 60, "three quarters at the pace of the first"

@@ -41,10 +41,16 @@ def test_a_full_queue_is_429_with_exactly_this_body(narrow: Engine, path: str) -
         for generation in waiting:
             generation.cancel()
     assert response.status_code == 429
-    assert response.headers["Retry-After"] == "5"
+    seconds = narrow._runner._inbox._retry_after()
+    assert response.headers["Retry-After"] == str(seconds)
+    assert response.headers["retry-after-ms"] == str(1000 * seconds)
     answer = response.json()
     assert isinstance(answer.pop("message"), str)
-    assert answer == {"success": False, "error": "Too many concurrent requests", "retry_after": 5}
+    assert answer == {
+        "success": False,
+        "error": "Too many concurrent requests",
+        "retry_after": seconds,
+    }
 
 
 def test_other_endpoints_answer_while_the_queue_is_full(narrow: Engine) -> None:

@@ -40,8 +40,18 @@ def streamed(live: Live, path: str, body: dict[str, Any]) -> list[Any]:
     return [json.loads(line) for line in lines if line != "[DONE]"]
 
 
+def model_of(live: Live) -> str:
+    return live.engine.info().path.stem
+
+
 def text_of(live: Live, path: str, fields: dict[str, Any]) -> str:
     """The text that an API answers with the same prompt and seed."""
+    if path.startswith("/api/"):
+        own = {"temperature": fields["temperature"], "num_predict": 12, "seed": 5}
+        body = {"model": model_of(live), "stream": False, "options": own, **fields}
+        body |= {"messages": HELLO} if path == "/api/chat" else {"prompt": STORY, "raw": True}
+        answer = answered(live, path, body)
+        return str(answer["response"] if "response" in answer else answer["message"]["content"])
     if path in ("/v1/chat/completions", "/v1/messages"):
         answer = answered(live, path, {"messages": HELLO, "max_tokens": 12, "seed": 5, **fields})
         if path == "/v1/messages":
@@ -58,7 +68,7 @@ def text_of(live: Live, path: str, fields: dict[str, Any]) -> str:
 
 PATHS = (
     "/completion", "/generate", "/v1/completions", "/v1/chat/completions", "/v1/responses",
-    "/v1/messages",
+    "/v1/messages", "/api/chat", "/api/generate",
 )  # fmt: skip
 
 
@@ -90,7 +100,7 @@ REFUSED = {
 @pytest.mark.parametrize("path", PATHS)
 def test_every_api_refuses_what_it_cannot_do(live: Live, path: str) -> None:
     text = "input" if path == "/v1/responses" else "prompt"
-    body = {text: STORY, "messages": HELLO, "max_tokens": 1}
+    body = {text: STORY, "messages": HELLO, "max_tokens": 1, "model": model_of(live)}
     for name, value in REFUSED.items():
         response = live.post(path, {**body, name: value})
         assert response.status_code == 400 and name in response.text, response.text
@@ -291,6 +301,12 @@ def test_the_operators_defaults_apply_where_a_request_says_nothing(engine: Engin
         assert (model["id"], model["aliases"]) == ("code", ["code", "mine"])
         assert model["tags"] == ["small"] and plain["model"] == "code"
         assert live.get("/v1/models/mine").status_code == 200
+        asked = {"model": "mine", "messages": HELLO, "stream": False}
+        assert answered(live, "/api/chat", asked)["eval_count"] <= 3
+        free = {"model": "code", "prompt": STORY, "stream": False}
+        assert answered(live, "/api/generate", {**free, "raw": True})["eval_count"] == 3
+        longer = {**free, "raw": True, "options": {"num_predict": 5}}
+        assert answered(live, "/api/generate", longer)["eval_count"] == 5
 
 
 def test_what_the_operator_hides_answers_501(engine: Engine) -> None:

@@ -318,6 +318,7 @@ def test_a_slot_can_be_chosen_and_is_waited_for(stories: Live) -> None:
             assert b'"id_slot":1' in peer.recv(65536)
 
 
+@pytest.mark.usefixtures("steady_costs")
 def test_slots_tell_what_they_are_at(stories: Live) -> None:
     complete(stories, prompt=STORY, id_slot=1, top_k=7)
     slots = stories.get("/slots").json()

@@ -9,6 +9,7 @@ from cllm import __version__
 from cllm.api import ApiSettings
 from cllm.engine import Engine
 from tests.api.api_client import Live, frozen, serving
+from tests.http.http2.http2_wire import GOAWAY, PING, Http2Client, frame
 
 ENDPOINTS = {
     ("GET", "/"),
@@ -144,3 +145,11 @@ def test_two_servers_in_a_process_keep_their_figures_apart(engine: Engine, narro
         one.ask("/generate", prompt="Hello", max_tokens=1)
         assert figures(one)["cllm_generation_seconds_count"] == 1
         assert figures(other)["cllm_generation_seconds_count"] == 0
+
+
+def test_metrics_count_the_limits_of_http_2_by_name(engine: Engine) -> None:
+    with serving(engine) as live:
+        with Http2Client(live.server.port) as client:
+            client.send(frame(PING, 0, 0, b"12345678") * 300)
+            assert client.all_frames()[-1].kind == GOAWAY
+        assert figures(live)["cllm_http2_limits_total{limit=control_frames}"] == 1

@@ -53,6 +53,25 @@ def test_the_model_is_listed_and_found_by_its_name(client: openai.OpenAI) -> Non
         client.models.retrieve("another")
 
 
+def test_its_client_works_over_http_2(stories: Live) -> None:
+    over_http_2 = openai.DefaultHttpxClient(http2=True, http1=False)
+    with openai.OpenAI(
+        base_url=stories.url + "/v1", api_key="none", max_retries=0, http_client=over_http_2
+    ) as client:
+        whole = client.chat.completions.create(model=MODEL, messages=FOX, temperature=0)
+        left = client.chat.completions.create(model=MODEL, messages=FOX, stream=True)
+        stays = client.chat.completions.create(
+            model=MODEL, messages=FOX, temperature=0, stream=True
+        )
+        assert left.response.http_version == "HTTP/2"
+        next(left)
+        left.close()  # one of two streams of a connection
+        told = "".join(chunk.choices[0].delta.content or "" for chunk in stays)
+        assert told == whole.choices[0].message.content
+        assert stories.server.stats().http2_limits == {}
+    eventually(lambda: idle(stories.engine), "the engine has no work left")
+
+
 def test_a_conversation_is_answered_and_counted(client: openai.OpenAI) -> None:
     talk = [*FOX]
     answer = client.chat.completions.create(model=MODEL, messages=talk, temperature=0)

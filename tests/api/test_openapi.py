@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import jsonschema
@@ -62,12 +63,17 @@ def test_the_example_is_taken_and_its_answer_is_as_described(
     ids = {"slots": "0", "models": stories.service.model_id, "responses": "resp_0"}
     id = next((id for name, id in ids.items() if name in path), "")
     url = stories.url + path.replace("{id}", id)
-    response = stories.session.request(method, url, json=given.get("example"))
+    response = stories.session.request(method, url, json=given.get("example"), stream=True)
     if response.status_code == 200:
         kind = response.headers["Content-Type"].partition(";")[0]
         assert kind in content
+        schema = content[kind]["schema"]
         if kind == "application/json":
-            check(response.json(), content[kind]["schema"])
+            check(response.json(), schema)
+        elif "contentSchema" in schema:
+            first = next(response.iter_lines())
+            check(json.loads(first.removeprefix(b"data: ")), schema["contentSchema"])
+        response.close()
         return
     # What the built-in model cannot do, a missing parameter of the query, a response of no request.
     expected = ("action", "is not stored")
@@ -86,12 +92,13 @@ def test_a_stream_is_described_where_it_can_be_asked_for() -> None:
     streaming = {
         path
         for _, path, operation in OPERATIONS
-        if "text/event-stream" in operation["responses"]["200"]["content"]
+        if {"text/event-stream", "application/x-ndjson"}
+        & set(operation["responses"]["200"]["content"])
     }
     assert streaming == {
         "/generate", "/generate_stream", "/completion", "/completions", "/infill",
         "/v1/completions", "/v1/chat/completions", "/chat/completions", "/v1/responses",
-        "/responses", "/v1/messages",
+        "/responses", "/v1/messages", "/api/chat", "/api/generate", "/api/pull", "/monitor",
     }  # fmt: skip
 
 

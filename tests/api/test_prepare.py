@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import pytest
 
+from cllm.api.chat.chat_template import CHATML, ChatTemplate
 from cllm.api.chat.constraint import Thinking, thinking_of
 from cllm.api.chat.conversation import Conversation
+from cllm.api.chat.dialect import dialect_of
 from cllm.api.chat.prepare import prepare
-from cllm.api.formats import detect
+from cllm.api.constraint_fields import Asked
 from cllm.engine import Constraint, PromptTooLong
 from tests.api.api_client import Live
 
 USER = {"role": "user", "content": "Hello"}
-WITH_THOUGHTS = "<think> <tool_call>"  # parts of a template's source by which formats are told
-WITHOUT = "<tool_call>"
+WITH_THOUGHTS = CHATML + "{# <think> </think> #}"  # the source tells that a model thinks
+WITHOUT = CHATML
 OPENED = "<|im_start|>assistant\n<think>\n"
 BEGUN = "<|im_start|>assistant\n"
 
@@ -35,13 +37,13 @@ def answering(said: str) -> Conversation:
         (answering("<think>Hm</think>Yes"), WITH_THOUGHTS, BEGUN, Thinking.NONE),
         (answering("Yes"), WITH_THOUGHTS, OPENED, Thinking.NONE),
         (
-            Conversation([USER], response=Constraint("json_object")),
+            Conversation([USER], response=Asked(Constraint("json_object"), "response_format")),
             WITH_THOUGHTS,
             BEGUN,
             Thinking.ALLOWED,
         ),
         (
-            Conversation([USER], response=Constraint("regex", "a+")),
+            Conversation([USER], response=Asked(Constraint("regex", "a+"), "regex")),
             WITH_THOUGHTS,
             OPENED,
             Thinking.NONE,
@@ -51,14 +53,14 @@ def answering(said: str) -> Conversation:
 def test_whether_thoughts_come_before_an_answer(
     conversation: Conversation, template: str, prompt: str, thinking: Thinking
 ) -> None:
-    assert thinking_of(conversation, detect(template), template, prompt) is thinking
+    dialect = dialect_of(ChatTemplate(template))
+    assert thinking_of(conversation, dialect, prompt) is thinking
 
 
 def test_a_format_that_tells_thoughts_itself_has_none_before_its_answer() -> None:
-    template = "<|channel|> <|message|>"
-    format = detect(template)
-    assert format.think is None
-    assert thinking_of(Conversation([USER]), format, template, OPENED) is Thinking.NONE
+    dialect = dialect_of(ChatTemplate("{# <|channel|> <|message|> #}"))
+    assert dialect.format.channels
+    assert thinking_of(Conversation([USER]), dialect, OPENED) is Thinking.NONE
 
 
 def test_a_prompt_has_the_text_of_its_tokens(live: Live) -> None:

@@ -24,6 +24,20 @@ from tests.api.published_templates import (
     with_text,
 )
 
+# What transformers refuses and this server renders: templates that append to a list, need tools
+# even where there are none, write a filter's result as JSON, or take arguments as text alone.
+RENDERS_MORE = {
+    "Cohere2MoE",
+    "CohereForAI-c4ai-command-r-plus-tool_use",
+    "CohereForAI-c4ai-command-r7b-12-2024-tool_use",
+    "Kimi-K2-Instruct",
+    "Kimi-K2-Thinking",
+    "NousResearch-Hermes-2-Pro-Llama-3-8B-tool_use",
+    "NousResearch-Hermes-3-Llama-3.1-8B-tool_use",
+    "llama-cpp-deepseek-r1",
+    "meetkai-functionary-medium-v3.2",
+}
+
 
 class FixedDate(datetime):
     """The day of the expectations."""
@@ -60,7 +74,8 @@ def test_a_template_renders_as_transformers_renders_it(
             found = shown if shown is None else digest(shown)
             # Most templates take objects, to which text is turned; a few take text alone.
             exact = wanted["as text"].get(case, expected[case]) if as_text else expected[case]
-            assert found == exact, (case, as_text, shown)
+            if exact is not None or name not in RENDERS_MORE:
+                assert found == exact, (case, as_text, shown)
 
 
 def test_many_templates_are_there_and_each_case_renders_with_most() -> None:

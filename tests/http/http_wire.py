@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import json
 import socket
+import ssl
 import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
-from cllm.http import HttpHandler, HttpRequest, HttpResponse, Server
+import pytest
+
+from cllm.http import HttpHandler, HttpRequest, HttpResponse, Server, TlsConfig
 
 PATIENCE = 10.0  # s; every wait in these tests ends after this, and then fails
 
@@ -34,12 +38,16 @@ class RawClient:
 
     def __init__(self, port: int, host: str = "127.0.0.1", receive_buffer: int = 0) -> None:
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        self.socket = socket.socket(family)
+        sock = socket.socket(family)
         if receive_buffer:
-            self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
-        self.socket.settimeout(PATIENCE)
-        self.socket.connect((host, port))
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
+        sock.settimeout(PATIENCE)
+        sock.connect((host, port))
+        self.socket = self.secured(sock)
         self.buffer = b""
+
+    def secured(self, sock: socket.socket) -> socket.socket:
+        return sock
 
     def __enter__(self) -> RawClient:
         return self
@@ -106,7 +114,7 @@ class RawClient:
         parts = [self.buffer]
         missing = size - len(self.buffer)
         while missing > 0:
-            data = self.socket.recv(min(missing, 1 << 20))
+            data = self.receive(min(missing, 1 << 20))
             if not data:
                 raise EOFError(f"the server ended; {missing} of {size} bytes are missing")
             parts.append(data)
@@ -119,9 +127,16 @@ class RawClient:
         """Everything until the server ends the connection."""
         parts = [self.buffer]
         self.buffer = b""
-        while data := self.socket.recv(1 << 16):
+        while data := self.receive(1 << 16):
             parts.append(data)
         return b"".join(parts)
+
+    def receive(self, size: int) -> bytes:
+        return self.socket.recv(size)
+
+    def wait_begun(self) -> None:
+        """Wait for the first byte of a response."""
+        self.buffer += self.receive(1)
 
     def ended(self) -> bool:
         """The server ended the connection, without another byte; waits for it."""
@@ -142,10 +157,62 @@ class RawClient:
         self.socket.close()
 
     def _more(self) -> None:
-        data = self.socket.recv(1 << 16)
+        data = self.receive(1 << 16)
         if not data:
             raise EOFError(f"the server ended after {self.buffer!r}")
         self.buffer += data
+
+
+class TlsClient(RawClient):
+    """The same over TLS."""
+
+    def secured(self, sock: socket.socket) -> socket.socket:
+        return client_context().wrap_socket(
+            sock, server_hostname="localhost", suppress_ragged_eofs=False
+        )
+
+    def receive(self, size: int) -> bytes:
+        try:
+            return super().receive(size)
+        except ssl.SSLEOFError as error:  # an end without close_notify
+            raise ConnectionResetError from error
+
+    def half_close(self) -> None:
+        # Not SSLSocket's own, which goes on without TLS.
+        socket.socket.shutdown(self.socket, socket.SHUT_WR)
+
+
+CERTIFICATES = Path(__file__).parent / "certificates"  # made by make.sh there
+
+
+def certificate(name: str) -> tuple[str, str]:
+    """Files of a certificate and its key."""
+    return str(CERTIFICATES / f"{name}.pem"), str(CERTIFICATES / f"{name}.key")
+
+
+def client_context() -> ssl.SSLContext:
+    """A client that trusts the test's certificates."""
+    return ssl.create_default_context(cafile=str(CERTIFICATES / "server-ca.pem"))
+
+
+def tls_connection(port: int, context: ssl.SSLContext, name: str = "localhost") -> ssl.SSLSocket:
+    sock = socket.create_connection(("127.0.0.1", port), timeout=PATIENCE)
+    return context.wrap_socket(sock, server_hostname=name)
+
+
+def get_over(sock: ssl.SSLSocket, path: str = "/health") -> bytes:
+    sock.sendall(encode(path=path, headers={"Connection": "close"}))
+    return b"".join(iter(lambda: sock.recv(65536), b""))
+
+
+# What a test can run over: the server's TLS, and the client. A module whose tests are about
+# behavior, not about bytes, names those it runs over in `PROTOCOLS`.
+TRANSPORTS: dict[str, tuple[TlsConfig | None, type[RawClient]]] = {
+    "http/1.1": (None, RawClient),
+    "https/1.1": (TlsConfig((certificate("localhost"),)), TlsClient),
+}
+HTTP_1 = ("http/1.1", "https/1.1")
+any_version = pytest.mark.any_version  # it runs over HTTP/2 too
 
 
 def encode(

@@ -87,6 +87,16 @@ def test_writes_before_a_take_wake_once() -> None:
     assert stream.finished
 
 
+def test_a_take_of_a_part_wakes_again_when_it_gave_everything() -> None:
+    stream, wakes = BodyStream(), []
+    stream.attach(lambda: wakes.append(1))
+    stream.write(b"abc")
+    assert stream.take(1) == [b"abc"]  # whole pieces
+    assert not stream.more
+    stream.write(b"def")
+    assert len(wakes) == 2
+
+
 def test_a_write_or_the_end_after_a_take_wakes_again() -> None:
     stream = BodyStream()
     consumer = Consumer(stream)

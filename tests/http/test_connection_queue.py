@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import socket
 import threading
+import time
 from collections import deque
 from collections.abc import Iterator
 from typing import cast
@@ -60,6 +61,7 @@ class Takers:
         while (item := self.queue.take()) is not None:
             cast(Item, item).taken.set()
             if self.endless:
+                time.sleep(0)  # as a system call: another thread may get the interpreter lock
                 self.queue.push(item)
 
     def push(self, item: Item) -> None:
@@ -146,6 +148,37 @@ def test_a_push_just_before_a_worker_polls_is_seen() -> None:
         wait_until(queue._seat.locked, "the worker is in the seat")
         takers.push(item)
     assert item.taken.wait(PATIENCE)
+    takers.close()
+
+
+def test_of_workers_that_take_turns_one_stays_awake() -> None:
+    takers = Takers(4, endless=True)
+    queue = takers.queue
+    for _ in range(8):
+        takers.push(Item())
+
+    def one_is_left() -> bool:
+        queue.look()
+        return queue._awake == 1
+
+    wait_until(one_is_left, "one worker does it all")
+    item = Item()
+    takers.push(item)
+    assert item.taken.wait(PATIENCE)
+    takers.close()
+
+
+def test_a_worker_that_works_alone_is_never_sent_to_sleep() -> None:
+    takers = Takers(1, endless=True)
+    queue = takers.queue
+    takers.push(Item())
+    queue._awake += 1  # another one is held up in a handler
+    for _ in range(50):
+        queue.look()
+        assert not queue._surplus
+        before = queue._taken
+        wait_until(lambda before=before: queue._taken > before + 50, "it works")  # type: ignore[misc]
+    queue._awake -= 1
     takers.close()
 
 

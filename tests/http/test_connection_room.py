@@ -7,7 +7,7 @@ import threading
 
 import pytest
 
-from cllm.http import BodyStream, HttpHandler, HttpResponse
+from cllm.http import BodyStream, HttpHandler, HttpResponse, connection_room
 from cllm.http.connection_room import MIN_IDLE, ClientCounts, IdleConnections
 from tests.http.http_wire import (
     PATIENCE,
@@ -34,12 +34,14 @@ def test_at_the_limit_a_silent_connection_is_closed_for_a_new_one(
 
 
 def test_one_that_never_asked_goes_before_one_that_was_served(
-    serve: Serve, connect: Connect
+    serve: Serve, connect: Connect, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(connection_room, "MIN_IDLE", 0.0)  # else the one that is older can be first
     server = serve(max_connections=2)
     used = connect(server)
     assert used.get().status == 200
     silent = connect(server)
+    wait_until(lambda: server.stats().connections_open == 2, "both are accepted")
     assert connect(server).get().status == 200
     assert silent.ended()
     assert used.get().status == 200

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from cllm.http import HttpError, HttpHandler, HttpRequest, Limits
 from cllm.http.content_coding import MAX_MEMBERS, gunzip
-from cllm.http.incoming import BodyMemory
+from cllm.http.incoming import SMALL, BodyMemory
 from tests.http.http_wire import Connect, Reply, Serve, encode, wait_until
 
 MIB = 1 << 20
@@ -133,11 +133,21 @@ def test_members_follow_each_other(serve: Serve, connect: Connect) -> None:
 
 def test_members_without_end_are_refused() -> None:
     empty = gzip.compress(b"")
-    take = BodyMemory(MIB).take
-    assert gunzip(empty * MAX_MEMBERS, MIB, take) == b""
+    memory = BodyMemory(MIB)
+    assert gunzip(empty * MAX_MEMBERS, MIB, memory) == b""
     with pytest.raises(HttpError, match="members") as caught:
-        gunzip(empty * (MAX_MEMBERS + 1), MIB, take)
+        gunzip(empty * (MAX_MEMBERS + 1), MIB, memory)
     assert caught.value.status == 400
+
+
+def test_full_memory_keeps_no_small_body_out() -> None:
+    memory = BodyMemory(MIB)
+    memory.take(MIB)
+    assert gunzip(gzip.compress(bytes(SMALL)), MIB, memory) == bytes(SMALL)
+    with pytest.raises(HttpError) as caught:
+        gunzip(gzip.compress(bytes(SMALL + 1)), MIB, memory)
+    assert caught.value.status == 503
+    assert memory.used == MIB
 
 
 def test_a_bomb_is_413_and_is_not_decoded_past_the_limit(serve: Serve, connect: Connect) -> None:
@@ -192,9 +202,9 @@ def test_decoding_is_the_inverse_and_the_limit_is_exact(
     limit = max(len(plain) + slack, 0)
     memory = BodyMemory(MIB)
     if limit >= len(plain):
-        assert gunzip(data, limit, memory.take) == plain
+        assert gunzip(data, limit, memory) == plain
     else:
         with pytest.raises(HttpError) as caught:
-            gunzip(data, limit, memory.take)
+            gunzip(data, limit, memory)
         assert caught.value.status == 413
     assert memory.used == 0

@@ -32,14 +32,18 @@ from cllm.http.intake import Intake
 from cllm.http.poller import new_poller
 from cllm.http.workspace import Workspace
 from tests.http.http_wire import (
+    HTTP_1,
     PATIENCE,
     Connect,
     RawClient,
     Serve,
+    any_version,
     basic_handler,
     encode,
     wait_until,
 )
+
+PROTOCOLS = HTTP_1
 
 SHORT = 0.1  # s
 KIB = 1024
@@ -89,6 +93,7 @@ def test_what_passes_is_invited_and_served(serve: Serve, connect: Connect) -> No
     assert client.reply().body == b"hello"
 
 
+@any_version
 @pytest.mark.parametrize("head", [LENGTH % (1 << 20), CHUNKED], ids=["length", "chunked"])
 def test_a_check_refuses_while_the_body_is_still_to_come(
     serve: Serve, connect: Connect, head: bytes
@@ -105,6 +110,7 @@ def test_a_check_refuses_while_the_body_is_still_to_come(
     assert client.ended()
 
 
+@any_version
 def test_a_refused_body_that_is_there_keeps_the_connection(serve: Serve, connect: Connect) -> None:
     client = connect(serve(locked_handler()))
     client.send(encode("POST", "/echo", b"small") + encode(headers={"X-Key": "right"}))
@@ -112,6 +118,7 @@ def test_a_refused_body_that_is_there_keeps_the_connection(serve: Serve, connect
     assert client.reply().status == 200
 
 
+@any_version
 def test_nothing_behind_a_body_that_was_refused_is_answered(serve: Serve, connect: Connect) -> None:
     """What follows is the body's rest, whatever it looks like."""
     served: list[str] = []
@@ -141,6 +148,7 @@ def test_a_refusal_of_http_1_0_and_of_head_have_their_forms(serve: Serve, connec
     assert head.ended(), "and no body"
 
 
+@any_version
 def test_a_page_may_read_the_refusal_and_its_preflight_passes(
     serve: Serve, connect: Connect
 ) -> None:
@@ -158,6 +166,7 @@ def test_a_page_may_read_the_refusal_and_its_preflight_passes(
     assert preflight.reply().status == 204
 
 
+@any_version
 def test_a_check_that_fails_is_answered_with_500(serve: Serve, connect: Connect) -> None:
     def check(request: HttpRequest) -> None:
         raise ZeroDivisionError
@@ -169,6 +178,7 @@ def test_a_check_that_fails_is_answered_with_500(serve: Serve, connect: Connect)
     assert client.reply().status == 500
 
 
+@any_version
 def test_a_refusal_is_in_the_access_log_and_counted(
     serve: Serve, connect: Connect, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -218,6 +228,7 @@ def test_past_the_memory_a_newcomer_is_answered_with_503(
     assert len(again.request("POST", "/echo", b"x" * 300 * KIB).body) == 300 * KIB
 
 
+@any_version
 def test_a_body_that_cannot_fit_is_refused_before_it_is_sent(
     serve: Serve, connect: Connect
 ) -> None:
@@ -270,6 +281,7 @@ def test_a_body_that_always_has_more_to_read_has_its_own_deadline() -> None:
         poller.close()
 
 
+@any_version
 def test_who_only_announces_keeps_nobody_out(serve: Serve, connect: Connect) -> None:
     server = serve(limits=Limits(body=300 * KIB), body_memory=300 * KIB)
     announcing = [connect(server) for _ in range(20)]
@@ -280,6 +292,7 @@ def test_who_only_announces_keeps_nobody_out(serve: Serve, connect: Connect) -> 
     assert connect(server).request("POST", "/echo", body).body == body
 
 
+@any_version
 def test_a_503_has_the_cors_fields(serve: Serve, connect: Connect) -> None:
     server = serve(limits=Limits(body=90 * KIB), body_memory=90 * KIB, cors_origins=("*",))
     fill(connect(server), 90 * KIB, 80 * KIB)
@@ -379,6 +392,7 @@ def test_a_byte_now_and_then_does_not_hold_a_body(
         pytest.fail("bytes that trickle in keep a body alive")
 
 
+@any_version
 def test_what_came_fast_buys_no_more_than_the_timeout(serve: Serve, connect: Connect) -> None:
     """Else the first 15 of 16 MiB would buy nine hours at 500 bytes a second."""
     client = connect(serve(body_timeout=3 * SHORT, min_rate=1000))
@@ -386,6 +400,7 @@ def test_what_came_fast_buys_no_more_than_the_timeout(serve: Serve, connect: Con
     assert client.reply().status == 408
 
 
+@any_version
 def test_without_a_rate_any_byte_is_progress(serve: Serve, connect: Connect) -> None:
     client = connect(serve(body_timeout=5 * SHORT, min_rate=0))
     client.send(LENGTH % 20 + b"\r\n")
@@ -396,6 +411,7 @@ def test_without_a_rate_any_byte_is_progress(serve: Serve, connect: Connect) -> 
     assert client.reply().status == 200
 
 
+@any_version
 def test_a_408_for_a_body_is_the_requests_own(
     serve: Serve, connect: Connect, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -454,11 +470,13 @@ def random_request(rng: random.Random) -> bytes:
     return (head + "\r\n".join(fields) + "\r\n\r\n").encode() + body
 
 
+@any_version
 @pytest.mark.parametrize("seed", range(4))
 def test_whatever_clients_do_nothing_is_left_of_it(serve: Serve, seed: int) -> None:
     rng = random.Random(seed)
     server = serve(
         locked_handler(),
+        tls=None,
         limits=Limits(body=400_000),
         body_memory=500_000,
         max_connections=12,

@@ -16,7 +16,19 @@ from cllm.http import (
 )
 from cllm.http.connection import IDLE
 from cllm.http.sse import PING
-from tests.http.http_wire import Connect, Gate, RawClient, Serve, basic_handler, encode, wait_until
+from tests.http.http_wire import (
+    HTTP_1,
+    Connect,
+    Gate,
+    RawClient,
+    Serve,
+    any_version,
+    basic_handler,
+    encode,
+    wait_until,
+)
+
+PROTOCOLS = HTTP_1
 
 OFTEN = 0.05  # s between two pings
 LONG = 3600.0  # s; what is waited for this long does not come
@@ -40,6 +52,7 @@ def test_a_ping_is_a_comment_that_a_client_ignores() -> None:
     assert PING == b": \n\n"
 
 
+@any_version
 def test_a_stream_that_has_not_begun_is_pinged_again_and_again(
     serve: Serve, connect: Connect
 ) -> None:
@@ -54,6 +67,7 @@ def test_a_stream_that_has_not_begun_is_pinged_again_and_again(
     assert client.get("/health").status == 200, "the connection goes on"
 
 
+@any_version
 def test_a_stream_that_falls_quiet_between_events_is_pinged(serve: Serve, connect: Connect) -> None:
     stream = EventStream()
     client = connect(serve(answering(stream), sse_ping=OFTEN))
@@ -75,6 +89,7 @@ def test_in_http_1_0_pings_have_no_chunks(serve: Serve, connect: Connect) -> Non
     assert client.rest().replace(PING, b"") == b""
 
 
+@any_version
 def test_a_stream_may_have_a_ping_of_its_own(serve: Serve, connect: Connect) -> None:
     stream = EventStream()
     stream.ping = b"event: ping\ndata: {}\n\n"
@@ -83,6 +98,7 @@ def test_a_stream_may_have_a_ping_of_its_own(serve: Serve, connect: Connect) -> 
     assert client.chunk() == stream.ping
 
 
+@any_version
 @pytest.mark.parametrize("path", ["/sse", "/stream"])
 def test_what_makes_a_stream_one_of_events_is_its_content_type(
     serve: Serve, connect: Connect, path: str
@@ -120,6 +136,7 @@ def test_other_streams_are_not_pinged_nor_any_where_it_is_off(
     assert list(iter(client.chunk, b"")) == [b"data: x\n\n"]
 
 
+@any_version
 @pytest.mark.parametrize("end", [b"\n\n", b"\r\n\r\n", b"\r\r", b"\n\r\n"])
 def test_a_ping_never_stands_within_an_event(serve: Serve, connect: Connect, end: bytes) -> None:
     stream, clock = BodyStream(), EventStream()
@@ -160,13 +177,14 @@ def test_a_busy_stream_is_not_woken_for_pings(serve: Serve, connect: Connect) ->
         )
 
 
+@any_version
 def test_tokens_that_make_no_event_do_not_put_the_ping_off(serve: Serve, connect: Connect) -> None:
     class Silent(EventStream):
         """As a generation whose text a parser holds back: it wakes, and gives nothing."""
 
         taken = 0
 
-        def take(self) -> list[bytes]:
+        def take(self, most: int = 0) -> list[bytes]:
             super().take()
             self.taken += 1
             return []
@@ -221,6 +239,7 @@ def test_data_that_follows_a_ping_has_the_whole_write_timeout(
     assert client.chunk() == PING
 
 
+@any_version
 def test_a_client_that_leaves_during_pings_is_noticed(serve: Serve, connect: Connect) -> None:
     stream = EventStream()
     server = serve(answering(stream), sse_ping=OFTEN)
@@ -232,6 +251,7 @@ def test_a_client_that_leaves_during_pings_is_noticed(serve: Serve, connect: Con
     wait_until(lambda: server.stats().connections_open == 0, "its connection is closed")
 
 
+@any_version
 def test_the_last_event_of_a_stop_follows_a_ping(serve: Serve, connect: Connect) -> None:
     stream = EventStream()
     server = serve(answering(stream), sse_ping=OFTEN)
@@ -243,6 +263,7 @@ def test_the_last_event_of_a_stop_follows_a_ping(serve: Serve, connect: Connect)
     assert pieces == [stream.end_event("the server is stopping")]
 
 
+@any_version
 def test_the_last_event_comes_although_a_ping_is_due_at_the_same_time(
     serve: Serve, connect: Connect
 ) -> None:
@@ -259,6 +280,7 @@ def test_the_last_event_comes_although_a_ping_is_due_at_the_same_time(
     assert pieces == [stream.end_event("the server is stopping")]
 
 
+@any_version
 def test_pings_count_as_sent_and_hold_no_worker(serve: Serve, connect: Connect) -> None:
     streams: list[EventStream] = []
 
@@ -281,6 +303,7 @@ def test_pings_count_as_sent_and_hold_no_worker(serve: Serve, connect: Connect) 
     assert server.stats().bytes_sent_total >= 100 * len(PING)
 
 
+@any_version
 def test_a_stream_of_a_deferred_response_is_pinged(serve: Serve, connect: Connect) -> None:
     deferred, gate = DeferredResponse(), Gate()
     handler = HttpHandler()
@@ -293,11 +316,13 @@ def test_a_stream_of_a_deferred_response_is_pinged(serve: Serve, connect: Connec
     assert client.chunk() == PING
 
 
+@any_version
 @pytest.mark.parametrize("interval", [0.0, 0.05, 10, 86400])
 def test_the_interval_may_be_any_and_0_is_off(interval: float, serve: Serve) -> None:
     assert serve(sse_ping=interval).config.sse_ping == interval
 
 
+@any_version
 @pytest.mark.parametrize("interval", [-1, float("nan"), "10", None])
 def test_another_interval_is_refused(interval: float, serve: Serve) -> None:
     with pytest.raises(ValueError, match="sse_ping"):

@@ -52,7 +52,7 @@ def test_a_taken_port_is_named_with_a_remedy(serve: Serve) -> None:
     taken = serve().port
     with pytest.raises(HttpServerError, match=rf"127\.0\.0\.1:{taken} is in use.*another port"):
         Server(basic_handler(), "127.0.0.1", taken).start()
-    assert len(server_threads()) == 5, "the one that failed started no thread"
+    assert len(server_threads()) == 6, "the one that failed started no thread"
 
 
 def test_a_server_that_could_not_start_can_start_later(serve: Serve) -> None:
@@ -126,7 +126,7 @@ def test_all_addresses_share_one_port(serve: Serve, connect: Connect) -> None:
 
 def test_threads_have_names(serve: Serve) -> None:
     serve(workers=3)
-    names = {"cllm-acceptor", "cllm-worker-0", "cllm-worker-1", "cllm-worker-2"}
+    names = {"cllm-acceptor", "cllm-access-log", "cllm-worker-0", "cllm-worker-1", "cllm-worker-2"}
     assert set(server_threads()) == names
 
 

@@ -19,17 +19,22 @@ from cllm.http import (
     Server,
     ServerConfig,
 )
+from cllm.http import server as http_server
 from tests.http.http_wire import (
+    HTTP_1,
     PATIENCE,
     Connect,
     Gate,
     RawClient,
     Serve,
+    any_version,
     basic_handler,
     encode,
     server_threads,
     wait_until,
 )
+
+PROTOCOLS = HTTP_1
 
 GRACE = 60.0  # s; longer than the test may take: what ends has ended by itself
 
@@ -57,6 +62,7 @@ def ended(thread: threading.Thread) -> bool:
     return not thread.is_alive()
 
 
+@any_version
 def test_it_joins_every_thread_and_frees_the_port(serve: Serve, connect: Connect) -> None:
     server = serve(workers=16)
     connect(server).get()
@@ -66,6 +72,7 @@ def test_it_joins_every_thread_and_frees_the_port(serve: Serve, connect: Connect
         assert connect(again).get().status == 200
 
 
+@any_version
 def test_idle_connections_are_closed_at_once(serve: Serve, connect: Connect) -> None:
     server = serve()
     fresh, used = connect(server), connect(server)
@@ -93,6 +100,7 @@ def test_a_running_handler_may_finish(serve: Serve, connect: Connect) -> None:
     assert ended(thread)
 
 
+@any_version
 def test_a_request_half_sent_may_finish(serve: Serve, connect: Connect) -> None:
     server = serve()
     in_head, in_body = connect(server), connect(server)
@@ -138,12 +146,13 @@ def test_a_large_response_may_finish(serve: Serve, connect: Connect) -> None:
     server = serve(handler)
     client = connect(server, receive_buffer=4096)
     client.send(encode())
-    client.socket.recv(1, socket.MSG_PEEK)
+    client.wait_begun()
     thread = stopping(server)
     assert client.reply().body == body
     assert ended(thread)
 
 
+@any_version
 def test_past_the_grace_period_a_stream_ends_with_its_last_event(
     serve: Serve, connect: Connect
 ) -> None:
@@ -162,6 +171,7 @@ def test_past_the_grace_period_a_stream_ends_with_its_last_event(
     assert cancelled.is_set()
 
 
+@any_version
 def test_past_the_grace_period_a_stream_without_a_last_event_is_broken_off(
     serve: Serve, connect: Connect
 ) -> None:
@@ -197,6 +207,7 @@ def test_past_the_grace_period_a_deferred_response_is_cancelled_and_answered_503
     assert client.ended()
 
 
+@any_version
 def test_past_the_grace_period_a_stream_that_has_just_come_ends_with_its_last_event(
     serve: Serve, connect: Connect
 ) -> None:
@@ -222,14 +233,15 @@ def test_past_the_grace_period_a_stream_that_has_just_come_ends_with_its_last_ev
 
 
 def test_past_the_grace_period_a_client_that_does_not_read_is_cut(
-    serve: Serve, connect: Connect
+    serve: Serve, connect: Connect, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(http_server, "ENDING_TIME", 0.2)
     handler = HttpHandler()
     handler.get("/", lambda request: HttpResponse.bytes(bytes(16 << 20)))
     server = serve(handler)
     client = connect(server, receive_buffer=4096)
     client.send(encode())
-    client.socket.recv(1, socket.MSG_PEEK)
+    client.wait_begun()
     assert ended(stopping(server, grace=0))
     assert server.stats().connections_open == 0
     with pytest.raises((EOFError, ConnectionResetError)):
@@ -237,8 +249,9 @@ def test_past_the_grace_period_a_client_that_does_not_read_is_cut(
 
 
 def test_a_handler_that_never_returns_does_not_hold_it_up(
-    connect: Connect, caplog: pytest.LogCaptureFixture
+    connect: Connect, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(http_server, "ENDING_TIME", 0.2)
     gate = Gate()
     handler = basic_handler()
     handler.get("/gate", gate)
@@ -259,6 +272,7 @@ def test_a_handler_that_never_returns_does_not_hold_it_up(
     wait_until(lambda: server_threads() == [], "the thread left behind ends when it can")
 
 
+@any_version
 def test_stopping_twice_is_stopping_once(serve: Serve) -> None:
     server = serve()
     server.stop()
@@ -270,6 +284,7 @@ def test_stopping_what_never_started_does_nothing() -> None:
     Server(basic_handler(), "127.0.0.1", 0).stop()
 
 
+@any_version
 def test_a_second_stop_waits_for_the_first(serve: Serve, connect: Connect) -> None:
     gate = Gate()
     handler = HttpHandler()
@@ -342,6 +357,7 @@ def test_stopping_under_load_cuts_off_no_response(caplog: pytest.LogCaptureFixtu
     assert caplog.text == ""
 
 
+@any_version
 def test_a_late_wake_up_after_the_end_is_harmless(serve: Serve, connect: Connect) -> None:
     deferred, stream = DeferredResponse(), EventStream()
     handler = HttpHandler()
@@ -357,6 +373,7 @@ def test_a_late_wake_up_after_the_end_is_harmless(serve: Serve, connect: Connect
     stream.close()
 
 
+@any_version
 def test_stop_returns_as_soon_as_all_is_done(serve: Serve, connect: Connect) -> None:
     server = serve()
     connect(server).get()

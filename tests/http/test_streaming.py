@@ -22,7 +22,19 @@ from cllm.http import (
     Server,
     StreamClosed,
 )
-from tests.http.http_wire import PATIENCE, Connect, Gate, Serve, basic_handler, encode, wait_until
+from tests.http.http_wire import (
+    HTTP_1,
+    PATIENCE,
+    Connect,
+    Gate,
+    Serve,
+    any_version,
+    basic_handler,
+    encode,
+    wait_until,
+)
+
+PROTOCOLS = HTTP_1
 
 
 def streaming(stream: BodyStream) -> HttpHandler:
@@ -46,6 +58,7 @@ def test_events_of_a_generator(serve: Serve, connect: Connect) -> None:
     assert client.get("/health").status == 200, "the connection goes on"
 
 
+@any_version
 def test_each_piece_arrives_when_it_is_written(serve: Serve, connect: Connect) -> None:
     stream = BodyStream()
     client = connect(serve(streaming(stream)))
@@ -58,6 +71,7 @@ def test_each_piece_arrives_when_it_is_written(serve: Serve, connect: Connect) -
     assert client.chunk() == b""
 
 
+@any_version
 def test_what_another_thread_writes_arrives_whole_and_in_order(
     serve: Serve, connect: Connect
 ) -> None:
@@ -91,6 +105,7 @@ def test_what_another_thread_writes_arrives_whole_and_in_order(
     producer.join(PATIENCE)
 
 
+@any_version
 def test_pieces_that_waited_leave_as_one_chunk(serve: Serve, connect: Connect) -> None:
     stream = BodyStream()
     for number in range(3000):  # more than one sendmsg takes
@@ -100,6 +115,7 @@ def test_pieces_that_waited_leave_as_one_chunk(serve: Serve, connect: Connect) -
     assert reply.chunks == [b"".join(b"%d," % number for number in range(3000))]
 
 
+@any_version
 def test_an_empty_stream_is_an_empty_body(serve: Serve, connect: Connect) -> None:
     stream = BodyStream()
     stream.close()
@@ -108,6 +124,7 @@ def test_an_empty_stream_is_an_empty_body(serve: Serve, connect: Connect) -> Non
     assert client.get("/health").status == 200
 
 
+@any_version
 def test_an_empty_piece_does_not_end_the_body(serve: Serve, connect: Connect) -> None:
     handler = HttpHandler()
     handler.get("/", lambda request: HttpResponse.stream(IterableStream([b"a", b"", b"b"])))
@@ -124,6 +141,7 @@ def test_in_http_1_0_the_close_ends_the_body(serve: Serve, connect: Connect) -> 
     assert reply.body == b"ab"
 
 
+@any_version
 def test_head_of_a_stream_has_no_body_and_ends_the_stream(serve: Serve, connect: Connect) -> None:
     stream = BodyStream()
     client = connect(serve(streaming(stream)))
@@ -132,6 +150,7 @@ def test_head_of_a_stream_has_no_body_and_ends_the_stream(serve: Serve, connect:
     assert stream.cancelled
 
 
+@any_version
 def test_streams_hold_no_worker(serve: Serve, connect: Connect) -> None:
     streams: list[BodyStream] = []
 
@@ -197,6 +216,7 @@ def test_an_iterator_waits_for_a_slow_reader(serve: Serve, connect: Connect) -> 
     assert pulled[0] == 300
 
 
+@any_version
 def test_a_generator_is_closed_when_its_client_leaves(serve: Serve, connect: Connect) -> None:
     closed = threading.Event()
 
@@ -244,6 +264,7 @@ def test_a_client_that_leaves_while_its_generator_blocks(serve: Serve, connect: 
 # Bad ends
 
 
+@any_version
 def test_a_body_that_is_broken_off_does_not_look_complete(serve: Serve, connect: Connect) -> None:
     stream = BodyStream()
     client = connect(serve(streaming(stream)))
@@ -279,7 +300,7 @@ def test_a_stream_whose_take_fails_costs_its_own_connection_only(
     serve: Serve, connect: Connect, caplog: pytest.LogCaptureFixture, error: type[BaseException]
 ) -> None:
     class Broken(BodyStream):
-        def take(self) -> list[bytes]:
+        def take(self, most: int = 0) -> list[bytes]:
             raise error
 
     stream = Broken()
@@ -292,6 +313,7 @@ def test_a_stream_whose_take_fails_costs_its_own_connection_only(
     assert connect(server).get("/health").status == 200
 
 
+@any_version
 def test_a_pull_source_is_asked_once_for_each_wake_up(serve: Serve, connect: Connect) -> None:
     """The seam that the API frames engine deltas through: `take` runs on the worker."""
 
@@ -301,7 +323,7 @@ def test_a_pull_source_is_asked_once_for_each_wake_up(serve: Serve, connect: Con
             self.left = 3
             self.threads: set[str] = set()
 
-        def take(self) -> list[bytes]:
+        def take(self, most: int = 0) -> list[bytes]:
             self.threads.add(threading.current_thread().name)
             super().take()
             self.left -= 1
@@ -328,6 +350,7 @@ def test_a_pull_source_is_asked_once_for_each_wake_up(serve: Serve, connect: Con
 # Who is told
 
 
+@any_version
 def test_a_stream_in_a_deferred_response_that_nobody_took_is_cancelled(
     serve: Serve, connect: Connect
 ) -> None:
@@ -354,6 +377,7 @@ def test_a_stream_in_a_deferred_response_that_nobody_took_is_cancelled(
         stream.write(b"x")
 
 
+@any_version
 @pytest.mark.parametrize("streaming", [False, True])
 def test_a_generator_is_closed_at_once_when_an_item_cannot_be_framed(
     serve: Serve, connect: Connect, streaming: bool
@@ -383,6 +407,7 @@ def test_a_generator_is_closed_at_once_when_an_item_cannot_be_framed(
         gc.enable()
 
 
+@any_version
 def test_a_generator_whose_first_item_cannot_be_framed_is_closed(
     serve: Serve, connect: Connect
 ) -> None:
@@ -404,6 +429,7 @@ def test_a_generator_whose_first_item_cannot_be_framed_is_closed(
         gc.enable()
 
 
+@any_version
 @pytest.mark.parametrize("end", ["read", "left"])
 def test_a_stream_that_has_ended_waits_for_no_collector(
     serve: Serve, connect: Connect, end: str
@@ -449,6 +475,7 @@ def test_a_cancelled_stream_frees_a_connection_whose_client_does_not_read(
     wait_until(lambda: server.stats().connections_open == 0, "its connection is closed")
 
 
+@any_version
 def test_what_is_no_bytes_is_refused_where_it_is_written(serve: Serve, connect: Connect) -> None:
     stream = BodyStream()
     client = connect(serve(streaming(stream)))
@@ -461,6 +488,7 @@ def test_what_is_no_bytes_is_refused_where_it_is_written(serve: Serve, connect: 
     assert client.chunk() == b"good"
 
 
+@any_version
 def test_a_buffer_may_be_used_again_once_it_is_written(serve: Serve, connect: Connect) -> None:
     stream = BodyStream()
     buffer = bytearray(b"AAAA")
@@ -471,6 +499,7 @@ def test_a_buffer_may_be_used_again_once_it_is_written(serve: Serve, connect: Co
     assert connect(serve(streaming(stream))).get("/stream").body == b"AAAAAAAA"
 
 
+@any_version
 @pytest.mark.parametrize("error", [SystemExit, CancelledError, KeyboardInterrupt])
 def test_a_generator_that_ends_with_any_exception_ends_its_stream(
     serve: Serve, connect: Connect, caplog: pytest.LogCaptureFixture, error: type[BaseException]
@@ -492,7 +521,7 @@ def test_rfc9112_8_a_body_that_the_close_would_end_is_reset(
     serve: Serve, connect: Connect, why: str
 ) -> None:
     class Failing(BodyStream):
-        def take(self) -> list[bytes]:
+        def take(self, most: int = 0) -> list[bytes]:
             pieces = super().take()
             if pieces == [b"fail"]:
                 raise ZeroDivisionError
@@ -512,6 +541,7 @@ def test_rfc9112_8_a_body_that_the_close_would_end_is_reset(
         client.rest()
 
 
+@any_version
 def test_streams_ask_proxies_not_to_collect_their_pieces(serve: Serve, connect: Connect) -> None:
     handler = HttpHandler()
     lines = [{"a": 1}, {"a": 2}]

@@ -17,6 +17,7 @@ from typing import Any
 
 from cllm.engine import Constraint, Engine, InvalidRequest, TooIntricate
 from cllm.engine.constraints.constraint import Kind
+from cllm.engine.constraints.json_formats import FORMATS
 from cllm.models import demo_path
 
 NUMBERS = (
@@ -38,18 +39,6 @@ TEXTS = (
     "a" * 300,
     "#/$defs/a",
     "<|im_end|>",
-)
-FORMATS = (
-    "date",
-    "date-time",
-    "time",
-    "email",
-    "hostname",
-    "ipv4",
-    "ipv6",
-    "uuid",
-    "uri",
-    "duration",
 )
 TYPES = ("string", "integer", "number", "boolean", "null", "array", "object")
 REFERENCES = ("#", "#/$defs/a", "#/$defs/b", "#/$defs/none", "#/properties/a", "other")
@@ -108,11 +97,13 @@ def schema(rng: random.Random, depth: int) -> Any:
         "enum": lambda: [value(rng, 2) for _ in range(rng.randrange(5))],
         "required": lambda: rng.sample(NAMES, rng.randrange(3)),
         "minProperties": lambda: rng.choice(COUNTS), "maxProperties": lambda: rng.choice(COUNTS),
-        "$ref": lambda: rng.choice(REFERENCES),
+        "$ref": lambda: rng.choice(REFERENCES), "nullable": lambda: rng.choice((True, False, None)),
+        "uniqueItems": lambda: rng.random() < 0.2,
     }  # fmt: skip
     if depth > 0:
         makers |= {
-            "items": inner, "additionalProperties": inner, "properties": named,
+            "items": rng.choice((inner, several)), "propertyNames": inner, "not": inner,
+            "unevaluatedProperties": inner, "additionalProperties": inner, "properties": named,
             "patternProperties": lambda: {regex(rng, 2): inner()}, "prefixItems": several,
             "anyOf": several, "oneOf": several, "allOf": several, "$defs": named,
         }  # fmt: skip

@@ -44,7 +44,7 @@ def resolved(program: str) -> tuple[Python, dict[str, str]]:
         report = Path(folder, "report.json")
         output(
             *pip, "install", "--quiet", "--dry-run", "--ignore-installed",
-            "--report", str(report), f"{ROOT}[test,compat]", *BUILD,
+            "--report", str(report), f"{ROOT}[check,test,compat,page]", *BUILD,
         )  # fmt: skip
         packages = [each["metadata"] for each in json.loads(report.read_text())["install"]]
     found = {normalized(package["name"]): package["version"] for package in packages}

@@ -105,7 +105,9 @@ class MessageFrames:
         return self._frames(self._parser.push(text))
 
     def end(self, index: int, generation: Generation, error: str | None) -> bytes:
-        rest = self._frames(self._parser.finish()) + self._close()
+        rest = (
+            self._frames(self._parser.finish(generation.finish_reason == "length")) + self._close()
+        )
         if error is not None:
             return rest + _event("error", envelope(500, error))
         stop = self._reply.stop(self._called)

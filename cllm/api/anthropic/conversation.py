@@ -20,8 +20,9 @@ from cllm.api.anthropic.schemas import (
 )
 from cllm.api.anthropic.tools import served
 from cllm.api.chat.conversation import Conversation
+from cllm.api.constraint_fields import Asked, asked_constraint, form_of
 from cllm.api.envelopes import encode
-from cllm.engine import Constraint, InvalidRequest
+from cllm.engine import InvalidRequest
 
 _BETWEEN = "\n\n"  # between separate texts of a request in one turn of the template
 
@@ -34,21 +35,29 @@ def conversation(asked: CountRequest) -> Conversation:
     forced = isinstance(choice, (AnyTool, OneTool))
     if forced and not tools:
         raise InvalidRequest("tool_choice", "a forced call", "at least one tool in tools")
-    config = asked.output_config
-    format = config.format if config is not None else None
     return Conversation(
         messages,
         tools=tools,
         choice="none" if isinstance(choice, NoTool) else "required" if forced else "auto",
         allowed=frozenset({choice.name}) if isinstance(choice, OneTool) else None,
         parallel=not getattr(choice, "disable_parallel_tool_use", False),
-        response=None if format is None else Constraint("json_schema", format.schema),
+        response=asked_constraint(asked, *_formats(asked)),
         reasoning=_reasoning(asked),
         continued=last.get("role") == "assistant" and "tool_calls" not in last,
         budget=_budget(asked),
         soft_budget=asked.budget is None,  # budget_tokens is a target there
         shows_thoughts=asked.shows_thoughts,
     )
+
+
+def _formats(asked: CountRequest) -> Iterator[Asked | None]:
+    config = asked.output_config
+    for format, field in (
+        (config.format if config is not None else None, "output_config.format"),
+        (asked.output_format, "output_format"),
+    ):
+        if format is not None:
+            yield form_of({"type": "json_schema", "schema": format.schema}, field)
 
 
 def _reasoning(asked: CountRequest) -> bool | str:

@@ -19,6 +19,7 @@ from cllm.api.llama_fields import most_tokens, place_of
 from cllm.api.sampling import given_sampling
 from cllm.api.service import Service
 from cllm.api.submission import Submission, Wanted
+from cllm.api.tenants import tenant_of
 from cllm.engine import PromptTooLong, SamplingParams
 from cllm.http import DeferredResponse, HttpRequest, HttpResponse
 
@@ -30,10 +31,6 @@ _NAMES = (
     (re.compile(r"^stop\b"), "stop_sequences"),
     (re.compile(r"^(tools\[\d+\])\.function\.parameters"), r"\1.input_schema"),
     (re.compile(r"^(tools\[\d+\])\.function"), r"\1"),
-    (
-        re.compile(r"^(response_format(\.json_schema)?\.schema|json_schema)"),
-        "output_config.format.schema",
-    ),
 )
 
 
@@ -50,7 +47,7 @@ class Messages:
         """POST ``/v1/messages``. Raises HttpError 400 and 503, InvalidRequest, QueueFull."""
         asked = MESSAGES.decode(request.body)
         with named(_NAMES), named(numbered(asked.tools or ())):
-            prepared = prepare(self._service, conversation(asked))
+            prepared = prepare(self._service, conversation(asked), tenant_of(request))
             service = self._service
             params = _params(asked, prepared, service)
             place = place_of(asked, service.engine.info().context.parallel)
@@ -61,6 +58,7 @@ class Messages:
 
         return self._submission.answer(
             request,
+            asked,
             wanted,
             stream=asked.stream,
             frames=lambda generations: MessageFrames(reply(generations), prepared),
@@ -73,7 +71,8 @@ class Messages:
         asked = COUNT.decode(request.body)
         with named(_NAMES), named(numbered(asked.tools or ())):
             try:
-                count = len(prepare(self._service, conversation(asked)).tokens)
+                prepared = prepare(self._service, conversation(asked), tenant_of(request))
+                count = len(prepared.tokens)
             except PromptTooLong as error:  # which is just what this is asked for
                 count = error.prompt_tokens
         return HttpResponse.bytes(encode({"input_tokens": count}), JSON)
@@ -91,7 +90,10 @@ def _params(asked: MessagesRequest, prepared: Prepared, service: Service) -> Sam
 
 def _whole(reply: Reply, prepared: Prepared) -> HttpResponse:
     parser = prepared.parser()
-    events = [*parser.push("".join(reply.generation.take())), *parser.finish()]
+    events = [
+        *parser.push("".join(reply.generation.take())),
+        *parser.finish(reply.generation.finish_reason == "length"),
+    ]
     called = any(isinstance(event, CallBegin) for event in events)
     message = reply.message(content_of(events), reply.stop(called))
     return HttpResponse.bytes(encode(message), JSON)

@@ -222,6 +222,7 @@ class CountRequest(LlamaFields, kw_only=True):
     tool_choice: Auto | AnyTool | OneTool | NoTool | None = None
     thinking: Thinking | None = None
     output_config: OutputConfig | None = None
+    output_format: JsonFormat | None = None  # its name before output_config
 
 
 class MessagesRequest(CountRequest, kw_only=True):
@@ -233,7 +234,7 @@ class MessagesRequest(CountRequest, kw_only=True):
     temperature: Temperature | None = None
     top_k: TopK | None = None
     top_p: Fraction | None = None
-    # Not Anthropic's: a name of the native API.
+    # Not Anthropic's: names of the native API.
     seed: int | None = None
 
 

@@ -7,16 +7,16 @@ Templates are written for `transformers`, so they get the variables and function
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 import jinja2
+import jinja2.meta
 from jinja2.ext import Extension
 from jinja2.parser import Parser
-from jinja2.sandbox import ImmutableSandboxedEnvironment
+from jinja2.sandbox import SandboxedEnvironment
 
 from cllm.api.chat.control_tokens import ControlTokens, unframed
 
@@ -35,7 +35,10 @@ _CUT = "\ufdd2"
 _CUT_AND_SPACE = _CUT + " "
 
 Message = Mapping[str, Any]
+Adapt = Callable[[list[dict[str, Any]]], list[dict[str, Any]]]
+"""Rewrites the messages for a template. Marks that it adds become control tokens."""
 _NOTHING: Mapping[str, Any] = {}
+_ABSENT: Mapping[str, Any] = {"tools": None, "documents": None}
 
 
 class TemplateError(ValueError):
@@ -71,6 +74,7 @@ class ChatTemplate:
         self._controls = ControlTokens(controls)
         try:
             self._template = _ENVIRONMENT.from_string(source)
+            self.variables = jinja2.meta.find_undeclared_variables(_ENVIRONMENT.parse(source))
         except jinja2.TemplateError as error:
             raise TemplateError(f"the chat template cannot be read: {error}") from None
         self.wants_objects = True
@@ -82,9 +86,10 @@ class ChatTemplate:
         variables: Mapping[str, Any] = _NOTHING,
         *,
         continued: bool = False,
+        adapt: Adapt | None = None,
     ) -> str:
         """The prompt as text. Raises TemplateError."""
-        return unframed(self._render(messages, variables, continued))
+        return unframed(self._render(messages, variables, continued, adapt))
 
     def prompt(
         self,
@@ -93,18 +98,27 @@ class ChatTemplate:
         variables: Mapping[str, Any] = _NOTHING,
         *,
         continued: bool = False,
+        adapt: Adapt | None = None,
     ) -> Rendered:
         """The prompt as text and as tokens.
 
         The template's special tokens become control tokens; the text of a message stays text, even
         if it spells such a token. Raises TemplateError, InvalidRequest, EngineClosed.
         """
-        text = self._render(messages, variables, continued)
+        text = self._render(messages, variables, continued, adapt)
         add_special = not (self._bos and text.startswith(self._bos))
         return Rendered(unframed(text), self._controls.tokenize(engine, text, add_special))
 
+    def framed(self, value: Any) -> Any:
+        """A client's value, which can then be put into a message without becoming a mark."""
+        return self._controls.frame(value)
+
     def _render(
-        self, messages: Sequence[Message], variables: Mapping[str, Any], continued: bool
+        self,
+        messages: Sequence[Message],
+        variables: Mapping[str, Any],
+        continued: bool,
+        adapt: Adapt | None = None,
     ) -> str:
         frame = self._controls.frame
         shown = [frame(self._shaped(message)) for message in messages]
@@ -113,24 +127,40 @@ class ChatTemplate:
             if not isinstance(content, str):
                 raise TemplateError("the last message has no text to continue")
             shown[-1]["content"] = content + _CUT_AND_SPACE
-        given: dict[str, Any] = {"tools": None, "documents": None}
-        given |= {"add_generation_prompt": not continued, **self._names}
+        if adapt is not None:
+            shown = adapt(shown)
+        given: dict[str, Any] = {"add_generation_prompt": not continued, **self._names}
         given |= {**frame(variables), "messages": shown}
         try:
-            text = self._template.render(given)
+            # As in transformers. Templates for tools alone iterate over them, which None fails.
+            text = self._rendered({**_ABSENT, **given}, given)
         except (
             Exception
         ) as error:  # a template can fail in any way on messages that it does not expect
             raise TemplateError(f"the chat template refuses the messages: {error}") from None
         return _cut(text) if continued else text
 
+    def _rendered(self, *ways: Mapping[str, Any]) -> str:
+        """The text with the first variables that render; raises the first error."""
+        first, *others = ways
+        try:
+            return self._template.render(first)
+        except Exception:
+            for way in others:
+                try:
+                    return self._template.render(way)
+                except Exception:
+                    continue
+            raise
+
     def _shaped(self, message: Message) -> dict[str, Any]:
         """The message as templates expect it."""
         shaped = {name: value for name, value in message.items() if value is not None}
         if "reasoning_content" in shaped:
             shaped.setdefault("thinking", shaped["reasoning_content"])  # for gpt-oss
-        if self.wants_objects and shaped.get("tool_calls"):
-            shaped["tool_calls"] = [_with_object(call) for call in shaped["tool_calls"]]
+        if shaped.get("tool_calls"):
+            shape = _with_object if self.wants_objects else _with_text
+            shaped["tool_calls"] = [shape(call) for call in shaped["tool_calls"]]
         return shaped
 
     def _shows_objects_as_json(self) -> bool:
@@ -139,10 +169,34 @@ class ChatTemplate:
         transformers passes objects. A template that does not support them fails, or prints them
         as Python does.
         """
+        for adapt in (None, without_content):
+            try:
+                if _SHOWN_BY_PYTHON in self._render(_CALLING, {"tools": _TOOLS}, False, adapt):
+                    return False
+            except TemplateError:
+                self.wants_objects = False
+                takes_text = self._renders(_CALLING, adapt)
+                self.wants_objects = True
+                if takes_text:
+                    return False
+        return True
+
+    def _renders(self, messages: Sequence[Message], adapt: Adapt | None) -> bool:
         try:
-            return _SHOWN_BY_PYTHON not in self._render(_CALLING, {"tools": _TOOLS}, False)
+            self._render(messages, {"tools": _TOOLS}, False, adapt)
         except TemplateError:
             return False
+        return True
+
+
+def without_content(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """An `Adapt` for templates that ask for None as the content of calls alone."""
+    return [
+        {**message, "content": None}
+        if message.get("tool_calls") and not message.get("content")
+        else message
+        for message in messages
+    ]
 
 
 _ARGUMENT = "an_argument"
@@ -159,13 +213,48 @@ _TOOLS = ({"type": "function", "function": _TOOL},)
 
 
 def _with_object(call: Any) -> Any:
-    """A tool call with its arguments as an object, if they are the JSON text of one."""
-    with suppress(KeyError, TypeError, ValueError, RecursionError):
-        function = call["function"]
-        arguments = json.loads(function["arguments"])
-        if isinstance(arguments, dict):
-            return {**call, "function": {**function, "arguments": arguments}}
-    return call
+    """A tool call with its arguments as an object."""
+    function = call.get("function") if isinstance(call, Mapping) else None
+    if not isinstance(function, Mapping):
+        return call
+    arguments = function.get("arguments")
+    return {**call, "function": {**function, "arguments": _as_object(arguments)}}
+
+
+def _with_text(call: Any) -> Any:
+    """A tool call with its arguments as the text of an object."""
+    function = call.get("function") if isinstance(call, Mapping) else None
+    if not isinstance(function, Mapping):
+        return call
+    arguments = function.get("arguments")
+    if not isinstance(arguments, str) or not _is_object(arguments):
+        arguments = _to_json(_as_object(arguments))
+    return {**call, "function": {**function, "arguments": arguments}}
+
+
+def _is_object(text: str) -> bool:
+    try:
+        return isinstance(json.loads(text), dict)
+    except (ValueError, RecursionError):
+        return False
+
+
+def _as_object(arguments: Any) -> Mapping[str, Any]:
+    """The arguments of an earlier call, which may be blank, broken or no object.
+
+    A model makes such calls, and a limit cuts others. The conversation goes on: what is no object
+    becomes the only entry of one, so that the model sees it.
+    """
+    if isinstance(arguments, str):
+        if not arguments.strip():
+            return {}
+        try:
+            arguments = json.loads(arguments)
+        except (ValueError, RecursionError):
+            return {"arguments": arguments}
+    if isinstance(arguments, Mapping):
+        return arguments
+    return {} if arguments is None else {"arguments": arguments}
 
 
 def _cut(text: str) -> str:
@@ -204,7 +293,12 @@ def _to_json(
     sort_keys: bool = False,
 ) -> str:
     return json.dumps(
-        value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
+        value,
+        ensure_ascii=ensure_ascii,
+        indent=indent,
+        separators=separators,
+        sort_keys=sort_keys,
+        default=_listed,
     )
 
 
@@ -217,8 +311,17 @@ def _built_in(context: jinja2.runtime.Context, name: str) -> str:
     return render(name, messages, bool(context["add_generation_prompt"]))
 
 
-def _environment() -> ImmutableSandboxedEnvironment:
-    environment = ImmutableSandboxedEnvironment(
+def _listed(value: Any) -> list[Any]:
+    """What a filter such as `map` gives out, as a list. Raises TypeError for anything else."""
+    if isinstance(value, Iterator):
+        return list(value)
+    raise TypeError(f"Object of type {type(value).__name__} is not JSON serializable")
+
+
+def _environment() -> SandboxedEnvironment:
+    # Lists can be changed, unlike in transformers: some templates collect ids with `append`. They
+    # change copies, since every rendering gets its own messages and variables.
+    environment = SandboxedEnvironment(
         trim_blocks=True,
         lstrip_blocks=True,
         extensions=[_Generation, "jinja2.ext.loopcontrols"],

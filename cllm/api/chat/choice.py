@@ -49,7 +49,7 @@ class Choice:
             rest = [*self._recorded, *self._generation.take_tokens()]
             self.records += rest
             self.tokens += [record.token for record in rest]
-        return self._noted(self._parser.finish())
+        return self._noted(self._parser.finish(self._generation.finish_reason == "length"))
 
     def reasoning_tokens(self) -> int:
         """How many of its tokens were thoughts."""

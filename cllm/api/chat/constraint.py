@@ -9,13 +9,14 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from cllm.api.chat.conversation import Conversation, Tool
+from cllm.api.chat.dialect import Dialect
 from cllm.api.chat.tools import held_tools
-from cllm.api.formats import Format
 from cllm.api.formats.grammar import Grammar, thoughts
 from cllm.engine import InvalidRequest
 from cllm.engine.constraints.constraint import Constraint
 
 if TYPE_CHECKING:
+    from cllm.api.constraint_fields import Asked
     from cllm.engine import Engine
 
 
@@ -35,41 +36,29 @@ class Thinking(enum.Enum):
     OPENED = enum.auto()
 
 
-def thinking_of(conversation: Conversation, format: Format, template: str, prompt: str) -> Thinking:
-    """What applies to the answer. template: its source. prompt: the rendered text."""
-    if format.think is None or is_plain(conversation.response):
+def thinking_of(conversation: Conversation, dialect: Dialect, prompt: str) -> Thinking:
+    """What applies to the answer. prompt: the rendered text."""
+    if dialect.format.channels or is_plain(conversation.response):
         return Thinking.NONE
-    begin, end = format.think
+    begin, end = dialect.think
     if conversation.continued:
         said = str(conversation.messages[-1].get("content") or "")
         return Thinking.OPENED if begin in said and end not in said else Thinking.NONE
-    if prompt.rstrip().endswith(begin):
+    if prompt.rstrip().endswith(begin.rstrip()):
         return Thinking.OPENED
     silent = conversation.reasoning in (False, "none")
-    return Thinking.UNASKED if silent or begin not in template else Thinking.ALLOWED
+    return Thinking.UNASKED if silent or not dialect.thinks else Thinking.ALLOWED
 
 
-def is_plain(response: Constraint | None) -> bool:
+def is_plain(response: Asked | None) -> bool:
     """Whether the answer is text of a grammar, which has neither thoughts nor calls."""
-    return response is not None and response.kind not in ("json_schema", "json_object")
-
-
-def check_response(engine: Engine, response: Constraint | None) -> None:
-    """Refuse an answer's form that cannot be held. Raises InvalidRequest, ConstraintPending."""
-    if response is not None:
-        try:
-            engine.check_constraint(response, wait=False)
-        except InvalidRequest as error:
-            if response.kind != "json_schema":
-                raise
-            name = "response_format.json_schema.schema"
-            raise InvalidRequest(name, error.value, error.expected) from None
+    return response is not None and response.constraint.kind not in ("json_schema", "json_object")
 
 
 def constraint_of(
     engine: Engine,
     conversation: Conversation,
-    format: Format,
+    dialect: Dialect,
     tools: Sequence[Tool],
     thinking: Thinking,
 ) -> Constraint | None:
@@ -77,16 +66,17 @@ def constraint_of(
 
     Tools are checked one by one only if all of them together cannot be held: that is slower.
     """
-    if is_plain(conversation.response):
-        return conversation.response
+    response = conversation.response
+    if response is not None and is_plain(response):
+        return response.constraint
     if thinking in (Thinking.ALLOWED, Thinking.OPENED):
-        _budget(engine, conversation, format)  # refuses one that cannot be held
+        _budget(engine, conversation, dialect)  # refuses one that cannot be held
     try:
-        return _compiled(engine, conversation, format, tools, thinking)
+        return _compiled(engine, conversation, dialect, tools, thinking)
     except InvalidRequest:
         tools = held_tools(engine, conversation)
     try:
-        return _compiled(engine, conversation, format, tools, thinking)
+        return _compiled(engine, conversation, dialect, tools, thinking)
     except InvalidRequest as error:
         forced = conversation.choice == "required" or conversation.response is not None
         if forced or any(tool.strict for tool in tools):
@@ -97,14 +87,15 @@ def constraint_of(
 def _compiled(
     engine: Engine,
     conversation: Conversation,
-    format: Format,
+    dialect: Dialect,
     tools: Sequence[Tool],
     thinking: Thinking,
 ) -> Constraint | None:
     """All of it as one constraint; raises InvalidRequest where it cannot be held."""
-    response = conversation.response
+    response = conversation.response.constraint if conversation.response is not None else None
+    format = dialect.format
     thinks = thinking in (Thinking.ALLOWED, Thinking.OPENED)
-    budget = _budget(engine, conversation, format) if thinks else None
+    budget = _budget(engine, conversation, dialect) if thinks else None
     free = not tools and response is None
     if budget is None and (free or (not tools and not thinks and format.answer is None)):
         return response
@@ -122,15 +113,14 @@ def _compiled(
         expressions.append(answer if format.answer is None else format.answer(grammar, answer))
     start = grammar.one_of(*expressions)
     if thinks:
-        assert format.think is not None
         opened = thinking is Thinking.OPENED
-        start = f"{thoughts(grammar, format.think, opened, budget)} {start}"
+        start = f"{thoughts(grammar, dialect.think, opened, budget)} {start}"
     constraint = Constraint("lark", grammar.source(start))
-    engine.check_constraint(constraint, wait=False)
+    engine.check_constraint(constraint, wait=False, tenant=conversation.tenant)
     return constraint
 
 
-def _budget(engine: Engine, conversation: Conversation, format: Format) -> int | None:
+def _budget(engine: Engine, conversation: Conversation, dialect: Dialect) -> int | None:
     """The most tokens of thoughts; None: any number. Raises InvalidRequest.
 
     They can be counted where a single token ends the thoughts.
@@ -138,11 +128,11 @@ def _budget(engine: Engine, conversation: Conversation, format: Format) -> int |
     budget = conversation.budget
     if budget is None or budget < 0:
         return None
-    assert format.think is not None
-    if _marker_token(engine, format.think[1]) is None:
+    end = dialect.think[1]
+    if _marker_token(engine, end) is None:
         if conversation.soft_budget:
             return None
-        expected = f"-1: this model has no token that ends thoughts ({format.think[1]!r} is text)"
+        expected = f"-1: this model has no token that ends thoughts ({end!r} is text)"
         raise InvalidRequest("thinking_budget_tokens", budget, expected)
     return budget
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
-    from cllm.engine.constraints.constraint import Constraint
+    from cllm.api.constraint_fields import Asked
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,7 +22,9 @@ class Tool:
     @property
     def schema(self) -> Mapping[str, Any]:
         """The schema of the arguments, which are always an object."""
-        return {"type": "object", **(self.parameters or {"properties": {}})}
+        given = self.parameters or {"properties": {}}
+        said = {word: value for word, value in given.items() if word != "type" or value is not None}
+        return {"type": "object", **said}
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,10 +36,11 @@ class Conversation:
     allowed: the names of the tools that may be called; None: all. A named tool is choice
         "required" with one name allowed.
     parallel: whether more than one call may be made.
-    response: the constraint on the answer's text.
+    response: the constraint on the answer's text, and the field that asked for it.
     reasoning: False: none; True or an effort's name: think first; None: the template's default.
     template_kwargs: further variables of the template.
     continued: the last message is the assistant's and is continued, not answered.
+    tenant: whose turn it is when constraints are compiled.
     opened: the prompt ends with the start of the assistant's turn, if nothing is continued.
     budget: the most tokens of thoughts, -1 for any number; None: as the server says.
     soft_budget: a budget that this model cannot be held to is ignored, not refused.
@@ -49,10 +52,11 @@ class Conversation:
     choice: Literal["none", "auto", "required"] = "auto"
     allowed: frozenset[str] | None = None
     parallel: bool = True
-    response: Constraint | None = None
+    response: Asked | None = None
     reasoning: bool | str | None = None
     template_kwargs: Mapping[str, Any] = field(default_factory=dict)
     continued: bool = False
+    tenant: str = ""
     opened: bool = True
     budget: int | None = None
     soft_budget: bool = False

@@ -53,5 +53,9 @@ class Parser(Protocol):
     def push(self, text: str) -> list[Event]:
         """The events that are certain; text that may begin a marker is held back."""
 
-    def finish(self) -> list[Event]:
-        """The remaining events; no text follows."""
+    def finish(self, cut: bool = False) -> list[Event]:
+        """The remaining events; no text follows.
+
+        cut: the text ended at `max_tokens` or at the context's end. What can only be the beginning
+        of a call is then dropped, not shown as text.
+        """

@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 from cllm.api.chat.constraint import (
     Thinking,
-    check_response,
     constraint_of,
     is_plain,
     thinking_of,
 )
 from cllm.api.chat.conversation import Conversation
+from cllm.api.chat.dialect import dialect_of
 from cllm.api.chat.events import Parser, Text
 from cllm.api.chat.prompt import completed, prompt_of
 from cllm.api.chat.tools import callable_tools
+from cllm.api.constraint_fields import checked
 from cllm.api.envelopes import JSON, encode
-from cllm.api.formats import detect
 from cllm.api.formats.calls import Calls
 from cllm.api.formats.reader import Reader, Script, Steps
 from cllm.api.formats.reasoning import read_reasoning
@@ -43,32 +43,38 @@ class Prepared:
     parser: Callable[[], Parser]
 
 
-def prepare(service: Service, conversation: Conversation) -> Prepared:
+def prepare(service: Service, conversation: Conversation, tenant: str = "") -> Prepared:
     """Get a conversation ready for the engine. Nothing is queued.
+
+    tenant: whose turn it is when constraints are compiled.
 
     Raises HttpError 400 and InvalidRequest, which name the field of OpenAI's chat completions;
     HttpError 503, EngineClosed; ConstraintPending: ask again when it is compiled.
     """
     conversation = completed(service, conversation)
-    engine, template, response = service.engine, service.chat_template.source, conversation.response
-    format = detect(template)
+    engine, response = service.engine, conversation.response
+    template = service.template_for(bool(conversation.tools))
+    dialect = dialect_of(template)
+    format = dialect.format
     tools = callable_tools(conversation)
     prompt = prompt_of(service, conversation)
-    check_response(engine, response)
+    conversation = replace(conversation, tenant=tenant)
+    checked(engine, response, tenant)
     plain = is_plain(response)
     if response is not None and plain and tools:
-        raise InvalidRequest(response.kind, "a constraint", "no tools together with it")
-    thinking = thinking_of(conversation, format, template, prompt.text)
-    constraint = constraint_of(engine, conversation, format, tools, thinking)
+        raise InvalidRequest(response.field, "a constraint", "no tools together with it")
+    if not dialect.parallel:
+        conversation = replace(conversation, parallel=False)
+    thinking = thinking_of(conversation, dialect, prompt.text)
+    constraint = constraint_of(engine, conversation, dialect, tools, thinking)
 
     shown = conversation.shows_thoughts
 
     def read(reader: Reader) -> Steps[None]:
         if thinking is not Thinking.NONE and not shown:
-            assert format.think is not None
-            yield from read_reasoning(reader, format.think, thinking is Thinking.OPENED)
-        if plain or (not tools and format.think is not None):
-            yield from _read_text(reader)
+            yield from read_reasoning(reader, dialect.think, thinking is Thinking.OPENED)
+        if plain or not (tools or format.channels or format.frames):
+            yield from read_text(reader)
         else:
             yield from format.read(reader, Calls(tools, format.new_id))
 
@@ -76,10 +82,10 @@ def prepare(service: Service, conversation: Conversation) -> Prepared:
     return Prepared(prompt.tokens, prompt.text, constraint, spell_special, partial(Script, read))
 
 
-def counted(service: Service, conversation: Conversation) -> HttpResponse:
+def counted(service: Service, conversation: Conversation, tenant: str) -> HttpResponse:
     """The number of tokens of a conversation's prompt, also if it is too long; raises as above."""
     try:
-        count = len(prepare(service, conversation).tokens)
+        count = len(prepare(service, conversation, tenant).tokens)
     except PromptTooLong as error:
         count = error.prompt_tokens
     return HttpResponse.bytes(
@@ -87,7 +93,8 @@ def counted(service: Service, conversation: Conversation) -> HttpResponse:
     )
 
 
-def _read_text(reader: Reader) -> Steps[None]:
+def read_text(reader: Reader) -> Steps[None]:
+    """Everything is the answer."""
     while True:
         if reader.text:
             yield Text(reader.skip(len(reader.text)))

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
 from typing import Any
 
-from cllm.api.chat.chat_template import Rendered, TemplateError
+from cllm.api.chat.adaptation import adapted
+from cllm.api.chat.chat_template import Adapt, ChatTemplate, Rendered, TemplateError
 from cllm.api.chat.conversation import Conversation
-from cllm.api.chat.tools import described
-from cllm.api.formats import detect, generic
+from cllm.api.chat.dialect import dialect_of, tool_variables, tools_for_template
 from cllm.api.formats.calls import short_id
 from cllm.api.service import Service
 from cllm.http import HttpError
@@ -26,22 +25,26 @@ def prompt_of(service: Service, conversation: Conversation) -> Rendered:
 
     Raises HttpError 400 and 503, InvalidRequest, PromptTooLong, Unsupported, EngineClosed.
     """
-    engine, template = service.engine, service.chat_template
-    messages, variables = _shown(service, conversation)
+    conversation = completed(service, conversation)
+    engine, template = service.engine, service.template_for(bool(conversation.tools))
+    messages, variables, adapt = _shown(template, conversation)
+    continued = conversation.continued
     try:
-        prompt = template.prompt(engine, messages, variables, continued=conversation.continued)
+        prompt = template.prompt(engine, messages, variables, continued=continued, adapt=adapt)
     except TemplateError as error:
         raise HttpError(400, f"messages: {error}") from None
     engine.check_prompt_length(len(prompt.tokens))
     return prompt
 
 
-def prompt_text(service: Service, conversation: Conversation) -> str:
-    """The conversation as the template writes it. Raises HttpError 400 and 503."""
-    template = service.chat_template
-    messages, variables = _shown(service, conversation)
+def prompt_text(service: Service, conversation: Conversation, **variables: Any) -> str:
+    """The conversation as the template writes it; variables: more for the template.
+
+    Raises HttpError 400 and 503.
+    """
+    template = service.template_for(bool(conversation.tools))
     try:
-        return template.render(messages, variables, continued=conversation.continued)
+        return rendered(template, completed(service, conversation), **variables)
     except TemplateError as error:
         raise HttpError(400, f"messages: {error}") from None
 
@@ -62,38 +65,67 @@ def completed(service: Service, conversation: Conversation) -> Conversation:
     )
 
 
+def rendered(template: ChatTemplate, conversation: Conversation, **variables: Any) -> str:
+    """The same with this template. Raises TemplateError."""
+    messages, given, adapt = _shown(template, conversation)
+    continued = conversation.continued
+    return template.render(messages, {**given, **variables}, continued=continued, adapt=adapt)
+
+
 def _shown(
-    service: Service, conversation: Conversation
-) -> tuple[Sequence[Mapping[str, Any]], dict[str, Any]]:
-    """What a template is given: messages and variables."""
-    conversation, source = completed(service, conversation), service.chat_template.source
+    template: ChatTemplate, conversation: Conversation
+) -> tuple[Sequence[Mapping[str, Any]], dict[str, Any], Adapt]:
+    """What a template is given: messages, variables, and what rewrites the messages for it."""
+    dialect = dialect_of(template)
     messages: Sequence[Mapping[str, Any]] = conversation.messages
-    tools = described(conversation.tools) if conversation.choice != "none" else []
-    variables = {**_usual(), **_reasoning(conversation.reasoning), **conversation.template_kwargs}
+    tools = tools_for_template(conversation.tools) if conversation.choice != "none" else []
+    if dialect.described:
+        tools = [_described(tool) for tool in tools]
+    variables = _variables(template, conversation.reasoning)
+    variables |= tool_variables(template, tools if dialect.tools else [])
+    variables |= conversation.template_kwargs
     if not (conversation.opened or conversation.continued):
         variables["add_generation_prompt"] = False
-    if "functions" in source:  # of Firefunction
-        variables["functions"] = json.dumps(tools, indent=2) if tools else ""
-    if "tools" not in source:
-        messages = generic.described(messages, tools)
-    elif tools:
-        variables["tools"] = tools
-    if detect(source).new_id is short_id:
+    if dialect.format.new_id is short_id:
         messages = [_with_short_ids(message) for message in messages]
-    return messages, variables
+    frame = template.framed
+
+    def adapt(shown: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        return adapted(shown, dialect, [] if dialect.tools else frame(tools))
+
+    return messages, variables, adapt
 
 
-def _usual() -> dict[str, Any]:
-    """What llama-server tells templates, and transformers does not.
+def _described(tool: Mapping[str, Any]) -> dict[str, Any]:
+    """The tool with the keywords that some templates expect of every parameter."""
+    function = tool["function"]
+    parameters = _filled(function["parameters"])
+    return {**tool, "function": {**function, "parameters": parameters}}
 
-    Some templates think only if `enable_thinking` is true, and name a fixed day without a date.
-    """
+
+def _filled(schema: Any) -> Any:
+    if not isinstance(schema, Mapping):
+        return schema
+    filled = {"description": "", "type": "string", **schema}
+    if filled["type"] == "array":
+        filled["items"] = _filled(filled.get("items", {}))
+    elif "properties" in filled:
+        properties = filled["properties"]
+        filled["properties"] = {name: _filled(each) for name, each in properties.items()}
+    if filled["type"] == "object":
+        filled.setdefault("additionalProperties", {"type": "string"})
+    return filled
+
+
+def _variables(template: ChatTemplate, reasoning: bool | str | None) -> dict[str, Any]:
+    """The variables that templates expect from a server."""
     now = datetime.now()
-    return {
-        "enable_thinking": True,
-        "date_string": now.strftime("%d %b %Y"),
-        "datetime": now.strftime("%b %d %Y"),
-    }
+    variables: dict[str, Any] = {"date_string": now.strftime("%d %b %Y")}
+    # Reasoning models think unless they are told not to; templates differ if it is undefined.
+    variables |= {"enable_thinking": True, **_reasoning(reasoning)}
+    if "datetime" in template.variables:
+        variables["datetime"] = now.strftime("%b %d %Y")
+    return variables
 
 
 def _reasoning(wanted: bool | str | None) -> dict[str, Any]:

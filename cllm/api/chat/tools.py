@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from cllm.api.chat.conversation import Conversation, Tool
 from cllm.engine import ConstraintPending, InvalidRequest
-from cllm.engine.constraints.constraint import Constraint
+from cllm.engine.constraints.constraint import Constraint, relaxed
+from cllm.engine.constraints.json_keywords import TYPES, is_texts
 
 if TYPE_CHECKING:
     from cllm.engine import Engine
 
 _NAME = re.compile(r"[a-zA-Z0-9_.-]{1,64}")
-_TYPES = ("array", "boolean", "integer", "null", "number", "object", "string")
 _AT_ONCE = 8  # schemas of one request that are compiled at the same time
 _MOST = 1000  # tools that are looked at one by one; the verdicts of far more are kept
 _ANY_OBJECT: Mapping[str, Any] = {"type": "object"}
@@ -44,58 +44,60 @@ def held_tools(engine: Engine, conversation: Conversation) -> list[Tool]:
     """The tools that may be called, each with an enforceable schema of its arguments.
 
     A schema that cannot be enforced is refused for strict tools and forced calls; otherwise the
-    model only reads it. Raises InvalidRequest, and ConstraintPending once several compilations
-    have started, so that the tools do not each need a separate round.
+    model reads the keywords that cannot be held, and is held to the rest. Raises InvalidRequest,
+    and ConstraintPending once several compilations have started, so that the tools do not each need
+    a separate round.
     """
     names = [tool.name for tool in conversation.tools]
     forced = conversation.choice == "required"
-    held, pending, tools = [], [], callable_tools(conversation)
+    held, tools = [], callable_tools(conversation)
+    pending: list[ConstraintPending] = []
     if len(tools) > _MOST:
         expected = f"at most {_MOST} tools where one of them cannot be held"
         raise InvalidRequest("tools", f"{len(tools)} tools", expected)
     for tool in tools:
         where = f"tools[{names.index(tool.name)}].function.parameters"
         try:
-            held.append(_held(engine, tool, where, forced))
+            held.append(_held(engine, tool, where, forced, conversation.tenant))
         except ConstraintPending as error:
             pending.append(error)
             if len(pending) == _AT_ONCE:
                 break
     if pending:
-        raise pending[-1]
+        raise ConstraintPending(pending[-1].settled, lambda: [each.leave() for each in pending])
     return held
 
 
-def described(tools: Sequence[Tool]) -> list[dict[str, Any]]:
-    """The tools in the format of templates."""
-    return [
-        {
-            "type": "function",
-            "function": {
-                "name": tool.name,
-                "description": tool.description,
-                "parameters": dict(tool.schema),
-            },
-        }
-        for tool in tools
-    ]
-
-
-def _held(engine: Engine, tool: Tool, where: str, forced: bool) -> Tool:
-    schema = Constraint("json_schema", dict(tool.schema))
+def _held(engine: Engine, tool: Tool, where: str, forced: bool, tenant: str) -> Tool:
     try:
-        # Not to be kept: of more tools than are kept, each round would drop others.
-        engine.check_constraint(schema, wait=False, keep=False)
+        return _checked(engine, tool, tenant)
     except InvalidRequest as error:
         if forced or tool.strict:
             raise InvalidRequest(where, error.value, error.expected) from None
+    try:
+        return _checked(engine, Tool(tool.name, tool.description, relaxed(tool.schema)), tenant)
+    except InvalidRequest:
         return Tool(tool.name, tool.description, _ANY_OBJECT)
+
+
+def _checked(engine: Engine, tool: Tool, tenant: str) -> Tool:
+    # Not to be kept: of more tools than are kept, each round would drop others.
+    constraint = Constraint("json_schema", dict(tool.schema))
+    engine.check_constraint(constraint, wait=False, keep=False, tenant=tenant)
     return tool
+
+
+def _kind(schema: Mapping[str, Any]) -> Any:
+    """The type, as it is compiled: null says nothing, and some write it in capitals."""
+    kind = schema.get("type")
+    if kind in (None, "", []):
+        return "object"
+    return kind.lower() if isinstance(kind, str) else kind
 
 
 def _check(schema: Any, where: str) -> None:
     """Refuse what is not a JSON schema; which keywords can be enforced is checked elsewhere."""
-    if schema.get("type", "object") != "object":
+    if _kind(schema) != "object":
         raise InvalidRequest(f"{where}.type", schema["type"], '"object"')
     waiting: list[tuple[Any, str]] = [(schema, where)]
     while waiting:
@@ -104,16 +106,16 @@ def _check(schema: Any, where: str) -> None:
             continue
         if not isinstance(each, Mapping):
             raise InvalidRequest(path, each, "a JSON schema")
-        kinds = each.get("type", "object")
+        kinds = _kind(each)
         for kind in kinds if isinstance(kinds, list) else [kinds]:
-            if kind not in _TYPES:
-                raise InvalidRequest(f"{path}.type", kind, f"one of {', '.join(_TYPES)}")
-        properties = each.get("properties", {})
+            if kind not in (*TYPES, "any"):
+                raise InvalidRequest(f"{path}.type", kind, f"one of {', '.join(TYPES)}")
+        properties = each.get("properties") or {}
         if not isinstance(properties, Mapping):
             raise InvalidRequest(f"{path}.properties", properties, "an object of JSON schemas")
         waiting += [(inner, f"{path}.properties.{name}") for name, inner in properties.items()]
-        required = each.get("required", [])
-        if not isinstance(required, list) or not all(isinstance(name, str) for name in required):
+        required = each.get("required") or []
+        if required is not True and not is_texts(required):  # true: draft 3
             raise InvalidRequest(f"{path}.required", required, "a list of names")
         if isinstance(each.get("items"), (Mapping, str, int)):
             waiting.append((each["items"], f"{path}.items"))

@@ -10,19 +10,23 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from cllm.api.chat.conversation import Tool
-from cllm.api.chat.events import CallArguments, CallBegin, CallEnd, Event, Text
+from cllm.api.chat.events import CallArguments, CallBegin, CallEnd, Event
 from cllm.api.formats.reader import ObjectScan, Reader, Steps
 
 _ALPHABET = string.ascii_letters + string.digits
 _SURROGATE = re.compile("[\ud800-\udfff]")
+_NAMES = ("name", "tool_name")
 _ARGUMENTS = ("arguments", "parameters")
-_FIRST_KEYS = ("name", "arguments", "parameters", "type", "function", "id")
+_IDS = ("id", "tool_call_id", "type")
+_FIRST_KEYS = (*_NAMES, *_ARGUMENTS, *_IDS, "function")
 _FIRST_KEY = re.compile(r'\{\s*"([^"\\]*)("?)')
 # The usual order of the keys, in which the arguments can be streamed.
 _HEAD = re.compile(
-    r'\{\s*(?:"type"\s*:\s*"function"\s*,\s*)?"name"\s*:\s*"([^"\\]*)"\s*,'
-    r'\s*"(?:arguments|parameters)"\s*:\s*(?=\{)'
+    r'\{\s*(?:"(?:id|tool_call_id|type)"\s*:\s*"[^"\\]*"\s*,\s*)*'
+    r'"(?:name|tool_name)"\s*:\s*"([^"\\]*)"\s*,\s*"(?:arguments|parameters)"\s*:\s*(?=\{)'
 )
+_KEY_BEGUN = re.compile(r'\{\s*(?:"([^"\\]*)("\s*(?::\s*)?)?)?')
+_KEYED = re.compile(r'\{\s*"([^"\\]*)"\s*:\s*(?=\{)')
 
 
 class Calls:
@@ -64,32 +68,66 @@ def short_id() -> str:
 
 
 def read_json_call(reader: Reader, calls: Calls) -> Steps[bool]:
-    """Read `{"name": …, "arguments": {…}}`, also with `parameters` for `arguments`.
+    """Read `{"name": …, "arguments": {…}}`, also with the other names of these two keys.
 
     Returns whether it was a call; if not, nothing was read.
     """
+    scan, scanned = ObjectScan(), 0
     while True:
         text = reader.text
         head = _HEAD.match(text)
         if head is not None:
             if head[1] not in calls.tools:
                 return False
-            yield calls.begin(head[1])
-            reader.skip(head.end())
-            if (yield from reader.pass_object(calls.arguments)):
-                yield calls.end()
-                yield from _rest_of_object(reader)
+            yield from _read_arguments(reader, calls, head)
             return True
-        end = ObjectScan().push(text)
+        end = scan.push(text[scanned:]) if text.startswith("{") else None
         if end is not None:
+            end += scanned
             found = json_calls(_decoded(text[:end]), calls)
             for name, arguments in found or ():
                 yield from calls.whole(name, arguments)
             reader.skip(end if found else 0)
             return bool(found)
-        if reader.ended or not _may_be_call(text):
+        scanned = len(text)
+        possible = _may_be_call(text)
+        if reader.ended and reader.cut and possible:
+            reader.skip(len(text))
+        if reader.ended or not possible:
             return False
         yield None
+
+
+def read_keyed_call(reader: Reader, calls: Calls) -> Steps[bool]:
+    """The same for `{"NAME": {…}}`."""
+    while True:
+        text = reader.text
+        head = _KEYED.match(text)
+        if head is not None:
+            if head[1] not in calls.tools:
+                return False
+            yield from _read_arguments(reader, calls, head)
+            return True
+        begun = _KEY_BEGUN.fullmatch(text)
+        possible = not text
+        if begun is not None:
+            key, closed = begun[1] or "", begun[2] is not None
+            names = calls.tools
+            possible = key in names if closed else any(name.startswith(key) for name in names)
+        if reader.ended and reader.cut and possible:
+            reader.skip(len(text))
+        if reader.ended or not possible:
+            return False
+        yield None
+
+
+def _read_arguments(reader: Reader, calls: Calls, head: re.Match[str]) -> Steps[None]:
+    """Read from the beginning of a call, whose head matched, to the brace that ends it."""
+    yield calls.begin(head[1])
+    reader.skip(head.end())
+    if (yield from reader.pass_object(calls.arguments)):
+        yield calls.end()
+        yield from _rest_of_object(reader)
 
 
 def _rest_of_object(reader: Reader) -> Steps[None]:
@@ -105,21 +143,19 @@ def _rest_of_object(reader: Reader) -> Steps[None]:
             if end is not None:
                 return
             if reader.ended:
-                yield Text(space + read)
+                yield from reader.left(space + read)
                 return
             yield None
 
 
 def json_calls(value: Any, calls: Calls) -> list[tuple[str, str]] | None:
-    """(name, arguments) of a decoded call, or of a list of them; None if it is not a call."""
-    if isinstance(value, list):
-        found = [json_calls(each, calls) for each in value]
-        if not found or any(each is None for each in found):
-            return None
-        return [call for each in found if each for call in each]
+    """(name, arguments) of a decoded call; None if it is not one."""
     if isinstance(value, dict) and isinstance(value.get("function"), dict):
         value = value["function"]
-    if not isinstance(value, dict) or value.get("name") not in calls.tools:
+    if not isinstance(value, dict):
+        return None
+    name = next((value[key] for key in _NAMES if key in value), None)
+    if not isinstance(name, str) or name not in calls.tools:
         return None
     given = next((value[key] for key in _ARGUMENTS if key in value), None)
     arguments = given
@@ -130,7 +166,7 @@ def json_calls(value: Any, calls: Calls) -> list[tuple[str, str]] | None:
     if not isinstance(arguments, dict):
         return None
     try:
-        return [(value["name"], dump(arguments))]
+        return [(name, dump(arguments))]
     except ValueError:  # a number beyond the range of floats
         return None
 
@@ -144,10 +180,11 @@ def _decoded(text: str) -> Any:
 
 def load(text: str) -> Any:
     """Strict JSON, without Python's extensions. Raises ValueError, RecursionError."""
-    return json.loads(text, parse_constant=_refuse)
+    return json.loads(text, parse_constant=refuse)
 
 
-def _refuse(name: str) -> None:
+def refuse(name: str) -> None:
+    """For Python's names of numbers that JSON lacks. Raises ValueError."""
     raise ValueError(f"{name} is not JSON")
 
 

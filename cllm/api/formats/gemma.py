@@ -7,50 +7,69 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from functools import partial
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any
 
 from cllm.api.chat.conversation import Tool
 from cllm.api.chat.events import Text
 from cllm.api.formats.calls import Calls, dump, load
-from cllm.api.formats.format import Format
+from cllm.api.formats.format import Called, next_mark
 from cllm.api.formats.grammar import Grammar, repeated
 from cllm.api.formats.reader import Reader, Steps
+from cllm.api.formats.shapes import refers
 
 _HEAD = re.compile(r"\s*call:\s*([\w.-]+)\s*(?=\{)")
 _PLAIN = ("integer", "number", "boolean", "null")
 _COMMON = {"type", "title", "description", "default"}
 
 
-class Marks(NamedTuple):
-    """The markers of one generation of Gemma."""
+@dataclass(frozen=True, slots=True)
+class GemmaCalls:
+    """The marks of one generation of Gemma."""
 
     begin: str
     end: str
     quote: str
 
+    def read(self, reader: Reader, calls: Calls, frames: Sequence[str]) -> Steps[None]:
+        """See `Layout`."""
+        while (yield from next_mark(reader, (self.begin,), frames)) is not None:
+            before = reader.dropped + self.begin
+            body, marker = yield from reader.take_until((self.end,))
+            head = _HEAD.match(body)
+            arguments = None
+            if head is not None and head[1] in calls.tools:
+                arguments = _decoded(body[head.end() :].strip(), self.quote)
+            if head is None or arguments is None:
+                if marker is not None or not reader.cut:
+                    yield Text(before + body + (marker or ""))
+            else:
+                yield from calls.whole(head[1], arguments)
+                yield from reader.space()
 
-_FUNCTION_GEMMA = Marks("<start_function_call>", "<end_function_call>", "<escape>")
-_GEMMA_4 = Marks("<|tool_call>", "<tool_call|>", '<|"|>')
+    def rules(self, grammar: Grammar, tools: Sequence[Tool], forced: bool, many: bool) -> str:
+        """See `Layout`."""
+        bodies = [
+            f"{grammar.text('call:' + tool.name)} {_rule(grammar, tool.schema, self.quote)}"
+            for tool in tools
+        ]
+        one = f"{grammar.one_of(*bodies)} {grammar.marker(self.end)}"
+        return repeated(grammar, self.begin, one, forced, many)
+
+    def write(self, called: Sequence[Called]) -> str:
+        """See `Layout`."""
+        return "".join(
+            f"{self.begin}call:{name}{_written(arguments, self.quote)}{self.end}"
+            for name, arguments in called
+        )
 
 
-def _fits(source: str, marks: Marks) -> bool:
-    return marks.begin in source
-
-
-def _read(reader: Reader, calls: Calls, marks: Marks) -> Steps[None]:
-    while (yield from reader.pass_until((marks.begin,), Text)) is not None:
-        before = reader.dropped + marks.begin
-        body, marker = yield from reader.take_until((marks.end,))
-        head = _HEAD.match(body)
-        arguments = None
-        if head is not None and head[1] in calls.tools:
-            arguments = _decoded(body[head.end() :].strip(), marks.quote)
-        if head is None or arguments is None:
-            yield Text(before + body + (marker or ""))
-        else:
-            yield from calls.whole(head[1], arguments)
-            yield from reader.space()
+def _written(value: Any, quote: str) -> str:
+    if isinstance(value, Mapping):
+        return f"{{{','.join(f'{key}:{_written(each, quote)}' for key, each in value.items())}}}"
+    if isinstance(value, list):
+        return f"[{','.join(_written(each, quote) for each in value)}]"
+    return f"{quote}{value}{quote}" if isinstance(value, str) else dump(value)
 
 
 def _decoded(text: str, quote: str) -> str | None:
@@ -77,18 +96,7 @@ def _quoted_names(text: str) -> str:
     return _NAME_OR_STRING.sub(lambda found: f'"{found[1]}"' if found[1] else found[0], text)
 
 
-def _grammar(
-    grammar: Grammar, tools: Sequence[Tool], forced: bool, many: bool, marks: Marks
-) -> str:
-    bodies = [
-        f"{grammar.text('call:' + tool.name)} {_value(grammar, tool.schema, marks.quote)}"
-        for tool in tools
-    ]
-    one = f"{grammar.one_of(*bodies)} {grammar.marker(marks.end)}"
-    return repeated(grammar, marks.begin, one, forced, many)
-
-
-def _value(grammar: Grammar, schema: Any, quote: str) -> str:
+def _rule(grammar: Grammar, schema: Any, quote: str) -> str:
     """A value in Gemma's form if the schema is simple enough, else as JSON."""
     if not _is_simple(schema):
         return grammar.json(schema)
@@ -99,7 +107,7 @@ def _value(grammar: Grammar, schema: Any, quote: str) -> str:
             return f"{mark} ({' | '.join(map(grammar.text, schema['enum']))}) {mark}"
         return f"{mark} {grammar.until(quote)}"
     if kind == "array":
-        item = grammar.rule(_value(grammar, schema["items"], quote))
+        item = grammar.rule(_rule(grammar, schema["items"], quote))
         return f'"[" ({item} ("," {item})*)? "]"'
     if kind == "object":
         required = schema.get("required", ())
@@ -107,7 +115,7 @@ def _value(grammar: Grammar, schema: Any, quote: str) -> str:
         for name, inner in sorted(
             schema["properties"].items(), key=lambda item: item[0] not in required
         ):
-            part = f"{grammar.text(name + ':')} {_value(grammar, inner, quote)}"
+            part = f"{grammar.text(name + ':')} {_rule(grammar, inner, quote)}"
             if name in required:
                 parts.append(part if first else f'"," {part}')
                 first = False
@@ -132,21 +140,7 @@ def _is_simple(schema: Any) -> bool:
             keywords <= {"properties", "required", "additionalProperties"}
             and "properties" in schema
             and all(re.fullmatch(r"[A-Za-z_][\w.-]*", name) for name in names)
-            and all(map(_is_simple, names.values()))
+            and set(schema.get("required", ())) <= set(names)
+            and not refers(names)
         )
     return kind in _PLAIN
-
-
-def _format(name: str, marks: Marks, think: tuple[str, str]) -> Format:
-    return Format(
-        name,
-        partial(_fits, marks=marks),
-        partial(_read, marks=marks),
-        partial(_grammar, marks=marks),
-        think,
-        spell_special=True,
-    )
-
-
-FUNCTION_GEMMA = _format("functiongemma", _FUNCTION_GEMMA, ("<think>", "</think>"))
-GEMMA_4 = _format("gemma-4", _GEMMA_4, ("<|channel>thought", "<channel|>"))

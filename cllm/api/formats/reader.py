@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable, Generator, Sequence
 from typing import TypeVar
 
-from cllm.api.chat.events import Event
+from cllm.api.chat.events import Event, Text
 
 T = TypeVar("T")
 
@@ -24,12 +24,13 @@ _STRING_END = re.compile(r'["\\]')
 class Reader:
     """The text that has arrived and has not been read."""
 
-    __slots__ = ("dropped", "ended", "text")
+    __slots__ = ("cut", "dropped", "ended", "text")
 
     def __init__(self) -> None:
         self.text = ""
         self.dropped = ""  # white space before the last marker
         self.ended = False
+        self.cut = False  # it ended at a limit, so a marker or a call may be incomplete
 
     def skip(self, count: int) -> str:
         """Read this many characters."""
@@ -51,6 +52,41 @@ class Reader:
         while len(self.text) < len(marker) and not self.ended and marker.startswith(self.text):
             yield None
         return self.text.startswith(marker)
+
+    def take(self, marker: str) -> Steps[bool]:
+        """Read the marker if it comes next; also its beginning, where the text was cut."""
+        found = yield from self.starts(marker)
+        if found:
+            self.skip(len(marker))
+        elif self.cut and self.text and marker.startswith(self.text):
+            self.skip(len(self.text))
+        return found
+
+    def left(self, text: str) -> Steps[None]:
+        """Text that was read as the beginning of a call and is not one.
+
+        It is shown, unless it is the last text before a cut: then it may be half a call.
+        """
+        if text and not (self.cut and not self.text):
+            yield Text(text)
+
+    def take_within(self, markers: Sequence[str], most: int) -> Steps[tuple[str, str | None]]:
+        """`take_until` for a marker that begins within this many characters.
+
+        If there is none, nothing is read.
+        """
+        longest = max(map(len, markers))
+        while True:
+            found = _first(self.text[: most + longest], markers)
+            if found is not None:
+                before = self.skip(found[0])
+                self.skip(len(found[1]))
+                return before, found[1]
+            if self.ended or len(self.text) >= most + longest:
+                if self.cut and len(self.text) < most + longest:
+                    self.skip(len(self.text))
+                return "", None
+            yield None
 
     def take_until(self, markers: Sequence[str]) -> Steps[tuple[str, str | None]]:
         """Read up to the first marker and past it; return the text before it, and the marker.
@@ -83,8 +119,10 @@ class Reader:
                 self.skip(found[0] + len(found[1]))
                 return found[1]
             if self.ended:
-                if text:
-                    yield event(self.skip(len(text)))
+                said = text[: len(text) - _begun(text, markers)] if self.cut else text
+                self.skip(len(text))
+                if said:
+                    yield event(said)
                 return None
             sure = len(text[: len(text) - _begun(text, markers)].rstrip())
             if sure:
@@ -94,10 +132,12 @@ class Reader:
     def pass_exactly(self, markers: Sequence[str], event: Callable[[str], Event]) -> Steps[bool]:
         """The same, including white space; returns whether there was a marker."""
         while (found := _first(self.text, markers)) is None:
-            sure = len(self.text) - (0 if self.ended else _begun(self.text, markers))
+            known = self.ended and not self.cut
+            sure = len(self.text) - (0 if known else _begun(self.text, markers))
             if sure:
                 yield event(self.skip(sure))
             if self.ended:
+                self.text = ""
                 return False
             yield None
         if found[0]:
@@ -169,8 +209,9 @@ class Script:
         self._reader.text += text
         return self._run()
 
-    def finish(self) -> list[Event]:
+    def finish(self, cut: bool = False) -> list[Event]:
         self._reader.ended = True
+        self._reader.cut = cut
         return self._run()
 
     def _run(self) -> list[Event]:

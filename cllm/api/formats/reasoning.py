@@ -11,13 +11,15 @@ from cllm.api.formats.reader import Reader, Steps
 
 def read_reasoning(reader: Reader, think: tuple[str, str], opened: bool) -> Steps[None]:
     """Read the thoughts, if any, and the white space around them."""
-    begin, end = think
+    begin, end = think[0].rstrip(), think[1]
     space = yield from reader.space()
-    begun = yield from reader.starts(begin)
-    if begun:
-        reader.skip(len(begin))
-    elif not opened:
-        reader.text = space + reader.text
+    if (yield from reader.take(begin)):
+        opened = True
+    if not opened:
+        if (yield from reader.take(end)):  # the prompt left the thoughts open, and there are none
+            yield from reader.space()
+        else:
+            reader.text = space + reader.text
         return
     yield from reader.space()
     yield from reader.pass_until((end,), Reasoning)

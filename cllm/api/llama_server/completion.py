@@ -15,6 +15,7 @@ from cllm.api.llama_server.sampling import sampling
 from cllm.api.llama_server.schemas import COMPLETION, CompletionRequest
 from cllm.api.service import Service
 from cllm.api.submission import Submission, Wanted
+from cllm.api.tenants import tenant_of
 from cllm.engine import InvalidRequest
 from cllm.http import DeferredResponse, HttpRequest, HttpResponse
 
@@ -47,9 +48,9 @@ class Completion:
             most = f"at most {MOST_RESULTS} completions in all, prompts times n_cmpl"
             raise InvalidRequest("n_cmpl", count, most)
         slot, fresh = place_of(asked, engine.info().context.parallel)
-        defaults = self._service.settings.sampling
+        defaults, tenant = self._service.settings.sampling, tenant_of(request)
         wanted = [
-            Wanted(tokens, sampling(engine, asked, defaults, choice), slot, fresh)
+            Wanted(tokens, sampling(engine, asked, defaults, choice, tenant), slot, fresh)
             for tokens in found
             for choice in range(count)
         ]
@@ -68,6 +69,7 @@ class Completion:
 
         return self._submission.answer(
             request,
+            asked,
             wanted,
             stream=asked.stream,
             frames=lambda generations: CompletionFrames(job, generations),

@@ -15,8 +15,10 @@ from typing import Annotated, Any
 from msgspec import Meta, Struct
 
 from cllm.api.envelopes import JSON, encode
+from cllm.api.lanes import WAITING_SINCE
 from cllm.api.llama_server.errors import error_body
 from cllm.api.schemas import Schema
+from cllm.api.tenants import TENANT
 from cllm.http import DeferredResponse, HttpHandler, HttpRequest, HttpResponse
 from cllm.http.body_stream import BodyStream
 
@@ -35,6 +37,7 @@ _FORMATS = {
     "rerank": "/rerank",
 }
 _FORMAT = "@requestFormat"
+_KEPT = (TENANT, WAITING_SINCE)  # of the context: each request is its sender's, and as old
 
 
 class PredictRequest(Struct):
@@ -71,7 +74,8 @@ class Predict:
             return HttpResponse.bytes(*error_body(400, known), 400)
         fields = {name: value for name, value in instance.items() if name != _FORMAT}
         body = encode({**fields, "stream": False} if "stream" in fields else fields)
-        inner = replace(request, target=path, path=path, body=body, path_params={}, context={})
+        kept = {name: request.context[name] for name in _KEPT if name in request.context}
+        inner = replace(request, target=path, path=path, body=body, path_params={}, context=kept)
         return self._handler.handle_request(inner)
 
 

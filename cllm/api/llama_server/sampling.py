@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from cllm.api.constraint_fields import asked_constraint, checked
 from cllm.api.llama_fields import (
     DRY_LAST_N,
     NUMBERS,
@@ -15,19 +16,23 @@ from cllm.api.llama_fields import (
     most_tokens,
 )
 from cllm.api.llama_server.schemas import CompletionRequest
-from cllm.engine import InvalidRequest, SamplingParams
-from cllm.engine.constraints.constraint import Constraint
+from cllm.engine import SamplingParams
 
 if TYPE_CHECKING:
     from cllm.engine import Engine
 
 
 def sampling(
-    engine: Engine, asked: CompletionRequest, defaults: Mapping[str, Any], choice: int = 0
+    engine: Engine,
+    asked: CompletionRequest,
+    defaults: Mapping[str, Any],
+    choice: int = 0,
+    tenant: str = "",
 ) -> SamplingParams:
     """The parameters of completion number `choice` of a prompt; raises InvalidRequest.
 
     defaults: the server's, in the names of SamplingParams.
+    tenant: whose turn it is when constraints are compiled.
     """
     given = {"dry_penalty_last_n": DRY_LAST_N, **defaults, **llama_sampling(asked, tuple(NUMBERS))}
     given |= llama_logprobs(asked)
@@ -44,26 +49,6 @@ def sampling(
         stop=tuple(text for text in stop if text),
         logit_bias=logit_bias(engine, asked.logit_bias or {}),
         record_tokens=bool(asked.return_tokens or asked.stream),
-        constraint=_constraint(engine, asked),
+        constraint=checked(engine, asked_constraint(asked), tenant),
         report_progress=bool(asked.return_progress and asked.stream),
     )
-
-
-def _constraint(engine: Engine, asked: CompletionRequest) -> Constraint | None:
-    """A grammar precedes a schema; an empty schema means any object, as in llama-server.
-
-    Raises InvalidRequest, ConstraintPending.
-    """
-    schema = {"type": "object"} if asked.json_schema == {} else asked.json_schema
-    try:
-        if asked.grammar:
-            constraint = Constraint("gbnf", asked.grammar)
-        elif schema is not None:
-            constraint = Constraint("json_schema", schema)
-        else:
-            return None
-        engine.check_constraint(constraint, wait=False)
-    except InvalidRequest as error:
-        field = "grammar" if asked.grammar else error.field
-        raise InvalidRequest(field, error.value, error.expected) from None
-    return constraint

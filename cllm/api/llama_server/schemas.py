@@ -52,8 +52,6 @@ class CompletionRequest(LlamaFields, kw_only=True):
     stop: str | list[str] | None = None
     ignore_eos: bool | None = None
     logit_bias: dict[str, float | bool] | list[Any] | None = None
-    grammar: str | None = None
-    json_schema: dict[str, Any] | bool | None = None
 
     logprobs: Annotated[int, Meta(ge=0, le=MAX_LOGPROBS)] | None = None
     return_tokens: bool | None = None

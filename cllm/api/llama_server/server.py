@@ -9,6 +9,7 @@ from cllm.api.envelopes import JSON, encode
 from cllm.api.llama_server.template_caps import capabilities
 from cllm.api.service import Service
 from cllm.api.telemetry import short_settings
+from cllm.api.tenants import tenant_of
 from cllm.engine import SamplingParams
 from cllm.http import HttpError, HttpRequest, HttpResponse
 from cllm.version import __version__
@@ -33,7 +34,11 @@ class Server:
         raise HttpError(501, "this server does not support changing global properties")
 
     def slots(self, request: HttpRequest) -> HttpResponse:
-        """GET ``/slots``; with ``?fail_on_no_slot=1`` 503 if none is idle."""
+        """GET ``/slots``; with ``?fail_on_no_slot=1`` 503 if none is idle.
+
+        With a file of keys, only an admin key sees what others' slots serve. Raises HttpError 501
+        where they are switched off.
+        """
         if not self._service.settings.slots:
             raise HttpError(501, "this server does not show its slots; start it with --slots")
         engine = self._service.engine
@@ -41,7 +46,9 @@ class Server:
         if request.query.get("fail_on_no_slot") and all(slot.busy for slot in slots):
             raise HttpError(503, "no slot available")
         context = engine.info().context
-        return HttpResponse.bytes(encode([_described(slot, context) for slot in slots]), JSON)
+        all_, own = self._service.tenants.sees_all(request), tenant_of(request)
+        told = [_described(slot, context, all_ or slot.tenant == own) for slot in slots]
+        return HttpResponse.bytes(encode(told), JSON)
 
     @cached_property
     def _props(self) -> dict[str, Any]:
@@ -73,7 +80,7 @@ class Server:
         }
 
 
-def _described(slot: SlotInfo, context: ContextInfo) -> dict[str, Any]:
+def _described(slot: SlotInfo, context: ContextInfo, whole: bool) -> dict[str, Any]:
     told: dict[str, Any] = {
         "id": slot.id,
         "n_ctx": context.ctx_size,
@@ -81,7 +88,7 @@ def _described(slot: SlotInfo, context: ContextInfo) -> dict[str, Any]:
         "is_processing": slot.busy,
     }
     generation, params = slot.generation, slot.params
-    if generation is None or params is None:
+    if not whole or generation is None or params is None:
         return told
     usage = generation.usage
     made = usage.completion_tokens if slot.busy else 0

@@ -15,6 +15,7 @@ from cllm.api.envelopes import JSON, encode
 from cllm.api.errors import describe
 from cllm.api.schemas import Schema
 from cllm.api.service import Service
+from cllm.api.tenants import scope_of
 from cllm.engine import InvalidRequest
 from cllm.http import DeferredResponse, HttpHandler, HttpRequest, HttpResponse
 
@@ -50,12 +51,15 @@ class SlotActions:
         sessions = self._service.engine.sessions
         slot = _slot(request.path_params["id"])
         action = request.query.get("action", "")
+        owner = scope_of(request, self._service.divides_prefixes, None).owner
         if action == "save":
-            return self._answer(sessions.save(slot, _filename(request)), _saved, request)
+            return self._answer(sessions.save(slot, _filename(request), owner), _saved, request)
         if action == "restore":
-            return self._answer(sessions.restore(slot, _filename(request)), _restored, request)
+            return self._answer(
+                sessions.restore(slot, _filename(request), owner), _restored, request
+            )
         if action == "erase":
-            erased = sessions.erase(slot)
+            erased = sessions.erase(slot, owner)
             return self._answer(erased, lambda n: {"id_slot": slot, "n_erased": n}, request)
         raise InvalidRequest("action", action, "save, restore or erase")
 

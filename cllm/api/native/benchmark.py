@@ -17,10 +17,11 @@ from typing import TYPE_CHECKING, Any
 
 from cllm.api.envelopes import failure, success, too_many_requests
 from cllm.api.native.schemas import BENCHMARK, BenchmarkRequest
-from cllm.api.service import Service
-from cllm.api.tenants import tenant_of
+from cllm.api.service import RETRY_AFTER, Service
+from cllm.api.tenants import Tenant, scope_of, tenant_of
 from cllm.engine import EngineError, QueueFull, SamplingParams
-from cllm.http import DeferredResponse, HttpRequest, HttpResponse
+from cllm.engine.sharing import Scope
+from cllm.http import DeferredResponse, HttpError, HttpRequest, HttpResponse
 
 if TYPE_CHECKING:
     from cllm.engine import Engine, Generation
@@ -48,10 +49,12 @@ class Benchmarks:
         asked = BENCHMARK.decode(request.body or b"{}")
         engine = self._service.engine
         timeout = self._service.settings.request_timeout
-        run = _Run(engine, asked, timeout, tenant_of(request))
+        tenant = self._service.tenants.of(request)
+        scope = scope_of(request, self._service.divides_prefixes, None)
+        run = _Run(engine, asked, timeout, tenant_of(request), tenant, scope)
         engine.check_prompt(run.prompt)
         if not self._room.acquire(blocking=False):
-            return too_many_requests()
+            return too_many_requests(RETRY_AFTER)
         answer = DeferredResponse()
         answer.on_cancel(lambda reason: run.cancel())
         threading.Thread(
@@ -114,13 +117,21 @@ class _Run:
     """One benchmark: submits, collects, reports."""
 
     def __init__(
-        self, engine: Engine, asked: BenchmarkRequest, request_timeout: float, tenant: str
+        self,
+        engine: Engine,
+        asked: BenchmarkRequest,
+        request_timeout: float,
+        name: str,
+        tenant: Tenant,
+        scope: Scope,
     ) -> None:
         self.prompt = engine.tokenize(asked.prompt)
         self._engine = engine
         self._asked = asked
         self._request_timeout = request_timeout
+        self._name = name
         self._tenant = tenant
+        self._scope = scope
         sampling = SamplingParams(max_tokens=asked.max_tokens)
         if asked.temperature is not None:
             sampling = replace(sampling, temperature=asked.temperature)
@@ -172,7 +183,11 @@ class _Run:
                     left.generation.cancel()
 
     def _submit(self) -> bool:
-        """Whether there was room in the engine's queue."""
+        """Whether there was room in the engine's queue, and the tenant may use more tokens."""
+        try:
+            self._tenant.check_tokens()
+        except HttpError:
+            return False
         request = _Request(self._ended)
         try:
             request.generation = self._engine.submit(
@@ -180,7 +195,11 @@ class _Run:
                 self._sampling,
                 deadline=self._request_timeout,
                 on_update=request.on_update,
-                tenant=self._tenant,
+                tenant=self._name,
+                share=self._tenant.share,
+                priority=max(0, self._tenant.terms.priority),
+                scope=self._scope,
+                meter=self._tenant,
             )
         except QueueFull:
             return False

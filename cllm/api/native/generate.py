@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from cllm.api.constraint_fields import asked_constraint, checked
 from cllm.api.envelopes import refused, success
 from cllm.api.llama_fields import place_of
 from cllm.api.native.frames import NativeFrames
 from cllm.api.native.schemas import GENERATE, GenerateRequest
 from cllm.api.service import Service
 from cllm.api.submission import Submission, Wanted
+from cllm.api.tenants import tenant_of
 from cllm.http import DeferredResponse, HttpRequest, HttpResponse
 
 if TYPE_CHECKING:
@@ -34,7 +36,8 @@ class Generating:
         asked = GENERATE.decode(request.body)
         return self._submission.answer(
             request,
-            self._wanted(asked),
+            asked,
+            self._wanted(request, asked),
             stream=asked.stream,
             frames=NativeFrames,
             respond=_respond,
@@ -44,12 +47,14 @@ class Generating:
     def generate_stream(self, request: HttpRequest) -> HttpResponse:
         """Events, whatever ``stream`` says; raises as `generate`."""
         asked = GENERATE.decode(request.body)
-        return self._submission.streamed(request, self._wanted(asked), NativeFrames)
+        wanted = self._wanted(request, asked)
+        return self._submission.streamed(request, asked, wanted, NativeFrames)
 
-    def _wanted(self, asked: GenerateRequest) -> list[Wanted]:
+    def _wanted(self, request: HttpRequest, asked: GenerateRequest) -> list[Wanted]:
         service = self._service
         place = place_of(asked, service.engine.info().context.parallel)
-        return [Wanted(asked.prompt, asked.sampling(service), *place)]
+        constraint = checked(service.engine, asked_constraint(asked), tenant_of(request))
+        return [Wanted(asked.prompt, asked.sampling(service, constraint), *place)]
 
 
 def _respond(generations: Sequence[Generation]) -> HttpResponse:

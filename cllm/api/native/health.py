@@ -9,7 +9,7 @@ from importlib import metadata
 from typing import Any
 
 from cllm.api.envelopes import JSON, encode, failure
-from cllm.api.service import RETRY_AFTER, Service, State
+from cllm.api.service import Service, State
 from cllm.http import HttpError, HttpRequest, HttpResponse
 
 LEVELS = ("basic", "detailed", "full")
@@ -18,7 +18,6 @@ _HEALTHY = {"status": State.READY.value, "model_loaded": True}
 _OK = {"success": True, "status": "ok"}  # "status" is for clients of llama-server
 _HEALTHY_BODY = encode({**_OK, "data": _HEALTHY})
 _JSON_FIELD = (("Content-Type", JSON),)
-_RETRY_AFTER = (("Retry-After", str(RETRY_AFTER)),)
 _DEPENDENCIES = ("llama-cpp-python", "numpy", "msgspec", "prometheus-client", "gguf")
 
 
@@ -31,6 +30,8 @@ def health(service: Service, request: HttpRequest) -> HttpResponse:
             raise HttpError(
                 400, f'level: "{level[:40]}" is not valid; expected one of {", ".join(LEVELS)}'
             )
+        if level != "basic" and not service.tenants.sees_all(request):
+            raise HttpError(403, f'level: "{level}" needs an admin key; "basic" needs none')
     if service.state is not State.READY:
         return unavailable(service)
     if level == "basic":
@@ -48,7 +49,7 @@ def unavailable(service: Service) -> HttpResponse:
     data: dict[str, Any] = {"status": state.value, "model_loaded": state is State.READY}
     if state is State.LOADING:
         data["progress"] = round(service.progress, 4)
-    return failure(503, service.reason, headers=_RETRY_AFTER, data=data)
+    return failure(503, service.reason, headers=service.retry_fields(), data=data)
 
 
 def _components(service: Service) -> dict[str, Any]:

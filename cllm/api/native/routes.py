@@ -11,7 +11,10 @@ from cllm.api.native.benchmark import Benchmarks
 from cllm.api.native.generate import Generating
 from cllm.api.native.health import LEVELS, health
 from cllm.api.native.model_info import model_info
+from cllm.api.native.monitor import Monitor
+from cllm.api.native.monitor_view import Moment
 from cllm.api.native.schemas import BENCHMARK, DECODE, ENCODE, GENERATE
+from cllm.api.native.usage import usage
 from cllm.api.openapi import answers
 from cllm.api.route import Family, Route
 from cllm.api.service import Service
@@ -39,5 +42,9 @@ def routes(service: Service, submission: Submission, metrics: Metrics) -> tuple[
               Benchmarks(service).endpoint, BENCHMARK, answers.Success[answers.Benchmarked]),
         Route("GET", "/model/info", "Model metadata and context settings",
               partial(model_info, service), None, answers.Success[answers.ModelInfo]),
+        Route("GET", "/usage", "Requests and tokens of the key, or of all for an admin key",
+              partial(usage, service), None, answers.Success[answers.Accounts]),
+        Route("GET", "/monitor", "What the engine does, as events, at most four a second",
+              Monitor(service).endpoint, events=True, event=Moment),
         Route("GET", "/metrics", "Metrics in Prometheus text format", metrics.endpoint),
     )  # fmt: skip

@@ -10,7 +10,7 @@ from cllm.api.llama_fields import most_tokens
 from cllm.api.sampling import SamplingFields, Temperature, given_sampling
 from cllm.api.schemas import INT32, NonEmpty, Schema
 from cllm.api.service import Service
-from cllm.engine import SamplingParams
+from cllm.engine import Constraint, SamplingParams
 
 DEFAULT_MAX_TOKENS = 256
 SEED_PROMPT = "人工智能是计算机科学的一个分支"
@@ -27,11 +27,12 @@ class GenerateRequest(SamplingFields, kw_only=True):
     max_tokens: Annotated[int, Meta(ge=1, le=INT32)] | None = None
     stream: bool | None = None
 
-    def sampling(self, service: Service) -> SamplingParams:
+    def sampling(self, service: Service, constraint: Constraint | None = None) -> SamplingParams:
         """How the tokens are chosen; raises InvalidRequest."""
         defaults = service.settings.sampling
         most = most_tokens(defaults, self.n_predict, self.max_tokens, otherwise=DEFAULT_MAX_TOKENS)
-        return SamplingParams(**{**given_sampling(self, service), "max_tokens": most})
+        given = {**given_sampling(self, service), "max_tokens": most}
+        return SamplingParams(**given, constraint=constraint)
 
 
 class EncodeRequest(Struct):

@@ -12,15 +12,16 @@ import msgspec
 from cllm.api.chat.conversation import Conversation, Tool
 from cllm.api.chat.fields import named
 from cllm.api.chat.prepare import Prepared, counted, prepare
+from cllm.api.constraint_fields import asked_constraint
 from cllm.api.llama_fields import most_tokens, place_of
 from cllm.api.openai.chat_reply import ChatFrames, whole
 from cllm.api.openai.errors import refused
 from cllm.api.openai.reply import Reply
-from cllm.api.openai.schemas import CHAT, ChatRequest, Message, ResponseFormat
+from cllm.api.openai.schemas import CHAT, ChatRequest, Message
 from cllm.api.service import Service
 from cllm.api.submission import Submission, Wanted
+from cllm.api.tenants import tenant_of
 from cllm.engine import InvalidRequest
-from cllm.engine.constraints.constraint import Constraint
 from cllm.http import DeferredResponse, HttpRequest, HttpResponse
 
 _NAMES = ((re.compile(r"^prompt\b"), "messages"),)
@@ -42,7 +43,7 @@ class ChatCompletions:
         """
         asked = CHAT.decode(request.body)
         with named(_NAMES):
-            prepared = prepare(self._service, conversation_of(asked))
+            prepared = prepare(self._service, conversation_of(asked), tenant_of(request))
         count = asked.n or 1
         wanted = self._wanted(asked, prepared, count)
         engine = self._service.engine if asked.logprobs or asked.n_probs else None
@@ -53,6 +54,7 @@ class ChatCompletions:
         )  # fmt: skip
         return self._submission.answer(
             request,
+            asked,
             wanted,
             stream=asked.stream,
             frames=lambda generations: ChatFrames(reply(generations), prepared, engine, asked),
@@ -64,7 +66,7 @@ class ChatCompletions:
         """POST ``/v1/chat/completions/input_tokens``: the tokens of the prompt; raises as above."""
         asked = CHAT.decode(request.body)
         with named(_NAMES):
-            return counted(self._service, conversation_of(asked))
+            return counted(self._service, conversation_of(asked), tenant_of(request))
 
     def _wanted(self, asked: ChatRequest, prepared: Prepared, count: int) -> list[Wanted]:
         service = self._service
@@ -115,7 +117,7 @@ def conversation_of(asked: ChatRequest) -> Conversation:
         choice=choice,
         allowed=allowed,
         parallel=asked.parallel_tool_calls is not False and not _is_named(asked),
-        response=_response(asked.response_format),
+        response=asked_constraint(asked),
         reasoning=asked.reasoning_effort,
         template_kwargs=asked.chat_template_kwargs or {},
         continued=_is_continued(asked, messages[-1]),
@@ -170,14 +172,6 @@ def _choice(
         return choice.allowed_tools.mode, names
     assert choice.function is not None
     return "required", frozenset((choice.function.name,))
-
-
-def _response(wanted: ResponseFormat | None) -> Constraint | None:
-    if wanted is None or wanted.type == "text":
-        return None
-    if wanted.json_schema is None or wanted.type == "json_object":
-        return Constraint("json_object")
-    return Constraint("json_schema", wanted.json_schema.schema)
 
 
 def _plain(message: Message) -> dict[str, Any]:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from cllm.api.chat.choice import Choice
 from cllm.api.chat.events import CallArguments, CallBegin, Event, Reasoning, Text
 from cllm.api.chat.prepare import Prepared
-from cllm.api.chat.thoughts import Thoughts
 from cllm.api.envelopes import encode
 from cllm.api.openai.logprobs import chat_logprobs
 from cllm.api.openai.reply import Chunks, Reply, failed
@@ -22,69 +21,7 @@ if TYPE_CHECKING:
     from cllm.engine.generation import TokenRecord
 
 
-class _Choice:
-    """One generation as it is read."""
-
-    __slots__ = (
-        "_bytes", "_generation", "_parser", "_recorded", "_thinking", "_thoughts", "called",
-        "records",
-    )  # fmt: skip
-
-    def __init__(self, generation: Generation, prepared: Prepared, recorded: bool) -> None:
-        self._generation = generation
-        self._parser = prepared.parser()
-        self._thinking: bool | None = None  # nothing was said yet
-        self._thoughts = Thoughts()
-        self._recorded: deque[TokenRecord] | None = deque() if recorded else None
-        self._bytes = 0  # of the text, beyond the tokens whose records were reached
-        self.called = False
-        self.records: list[TokenRecord] = []  # of the answer, not yet shown
-
-    def push(self, text: str) -> list[Event]:
-        """What the next token's text makes."""
-        self._reach(text)
-        events = self._noted(self._parser.push(text))
-        self._thoughts.count(self._thinking)
-        return events
-
-    def finish(self) -> list[Event]:
-        """What the end makes."""
-        if self._recorded is not None:
-            self.records += [*self._recorded, *self._generation.take_tokens()]
-        return self._noted(self._parser.finish())
-
-    def reasoning_tokens(self) -> int:
-        """How many of its tokens were thoughts."""
-        return self._thoughts.tokens(self._generation.usage.completion_tokens)
-
-    def reason(self) -> str:
-        """Why it ended, once it has."""
-        reason = self._generation.finish_reason or "stop"
-        return "tool_calls" if self.called and reason == "stop" else reason
-
-    def _reach(self, text: str) -> None:
-        """Take the records of the tokens that made this text: others may be there already."""
-        recorded = self._recorded
-        if recorded is None:
-            return
-        recorded += self._generation.take_tokens()
-        self._bytes += len(text.encode())
-        while recorded and self._bytes > 0:
-            record = recorded.popleft()
-            self._bytes -= len(record.piece)
-            self.records.append(record)
-
-    def _noted(self, events: list[Event]) -> list[Event]:
-        for event in events:
-            self._thinking = isinstance(event, Reasoning)
-            if isinstance(event, CallBegin):
-                self.called = True
-            if not isinstance(event, Text):
-                self.records.clear()  # of thoughts, calls and marks
-        return events
-
-
-def _usage(reply: Reply, choices: Sequence[_Choice]) -> dict[str, Any]:
+def _usage(reply: Reply, choices: Sequence[Choice]) -> dict[str, Any]:
     thought = sum(choice.reasoning_tokens() for choice in choices)
     return {**reply.usage(), "completion_tokens_details": {"reasoning_tokens": thought}}
 
@@ -93,7 +30,7 @@ def whole(reply: Reply, prepared: Prepared, engine: Engine | None) -> HttpRespon
     """The response; engine: spells out the tokens where log-probabilities are wanted."""
     choices, shown = [], []
     for index, generation in enumerate(reply.generations):
-        choice = _Choice(generation, prepared, engine is not None)
+        choice = Choice(generation, prepared, engine is not None)
         message = _Message()
         records: list[TokenRecord] = []
         for text in generation.take():
@@ -168,7 +105,7 @@ class ChatFrames:
         self._reply = reply
         self._engine = engine
         self._choices = [
-            _Choice(generation, prepared, engine is not None) for generation in reply.generations
+            Choice(generation, prepared, engine is not None) for generation in reply.generations
         ]
         self._chunks = chunks = Chunks(reply, "chat.completion.chunk", asked.streams_usage)
         self._pieces = [

@@ -6,7 +6,9 @@ from collections.abc import Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from cllm.api.constraint_fields import asked_constraint, checked
 from cllm.api.envelopes import encode
+from cllm.api.filling import filling
 from cllm.api.llama_fields import most_tokens, place_of
 from cllm.api.openai.errors import refused
 from cllm.api.openai.logprobs import TextLogprobs
@@ -15,6 +17,7 @@ from cllm.api.openai.schemas import COMPLETION, MOST_CHOICES, CompletionRequest
 from cllm.api.service import Service
 from cllm.api.submission import Submission, Wanted
 from cllm.api.telemetry import timings
+from cllm.api.tenants import tenant_of
 from cllm.engine import InvalidRequest
 from cllm.http import DeferredResponse, HttpRequest, HttpResponse
 from cllm.http.sse import PING
@@ -42,7 +45,7 @@ class Completions:
         prompts = self._prompts(asked)
         echoes = [engine.detokenize(tokens) if asked.echo else "" for tokens in prompts]
         if asked.suffix:
-            prompts = [self._filling(tokens, asked.suffix) for tokens in prompts]
+            prompts = [filling(engine, tokens, asked.suffix) for tokens in prompts]
         for tokens in prompts:
             engine.check_prompt(tokens)  # before any is queued
         count = asked.n or 1
@@ -51,6 +54,7 @@ class Completions:
             if count == 1:
                 raise InvalidRequest("prompt", f"{len(prompts)} prompts", bound)
             raise InvalidRequest("n", count, bound)
+        constraint = checked(engine, asked_constraint(asked), tenant_of(request))
         defaults = self._service.settings.sampling
         most = most_tokens(defaults, asked.n_predict, asked.max_tokens, otherwise=_MOST_TOKENS)
         slot, fresh = place_of(asked, engine.info().context.parallel)
@@ -58,7 +62,13 @@ class Completions:
         wanted = [
             Wanted(
                 tokens,
-                asked.sampling(self._service, choice, max_tokens=most, logprobs=logprobs),
+                asked.sampling(
+                    self._service,
+                    choice,
+                    max_tokens=most,
+                    logprobs=logprobs,
+                    constraint=constraint,
+                ),
                 slot,
                 fresh,
             )
@@ -70,24 +80,13 @@ class Completions:
         reply = partial(Reply.of, self._service, "cmpl", count)
         return self._submission.answer(
             request,
+            asked,
             wanted,
             stream=asked.stream,
             frames=lambda generations: _Frames(reply(generations), shown, recorder, asked),
             respond=lambda generations: _whole(reply(generations), shown, recorder),
             refuse=refused,
         )
-
-    def _filling(self, tokens: list[int], suffix: str) -> list[int]:
-        """The prompt by which a model trained for it writes what stands before the suffix."""
-        engine = self._service.engine
-        fim = engine.info().fim
-        before, behind, middle = fim.prefix, fim.suffix, fim.middle
-        if before is None or behind is None or middle is None:
-            able = "no suffix: this model has no fill-in-the-middle tokens"
-            raise InvalidRequest("suffix", suffix, able)
-        behind_tokens = engine.tokenize(suffix, add_special=False)
-        start = [tokens.pop(0)] if tokens[0] == engine.info().bos_token else []
-        return [*start, before, *tokens, behind, *behind_tokens, middle]
 
     def _prompts(self, asked: CompletionRequest) -> list[list[int]]:
         engine, prompt = self._service.engine, asked.prompt

@@ -188,27 +188,6 @@ class ToolChoice(Struct):
             raise ValueError(f"{self.type}: missing; a tool_choice of this type requires it")
 
 
-class JsonSchema(Struct):
-    """The schema of a structured answer."""
-
-    name: str
-    schema: dict[str, Any] | bool = True
-    description: str | None = None
-    strict: bool | None = None
-
-
-class ResponseFormat(Struct):
-    """What an answer's text must be."""
-
-    type: Literal["text", "json_object", "json_schema"]
-    json_schema: JsonSchema | None = None
-
-    def __post_init__(self) -> None:
-        """Refuse a schema that is not there."""
-        if self.type == "json_schema" and self.json_schema is None:
-            raise ValueError("json_schema: missing; expected an object with name")
-
-
 class ChatRequest(Sampled, kw_only=True):
     """Body of ``/v1/chat/completions``."""
 
@@ -220,7 +199,6 @@ class ChatRequest(Sampled, kw_only=True):
     chat_template_kwargs: dict[str, Any] | None = None
     logprobs: bool | None = None
     top_logprobs: Alternatives | None = None
-    response_format: ResponseFormat | None = None
     reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"] | None = (
         None
     )

@@ -53,7 +53,7 @@ class OpenApi:
         types = [f.error for f in families.values()]
         for route in self.routes:
             types += [route.body.type] if route.body is not None else []
-            types += [route.answer] if route.answer is not None else []
+            types += [each for each in (route.answer, route.event) if each is not None]
         refs, schemas = msgspec.json.schema_components(
             types, ref_template="#/components/schemas/{name}"
         )
@@ -130,5 +130,8 @@ def _content(route: Route, ref_of: dict[Any, Any]) -> dict[str, Any]:
     if route.answer is not None:
         content[JSON] = {"schema": ref_of[route.answer]}
     if route.events:
-        content["text/event-stream"] = {"schema": {"type": "string"}}
+        schema: dict[str, Any] = {"type": "string"}
+        if route.event is not None:
+            schema |= {"contentMediaType": JSON, "contentSchema": ref_of[route.event]}
+        content[route.event_type] = {"schema": schema}
     return content or {route.content_type: {"schema": {"type": "string"}}}

@@ -9,6 +9,7 @@ from cllm.api.llama_server import schemas as llama_server
 from cllm.api.llama_server.predict import PredictRequest
 from cllm.api.llama_server.slot_actions import File
 from cllm.api.native import schemas as native
+from cllm.api.ollama import schemas as ollama
 from cllm.api.openai import schemas as openai
 from cllm.api.openai.responses.schemas import ResponsesRequest
 from cllm.api.vectors import embeddings, rerank
@@ -16,6 +17,7 @@ from cllm.api.vectors import embeddings, rerank
 _STORY = "Tell me a story about a fox and a lantern."
 _TALK = [{"role": "user", "content": _STORY}]
 _BEGUN = "Once upon a time"
+_SERVED = "cllm-stories-q8_0"  # the built-in model
 _CHAT = {"messages": _TALK, "max_completion_tokens": 40, "temperature": 0}
 
 EXAMPLES: dict[type, dict[str, Any]] = {
@@ -29,6 +31,11 @@ EXAMPLES: dict[type, dict[str, Any]] = {
     embeddings.OpenAIRequest: {"input": ["the cat", "a dog"], "encoding_format": "float"},
     anthropic.MessagesRequest: {"model": "any", "max_tokens": 40, "messages": _TALK},
     anthropic.CountRequest: {"model": "any", "messages": _TALK},
+    ollama.ChatRequest: {"model": _SERVED, "messages": _TALK, "options": {"num_predict": 40}},
+    ollama.GenerateRequest: {"model": _SERVED, "prompt": _STORY, "options": {"num_predict": 40}},
+    ollama.EmbedRequest: {"model": _SERVED, "input": ["the cat", "a dog"]},
+    ollama.EmbeddingsRequest: {"model": _SERVED, "prompt": "the cat"},
+    ollama.ModelRequest: {"model": _SERVED},
     llama_server.CompletionRequest: {"prompt": _BEGUN, "n_predict": 8, "n_probs": 1},
     llama_server.InfillRequest: {"input_prefix": "def a():", "input_suffix": "return b"},
     PredictRequest: {"instances": [{"@requestFormat": "completion", "prompt": _BEGUN}]},

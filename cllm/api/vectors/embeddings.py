@@ -17,6 +17,7 @@ from cllm.api.envelopes import JSON, encode
 from cllm.api.llama_server.prompts import mixed_tokens
 from cllm.api.schemas import Schema, TokenId
 from cllm.api.service import Service
+from cllm.api.sharing_fields import SharingFields
 from cllm.api.submission import Submission
 from cllm.engine import InvalidRequest
 from cllm.http import DeferredResponse, HttpError, HttpRequest, HttpResponse
@@ -55,7 +56,7 @@ Mixed = list[str | TokenId]
 Inputs = str | TextObject | list[str | TokenId | TextObject | Mixed]
 
 
-class OpenAIRequest(Struct):
+class OpenAIRequest(SharingFields):
     """Body of ``/v1/embeddings``. Unknown fields are ignored, null means left out."""
 
     input: Inputs
@@ -65,7 +66,7 @@ class OpenAIRequest(Struct):
     user: str | None = None
 
 
-class LlamaServerRequest(Struct):
+class LlamaServerRequest(SharingFields):
     """Body of ``/embedding`` and ``/embeddings``: one of content and input."""
 
     content: Inputs | None = None
@@ -115,9 +116,9 @@ class Embeddings:
         model, base64 = self._service.model_id, asked.encoding_format == "base64"
 
         def respond(embedding: Embedding) -> HttpResponse:
-            return _streamed(_openai(embedding, model, width, base64))
+            return streamed(_openai(embedding, model, width, base64))
 
-        return self._submission.embedded(request, inputs, "input", respond, openai.refused)
+        return self._submission.embedded(request, asked, inputs, "input", respond, openai.refused)
 
     def _tokens(self, name: str, given: Inputs) -> list[list[int]]:
         """One list of tokens for each input; raises InvalidRequest.
@@ -159,9 +160,11 @@ class Embeddings:
         norm = 2 if asked.embd_normalize is None else asked.embd_normalize
 
         def respond(embedding: Embedding) -> HttpResponse:
-            return _streamed(_llama_server(embedding, norm if embedder.pools else -1))
+            return streamed(_llama_server(embedding, norm if embedder.pools else -1))
 
-        return self._submission.embedded(request, inputs, name, respond, llama_server.refused)
+        return self._submission.embedded(
+            request, asked, inputs, name, respond, llama_server.refused
+        )
 
 
 def _openai(embedding: Embedding, model: str, width: int | None, base64: bool) -> Iterator[bytes]:
@@ -183,7 +186,7 @@ def _llama_server(embedding: Embedding, norm: int) -> Iterator[bytes]:
     yield b"]"
 
 
-def _streamed(items: Iterator[bytes]) -> HttpResponse:
+def streamed(items: Iterator[bytes]) -> HttpResponse:
     """Encoded by the worker that writes it, piece by piece: vectors may take megabytes."""
     return HttpResponse.stream(IterableStream(_pieces(items)), JSON)
 

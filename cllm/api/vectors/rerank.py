@@ -15,6 +15,7 @@ from cllm.api import llama_server, openai
 from cllm.api.envelopes import JSON, encode
 from cllm.api.schemas import NonEmpty, Schema
 from cllm.api.service import Service
+from cllm.api.sharing_fields import SharingFields
 from cllm.api.submission import Submission
 from cllm.http import DeferredResponse, HttpRequest, HttpResponse
 
@@ -31,7 +32,7 @@ class Document(Struct):
 Documents = Annotated[list[NonEmpty | Document], Meta(min_length=1)]
 
 
-class RerankRequest(Struct):
+class RerankRequest(SharingFields):
     """Body of the endpoints. Unknown fields are ignored, null means left out."""
 
     query: NonEmpty
@@ -85,7 +86,7 @@ class Reranking:
             return HttpResponse.bytes(encode(body), JSON)
 
         refuse = openai.refused if request.path.startswith("/v1/") else llama_server.refused
-        return self._submission.embedded(request, inputs, name, respond, refuse)
+        return self._submission.embedded(request, asked, inputs, name, respond, refuse)
 
 
 def _ranked(embedding: Embedding, most: int | None) -> list[tuple[int, float]]:

@@ -10,6 +10,7 @@ from cllm.engine.cache.prefix_cache import WORTH_SAVING, Holder, PrefixCache, Sl
 from cllm.engine.cache.saved_prefixes import Saved
 from cllm.engine.errors import EngineError, InvalidRequest
 from cllm.engine.llama import Bytes, Context
+from cllm.engine.sharing import COMMON, Scope
 from cllm.engine.stats import EngineStats
 
 _log = logging.getLogger("cllm.engine")
@@ -44,21 +45,25 @@ class Placer:
         stats.cache_ram_limit = max_saved_bytes
 
     def place(
-        self, tokens: array[int], wanted: int | None = None, fresh: bool = False
+        self,
+        tokens: array[int],
+        wanted: int | None = None,
+        fresh: bool = False,
+        scope: Scope = COMMON,
     ) -> Slot | None:
         """Give tokens the slot where the most are cached; None: not before the next decode.
 
-        wanted: the idle slot to use instead. fresh: reuse nothing.
+        wanted: the idle slot to use instead. fresh: reuse nothing. scope: reuse only from it.
         """
         cache = self.cache
-        slot, start = cache.choose(tokens, wanted, fresh)
+        slot, start = cache.choose(tokens, wanted, fresh, scope)
         if self._must_wait(start):
             return None
         self._take(start)
         kept = start.reuse if start.source is None else 0
         if cache.worth_saving(slot, kept):
             self._save(slot)
-        cache.occupy(slot, tokens, slot.length)
+        cache.occupy(slot, tokens, slot.length, scope)
         try:
             self._begin(slot, start)
         except BaseException:
@@ -98,11 +103,14 @@ class Placer:
 
     def _begin(self, slot: Slot, start: Start) -> None:
         source, reuse = start.source, start.reuse
+        slot.source = "slot"
         if isinstance(source, Slot):
+            slot.source = "running" if source.busy else "copy"
             self._context.remove(slot.id)
             self._context.copy(source.id, slot.id)
             slot.length = source.length
         elif isinstance(source, Saved):
+            slot.source = "memory"
             slot.length = self._restore(slot, source)
             self.cache.saved.keep_memory(source)
             reuse = min(reuse, slot.length)
@@ -163,13 +171,27 @@ class Placer:
         if data is None:
             _log.warning("llama.cpp could not save slot %d; its cached tokens are dropped", slot.id)
             return
-        self.cache.save(Saved(slot.tokens[: slot.length], data, self._whole))
+        self.cache.save(Saved(slot.tokens[: slot.length], data, self._whole, slot.scope))
         self._stats.saved_prefixes += 1
         self._stats.evicted_prefixes = saved.evictions
 
-    def snapshot(self, slot: Slot) -> tuple[array[int], Bytes]:
-        """What an idle slot holds, for a file; raises InvalidRequest if it is empty."""
-        if not slot.length:
+    def can_pause(self, slot: Slot) -> bool:
+        """Whether the sequence in a busy slot can leave it and continue later at little cost."""
+        if self._context.copies_pending or slot.leader is not None:
+            return False
+        if slot.length < WORTH_SAVING:
+            return True
+        most = self.cache.saved.max_bytes
+        if not most:
+            return False
+        return not self.cache.worth_saving(slot) or self._context.state_size(slot.id) <= most
+
+    def snapshot(self, slot: Slot, owner: str = "") -> tuple[array[int], Bytes]:
+        """What an idle slot holds, for a file.
+
+        Raises InvalidRequest if it is empty, which it is to all but the owner of its tokens.
+        """
+        if not slot.length or slot.scope.owner != owner:
             raise InvalidRequest("id_slot", slot.id, "a slot that holds tokens")
         try:
             data = self._context.save(slot.id)
@@ -182,17 +204,19 @@ class Placer:
             raise EngineError(f"llama.cpp could not save slot {slot.id}")
         return slot.tokens[: slot.length], data
 
-    def load(self, slot: Slot, tokens: array[int], data: Bytes) -> bool:
+    def load(self, slot: Slot, tokens: array[int], data: Bytes, scope: Scope = COMMON) -> bool:
         """Put the content of a file into an idle slot; False if llama.cpp rejects it."""
         self.give_up(slot)
         taken = self._context.restore(slot.id, data)
         if not taken:
             self._context.remove(slot.id)
-        self.cache.fill(slot, tokens if taken else array("i"))
+        self.cache.fill(slot, tokens if taken else array("i"), scope)
         return taken
 
-    def erase(self, slot: Slot) -> int:
-        """Forget what an idle slot holds; return its number of tokens."""
+    def erase(self, slot: Slot, owner: str = "") -> int:
+        """Forget what an idle slot holds of this owner; return its number of tokens."""
+        if slot.scope.owner != owner:
+            return 0
         erased = slot.length
         self.forget(slot)
         self.cache.fill(slot, array("i"))

@@ -7,10 +7,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from cllm.engine.cache.radix import RadixTree
+from cllm.engine.cache.radix import RadixForest
 from cllm.engine.cache.saved_prefixes import Saved, SavedPrefixes
 from cllm.engine.generation import Generation
 from cllm.engine.sampling.params import SamplingParams
+from cllm.engine.sharing import COMMON, Scope
 
 # Tokens that a copy must save to be worth it. A copy from host memory, or in a unified cache, takes
 # about 20 us a token (0.6B model) and 2 ms to begin; evaluating a token takes 2 ms.
@@ -34,6 +35,7 @@ class Served(NamedTuple):
 
     generation: Generation
     params: SamplingParams
+    tenant: str
 
 
 @dataclass(slots=True, eq=False)
@@ -43,6 +45,8 @@ class Slot:
     leader: another slot, whose prompt is being evaluated and whose first `promised` tokens this
     one waits for instead of evaluating them too.
     served: the request that it serves, or served last; any thread may read it.
+    scope: of the requests that may reuse its tokens.
+    source: where its present request found the tokens that it reuses; see Generation.prefix.
     """
 
     id: int
@@ -53,6 +57,8 @@ class Slot:
     leader: Slot | None = None
     promised: int = 0
     served: Served | None = None
+    scope: Scope = COMMON
+    source: str = "slot"
 
 
 Holder = Slot | Saved
@@ -92,7 +98,7 @@ class PrefixCache:
     ) -> None:
         self.slots = [Slot(i) for i in range(n_slots)]
         self.saved = SavedPrefixes(max_saved_bytes)
-        self._tree: RadixTree[Holder] = RadixTree()
+        self._trees: RadixForest[Holder] = RadixForest()
         self._copy_gain = copy_gain
         self._split_cache = split_cache
         self._usable = usable
@@ -104,11 +110,16 @@ class PrefixCache:
         return any(not slot.busy for slot in self.slots)
 
     def choose(
-        self, tokens: array[int], wanted: int | None = None, fresh: bool = False
+        self,
+        tokens: array[int],
+        wanted: int | None = None,
+        fresh: bool = False,
+        scope: Scope = COMMON,
     ) -> tuple[Slot, Start]:
         """Choose the slot for a prompt and its start; at least one slot must be idle.
 
-        wanted: the idle slot to take instead. fresh: use nothing of what is there.
+        wanted: the idle slot to take instead. fresh: use nothing of what is there. scope: what is
+        held in another one is not used.
 
         A slot whose tokens are mostly a beginning of the prompt is continued. Otherwise the least
         recently used one (next to busy ones in a split cache) is given up, so that a common first
@@ -116,7 +127,7 @@ class PrefixCache:
         copied where that pays. The prompt's last token is never reused: its evaluation gives the
         logits for the first new token.
         """
-        shared = {} if fresh else self._shared(tokens)
+        shared = {} if fresh else self._shared(tokens, scope)
         if wanted is not None:
             return self.slots[wanted], self._start(self.slots[wanted], shared)
         idle = [slot for slot in self.slots if not slot.busy]
@@ -128,10 +139,10 @@ class PrefixCache:
 
     def start(self, slot: Slot) -> Start:
         """Choose anew from where a slot's tokens begin, when its leader has come far enough."""
-        return self._start(slot, self._shared(slot.tokens))
+        return self._start(slot, self._shared(slot.tokens, slot.scope))
 
-    def _shared(self, tokens: array[int]) -> dict[Holder, int]:
-        return self._tree.shared(tokens[:-1])
+    def _shared(self, tokens: array[int], scope: Scope) -> dict[Holder, int]:
+        return self._trees.shared(tokens[:-1], scope)
 
     def _held(self, holder: Holder, shared: dict[Holder, int]) -> int:
         """The number of the new tokens that a holder can give now."""
@@ -167,45 +178,45 @@ class PrefixCache:
         """Whether enough of its tokens after the first `kept` are held nowhere else."""
         if slot.length - kept < WORTH_SAVING or not self.saved.max_bytes:
             return False
-        shared = self._tree.shared(slot.tokens[: slot.length])
+        shared = self._trees.shared(slot.tokens[: slot.length], slot.scope)
         elsewhere = [self._held(holder, shared) for holder in shared if holder is not slot]
         lost = slot.length - max(kept, *elsewhere, 0)
         return lost >= max(WORTH_SAVING, slot.length // _LOST_SHARE)
 
     def save(self, saved: Saved) -> None:
         """Keep a prefix, and drop those that it contains."""
-        for holder, shared in self._tree.shared(saved.tokens).items():
+        for holder, shared in self._trees.shared(saved.tokens, saved.scope).items():
             if isinstance(holder, Saved) and shared == holder.length and not holder.whole:
                 self.drop(holder)
         self.saved.add(saved)
-        self._tree.insert(saved, saved.tokens)
+        self._trees.insert(saved, saved.tokens, saved.scope)
 
     def make_room(self, size: int) -> bool:
         """Drop the least recently used saved prefixes until `size` bytes fit; False: never."""
         dropped = self.saved.make_room(size)
         for saved in dropped or ():
-            self._tree.remove(saved)
+            self._trees.remove(saved)
         return dropped is not None
 
     def drop(self, saved: Saved) -> None:
         """Forget a saved prefix."""
         self.saved.remove(saved)
-        self._tree.remove(saved)
+        self._trees.remove(saved)
 
-    def occupy(self, slot: Slot, tokens: array[int], length: int) -> None:
-        """Give a slot to a request, whose `tokens` it fills from here on."""
-        slot.tokens, slot.length, slot.busy = tokens, length, True
-        self._tree.insert(slot, tokens)
+    def occupy(self, slot: Slot, tokens: array[int], length: int, scope: Scope = COMMON) -> None:
+        """Give a slot to a request of a scope, whose `tokens` it fills from here on."""
+        slot.tokens, slot.length, slot.busy, slot.scope = tokens, length, True, scope
+        self._trees.insert(slot, tokens, scope)
 
     def release(self, slot: Slot) -> None:
         """Take a slot back from its request; what it holds stays for others to reuse."""
         self._clock += 1
         slot.last_used, slot.busy, slot.leader = self._clock, False, None
-        self._tree.insert(slot, slot.tokens[: slot.length])
+        self._trees.insert(slot, slot.tokens[: slot.length], slot.scope)
 
-    def fill(self, slot: Slot, tokens: array[int]) -> None:
-        """Note what an idle slot holds now; nothing if `tokens` is empty."""
-        slot.tokens, slot.length = tokens, len(tokens)
+    def fill(self, slot: Slot, tokens: array[int], scope: Scope = COMMON) -> None:
+        """Note what an idle slot holds now, and in which scope; nothing if `tokens` is empty."""
+        slot.tokens, slot.length, slot.scope = tokens, len(tokens), scope
         self.release(slot)
 
     def oldest_idle(self) -> Slot | None:

@@ -1,6 +1,7 @@
-"""A radix tree of token sequences: the length of the prefix shared with a new one, per holder.
+"""Radix trees of token sequences: the length of the prefix shared with a new one, per holder.
 
-A lookup compares the new tokens with each branch once, regardless of its number of holders.
+A lookup compares the new tokens with each branch once, regardless of its number of holders. There
+is a tree per scope: a lookup never touches what is held in another one.
 """
 
 from __future__ import annotations
@@ -10,6 +11,8 @@ from collections.abc import Hashable
 from typing import Generic, TypeVar
 
 import numpy as np
+
+from cllm.engine.sharing import Scope
 
 H = TypeVar("H", bound=Hashable)
 
@@ -32,6 +35,10 @@ class RadixTree(Generic[H]):
     def __init__(self) -> None:
         self._root: _Node[H] = _Node(array("i"), None)
         self._ends: dict[H, _Node[H]] = {}
+
+    def __len__(self) -> int:
+        """Number of holders."""
+        return len(self._ends)
 
     def insert(self, holder: H, tokens: array[int]) -> None:
         """Let `holder` hold `tokens`, in place of what it held before."""
@@ -85,6 +92,42 @@ class RadixTree(Generic[H]):
                 _collect(child, depth, found)
                 return found
             node = child
+
+
+class RadixForest(Generic[H]):
+    """A tree per scope; those without holders are dropped."""
+
+    def __init__(self) -> None:
+        self._trees: dict[Scope, RadixTree[H]] = {}
+        self._scopes: dict[H, Scope] = {}
+
+    def insert(self, holder: H, tokens: array[int], scope: Scope) -> None:
+        """Let `holder` hold `tokens` in a scope, in place of what it held before."""
+        if self._scopes.get(holder) != scope:
+            self.remove(holder)
+        tree = self._trees.get(scope)
+        if tree is None:
+            tree = self._trees[scope] = RadixTree()
+        tree.insert(holder, tokens)
+        self._scopes[holder] = scope
+
+    def remove(self, holder: H) -> None:
+        """Forget a holder; nothing happens if it holds nothing."""
+        scope = self._scopes.pop(holder, None)
+        if scope is not None:
+            tree = self._trees[scope]
+            tree.remove(holder)
+            if not len(tree):
+                del self._trees[scope]
+
+    def shared(self, tokens: array[int], scope: Scope) -> dict[H, int]:
+        """As RadixTree.shared, of the holders in the scope."""
+        tree = self._trees.get(scope)
+        return {} if tree is None else tree.shared(tokens)
+
+    def __len__(self) -> int:
+        """Number of scopes with a holder."""
+        return len(self._trees)
 
 
 def _split(node: _Node[H], at: int) -> _Node[H]:

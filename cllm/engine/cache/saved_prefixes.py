@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from cllm.engine.llama import Bytes
+from cllm.engine.sharing import COMMON, Scope
 
 
 @dataclass(slots=True, eq=False)
@@ -16,12 +17,13 @@ class Saved:
     """What llama.cpp needs to restore `tokens` into a slot.
 
     whole: whether a part of it is useless: of windowed and recurrent memories only the end is
-    kept.
+    kept. scope: of the requests that may reuse it.
     """
 
     tokens: array[int]
     data: Bytes
     whole: bool
+    scope: Scope = COMMON
 
     @property
     def length(self) -> int:

@@ -41,6 +41,17 @@ class _Head:
     n_tokens: int
     n_state: int
     crc32: int
+    salt: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Content:
+    """What a file holds. size: in bytes. salt: of the scope in which the tokens were computed."""
+
+    tokens: array[int]
+    state: Bytes
+    size: int
+    salt: str
 
 
 def checked_name(name: object) -> str:
@@ -51,11 +62,15 @@ def checked_name(name: object) -> str:
     return name
 
 
-def write(path: Path, identity: Identity, tokens: array[int], state: Bytes) -> int:
-    """Write a file and return its size in bytes. Raises EngineError with the system's reason."""
-    head = _Head(identity, len(tokens), state.size, _checksum(tokens, state))
+def write(path: Path, identity: Identity, tokens: array[int], state: Bytes, salt: str = "") -> int:
+    """Write a file, and its folder, and return its size in bytes.
+
+    Raises EngineError with the system's reason.
+    """
+    head = _Head(identity, len(tokens), state.size, _checksum(tokens, state), salt)
     beside = path.with_name(f".{path.name}.{uuid4().hex}")
     try:
+        path.parent.mkdir(exist_ok=True)
         with beside.open("wb") as file:
             file.write(_FORMAT)
             file.write(json.dumps(asdict(head)).encode() + b"\n")
@@ -69,8 +84,8 @@ def write(path: Path, identity: Identity, tokens: array[int], state: Bytes) -> i
         raise EngineError(f"cannot write {path.name}: {error.strerror}") from None
 
 
-def read(path: Path, identity: Identity) -> tuple[array[int], Bytes, int]:
-    """Read tokens, state and the file's size in bytes.
+def read(path: Path, identity: Identity) -> Content:
+    """Read a file.
 
     Raises InvalidRequest if it is missing, is damaged or was saved under another identity.
     """
@@ -93,7 +108,7 @@ def read(path: Path, identity: Identity) -> tuple[array[int], Bytes, int]:
         raise EngineError(f"cannot read {path.name}: not enough memory") from None
     if _checksum(tokens, state) != head.crc32:
         raise _refused(path, "a file that is not damaged")
-    return tokens, state, size
+    return Content(tokens, state, size, head.salt)
 
 
 def _checksum(tokens: array[int], state: Bytes) -> int:
@@ -105,7 +120,7 @@ def _head(path: Path, line: bytes) -> _Head:
         fields: dict[str, Any] = json.loads(line)
         identity = Identity(**fields.pop("identity"))
         head = _Head(identity, **fields)
-        if not (head.n_tokens > 0 and head.n_state > 0):
+        if not (head.n_tokens > 0 and head.n_state > 0 and isinstance(head.salt, str)):
             raise ValueError
         return head
     except (ValueError, TypeError, KeyError, AttributeError):

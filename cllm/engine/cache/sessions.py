@@ -12,8 +12,10 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
+from hashlib import sha256
 from pathlib import Path
 from typing import Any, TypeVar
+from urllib.parse import quote
 
 from cllm.engine.cache import session_file
 from cllm.engine.cache.placement import Placer
@@ -23,6 +25,7 @@ from cllm.engine.config import EngineConfig
 from cllm.engine.errors import EngineClosed, InvalidRequest, NotEnabled
 from cllm.engine.llama import Bytes
 from cllm.engine.machine.fingerprint import fingerprint
+from cllm.engine.sharing import Scope
 
 _T = TypeVar("_T")
 _U = TypeVar("_U")
@@ -55,41 +58,46 @@ class Sessions:
         self._ctx_size = ctx_size
         self._files = ThreadPoolExecutor(1, thread_name_prefix="cllm-session-files")
 
-    def save(self, slot: int, filename: str) -> Future[Session]:
+    def save(self, slot: int, filename: str, owner: str = "") -> Future[Session]:
         """Write a slot's prefix to a file; a file of that name is replaced.
 
-        Raises NotEnabled and InvalidRequest; the future raises it if the slot is empty.
+        owner: of the slot's tokens. Each has a folder of its own, so that none reaches the files
+        of another. Raises NotEnabled and InvalidRequest; the future raises it if the slot is
+        empty or another's.
         """
-        began, path = time.perf_counter(), self._path(filename)
+        began, path = time.perf_counter(), self._path(filename, owner)
 
-        def write(snapshot: tuple[array[int], Bytes]) -> Session:
+        def take(source: Slot) -> tuple[array[int], Bytes, str]:
+            return *self._placer.snapshot(source, owner), source.scope.salt
+
+        def write(snapshot: tuple[array[int], Bytes, str]) -> Session:
             size = session_file.write(path, self._identity, *snapshot)
             return Session(slot, filename, len(snapshot[0]), size, time.perf_counter() - began)
 
-        found = self._command(self._checked(slot), self._placer.snapshot)
+        found = self._command(self._checked(slot), take)
         return _then(found, lambda snapshot: self._file_thread(write, snapshot))
 
-    def restore(self, slot: int, filename: str) -> Future[Session]:
-        """Put a file's prefix into a slot; prompts that begin with it reuse it.
+    def restore(self, slot: int, filename: str, owner: str = "") -> Future[Session]:
+        """Put a file's prefix into a slot; prompts of its scope that begin with it reuse it.
 
         Raises as save does; the future raises InvalidRequest if the file is missing, damaged, or
         saved with another model or another cache layout.
         """
-        began, path = time.perf_counter(), self._path(filename)
+        began, path = time.perf_counter(), self._path(filename, owner)
         self._checked(slot)
 
-        def read() -> tuple[array[int], Bytes, int]:
-            tokens, state, size = session_file.read(path, self._identity)
-            if len(tokens) >= self._ctx_size:
+        def read() -> tuple[array[int], Bytes, int, Scope]:
+            content = session_file.read(path, self._identity)
+            if len(content.tokens) >= self._ctx_size:
                 expected = f"a file of fewer tokens than ctx_size={self._ctx_size}"
                 raise InvalidRequest("filename", filename, expected)
-            return tokens, state, size
+            return content.tokens, content.state, content.size, Scope(owner, content.salt)
 
-        def put(content: tuple[array[int], Bytes, int]) -> Future[Session]:
-            tokens, state, size = content
+        def put(content: tuple[array[int], Bytes, int, Scope]) -> Future[Session]:
+            tokens, state, size, scope = content
 
             def load(target: Slot) -> Session:
-                if not self._placer.load(target, tokens, state):
+                if not self._placer.load(target, tokens, state, scope):
                     expected = "a file saved with the same cache settings (flash_attn, kv_cells)"
                     raise InvalidRequest("filename", filename, expected)
                 seconds = time.perf_counter() - began
@@ -99,9 +107,9 @@ class Sessions:
 
         return _then(self._file_thread(read), put)
 
-    def erase(self, slot: int) -> Future[int]:
-        """Forget a slot's prefix; the future returns its number of tokens."""
-        return self._command(self._checked(slot), self._placer.erase)
+    def erase(self, slot: int, owner: str = "") -> Future[int]:
+        """Forget an owner's prefix in a slot; the future returns its number of tokens."""
+        return self._command(self._checked(slot), lambda target: self._placer.erase(target, owner))
 
     def close(self) -> None:
         """Finish the file in progress; the rest ends with EngineClosed."""
@@ -114,11 +122,17 @@ class Sessions:
         model = fingerprint(self._model)
         return Identity(model, layout, config.cache_type_k, config.cache_type_v)
 
-    def _path(self, filename: str) -> Path:
+    def _path(self, filename: str, owner: str) -> Path:
         directory = self._config.slot_save_path
         if directory is None:
             raise NotEnabled("saving and restoring slots is disabled; start with --slot-save-path")
-        return Path(directory) / checked_name(filename)
+        folder = Path(directory)
+        if owner:
+            # No file of a client begins with "@". The digest keeps owners apart where the file
+            # system ignores case.
+            digest = sha256(owner.encode()).hexdigest()[:16]
+            folder /= f"@{quote(owner, safe='')[:64]}-{digest}"
+        return folder / checked_name(filename)
 
     def _checked(self, slot: int) -> int:
         if not 0 <= slot < self._config.parallel:

@@ -13,17 +13,23 @@ from cllm.engine.sampling.params import SamplingParams
 class SlotInfo:
     """A slot of the cache and the number of tokens that it holds.
 
-    generation, params: of the request that it serves or served last; None if it served none yet.
+    waits: for a prefix that another slot's request is reading.
+    tenant, generation, params: of the request that it serves or served last; None if it served
+    none yet.
     """
 
     id: int
     busy: bool
+    waits: bool
     tokens: int
+    tenant: str | None
     generation: Generation | None
     params: SamplingParams | None
 
 
 def slot_info(slot: Slot) -> SlotInfo:
     """Describe a slot as of now. Any thread."""
-    generation, params = slot.served or (None, None)
-    return SlotInfo(slot.id, slot.busy, slot.length, generation, params)
+    generation, params, tenant = slot.served or (None, None, None)
+    return SlotInfo(
+        slot.id, slot.busy, slot.leader is not None, slot.length, tenant, generation, params
+    )

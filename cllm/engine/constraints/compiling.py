@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
+
 from llguidance import LLMatcher, LLParserLimits, LLTokenizer
 
 from cllm.engine.constraints.constraint import Constraint
+from cllm.engine.constraints.json_culprit import culprit
 from cllm.engine.errors import InvalidRequest
 
 _LIMITS = LLParserLimits(
@@ -23,13 +26,42 @@ def compile_constraint(constraint: Constraint, tokenizer: LLTokenizer) -> LLMatc
 
     Some grammars crash the process or take minutes: a child process must compile them first.
     """
-    grammar = constraint.grammar()
+    matcher = _compiled(constraint.grammar(), tokenizer)
+    if not matcher.is_error():
+        return matcher
+    reason = _reason(matcher)
+    if constraint.kind == "json_schema":
+        reason = culprit(
+            json.loads(constraint.source),
+            reason,
+            lambda expression: _refusal(f"start: {expression}", tokenizer),
+        )
+        raise InvalidRequest("json_schema", "a schema", f"one that can be held: {reason}")
+    raise refused(constraint, reason)
+
+
+def _compiled(grammar: str, tokenizer: LLTokenizer) -> LLMatcher:
     matcher = LLMatcher(tokenizer, grammar, log_level=0, limits=_LIMITS)
     if not matcher.is_error():
         matcher.compute_bitmask()  # finds most too intricate grammars, and fills the tables
-    if matcher.is_error():
-        raise refused(constraint, " ".join(matcher.get_error().split()))
     return matcher
+
+
+def _refusal(grammar: str, tokenizer: LLTokenizer) -> str | None:
+    matcher = _compiled(grammar, tokenizer)
+    return _reason(matcher) if matcher.is_error() else None
+
+
+def _reason(matcher: LLMatcher) -> str:
+    """What llguidance says, without the grammar that it quotes and its own options."""
+    error = matcher.get_error()
+    _, found, told = error.partition("failed to compile JSON schema: ")
+    if not found:
+        return " ".join(error.split())
+    first, *more = told.split("\n")
+    details = [line for line in more if line.startswith("error: ")]
+    first = first.split(": (", 1)[0]  # an expression in llguidance's own form
+    return " ".join(" ".join([first, *details[:1]]).split())
 
 
 def refused(constraint: Constraint, reason: str) -> InvalidRequest:

@@ -11,6 +11,7 @@ from typing import Any, Literal, get_args
 from llguidance import LLMatcher
 from llguidance.gbnf_to_lark import gbnf_to_lark
 
+from cllm.engine.constraints.json_normal import normalized
 from cllm.engine.constraints.json_schema import lark_expression
 from cllm.engine.errors import InvalidRequest
 
@@ -79,6 +80,20 @@ def json_rule(schema: Mapping[str, Any] | bool) -> str:
         return lark_expression(schema)
     except RecursionError:
         raise InvalidRequest("json_schema", "a schema", "fewer levels of nesting") from None
+
+
+def relaxed(schema: Mapping[str, Any]) -> Mapping[str, Any]:
+    """What can be held of the schema of an object: without the keywords that cannot.
+
+    Raises InvalidRequest for one that is too large or too deep.
+    """
+    try:
+        if len(json.dumps(schema)) > MAX_SOURCE:
+            raise InvalidRequest("json_schema", "a schema", f"at most {MAX_SOURCE} characters")
+        found = normalized(schema, lenient=True)
+    except RecursionError:
+        raise InvalidRequest("json_schema", "a schema", "fewer levels of nesting") from None
+    return found if isinstance(found, dict) else {"type": "object"}
 
 
 def _read(source: str) -> Mapping[str, Any] | bool:

@@ -11,10 +11,12 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import math
 import threading
 import time
 from collections import OrderedDict, deque
 from concurrent.futures import Future
+from functools import partial
 from typing import TYPE_CHECKING
 from weakref import WeakValueDictionary
 
@@ -22,6 +24,7 @@ from llguidance import LLMatcher, LLTokenizer
 
 from cllm.engine.constraints.compile_child import vocabulary_frame
 from cllm.engine.constraints.compile_process import COMMAND, ChildKilled, CompileProcess, TooSlow
+from cllm.engine.constraints.compile_queue import CompileQueue
 from cllm.engine.constraints.compiling import compile_constraint, refused
 from cllm.engine.constraints.constraint import Constraint
 from cllm.engine.constraints.guide import Guide
@@ -53,7 +56,6 @@ QUICK_S = 1.0
 """Processor seconds until a constraint is refused, or left to the patient thread."""
 
 _MAX_VERDICTS = 4096
-_RETRY_AFTER = 5  # seconds
 _TRY_AGAIN_S = 30.0  # until a constraint that failed without a verdict is compiled anew
 
 _log = logging.getLogger("cllm.engine")
@@ -73,10 +75,12 @@ class Grammars:
         # Compiled ones for as long as who waited for them holds the future: of more constraints at
         # once than are kept, each would drop another before its request looks again.
         self._awaited: WeakValueDictionary[Constraint, Future[LLMatcher]] = WeakValueDictionary()
-        self._fresh: deque[Constraint] = deque()
+        self._fresh = CompileQueue(MAX_WAITING)
         self._slow: deque[Constraint] = deque()
+        self._compiling: set[Constraint] = set()
         self._changed = threading.Condition()
         self._patient_busy = False
+        self._mean_s = 0.0  # of a compilation
         self._closed = False
         self._warned = False
         self._prepared = _Prepared(vocab)
@@ -89,19 +93,21 @@ class Grammars:
         """Children that a constraint ended."""
         return sum(lane.process.deaths for lane in self._lanes)
 
-    def guide(self, constraint: Constraint) -> Guide:
+    def guide(self, constraint: Constraint, tenant: str = "") -> Guide:
         """Return a guide at the start of the text; waits while the constraint is compiled.
 
-        Raises InvalidRequest, QueueFull, CompilerUnavailable, EngineClosed.
+        tenant: who asks; tenants take turns. Raises InvalidRequest, QueueFull,
+        CompilerUnavailable, EngineClosed.
         """
-        found = self._find(constraint)
+        found = self._find(constraint, tenant)
         matcher = found.result() if isinstance(found, Future) else found
         return Guide(matcher.deep_copy(), self._vocab.n_tokens)
 
-    def check(self, constraint: Constraint, keep: bool = True) -> None:
+    def check(self, constraint: Constraint, keep: bool = True, tenant: str = "") -> None:
         """Return if it is compiled and kept. Raises as guide, or ConstraintPending at once.
 
-        keep: whether it has to be; else it is enough that it was compiled once.
+        tenant: as in guide. keep: whether it has to be; else it is enough that it was compiled
+        once.
         """
         with self._changed:
             if not keep and isinstance(self._verdicts.get(_key(constraint)), int):
@@ -109,10 +115,10 @@ class Grammars:
             failed, until = self._failed.get(_key(constraint), (None, 0.0))
             if failed is not None and time.monotonic() < until:
                 raise _again(failed)
-        found = self._find(constraint)
+        found = self._find(constraint, tenant)
         if isinstance(found, Future):
             if not found.done():
-                raise ConstraintPending(found)
+                raise ConstraintPending(found, partial(self._leave, constraint, tenant))
             found.result()
 
     def close(self) -> None:
@@ -127,7 +133,23 @@ class Grammars:
         for constraint in list(self._jobs):
             self._settle(constraint, EngineClosed())
 
-    def _find(self, constraint: Constraint) -> LLMatcher | Future[LLMatcher]:
+    def _leave(self, constraint: Constraint, tenant: str) -> None:
+        """A request waits no longer for a constraint; if none does, it need not be compiled.
+
+        One that is being compiled is compiled to its end.
+        """
+        job = None
+        with self._changed:
+            if self._fresh.leave(constraint, tenant) and constraint not in self._compiling:
+                job = self._jobs.pop(constraint, None)
+                if constraint in self._slow:
+                    self._slow.remove(constraint)
+                    self._fresh.done(constraint)
+        if job is not None:
+            job.cancel()
+
+    def _find(self, constraint: Constraint, tenant: str) -> LLMatcher | Future[LLMatcher]:
+        displaced = None
         with self._changed:
             kept = self._kept.get(constraint)
             if kept is not None:
@@ -139,17 +161,27 @@ class Grammars:
                 raise InvalidRequest(verdict.field, verdict.value, verdict.expected)
             job = self._jobs.get(constraint) or self._awaited.get(constraint)
             if job is not None:
+                if constraint in self._jobs:
+                    self._fresh.join(constraint, tenant)
                 return job
             if self._closed:
                 raise EngineClosed
-            if len(self._fresh) >= MAX_WAITING:
-                raise QueueFull(len(self._fresh), _RETRY_AFTER)
-            if len(self._lanes) < 1 + (self._patient_busy or bool(self._fresh)):
+            try:
+                displaced = self._fresh.room_for(tenant)
+            except IndexError:
+                raise QueueFull(len(self._fresh), self._retry_after()) from None
+            if len(self._lanes) < 1 + (self._patient_busy or len(self._fresh) > 0):
                 self._add_lane()
             job = self._jobs[constraint] = Future()
-            self._fresh.append(constraint)
+            self._fresh.join(constraint, tenant)
             self._changed.notify_all()
+        if displaced is not None:
+            self._settle(displaced, QueueFull(MAX_WAITING, self._retry_after()))
         return job
+
+    def _retry_after(self) -> int:
+        """Mean seconds of a compilation, after which there is room for another."""
+        return max(1, math.ceil(self._mean_s))
 
     def _add_lane(self) -> None:
         try:
@@ -166,16 +198,21 @@ class Grammars:
             if not quick:
                 self._patient_busy = False
             while not self._closed:
-                if not quick and (self._slow or self._fresh):
+                if not quick and (self._slow or len(self._fresh)):
                     self._patient_busy = True
-                    return self._slow.popleft() if self._slow else self._fresh.popleft()
-                if quick and self._fresh and self._patient_busy:
-                    return self._fresh.popleft()
+                    return self._begin(self._slow.popleft() if self._slow else self._fresh.take())
+                if quick and len(self._fresh) and self._patient_busy:
+                    return self._begin(self._fresh.take())
                 self._changed.wait()
         return None
 
+    def _begin(self, constraint: Constraint) -> Constraint:
+        self._compiling.add(constraint)
+        return constraint
+
     def work(self, constraint: Constraint, process: CompileProcess, quick: bool) -> None:
         """Compile it in the child, then here, and notify the waiting requests."""
+        began = time.monotonic()
         try:
             matcher = self._compile(constraint, process, QUICK_S if quick else PATIENT_S)
         except TooSlow as error:
@@ -202,6 +239,8 @@ class Grammars:
             self._settle(constraint, error)
         else:
             self._settle(constraint, matcher)
+        finally:
+            self._mean_s += 0.2 * (time.monotonic() - began - self._mean_s)
 
     def _compile(self, constraint: Constraint, process: CompileProcess, cpu_s: float) -> LLMatcher:
         with self._changed:
@@ -226,6 +265,7 @@ class Grammars:
         with self._changed:
             if len(self._slow) >= MAX_WAITING:
                 return False
+            self._compiling.discard(constraint)
             self._slow.append(constraint)
             self._changed.notify_all()
         return True
@@ -241,9 +281,13 @@ class Grammars:
     def _settle(self, constraint: Constraint, outcome: LLMatcher | BaseException) -> None:
         with self._changed:
             job = self._jobs.pop(constraint, None)
+            self._fresh.done(constraint)
+            self._compiling.discard(constraint)
             self.refused += isinstance(outcome, InvalidRequest)
             self._failed.pop(_key(constraint), None)
-            if isinstance(outcome, BaseException) and not isinstance(outcome, EngineClosed):
+            if isinstance(outcome, BaseException) and not isinstance(
+                outcome, (EngineClosed, QueueFull)
+            ):
                 until = time.monotonic() + _TRY_AGAIN_S
                 self._failed[_key(constraint)] = _again(outcome), until
                 if len(self._failed) > _MAX_VERDICTS:

@@ -23,20 +23,24 @@ MAX_FORCED = 32
 """Tokens taken at once because nothing else may follow; the rest come with the next step."""
 
 
-MAX_MASK_S = 0.25
-"""Processor seconds for one mask; a request that needs more would hold up all others."""
+TOKEN_S = 0.005
+"""Processor seconds for each token on average: its mask and its acceptance."""
+
+BURST_S = 0.25
+"""Processor seconds beyond that; a request that needs more would delay all others."""
 
 
 class Guide:
     """A matcher and the mask for the next token. One thread at a time may use it."""
 
-    __slots__ = ("_bits", "_forbidden", "_matcher", "_n_vocab")
+    __slots__ = ("_bits", "_forbidden", "_left_s", "_matcher", "_n_vocab")
 
     def __init__(self, matcher: LLMatcher, n_vocab: int) -> None:
         self._matcher = matcher
         self._n_vocab = n_vocab
         self._bits: NDArray[np.uint32] = np.zeros(-(-n_vocab // 32), dtype=np.uint32)
         self._forbidden: NDArray[np.bool_] | None = None
+        self._left_s = BURST_S
 
     def forbidden(self) -> NDArray[np.bool_]:
         """Return which tokens may not follow, [n_vocab]; computed once for each token accepted.
@@ -45,11 +49,11 @@ class Guide:
         """
         if self._forbidden is None:
             bits = self._bits
-            began = time.thread_time()
-            self._matcher.unsafe_compute_mask_ptr(bits.ctypes.data, bits.nbytes)
+            if self._left_s >= 0:  # else the thread of masks has found out
+                began = time.thread_time()
+                self._matcher.unsafe_compute_mask_ptr(bits.ctypes.data, bits.nbytes)
+                self._left_s -= time.thread_time() - began
             self._check()
-            if time.thread_time() - began > MAX_MASK_S:
-                raise TooIntricate(f"a token takes more than {MAX_MASK_S} s")
             np.invert(bits, out=bits)
             flags = np.unpackbits(bits.view(np.uint8), count=self._n_vocab, bitorder="little")
             self._forbidden = flags.view(np.bool_)
@@ -61,8 +65,9 @@ class Guide:
         Raises TooIntricate.
         """
         self._forbidden = None
+        began = time.thread_time()
         self._matcher.consume_token(token)
-        self._check()
+        self._charge(began, 1)
 
     def forced(self, room: int) -> list[int]:
         """Accept and return the tokens that must follow, if any, but at most `room`.
@@ -71,11 +76,12 @@ class Guide:
         """
         if self._matcher.is_stopped():
             return []
+        began = time.thread_time()
         tokens = self._matcher.compute_ff_tokens()[: min(room, MAX_FORCED)]
         if tokens:
             self._forbidden = None
             self._matcher.consume_tokens(tokens)
-            self._check()
+        self._charge(began, len(tokens))
         return tokens
 
     @property
@@ -83,10 +89,18 @@ class Guide:
         """Whether the text is complete and nothing may follow."""
         return bool(self._matcher.is_stopped())
 
+    def _charge(self, began: float, tokens: int) -> None:
+        """Account for the time since `began` and for tokens accepted."""
+        spent = time.thread_time() - began
+        self._left_s = min(self._left_s - spent + tokens * TOKEN_S, BURST_S)
+        self._check()
+
     def _check(self) -> None:
         if self._matcher.is_error():
             reason = self._matcher.get_error().split("\n", 1)[0]
             raise TooIntricate(reason)
+        if self._left_s < 0:
+            raise TooIntricate(f"it takes more than {TOKEN_S * 1000:g} ms a token")
 
 
 class MaskThread:

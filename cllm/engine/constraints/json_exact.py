@@ -5,11 +5,12 @@ A schema is walked by its parts: the keywords below that hold other schemas.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 from urllib.parse import unquote
 
-from cllm.engine.constraints.json_numbers import EXACT, MAX_DIGITS, inward, is_exact
+from cllm.engine.constraints.json_numbers import EXACT, MAX_DIGITS, apart, inward, is_exact
 from cllm.engine.errors import InvalidRequest
 
 BOUNDS = ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum")
@@ -41,7 +42,25 @@ def with_exact_bounds(schema: Any) -> Any:
             changed[keyword] = with_exact_bounds(value)
         else:
             changed[keyword] = value
+    _open_ends(changed)
     return changed
+
+
+def _open_ends(schema: dict[str, Any]) -> None:
+    """Move an exclusive integer bound of a number inward, where llguidance would include it.
+
+    That is where the other bound has the same integer part, as in 0 < x < 0.5.
+    """
+    if schema.get("type") == "integer":
+        return
+    low = max(schema.get("minimum", -math.inf), schema.get("exclusiveMinimum", -math.inf))
+    high = min(schema.get("maximum", math.inf), schema.get("exclusiveMaximum", math.inf))
+    if schema.get("exclusiveMinimum") == low and 0 <= low == int(low) < high < low + 1:
+        moved = inward(apart(low, high), upper=False)
+        schema["exclusiveMinimum"] = low if moved is None else moved
+    elif schema.get("exclusiveMaximum") == high and 0 >= high == int(high) > low > high - 1:
+        moved = inward(-apart(-high, -low), upper=True)
+        schema["exclusiveMaximum"] = high if moved is None else moved
 
 
 def needs_writing(schema: Any) -> bool:

@@ -22,13 +22,13 @@ _STEPS = 64  # one in nine numbers is not exact
 
 def is_exact(number: float) -> bool:
     """Whether llguidance reads this number exactly."""
-    if isinstance(number, int):
-        return abs(number) <= EXACT
+    if isinstance(number, int) or abs(number) > EXACT:  # a larger float would become an integer
+        return isinstance(number, int) and abs(number) <= EXACT
     _, digits, exponent = Decimal(repr(number)).as_tuple()
     assert isinstance(exponent, int)
     # serde_json without its feature float_roundtrip
     read = float(int("".join(map(str, digits))))
-    if abs(exponent) > 308:
+    if exponent < -308:
         return False
     power = float(f"1e{abs(exponent)}")
     read = read * power if exponent >= 0 else read / power
@@ -45,6 +45,11 @@ def inward(bound: float, upper: bool) -> float | None:
             return bound
         bound = math.nextafter(bound, -math.inf if upper else math.inf)
     return None
+
+
+def apart(low: float, high: float) -> float:
+    """A number a little above an exclusive bound `low`, and below `high`."""
+    return max(low + min(1e-9, (high - low) / 1000), math.nextafter(low, math.inf))
 
 
 def integers(low: int | None, high: int | None) -> str:

@@ -42,11 +42,11 @@ _TYPES: Mapping[str, tuple[type, ...]] = {
 
 
 class Writer:
-    """Writes one schema that has passed check_schema() and with_exact_bounds()."""
+    """Writes one schema that has passed normalized() and with_exact_bounds()."""
 
-    def __init__(self, root: Schema, remarks: tuple[str, ...], layout: Schema) -> None:
+    def __init__(self, root: Schema, layout: Schema) -> None:
         self._root = {k: v for k, v in root.items() if k not in DEFINED}
-        self._remarks = {*remarks, *DEFINED}
+        self._remarks = {*DEFINED}
         self._layout = layout
         self._rules: list[str] = []
         self._size = 0
@@ -85,12 +85,9 @@ class Writer:
             return self._reference(schema["$ref"])
         if "allOf" in used:
             return self._node(self._merged(schema, used))
-        for keyword in ("anyOf", "oneOf"):
-            if keyword in used:
-                self._only(used, {keyword})
-                if keyword == "oneOf":
-                    self._check_disjoint(schema[keyword])
-                return self._rule(" | ".join(map(self._node, schema[keyword])))
+        if "anyOf" in used:
+            self._only(used, {"anyOf"})
+            return self._rule(" | ".join(map(self._node, schema["anyOf"])))
         if used & {"const", "enum"}:
             self._only(used, {"const", "enum", "type"})
             return self._values(schema)
@@ -144,16 +141,6 @@ class Writer:
                 elif merged[keyword] != value:
                     raise self._refused("multipleOf", f"one of them, around a number {BEYOND}")
         return merged
-
-    def _check_disjoint(self, options: list[Any]) -> None:
-        seen: set[str] = set()
-        for option in options:
-            kinds = set(_types(option)) if isinstance(option, dict) else set()
-            if "number" in kinds:
-                kinds.add("integer")
-            if not kinds or kinds & seen:
-                raise self._refused("oneOf", "options of different types, or anyOf")
-            seen |= kinds
 
     def _values(self, schema: Schema) -> str:
         values = schema.get("enum", [schema.get("const")])
@@ -272,7 +259,8 @@ class Writer:
         return self._rule(f'"[" {tail} "]"')
 
     def _only(self, used: set[str], allowed: set[str]) -> None:
-        for keyword in sorted(used - allowed):
+        added = {"type", "additionalProperties"}  # perhaps not by the client
+        for keyword in sorted(used - allowed, key=lambda name: (name in added, name)):
             others = ", ".join(sorted(used & allowed))
             raise self._refused(keyword, f"no {keyword} next to {others} around a number {BEYOND}")
 

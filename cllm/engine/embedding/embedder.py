@@ -12,6 +12,8 @@ from cllm.engine.embedding.ranking import PairEncoder
 from cllm.engine.errors import InputTooLong, InvalidRequest, Unsupported
 from cllm.engine.info import ModelInfo
 from cllm.engine.llama import FloatArray
+from cllm.engine.request import Meter
+from cllm.engine.sharing import EQUAL, Share
 from cllm.engine.text.tokenizer import Tokenizer
 
 MAX_INPUTS = 2048
@@ -85,6 +87,11 @@ class Embedder:
                 raise InvalidRequest(field, texts[number], "non-empty text")
         return found
 
+    def shortened(self, tokens: list[int]) -> list[int]:
+        """Cut an input to the model's limit; its last token, which may mark the end, stays."""
+        longest = self._shape.longest
+        return tokens if len(tokens) <= longest else [*tokens[: longest - 1], tokens[-1]]
+
     def pairs(self, query: str, documents: Sequence[str]) -> list[list[int]]:
         """The tokens of each document with the query, in the model's own form.
 
@@ -103,11 +110,15 @@ class Embedder:
         deadline: float | None = None,
         on_update: Callable[[], None] | None = None,
         tenant: str = "",
+        share: Share = EQUAL,
+        priority: int = 0,
+        meter: Meter | None = None,
     ) -> Embedding:
         """Queue inputs, as tokens, and return at once.
 
         name: of the field they come from, for errors. deadline: seconds from now to the end;
-        checked before each batch. on_update: see Request. tenant: see Engine.submit.
+        checked before each batch. on_update: see Request. tenant, share, priority, meter: see
+        Engine.submit; a batch holds inputs of many requests, so `share.concurrent` does not apply.
         Raises InvalidRequest, InputTooLong, QueueFull, EngineClosed, and then queues nothing.
         """
         if deadline is not None and not 0 < deadline < math.inf:
@@ -126,8 +137,9 @@ class Embedder:
             if min(tokens) < 0 or max(tokens) >= info.vocab_size:
                 wrong = next(t for t in tokens if not 0 <= t < info.vocab_size)
                 raise InvalidRequest(field, wrong, f"tokens from 0 to {info.vocab_size - 1}")
-        embedding = Embedding(sum(map(len, inputs)), on_update, self._scheduler.cancel)
-        self._scheduler.submit(Job(inputs, embedding, deadline, tenant))
+        embedding = Embedding(sum(map(len, inputs)), on_update, self._scheduler.cancel, meter)
+        unbounded = Share(share.weight)
+        self._scheduler.submit(Job(inputs, embedding, deadline, tenant, unbounded, priority))
         return embedding
 
 

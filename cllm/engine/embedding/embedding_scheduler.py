@@ -5,20 +5,24 @@ from __future__ import annotations
 import math
 import time
 from array import array
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from cllm.engine.embedding.handle import Embedding, EmbeddingWriter
 from cllm.engine.embedding.pooling import EmbeddingShape
-from cllm.engine.errors import EngineClosed, EngineError
+from cllm.engine.errors import DeadlineExceeded, EngineClosed, EngineError
 from cllm.engine.info import ContextInfo
 from cllm.engine.llama import INTERRUPTED, Batch, Context
-from cllm.engine.request import FinishReason
+from cllm.engine.request import FinishReason, Request
 from cllm.engine.scheduling.fairness import FairQueue
+from cllm.engine.scheduling.interruption import Interruption
 from cllm.engine.scheduling.loop import EngineLoop
 from cllm.engine.scheduling.thread_policy import Shape
 from cllm.engine.scheduling.threads import Threads
+from cllm.engine.sharing import EQUAL, Share
 from cllm.engine.stats import EngineStats
+
+_EARLY = 0.001  # s; a timer may be this early, and its step has ended
 
 
 class Job:
@@ -30,7 +34,9 @@ class Job:
         "embedding",
         "inputs",
         "next",
+        "priority",
         "read",
+        "share",
         "tenant",
         "writer",
     )
@@ -41,6 +47,8 @@ class Job:
         embedding: Embedding,
         deadline: float | None,
         tenant: str = "",
+        share: Share = EQUAL,
+        priority: int = 0,
     ) -> None:
         self.inputs = [array("i", tokens) for tokens in inputs]
         self.embedding = embedding
@@ -50,6 +58,8 @@ class Job:
         self.next = 0
         self.read = 0
         self.tenant = tenant
+        self.share = share
+        self.priority = priority
 
     @property
     def request(self) -> Embedding:
@@ -99,15 +109,21 @@ class EmbeddingScheduler(EngineLoop[Job]):
         self._shape = shape
         self._width = width
         self._threads = Threads([context], live, stats)
+        self._interruption = Interruption(context, can_undo=True)
         self._reading: Job | None = None  # a part of its next input is in memory
         self._parts: list[_Part] = []  # what this step computes
 
     # Any thread.
 
+    def cancel(self, request: Request) -> None:
+        """End a request before the next step; a step that computes only it is interrupted."""
+        super().cancel(request)
+        self._interruption.cancel(request)
+
     def stop(self) -> None:
         """Let run() return; the batch in progress is not finished."""
         super().stop()
-        self._context.interrupt()
+        self._interruption.stop()
 
     def snapshot(self) -> EngineStats:
         """Counters and gauges, as of now."""
@@ -129,13 +145,19 @@ class EmbeddingScheduler(EngineLoop[Job]):
         step = Shape(len(self._parts), 0, count)
         self._threads.prepare(step)
         decode_began = time.perf_counter()
-        code = self._context.decode(self._batch, count)
+        jobs = {part.job for part in self._parts}
+        # The inputs of others in a step would have to be computed again: it runs to its end.
+        self._interruption.begin(tuple(jobs) if len(jobs) == 1 else (), len(jobs) == 1)
+        try:
+            code = self._context.decode(self._batch, count)
+        finally:
+            self._interruption.end()
         decode_ended = time.perf_counter()
         stats = self._stats
         stats.steps += 1
         stats.decode_s += decode_ended - decode_began
-        if code == INTERRUPTED:  # by stop()
-            self._fail_parts(EngineClosed("the engine was closed"))
+        if code == INTERRUPTED:
+            self._end_interrupted(jobs)
         elif code:
             stats.failed_decodes += 1
             self._fail_parts(EngineError(f"llama.cpp failed with code {code}"))
@@ -144,7 +166,10 @@ class EmbeddingScheduler(EngineLoop[Job]):
             stats.prompt_tokens += count
             self._collect(count)
         self._parts = []
-        stats.other_s += time.perf_counter() - decode_ended + decode_began - began
+        ended, prepared = time.perf_counter(), decode_began - began
+        stats.other_s += ended - decode_ended + prepared
+        decode_s, publish_s = decode_ended - decode_began, ended - decode_ended
+        self.history.note_step(time.monotonic(), count, 0, 0, decode_s, 0.0, publish_s, prepared)
 
     def _plan(self) -> None:
         """Add inputs in their order while they fit; a long one has batches of its own.
@@ -216,6 +241,17 @@ class EmbeddingScheduler(EngineLoop[Job]):
         else:
             error = EngineError("the model computed a NaN or infinity; its file may be damaged")
             self._finish(job, FinishReason.ERROR, error)
+
+    def _end_interrupted(self, jobs: Iterable[Job]) -> None:
+        """End the requests of an interrupted step: cancelled, expired, or the engine closes."""
+        for job in jobs:
+            error: EngineError | None = EngineClosed("the engine was closed")
+            if job.request.cancel_requested:
+                error = None
+            elif job.deadline_s is not None and job.deadline <= time.monotonic() + _EARLY:
+                error = DeadlineExceeded(job.deadline_s)
+            job.read = 0
+            self._finish(job, FinishReason.ERROR if error else FinishReason.CANCELLED, error)
 
     def _fail_step(self, message: str) -> None:
         self._fail_parts(EngineError(message))

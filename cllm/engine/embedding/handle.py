@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from cllm.engine.llama import FloatArray
-from cllm.engine.request import Request, RequestWriter
+from cllm.engine.request import Meter, Request, RequestWriter
 
 EUCLIDEAN = 2
 MAX_ABSOLUTE = 32_760.0  # what the greatest component becomes under norm 0; as llama.cpp's
@@ -27,8 +27,9 @@ class Embedding(Request):
         prompt_tokens: int,
         on_update: Callable[[], None] | None = None,
         cancel: Callable[[Any], None] | None = None,
+        meter: Meter | None = None,
     ) -> None:
-        super().__init__(prompt_tokens, on_update, cancel)
+        super().__init__(prompt_tokens, on_update, cancel, meter)
         self._outputs: list[FloatArray] = []
 
     def result(self, timeout: float | None = None) -> list[FloatArray]:

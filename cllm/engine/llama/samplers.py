@@ -37,6 +37,7 @@ class SamplerChain:
             sampler = getattr(C, f"llama_sampler_init_{name}")(*arguments)
             C.llama_sampler_chain_add(self._handle, sampler)  # the chain owns it from here
         self._candidates = C.llama_token_data_array()
+        self._address = ctypes.c_void_p.from_buffer(self._candidates)  # of its first field, data
 
     def accept(self, tokens: Iterable[int]) -> None:
         """Tell the samplers that look back which tokens were chosen."""
@@ -46,7 +47,7 @@ class SamplerChain:
     def choose(self, candidates: NDArray[np.void]) -> int:
         """Draw one token from candidates (CANDIDATE records, which are overwritten)."""
         array = self._candidates
-        array.data = ctypes.cast(candidates.ctypes.data, C.llama_token_data_p)
+        self._address.value = candidates.ctypes.data
         array.size = len(candidates)
         array.selected = -1
         array.sorted = False

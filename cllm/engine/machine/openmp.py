@@ -16,8 +16,8 @@ from pathlib import Path
 _log = logging.getLogger("cllm.engine")
 
 BOUNDS = {
-    "GOMP_SPINCOUNT": "10000",  # turns of a loop with a pause: 0.2 to 0.7 ms
-    "KMP_BLOCKTIME": "1",  # milliseconds
+    "GOMP_SPINCOUNT": "100000",  # turns of a loop with a pause: 2 to 7 ms
+    "KMP_BLOCKTIME": "5",  # milliseconds
 }
 _DECISIONS = ("OMP_WAIT_POLICY", "KMP_LIBRARY", *BOUNDS)
 _RUNTIME = re.compile(r"/lib(?:gomp|i?omp\d*)\b[^/]*\.so[^/]*$")

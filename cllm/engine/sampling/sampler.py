@@ -28,6 +28,7 @@ from cllm.engine.llama import (
 from cllm.engine.sampling.params import MAX_LAST_N, SamplingParams
 
 _GROUP = 64
+_WIDE = 2**16  # logits; from here on it is faster to search only groups with large maxima
 _NOTHING_BELOW = 104.0  # exp(-104) is 0 in float32
 _NAN = "the model's output is not a number (NaN)"
 _RANDOM_SEED = 0xFFFFFFFF  # llama.h: LLAMA_DEFAULT_SEED, "choose one"
@@ -151,11 +152,12 @@ def candidates(row: FloatArray, params: SamplingParams, first: str) -> NDArray[n
         ids = np.flatnonzero(row >= row.max() + math.log(params.min_p) - 1e-3)
     else:
         ids = np.arange(len(row))
+    logits = row[ids]
+    if not len(ids) or np.isnan(logits).any():
+        raise EngineError(_NAN)
     records = np.empty(len(ids), dtype=CANDIDATE)
     records["id"] = ids
-    records["logit"] = row[ids]
-    if not len(records) or np.isnan(records["logit"]).any():
-        raise EngineError(_NAN)
+    records["logit"] = logits
     return records
 
 
@@ -168,11 +170,25 @@ def greatest(row: FloatArray, top_k: int) -> NDArray[np.intp]:
     groups = len(row) // _GROUP
     if top_k > groups:
         return np.arange(len(row))
-    maxima = row[: groups * _GROUP].reshape(_GROUP, groups).max(axis=0)
+    grid = row[: groups * _GROUP].reshape(_GROUP, groups)
+    maxima = grid.max(axis=0)
     floor = np.partition(maxima, groups - top_k)[groups - top_k]
     if floor == -np.inf and maxima.max() > floor:  # a constraint has left fewer than top_k
-        return np.flatnonzero(row > floor)
-    return np.flatnonzero(row >= floor)
+        return _positions(row > floor)
+    if len(row) >= _WIDE:
+        columns = _positions(~(maxima < floor))  # also groups with a NaN
+        if len(columns) <= groups // 4:
+            found = _positions((grid.take(columns, axis=1) >= floor).ravel())
+            lines, at = np.divmod(found, len(columns))
+            rest = _positions(row[groups * _GROUP :] >= floor) + groups * _GROUP
+            return np.concatenate((lines * groups + columns[at], rest))
+    return _positions(row >= floor)
+
+
+def _positions(flags: NDArray[np.bool_]) -> NDArray[np.intp]:
+    """np.flatnonzero of a flat array, with less overhead."""
+    positions: NDArray[np.intp] = flags.nonzero()[0]
+    return positions
 
 
 def _nucleus(row: FloatArray, top_p: float) -> NDArray[np.intp]:

@@ -1,4 +1,4 @@
-"""Which waiting sequence gets a free slot, and how much of its prompt is cached there."""
+"""Which waiting sequence gets a slot, and how much of its prompt is cached there."""
 
 from __future__ import annotations
 
@@ -15,11 +15,17 @@ from cllm.engine.stats import EngineStats
 
 _PLACING_S = 0.05  # of a step, that running streams wait while prefixes are saved and restored
 
+_PAUSE_REST = 10  # times as long as a pause and what it makes room for took, until the next pause
+
 GiveUp = Callable[[Sequence, Exception], None]
 
 
 class Admission:
-    """Fair between tenants; prefers slots that hold a prefix of the prompt. Engine thread."""
+    """Fair between tenants; prefers slots that hold a prefix of the prompt. Engine thread.
+
+    If all slots are busy, a tenant with less than its share of them gets one of a tenant with more:
+    the youngest sequence of that one pauses. Its cached tokens are kept in host memory.
+    """
 
     def __init__(
         self, placer: Placer, vocab: Vocab, stats: EngineStats, shared_cells: int | None
@@ -29,6 +35,7 @@ class Admission:
         self._vocab = vocab
         self._stats = stats
         self._shared_cells = shared_cells
+        self._next_pause = 0.0  # time.perf_counter()
         self.waiting: FairQueue[Sequence] = FairQueue()
 
     def catch_up(self, running: list[Sequence], give_up: GiveUp) -> None:
@@ -44,33 +51,76 @@ class Admission:
             except Exception as error:
                 give_up(sequence, error)
 
-    def admit(self, running: list[Sequence], give_up: GiveUp) -> None:
-        """Give free slots to waiting sequences and add these to the running ones."""
+    def admit(self, running: list[Sequence], give_up: GiveUp) -> list[Sequence]:
+        """Give slots to waiting sequences and add these to the running ones; return them."""
         began = time.perf_counter()
+        admitted: list[Sequence] = []
         while (sequence := self._next(running)) is not None:
-            try:
-                if not self._place(sequence, running):
-                    break
-            except Exception as error:
-                give_up(sequence, error)
+            if not self._admit(sequence, running, give_up, admitted):
+                break
             if len(running) > 1 and time.perf_counter() - began > _PLACING_S:
                 break
+        if self.waiting and not self._placer.cache.has_idle and began >= self._next_pause:
+            claimant = self._make_way(running)
+            if claimant is not None:
+                self._admit(claimant, running, give_up, admitted)
+                now = time.perf_counter()
+                self._next_pause = now + (now - began) * _PAUSE_REST
+        return admitted
+
+    def _admit(
+        self,
+        sequence: Sequence,
+        running: list[Sequence],
+        give_up: GiveUp,
+        admitted: list[Sequence],
+    ) -> bool:
+        """Place a sequence; False: not possible before the next decode."""
+        try:
+            if not self._place(sequence, running):
+                return False
+            admitted.append(sequence)
+        except Exception as error:
+            give_up(sequence, error)
+        return True
+
+    def _make_way(self, running: list[Sequence]) -> Sequence | None:
+        """Pause a sequence of a tenant with too many slots; return the one to take its slot."""
+        claim = self.waiting.claim(len(self._placer.cache.slots))
+        if claim is None or claim[0].wanted_slot is not None:
+            return None
+        claimant, tenant = claim
+        others = [s for s in running if s.tenant == tenant and s.priority >= claimant.priority]
+        others.sort(key=lambda sequence: sequence.generation.submitted, reverse=True)
+        for youngest in others:
+            slot = slot_of(youngest)
+            remaining = [sequence for sequence in running if sequence is not youngest]
+            if self._placer.can_pause(slot) and self._fits(claimant, remaining):
+                running.remove(youngest)
+                youngest.slot = None
+                youngest.preempted = True
+                self._placer.cache.release(slot)
+                self.waiting.pause(youngest)
+                self._stats.pauses += 1
+                return claimant
+        return None
 
     def _place(self, sequence: Sequence, running: list[Sequence]) -> bool:
         """Let a sequence run; False: not possible before the next decode."""
         place = self._placer.place
-        slot = place(sequence.tokens, sequence.wanted_slot, sequence.fresh)
+        scope = sequence.scope
+        slot = place(sequence.tokens, sequence.wanted_slot, sequence.fresh, scope)
         if slot is None:
             if running:
                 return False
             # A failed step left a copy pending, and no other step will perform it.
-            slot = place(sequence.tokens, sequence.wanted_slot, fresh=True)
+            slot = place(sequence.tokens, sequence.wanted_slot, fresh=True, scope=scope)
             assert slot is not None
         self.waiting.take(sequence)
         running.append(sequence)
         sequence.slot = slot
         sequence.generation.slot = slot.id
-        slot.served = Served(sequence.generation, sequence.params)
+        slot.served = Served(sequence.generation, sequence.params, sequence.tenant)
         if sequence.sampler is None:
             sequence.sampler = TokenSampler(sequence.params, self._vocab)
             sequence.writer.admit()
@@ -97,7 +147,8 @@ class Admission:
 
     def _note_start(self, sequence: Sequence) -> None:
         """Count the cached tokens of a sequence that is about to begin."""
-        reused, stats = slot_of(sequence).length, self._stats
+        slot, stats = slot_of(sequence), self._stats
+        reused = slot.length
         if sequence.preempted:
             stats.recomputed_tokens += len(sequence.tokens) - reused
             return
@@ -105,5 +156,6 @@ class Admission:
         sequence.generation.usage.cached_tokens = reused
         if sequence.params.report_progress:
             sequence.writer.report_progress(reused)
+        sequence.generation.prefix = slot.source if reused else ""
         stats.cached_tokens += reused
         stats.prefix_hits += reused > 0

@@ -2,9 +2,10 @@
 
 Virtual token counters after Sheng et al., "Fairness in Serving Large Language Models" (arXiv
 2401.00588). A tenant's counter grows by the tokens computed for it, divided by its weight. Within a
-tenant the order is first come, first served. The queue never delays a request while a slot is
-free, and a tenant collects no credit while it has no requests: when it returns, its counter is
-raised to the minimum of the waiting tenants.
+tenant the order is first come, first served. A more urgent priority goes before both. The queue
+delays a request while a slot is free only if its tenant is at its limit of running requests. A
+tenant collects no credit while it has no requests: when it returns, its counter is raised to the
+minimum of the waiting tenants.
 
 Pure policy: no clock and no threads.
 """
@@ -12,8 +13,10 @@ Pure policy: no clock and no threads.
 from __future__ import annotations
 
 from collections import OrderedDict, deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
+from collections.abc import Iterable, Iterator
 from typing import Generic, Protocol, TypeVar
+
+from cllm.engine.sharing import Share
 
 GENERATED = 2
 """What a generated token counts; an evaluated token of a prompt counts 1, a cached one nothing."""
@@ -22,29 +25,64 @@ _PRUNE_FROM = 64  # tenants without requests that are kept without a check
 
 
 class Queued(Protocol):
-    """An item of the queue: it belongs to a tenant."""
+    """An item of the queue: it belongs to a tenant. priority: the lowest is the most urgent."""
 
     @property
     def tenant(self) -> str: ...
+    @property
+    def share(self) -> Share: ...
+    @property
+    def priority(self) -> int: ...
 
 
 T = TypeVar("T", bound=Queued)
 
 
 class _Account(Generic[T]):
-    """A tenant with requests. used: virtual tokens. waiting: requests and their arrival numbers."""
+    """A tenant with requests. used: virtual tokens. share: as its newest request has it.
 
-    __slots__ = ("running", "used", "waiting", "weight")
+    waiting: requests and their arrival numbers, by priority; none of the queues is empty.
+    """
 
-    def __init__(self, used: float, weight: float) -> None:
+    __slots__ = ("running", "share", "used", "waiting", "weight")
+
+    def __init__(self, used: float, share: Share) -> None:
         self.used = used
-        self.weight = weight
+        self.share = share
+        self.weight = share.weight
         self.running = 0
-        self.waiting: OrderedDict[T, int] = OrderedDict()
+        self.waiting: dict[int, OrderedDict[T, int]] = {}
 
-    def rank(self) -> tuple[float, int, int]:
-        """The minimum is served next: tokens used, then running requests, then first arrival."""
-        return self.used, self.running, next(iter(self.waiting.values()))
+    def rank(self) -> tuple[int, float, int, int]:
+        """The minimum is next: priority, tokens used, running requests, first arrival."""
+        waiting = self.waiting
+        most_urgent = next(iter(waiting)) if len(waiting) == 1 else min(waiting)
+        first = next(iter(waiting[most_urgent].values()))
+        return most_urgent, self.used, self.running, first
+
+    @property
+    def may_run(self) -> bool:
+        """Whether a request waits and the tenant is below its limit of running ones."""
+        most = self.share.concurrent
+        return bool(self.waiting) and (most is None or self.running < most)
+
+    def ordered(self) -> Iterator[T]:
+        """Its waiting requests, the next one first."""
+        for priority in sorted(self.waiting):
+            yield from self.waiting[priority]
+
+    def add(self, item: T, arrived: int) -> None:
+        self.waiting.setdefault(item.priority, OrderedDict())[item] = arrived
+
+    def discard(self, item: T) -> bool:
+        """Whether it waited; it does not wait any more."""
+        queue = self.waiting.get(item.priority)
+        if queue is None or item not in queue:
+            return False
+        del queue[item]
+        if not queue:
+            del self.waiting[item.priority]
+        return True
 
 
 class FairQueue(Generic[T]):
@@ -54,9 +92,7 @@ class FairQueue(Generic[T]):
     the tokens computed for its tenant in between.
     """
 
-    def __init__(self, weight: Callable[[str], float] = lambda tenant: 1.0) -> None:
-        """weight: a tenant's share relative to the others', above 0."""
-        self._weight = weight
+    def __init__(self) -> None:
         self._active: dict[str, _Account[T]] = {}  # tenants with requests, waiting or running
         self._weights = 0.0  # sum over the active ones
         self._idle: dict[str, float] = {}  # counters above the level of tenants without requests
@@ -67,6 +103,9 @@ class FairQueue(Generic[T]):
         self._front: deque[T] = deque()  # preempted requests: they go before all others
         self._arrived = 0
         self._size = 0
+        # claim() has found nothing, and since then no request came, went or began: charges do not
+        # change whether there is a claim, and each step asks.
+        self._unclaimed = False
 
     def __len__(self) -> int:
         return self._size
@@ -75,7 +114,7 @@ class FairQueue(Generic[T]):
         """All waiting requests, in no particular order."""
         yield from self._front
         for account in self._active.values():
-            yield from account.waiting
+            yield from account.ordered()
 
     @property
     def known(self) -> int:
@@ -86,34 +125,77 @@ class FairQueue(Generic[T]):
         """Add new requests, in their order."""
         floor = self._floor()
         for item in items:
-            account = self._active.get(item.tenant) or self._activate(item.tenant)
+            self._unclaimed = False
+            account = self._active.get(item.tenant) or self._activate(item.tenant, item.share)
+            if account.share is not item.share:
+                self._weights += item.share.weight - account.weight
+                account.share = item.share
+                account.weight = item.share.weight
             if not account.waiting:
                 account.used = max(account.used, floor)
             self._arrived += 1
-            account.waiting[item] = self._arrived
+            account.add(item, self._arrived)
             self._size += 1
 
     def candidates(self) -> Iterator[T]:
-        """All waiting requests, in the order in which to serve them now."""
+        """The waiting requests that may run, in the order in which to serve them now."""
         yield from self._front
-        accounts = [account for account in self._active.values() if account.waiting]
+        accounts = [account for account in self._active.values() if account.may_run]
         if accounts:
             first = min(accounts, key=_Account.rank)
-            yield from first.waiting
+            yield from first.ordered()
             accounts.remove(first)
             for account in sorted(accounts, key=_Account.rank):
-                yield from account.waiting
+                yield from account.ordered()
+
+    def claim(self, slots: int) -> tuple[T, str] | None:
+        """A request to serve at once, and the tenant that is to give up one of the slots for it.
+
+        The request is of a tenant that would still run no more than its share of the slots with
+        it; the other tenant runs more than its own share, the most of all. None if there are none.
+        """
+        if self._unclaimed or self._front or self._size == 0 or len(self._active) < 2:
+            return None
+        claim = self._claim(slots)
+        self._unclaimed = claim is None
+        return claim
+
+    def _claim(self, slots: int) -> tuple[T, str] | None:
+        per_weight = slots / self._weights
+        poor = [
+            account
+            for account in self._active.values()
+            if account.may_run and account.running + 1 <= per_weight * account.weight
+        ]
+        if not poor:
+            return None
+        excess, rich = max(
+            (account.running - per_weight * account.weight, tenant)
+            for tenant, account in self._active.items()
+        )
+        if excess < 1:
+            return None
+        return next(min(poor, key=_Account.rank).ordered()), rich
 
     def take(self, item: T) -> None:
         """Take a request out of the queue to serve it."""
+        self._unclaimed = False
         self._size -= 1
         account = self._active[item.tenant]
-        if item in account.waiting:
-            del account.waiting[item]
+        if account.discard(item):
             account.running += 1
             self._level = max(self._level, account.used)
         else:
             self._front.remove(item)
+
+    def pause(self, item: T) -> None:
+        """Put a running request back, before the waiting ones of its tenant and priority."""
+        self._unclaimed = False
+        account = self._active[item.tenant]
+        account.running -= 1
+        account.add(item, 0)
+        account.waiting[item.priority].move_to_end(item, last=False)
+        self._size += 1
 
     def put_back(self, item: T) -> None:
         """Put a preempted request back at the front of all."""
@@ -122,7 +204,7 @@ class FairQueue(Generic[T]):
 
     def rotate(self, item: T) -> None:
         """Move an unfinished request behind the others of its tenant."""
-        self._active[item.tenant].waiting.move_to_end(item)
+        self._active[item.tenant].waiting[item.priority].move_to_end(item)
 
     def charge(self, tenant: str, tokens: float) -> None:
         """Count the tokens computed for a tenant that has requests."""
@@ -132,9 +214,9 @@ class FairQueue(Generic[T]):
 
     def leave(self, item: T) -> None:
         """Remove a request that has ended, waiting or running."""
+        self._unclaimed = False
         account = self._active[item.tenant]
-        if item in account.waiting:
-            del account.waiting[item]
+        if account.discard(item):
             self._size -= 1
         else:
             account.running -= 1
@@ -149,10 +231,10 @@ class FairQueue(Generic[T]):
         waiting = [account.used for account in self._active.values() if account.waiting]
         return max(min(waiting), min(self._level, max(waiting))) if waiting else self._level
 
-    def _activate(self, tenant: str) -> _Account[T]:
-        account: _Account[T] = _Account(self._idle.pop(tenant, 0.0), self._weight(tenant))
+    def _activate(self, tenant: str, share: Share) -> _Account[T]:
+        account: _Account[T] = _Account(self._idle.pop(tenant, 0.0), share)
         self._active[tenant] = account
-        self._weights += account.weight
+        self._weights += share.weight
         return account
 
     def _deactivate(self, tenant: str, account: _Account[T]) -> None:
@@ -167,13 +249,3 @@ class FairQueue(Generic[T]):
             if len(self._idle) >= self._prune_at:
                 self._idle = {t: used for t, used in self._idle.items() if used > self._level}
                 self._prune_at = max(_PRUNE_FROM, 2 * len(self._idle))
-
-
-def gives_way(waiting: Mapping[str, Sized], newcomer: str) -> str:
-    """The tenant whose newest request is refused when a request arrives at the limit.
-
-    It is the tenant with the most waiting requests; in a tie that includes it, the newcomer's.
-    """
-    own = len(waiting.get(newcomer, ())) + 1
-    most = max(waiting, key=lambda tenant: len(waiting[tenant]), default=newcomer)
-    return most if len(waiting.get(most, ())) > own else newcomer

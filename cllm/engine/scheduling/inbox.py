@@ -6,12 +6,14 @@ import math
 import threading
 import time
 from dataclasses import dataclass
+from itertools import islice
 from typing import Generic
 
 from cllm.engine.errors import EngineClosed, EngineError, QueueFull, described
 from cllm.engine.machine.own_process import OwnProcess
 from cllm.engine.request import Request
-from cllm.engine.scheduling.fairness import T, gives_way
+from cllm.engine.scheduling.fairness import T
+from cllm.engine.sharing import Share, gives_way
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +45,7 @@ class Inbox(Generic[T]):
         self._displaced: list[tuple[T, QueueFull]] = []
         self._waiting: dict[str, dict[T, None]] = {}  # by tenant, the newest last
         self._in_flight = 0
+        self._own: dict[str, int] = {}  # in flight, by tenant
         self._woken = False
         self._stopping = False
         self._mean_s = 0.0
@@ -59,27 +62,31 @@ class Inbox(Generic[T]):
         """
         self._process.check()
         with self._changed:
-            yielding = self._check_open(item.tenant)
+            yielding = self._check_open(item.tenant, item.share)
             if yielding is not None:
                 self._displace(yielding)
             self._in_flight += 1
+            self._own[item.tenant] = self._own.get(item.tenant, 0) + 1
             self.submitted += 1
             self._arrivals.append(item)
             self._waiting.setdefault(item.tenant, {})[item] = None
             self._changed.notify()
 
-    def check_open(self, tenant: str) -> None:
+    def check_open(self, tenant: str, share: Share) -> None:
         """Raise what put would raise now, before the work of preparing a request."""
         self._process.check()
         with self._changed:
-            self._check_open(tenant)
+            self._check_open(tenant, share)
 
-    def _check_open(self, newcomer: str) -> str | None:
+    def _check_open(self, newcomer: str, share: Share) -> str | None:
         """The tenant whose newest request is refused instead; None: there is room."""
         if self.failure is not None:
             raise self.ending() from self.failure
         if self._stopping:
             raise EngineClosed
+        if share.most is not None and self._own.get(newcomer, 0) >= share.most:
+            self.refused += 1
+            raise QueueFull(len(self._waiting.get(newcomer, ())), self._retry_after())
         if self._in_flight < self._most:
             return None
         yielding = gives_way(self._waiting, newcomer)
@@ -108,6 +115,14 @@ class Inbox(Generic[T]):
     def _retry_after(self) -> int:
         """Mean seconds of a request, after which as many more have begun; 5 while unknown."""
         return min(60, max(1, math.ceil(self._mean_s))) if self._mean_s else 5
+
+    def waiting(self, most: int) -> list[tuple[str, int, list[T]]]:
+        """Tenants with waiting requests: the name, how many wait, and the oldest `most` of them."""
+        with self._changed:
+            return [
+                (tenant, len(items), list(islice(items, most)))
+                for tenant, items in self._waiting.items()
+            ]
 
     def cancel(self, request: Request) -> None:
         """End a request before the next step."""
@@ -193,4 +208,7 @@ class Inbox(Generic[T]):
             self._mean_s += 0.2 * (seconds - self._mean_s)
         with self._changed:
             self._in_flight -= 1
+            self._own[item.tenant] -= 1
+            if not self._own[item.tenant]:
+                del self._own[item.tenant]
             self._forget(item)

@@ -1,4 +1,4 @@
-"""Interrupts a step whose prompts are no longer wanted: cancelled, expired, or engine closed."""
+"""Interrupts a step that is no longer wanted: cancelled, expired, or engine closed."""
 
 from __future__ import annotations
 
@@ -6,11 +6,14 @@ import logging
 import math
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from cllm.engine.llama import Context
 from cllm.engine.request import Request
-from cllm.engine.sequence import Sequence
+
+if TYPE_CHECKING:
+    from cllm.engine.scheduling.loop import Work
 
 _log = logging.getLogger("cllm.engine")
 
@@ -18,7 +21,7 @@ _LONGEST_STEP_S = 10.0  # later deadlines are checked between two steps
 
 
 class Interruption:
-    """The engine thread notes which prompts a step reads; any thread may end that step.
+    """The engine thread notes whose prompts or inputs a step reads; any thread may end that step.
 
     A step is bounded to about a second, which is long for a prompt that is no longer wanted. A step
     without a cancelled or expired prompt is not interrupted, except when the engine is closed. Of
@@ -64,22 +67,24 @@ class Interruption:
 
     # The engine thread.
 
-    def begin(self, sequences: Iterable[Sequence], alone: bool) -> None:
+    def begin(self, works: Sequence[Work], alone: bool) -> None:
         """Note that a step begins that reads these prompts. alone: it computes for one request."""
         self._alone = alone
         may = self._can_undo and (alone or not self._others_lost)
-        reading = list(sequences) if may else []
+        reading = works if may else ()
+        if not reading and not self._interrupted:
+            return  # only stop() can interrupt it
         with self._lock:
             self._step += 1
-            self._reading = frozenset(s.generation for s in reading)
+            self._reading = frozenset(work.request for work in reading)
             if not self._stopped:
                 self._interrupted = False
                 self._context.resume()
         # Cancelled before it was known what the step reads.
-        if any(s.generation.cancel_requested for s in reading):
+        if any(work.request.cancel_requested for work in reading):
             with self._lock:
                 self._interrupt()
-        deadline = min((s.deadline for s in reading), default=math.inf)
+        deadline = min((work.deadline for work in reading), default=math.inf)
         if deadline - time.monotonic() < _LONGEST_STEP_S:
             self._start_timer(deadline)
 
@@ -99,8 +104,9 @@ class Interruption:
         timer, self._timer = self._timer, None
         if timer is not None:
             timer.cancel()
-        with self._lock:
-            self._reading = frozenset()
-            if not self._alone:
-                self._others_lost = self._interrupted
-            return self._interrupted
+        if self._reading:
+            with self._lock:
+                self._reading = frozenset()
+        if not self._alone:
+            self._others_lost = self._interrupted
+        return self._interrupted

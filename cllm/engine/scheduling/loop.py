@@ -10,9 +10,11 @@ from dataclasses import replace
 from typing import Any, Generic, Protocol, TypeVar
 
 from cllm.engine.errors import DeadlineExceeded, EngineError, described
+from cllm.engine.history import History, RequestRecord, record_of
 from cllm.engine.request import FinishReason, Request, RequestWriter
 from cllm.engine.scheduling.fairness import FairQueue, Queued
 from cllm.engine.scheduling.inbox import Inbox
+from cllm.engine.sharing import EQUAL, Share
 from cllm.engine.stats import EngineStats
 
 _log = logging.getLogger("cllm.engine")
@@ -46,6 +48,7 @@ class EngineLoop(ABC, Generic[W]):
     def __init__(self, stats: EngineStats, waiting: FairQueue[W], gather_s: float = 0.0) -> None:
         """gather_s: see Inbox.take, for requests that come to an idle engine."""
         self._inbox: Inbox[W] = Inbox(stats.slots_total, stats.queue_limit)
+        self.history = History()
         # The engine thread's own:
         self._stats = stats
         self._waiting = waiting
@@ -59,11 +62,16 @@ class EngineLoop(ABC, Generic[W]):
 
     def submit(self, work: W) -> None:
         """Queue a request. Raises QueueFull, EngineClosed, or EngineError if the thread died."""
-        self._inbox.put(work)
+        work.writer.begin_metering()
+        try:
+            self._inbox.put(work)
+        except BaseException:
+            work.writer.end_metering()
+            raise
 
-    def check_open(self, tenant: str) -> None:
+    def check_open(self, tenant: str, share: Share = EQUAL) -> None:
         """Raise what submit would raise now, before effort goes into preparing a request."""
-        self._inbox.check_open(tenant)
+        self._inbox.check_open(tenant, share)
 
     def cancel(self, request: Request) -> None:
         """End a request before the next step."""
@@ -82,6 +90,13 @@ class EngineLoop(ABC, Generic[W]):
     def crowded(self) -> bool:
         """Whether a request that is submitted now has to wait for others."""
         return self._inbox.in_flight >= self._stats.slots_total
+
+    def waiting(self, most: int) -> list[tuple[str, int, list[RequestRecord]]]:
+        """Tenants with waiting requests: the name, how many wait, and the oldest `most` of them."""
+        return [
+            (tenant, count, [record_of(work.request, tenant) for work in oldest])
+            for tenant, count, oldest in self._inbox.waiting(most)
+        ]
 
     @abstractmethod
     def snapshot(self) -> EngineStats:
@@ -195,6 +210,7 @@ class EngineLoop(ABC, Generic[W]):
         timings = request.timings
         self._inbox.ended(work, timings.total_s - timings.queued_s)
         work.writer.finish(reason, error)
+        self.history.note_end(request, work.tenant)
         self._changed.append(work.writer)
 
     def _notify(self) -> None:

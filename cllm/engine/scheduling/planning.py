@@ -50,14 +50,22 @@ class Planner:
         with the newest ones of the streams, then the rest. There they take turns instead, and both
         keep shapes that are evaluated fast.
         """
-        # A prompt that is cached except for its last token is evaluated like a stream.
-        following = [s for s in running if slot_of(s).leader is None]
-        generating = [s for s in following if s.decoding or s.pending == 1]
-        prompts = [s for s in following if not s.decoding and s.pending > 1]
+        generating, prompts = list[Sequence](), list[Sequence]()
+        plain = False  # whether drafts are out of place
+        for sequence in running:
+            if slot_of(sequence).leader is not None:
+                continue
+            if sequence.decoding:
+                generating.append(sequence)
+            elif sequence.pending == 1:  # a prompt whose other tokens are cached: like a stream
+                generating.append(sequence)
+                plain = True
+            else:
+                prompts.append(sequence)
         if self._split_cache and generating and self._prompts_were_read:
             prompts = []
         self._prompts_were_read = bool(prompts)
-        plain = bool(prompts) or not all(s.decoding for s in generating)
+        plain = plain or self._prompts_were_read
         counts = {} if prompts and self._split_cache else self._newest(generating, not plain)
         if prompts:
             self._add_prompts(counts, prompts, len(generating))
@@ -98,20 +106,21 @@ class Planner:
             capacity -= count
             room = max(0, room - count)
 
-    def learn(self, plan: Plan, seconds: float) -> None:
+    def learn(self, plan: Plan, shape: Shape, seconds: float) -> None:
         """Tell the policies a step's time, except with forced tokens, which they do not model."""
-        for sequence, count in plan:
-            begun = len(sequence.tokens) - sequence.drafted > sequence.n_prompt
-            if begun and count > 1 + sequence.drafted:
-                return  # tokens that a constraint forced
-        generating = sum(count == 1 + sequence.drafted for sequence, count in plan)
-        drafted = sum(sequence.drafted for sequence, _ in plan)
-        step_s = self._pacer.step_s(generating)
+        drafted = 0
+        if shape.tokens > shape.sequences:  # else there are only streams, with a token each
+            for sequence, count in plan:
+                drafted += sequence.drafted
+                begun = len(sequence.tokens) - sequence.drafted > sequence.n_prompt
+                if begun and count > 1 + sequence.drafted:
+                    return  # tokens that a constraint forced
         if not drafted:
-            tokens = sum(count for _, count in plan) - generating
-            self._pacer.observe(generating, tokens, seconds)
-        elif self._speculation is not None and step_s is not None:
-            self._speculation.observe(drafted, seconds, step_s)
+            self._pacer.observe(shape.generating, shape.tokens - shape.generating, seconds)
+        elif self._speculation is not None:
+            step_s = self._pacer.step_s(shape.generating)
+            if step_s is not None:
+                self._speculation.observe(drafted, seconds, step_s)
 
 
 def _part(pending: int, room: int, behind: int, over: int = _TILE // 2) -> int:
@@ -132,8 +141,11 @@ def _part(pending: int, room: int, behind: int, over: int = _TILE // 2) -> int:
 
 def shape_of(plan: Plan) -> Shape:
     """The shape by which the times of steps are compared."""
-    generating = sum(count == 1 + sequence.drafted for sequence, count in plan)
-    return Shape(len(plan), generating, sum(count for _, count in plan))
+    generating = tokens = 0
+    for sequence, count in plan:
+        tokens += count
+        generating += count == 1 + sequence.drafted
+    return Shape(len(plan), generating, tokens)
 
 
 def fill(batch: Batch, plan: Plan) -> int:

@@ -109,13 +109,11 @@ class Scheduler(EngineLoop[Sequence]):
 
     def _step(self) -> None:
         began, stats = time.perf_counter(), self._stats
-        drafted_before = stats.draft_s
+        drafted_before, guessed_before = stats.draft_s, stats.guessed_tokens
         self._expire()
         self._commands.obey(self._cache.slots)
         self._admission.catch_up(self._running, self._give_up)
-        known = len(self._running)
-        self._admission.admit(self._running, self._give_up)
-        for sequence in self._running[known:]:
+        for sequence in self._admission.admit(self._running, self._give_up):
             self._inbox.begun(sequence)
         plan = self._plan()
         if not plan:
@@ -124,7 +122,8 @@ class Scheduler(EngineLoop[Sequence]):
         self._threads.prepare(shape)
         decode_began = time.perf_counter()
         self._masks.start([s.guide for s, _ in plan if s.guide is not None])
-        self._interruption.begin((s for s, n in plan if n > 1 and not s.decoding), len(plan) == 1)
+        reading = [s for s, n in plan if n > 1 and not s.decoding]
+        self._interruption.begin(reading, len(plan) == 1)
         try:
             done, code = self._decode(plan)
         finally:
@@ -132,8 +131,10 @@ class Scheduler(EngineLoop[Sequence]):
         self._masks.wait()
         decode_ended = time.perf_counter()
         done_whole = done is plan and code == DONE
+        if done is not plan:
+            shape = shape_of(done)
         if done_whole and self._threads.learn(shape, decode_ended - decode_began):
-            self._planner.learn(plan, decode_ended - decode_began)
+            self._planner.learn(plan, shape, decode_ended - decode_began)
         plan = done
         if code == DONE:
             self._failures = 0
@@ -144,12 +145,27 @@ class Scheduler(EngineLoop[Sequence]):
                 self._blame(plan, code)
         chosen = self._sample(plan) if code == DONE else []
         sampled = time.perf_counter()
-        self._publish(chosen)
+        now = time.monotonic()
+        generated = self._publish(chosen, now)
+        published = time.perf_counter()
         stats.steps += 1
         stats.decode_s += decode_ended - decode_began
         stats.sampling_s += sampled - decode_ended
         in_draft_s = stats.draft_s - drafted_before
-        stats.other_s += time.perf_counter() - sampled + decode_began - began - in_draft_s
+        prepared = decode_began - began
+        stats.other_s += time.perf_counter() - sampled + prepared - in_draft_s
+        if code == DONE:
+            decoded = shape.generating + stats.guessed_tokens - guessed_before
+            self.history.note_step(
+                now,
+                shape.tokens - decoded,
+                decoded,
+                generated,
+                decode_ended - decode_began,
+                sampled - decode_ended,
+                published - sampled,
+                prepared,
+            )
 
     def _give_up(self, sequence: Sequence, error: Exception) -> None:
         """End a request that could not be placed; the others go on."""
@@ -234,19 +250,22 @@ class Scheduler(EngineLoop[Sequence]):
             at += 1 + drafted
         return chosen
 
-    def _publish(self, chosen: list[tuple[Sequence, list[int]]]) -> None:
-        now = time.monotonic()
+    def _publish(self, chosen: list[tuple[Sequence, list[int]]], now: float) -> int:
+        """Publish what was chosen; return how many tokens."""
+        published = 0
         for sequence, tokens in chosen:
             length = len(sequence.tokens)
             reason = sequence.accept(tokens, now)
             generated = len(sequence.tokens) - length
             self._stats.completion_tokens += generated
+            published += generated
             self._waiting.charge(sequence.tenant, GENERATED * generated)
             self._forget_rejected(sequence)
             if reason is not None:
                 self._finish(sequence, reason)
             else:
                 self._changed.append(sequence.writer)
+        return published
 
     def _forget_rejected(self, sequence: Sequence) -> None:
         """Remove what was evaluated of rejected drafts, or after the end of the text."""

@@ -5,7 +5,7 @@ Pure policy: it takes the time of steps and the cores that other programs leave.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 _MARGIN = 0.25  # of a core that other programs may use before fewer threads are tried
 _CHANGE = 0.3  # of a core; a smaller change of what they leave does not count
@@ -24,8 +24,7 @@ _SHARE = 0.01  # of the time that trials without a change may lose
 _SHARE_WITH_NEWS = 0.05
 
 
-@dataclass(frozen=True, slots=True)
-class Shape:
+class Shape(NamedTuple):
     """The shape of a step: its tokens, its sequences, and how many of them generate."""
 
     sequences: int

@@ -10,6 +10,7 @@ import numpy as np
 from cllm.engine.cache.radix import common_prefix
 from cllm.engine.llama import NO_ROOM, Batch, Context, Model, Vocab
 from cllm.engine.sequence import Sequence, slot_of
+from cllm.engine.sharing import COMMON
 
 _log = logging.getLogger("cllm.engine")
 
@@ -38,6 +39,7 @@ class DraftModel:
         self._draftable = min(main.n_tokens, context.n_vocab)
         self._copy_gain = copy_gain
         self._held = [array("i") for _ in range(context.n_seq)]
+        self._scopes = [COMMON] * context.n_seq  # of what is held
         self.size_bytes = model.size_bytes
         self.capacity = batch.capacity  # tokens that it evaluates at once
         self.longest = min(context.n_ctx_seq, model.n_ctx_train)  # sequence that it can follow
@@ -52,6 +54,9 @@ class DraftModel:
     def unread(self, sequence: Sequence) -> int:
         """The number of a sequence's tokens that the cache lacks: at least one, the newest."""
         slot, tokens = slot_of(sequence).id, sequence.tokens
+        if self._scopes[slot] != sequence.scope:  # nothing is shared between scopes, not even time
+            self._forget(slot)
+            self._scopes[slot] = sequence.scope
         shared = self._cut(slot, tokens)
         if len(tokens) - shared > self._copy_gain:
             shared = self._borrow(slot, tokens, shared)
@@ -67,8 +72,12 @@ class DraftModel:
         return shared
 
     def _borrow(self, slot: int, tokens: array[int], shared: int) -> int:
-        """Copy another slot's prefix if that saves enough; return the length of ours."""
-        longest, source = max((common_prefix(h, tokens), i) for i, h in enumerate(self._held))
+        """Copy a prefix of the same scope if that saves enough; return the length of ours."""
+        longest, source = max(
+            (common_prefix(held, tokens), other)
+            for other, held in enumerate(self._held)
+            if self._scopes[other] == self._scopes[slot]
+        )
         if longest - shared < self._copy_gain:
             return shared
         self._context.remove(slot)

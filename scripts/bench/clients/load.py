@@ -13,6 +13,7 @@ import re
 import select
 import shutil
 import socket
+import ssl
 import subprocess
 import time
 from collections.abc import Iterator, Sequence
@@ -87,13 +88,18 @@ class Response:
 class Client:
     """One blocking keep-alive connection; a context manager."""
 
-    def __init__(self, host: str, port: int, timeout: float = 60.0) -> None:
-        self._host, self._port, self._timeout = host, port, timeout
+    def __init__(
+        self, host: str, port: int, timeout: float = 60.0, context: ssl.SSLContext | None = None
+    ) -> None:
+        """context: for TLS."""
+        self._host, self._port, self._timeout, self._context = host, port, timeout, context
         self._connect()
 
     def _connect(self) -> None:
         self._socket = socket.create_connection((self._host, self._port), self._timeout)
         self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        if self._context is not None:
+            self._socket = self._context.wrap_socket(self._socket)
         self._used = False
 
     def get(self, path: str) -> Response:
@@ -145,17 +151,28 @@ class Load:
     p99_ms: float
 
 
-def measure_load(host: str, port: int, path: str, connections: int, seconds: float) -> Load:
+def measure_load(
+    host: str,
+    port: int,
+    path: str,
+    connections: int,
+    seconds: float,
+    context: ssl.SSLContext | None = None,
+) -> Load:
     """GET `path` over keep-alive connections at full speed: with `wrk`, or `hammer` without it.
 
-    Raises `ClientError` when any response differs from that of a single request.
+    context: over TLS, which needs `wrk`. Raises `ClientError` when any response differs from that
+    of a single request.
     """
-    with Client(host, port) as client:
+    with Client(host, port, context=context) as client:
         expected = client.get(path)
     if expected.status != 200:
         raise ClientError(f"GET {path} gave {expected.status}: {expected.body[:200]!r}")
     if shutil.which("wrk"):
-        return _wrk(f"http://{host}:{port}{path}", connections, seconds, expected.size)
+        scheme = "http" if context is None else "https"
+        return _wrk(f"{scheme}://{host}:{port}{path}", connections, seconds, expected.size)
+    if context is not None:
+        raise ClientError("measuring over TLS needs wrk (Debian, Ubuntu: apt-get install wrk)")
     with ProcessPoolExecutor(1, mp_context=SPAWN) as pool:
         request = [request_bytes("GET", path)]
         return pool.submit(hammer, host, port, request, connections, seconds=seconds).result()

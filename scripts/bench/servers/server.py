@@ -6,6 +6,7 @@ import os
 import resource
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import tempfile
@@ -57,10 +58,13 @@ class Server:
         cwd: Path = REPOSITORY,
         start_timeout: float = 60.0,
         health: str = "/health",
+        context: ssl.SSLContext | None = None,
     ) -> None:
+        """context: of a client, where the server speaks TLS."""
         self.name = name
         self.port = port
         self.health = health
+        self._context = context
         self._log = tempfile.TemporaryFile()  # noqa: SIM115 - closed with the server
         self.started_at = time.monotonic()
         self._process = subprocess.Popen(
@@ -83,7 +87,7 @@ class Server:
             if self._process.poll() is not None:
                 raise BenchError(f"{self.name} exited at once\n{self.log()}")
             try:
-                with Client(HOST, self.port, timeout=5.0) as client:
+                with Client(HOST, self.port, 5.0, self._context) as client:
                     if client.get(self.health).status == 200:
                         return time.monotonic() - self.started_at
             except (OSError, ClientError):
@@ -125,12 +129,17 @@ class Server:
         self.close()
 
 
-def cllm_server(*arguments: str, name: str = "cLLM", start_timeout: float = 120.0) -> Server:
+def cllm_server(
+    *arguments: str,
+    name: str = "cLLM",
+    start_timeout: float = 120.0,
+    context: ssl.SSLContext | None = None,
+) -> Server:
     """The real server (built-in model unless --model is among the arguments), access log off."""
     port = free_port()
     command = [sys.executable, "-m", "cllm.main", "--host", HOST, "--port", str(port)]
     command += ["--no-access-log", "--log-level", "warning", *arguments]
-    return Server(name, command, port, start_timeout=start_timeout)
+    return Server(name, command, port, start_timeout=start_timeout, context=context)
 
 
 def cpu_seconds(pid: int) -> float:

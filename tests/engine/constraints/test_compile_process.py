@@ -27,7 +27,7 @@ from cllm.engine import (
     QueueFull,
     SamplingParams,
 )
-from cllm.engine.constraints import grammars
+from cllm.engine.constraints import compile_process, grammars
 from cllm.engine.constraints.constraint import Kind
 from tests.engine.engine_helpers import WAIT, finished, greedy
 from tests.planted_child import planted
@@ -85,8 +85,10 @@ def test_what_crashes_llguidance_does_not_crash_the_engine(engine: Engine) -> No
 )
 @pytest.mark.usefixtures("hurried")
 def test_a_child_that_dies_costs_the_constraint_alone(
-    doomed: Engine, mark: str, reason: str
+    doomed: Engine, mark: str, reason: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    if mark == "planted-stall":  # needs no processor, which others may use
+        monkeypatch.setattr(compile_process, "_WALL", 1.0)
     for kind, source in (
         ("regex", mark),
         ("gbnf", f'root ::= "{mark}"'),
@@ -168,9 +170,12 @@ def test_many_that_hang_do_not_keep_a_good_one_from_its_turn(
         hanging.append((caught.value.settled, pipe))
     doomed.check_constraint(Constraint("regex", "after four that hang"))
     assert not any(settled.done() for settled, _ in hanging)
-    for settled, pipe in hanging:
-        pipe.write_bytes(b"")  # waits until a child reads it
-        settled.result(WAIT)
+    # Each write waits until a child reads that pipe; either lane may have taken the first one.
+    with ThreadPoolExecutor(len(hanging)) as pool:
+        for _, pipe in hanging:
+            pool.submit(pipe.write_bytes, b"")
+        for settled, _ in hanging:
+            settled.result(WAIT)
 
 
 def test_the_queue_is_bounded(tmp_path: Path) -> None:
@@ -189,6 +194,37 @@ def test_the_queue_is_bounded(tmp_path: Path) -> None:
         for descriptor in busy:
             os.close(descriptor)
         engine.check_constraint(Constraint("regex", "63"))
+
+
+def test_a_full_queue_makes_room_for_another_tenant_and_for_those_who_leave(tmp_path: Path) -> None:
+    with planted(), Engine.load(random_path(), parallel=1, ctx_size=256) as engine:
+        held, pipe = hold(tmp_path, "first")
+        also, other = hold(tmp_path, "second")
+        for each in (held, also):
+            with pytest.raises(ConstraintPending):
+                engine.check_constraint(each, wait=False)
+        busy = [opened_by_child(pipe), opened_by_child(other)]  # both lanes
+        pending = []
+        for number in range(grammars.MAX_WAITING):
+            with pytest.raises(ConstraintPending) as caught:
+                engine.check_constraint(Constraint("regex", f"{number}"), wait=False, tenant="many")
+            pending.append(caught.value)
+        with pytest.raises(ConstraintPending):
+            engine.check_constraint(Constraint("regex", "few"), wait=False, tenant="few")
+        with pytest.raises(QueueFull):
+            pending[-1].settled.result(WAIT)
+        with pytest.raises(QueueFull):
+            engine.check_constraint(Constraint("regex", "one more"), wait=False, tenant="many")
+        pending[0].leave()
+        assert pending[0].settled.cancelled()
+        with pytest.raises(ConstraintPending):
+            engine.check_constraint(Constraint("regex", "one more"), wait=False, tenant="many")
+        for descriptor in busy:
+            os.close(descriptor)
+        engine.check_constraint(Constraint("regex", "62"))
+        # Neither has left a trace: both are compiled when they are asked for again.
+        engine.check_constraint(Constraint("regex", "63"))
+        engine.check_constraint(Constraint("regex", "0"))
 
 
 def test_closing_ends_the_children_and_those_who_wait(tmp_path: Path) -> None:

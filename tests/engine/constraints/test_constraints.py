@@ -22,6 +22,7 @@ from cllm.engine import (
     EngineError,
     InvalidRequest,
     SamplingParams,
+    TooIntricate,
 )
 from cllm.engine.constraints.constraint import MAX_SOURCE, Kind, json_rule
 from cllm.engine.constraints.guide import Guide, MaskThread
@@ -278,23 +279,21 @@ def test_the_thread_for_masks_ends_with_its_engine(model_path: Path) -> None:
         (keyword, {"type": "object", "properties": {"a": {"anyOf": [{keyword: value}]}}})
         for keyword, value in {
             "not": {"type": "string"},
-            "if": {},
             "uniqueItems": True,
             "contains": {"type": "integer"},
-            "propertyNames": {"pattern": "^a"},
+            "propertyNames": {"anyOf": [{"maxLength": 3}, {"pattern": "^a"}]},
             "dependentRequired": {"a": ["b"]},
-            "unevaluatedProperties": False,
+            "unevaluatedProperties": {"type": "string"},
+            "unevaluatedItems": False,
             "$dynamicRef": "#a",
-            "nullable": True,
-            "x-guidance": {"lenient": True},
             "maxLenght": 5,
             "exclusiveMinimum": True,
             "minLength": -1,
             "multipleOf": 1_234_567,
             "$ref": "https://example.com/schema",
-            "format": "colour",
             "type": "strin",
             "pattern": "(?=a)b",
+            "properties": {"c": {"type": "array", "uniqueItems": True}},
         }.items()
     ],
 )
@@ -304,8 +303,9 @@ def test_a_keyword_that_cannot_be_held_is_named(
     with pytest.raises(InvalidRequest) as caught:
         engine.submit("Hello", held("json_schema", schema))
     assert caught.value.field == "json_schema"
-    named = {"format": "colour", "type": "strin", "pattern": "look"}.get(keyword, keyword)
+    named = {"properties": "uniqueItems", "pattern": "look-ahead"}.get(keyword, keyword)
     assert named in str(caught.value)
+    assert "(at /properties/a/anyOf/0" in str(caught.value)
 
 
 def test_what_only_describes_is_no_hindrance(engine: Engine) -> None:
@@ -398,6 +398,19 @@ def test_hostile_constraints_are_refused(engine: Engine, constraint: tuple[Kind,
     with pytest.raises(InvalidRequest):
         engine.check_constraint(Constraint(*constraint))
     assert finished(engine.submit("Hello", greedy(2))).usage.completion_tokens == 2
+
+
+AMBIGUOUS = """root ::= word
+word ::= word word | [a-z] | word word word"""
+
+
+def test_a_constraint_that_is_slow_at_every_token_is_given_up(engine: Engine) -> None:
+    """Each mask alone is quick enough; together they would take a minute."""
+    other = engine.submit("Hello", greedy(40))
+    slow = engine.submit("Hello", held("gbnf", AMBIGUOUS, max_tokens=400, temperature=2.0))
+    with pytest.raises(TooIntricate, match="more than 5 ms a token"):
+        slow.result(WAIT)
+    assert finished(other).usage.completion_tokens == 40
 
 
 def test_a_rule_for_json_can_stand_in_a_grammar(engine: Engine) -> None:

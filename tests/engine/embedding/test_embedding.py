@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,6 +24,7 @@ from cllm.engine import (
     Unsupported,
 )
 from cllm.engine.embedding.handle import Embedding, normalized
+from cllm.engine.llama import INTERRUPTED
 from tests.embedding_models import CLS, SEP, TRAINED, WIDTH, bert, qwen3, sentences, t5_encoder
 from tests.engine.engine_helpers import WAIT, Loader
 
@@ -179,9 +181,8 @@ def test_an_input_that_is_too_long_is_named_and_nothing_is_queued(embedding: Eng
     for inputs in wrong:
         with pytest.raises(InvalidRequest, match="input"):
             embedding.embedder.submit(inputs)
-    with pytest.raises(InvalidRequest, match="non-empty"):
-        embedding.embedder.embed(["a", ""])
     assert embedding.stats().requests_submitted == before
+    assert len(embedding.embedder.embed(["a", ""])) == 2  # CLS and SEP
     longest = [[CLS] * TRAINED]
     assert embedding.embedder.submit(longest).result(WAIT)[0].shape == (1, WIDTH)
 
@@ -261,6 +262,71 @@ def test_a_deadline_that_passes_while_waiting_ends_the_request(load: Loader) -> 
         late = engine.embedder.submit([[CLS, SEP]], deadline=1e-6)
     with pytest.raises(DeadlineExceeded):
         late.result(WAIT)
+
+
+@pytest.mark.parametrize("why", ["cancelled before", "cancelled within", "expired"])
+@pytest.mark.parametrize("chunks", [False, True])
+def test_a_step_for_one_request_ends_when_it_is_no_longer_wanted(
+    load: Loader, model_path: Path, chunks: bool, why: str
+) -> None:
+    path = qwen3(model_path, "last") if chunks else bert("mean")
+    sizes = {"batch_size": 64, "ubatch_size": 64} if chunks else {}
+    engine = load(path, **PRECISE, **sizes)
+    scheduler: Any = engine._runner
+    text = [5 + i % 9 for i in range(100)]
+    expected = engine.embedder.submit([text]).result(WAIT)
+    context, asked, codes = scheduler._context, threading.Event(), list[int]()
+    plan, decode, interrupt = scheduler._plan, context.decode, context.interrupt
+
+    def planned() -> None:
+        plan()
+        if why == "cancelled before":
+            unwanted.cancel()
+        elif why == "expired":
+            job = scheduler._parts[0].job
+            job.deadline = scheduler._next_deadline = time.monotonic() + 0.02
+
+    def within(batch: Any, count: int) -> int:
+        if why == "cancelled within":
+            unwanted.cancel()
+        assert asked.wait(WAIT)
+        codes.append(decode(batch, count))
+        return codes[-1]
+
+    def interrupted() -> None:
+        interrupt()
+        asked.set()
+
+    with held(engine):
+        unwanted = engine.embedder.submit([text, text], deadline=9.0)
+        scheduler._plan, context.decode, context.interrupt = planned, within, interrupted
+    if why == "expired":
+        with pytest.raises(DeadlineExceeded):
+            unwanted.wait(WAIT)
+    else:
+        unwanted.wait(WAIT)
+        assert unwanted.finish_reason == "cancelled"
+    assert codes == [INTERRUPTED]
+    scheduler._plan, context.decode, context.interrupt = plan, decode, interrupt
+    again = engine.embedder.submit([text]).result(WAIT)
+    assert np.array_equal(again[0], expected[0])
+    assert engine.stats().failed_decodes == 0
+
+
+def test_a_step_for_several_requests_is_finished(load: Loader) -> None:
+    engine = load(bert("mean"), **PRECISE)
+    with held(engine):
+        wanted, unwanted = (engine.embedder.submit([[CLS, 7, SEP]]) for _ in range(2))
+        context: Any = engine._runner._context
+        decode = context.decode
+
+        def within(batch: Any, count: int) -> int:
+            unwanted.cancel()
+            return int(decode(batch, count))
+
+        context.decode = within
+    assert len(wanted.result(WAIT)) == 1
+    assert engine.stats().failed_decodes == 0
 
 
 def test_the_queue_is_bounded(load: Loader) -> None:

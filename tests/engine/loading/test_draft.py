@@ -60,6 +60,7 @@ def test_the_same_number_of_other_tokens_is_refused(model_path: Path, tmp_path: 
     assert "w0rld" in refusal(model_path, path)
 
 
+@pytest.mark.usefixtures("steady_costs")
 @pytest.mark.parametrize("more", [True, False])
 def test_a_few_tokens_more_on_either_side_are_no_hindrance(load: Loader, more: bool) -> None:
     draft = str(random_path(fim=more))

@@ -40,7 +40,7 @@ assert "llama_cpp" not in sys.modules
 def test_the_program_bounds_them_too() -> None:
     code = f"""
 import cllm.main
-from cllm.settings import load_settings
+from cllm.option_table import load_settings
 from cllm.wiring import engine_config
 engine_config(load_settings([], {{}}))
 {SHOW}"""

@@ -16,7 +16,7 @@ from cllm.engine import Engine, InvalidRequest, SamplingParams
 from cllm.engine.errors import EngineError
 from cllm.engine.llama import CANDIDATE, FloatArray, SamplerChain
 from cllm.engine.sampling.params import SAMPLERS
-from cllm.engine.sampling.sampler import TokenSampler, candidates, folded_seed
+from cllm.engine.sampling.sampler import TokenSampler, candidates, folded_seed, greatest
 from tests.engine.engine_helpers import finished, greedy
 
 N_VOCAB = 20_000
@@ -31,9 +31,9 @@ def sampler(**fields: Any) -> TokenSampler:
     return TokenSampler(SamplingParams(**fields), NoVocab())  # type: ignore[arg-type]
 
 
-def logits(seed: int, scale: float = 4.0) -> FloatArray:
+def logits(seed: int, scale: float = 4.0, n_vocab: int = N_VOCAB) -> FloatArray:
     rng = np.random.default_rng(seed)
-    return (rng.standard_normal(N_VOCAB) * scale).astype(np.float32)
+    return (rng.standard_normal(n_vocab) * scale).astype(np.float32)
 
 
 def everything(row: FloatArray) -> Any:
@@ -60,6 +60,31 @@ def test_few_candidates_give_the_same_tokens_as_all(top_k: int, top_p: float, mi
         assert ours.choose(few) == theirs.choose(everything(row))
     ours.close()
     theirs.close()
+
+
+@pytest.mark.parametrize("n_vocab", [2**16, 151_936 + 33])
+@pytest.mark.parametrize("top_k", [1, 40, 500])
+@pytest.mark.parametrize("scale", [0.0, 0.01, 4.0])
+def test_no_great_logit_of_a_large_vocabulary_is_missed(
+    n_vocab: int, top_k: int, scale: float
+) -> None:
+    row = np.round(logits(top_k, scale, n_vocab), 1)  # with ties
+    row[-1] = row[5] = 20.0  # also behind the last whole group
+    row[7::640] = -np.inf
+    found = greatest(row, top_k)
+    assert {5, n_vocab - 1} <= set(found.tolist())
+    assert (np.diff(found) > 0).all()
+    assert set((row > np.sort(row)[-top_k]).nonzero()[0].tolist()) <= set(found.tolist())
+    assert scale < 1 or len(found) <= 4 * top_k + 100
+
+
+def test_a_nan_among_the_great_logits_of_a_large_vocabulary_does_not_hide_others() -> None:
+    row = logits(1, n_vocab=2**17)
+    row[3], row[3 + 2**11] = np.nan, 30.0  # of one group
+    assert 3 + 2**11 in greatest(row, 40)
+    row[:] = np.nan
+    with pytest.raises(EngineError, match="not a number"):
+        sampler(top_k=40).choose(row, array("i", [1]))
 
 
 @pytest.mark.parametrize(("top_p", "min_p"), [(0.9, 0.0), (0.5, 0.1), (1.0, 0.1), (1.0, 0.0)])

@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from cllm.engine.scheduling.fairness import GENERATED, FairQueue, gives_way
+from cllm.engine.scheduling.fairness import GENERATED, FairQueue
+from cllm.engine.sharing import EQUAL, Share, gives_way
 
 
 @dataclass(eq=False)
@@ -18,6 +19,8 @@ class Ask:
     tenant: str
     prompt: int = 10
     tokens: int = 10
+    share: Share = EQUAL
+    priority: int = 0
 
 
 @dataclass
@@ -174,12 +177,99 @@ def test_tenants_without_requests_are_forgotten(rate: int) -> None:
 
 
 def test_weights_divide_the_slots() -> None:
-    machine = Machine(4, FairQueue({"light": 1.0, "heavy": 3.0}.__getitem__))
-    for tenant in ("light", "heavy"):
-        machine.submit(*(Ask(tenant) for _ in range(1000)))
+    machine = Machine(4)
+    for tenant, share in (("light", Share(1)), ("heavy", Share(3))):
+        machine.submit(*(Ask(tenant, share=share) for _ in range(1000)))
     for _ in range(2000):
         machine.step()
     assert machine.work["heavy"] / machine.work["light"] == pytest.approx(3, rel=0.05)
+
+
+def test_a_weight_that_changes_applies_from_the_next_request_on() -> None:
+    machine = Machine(4)
+    for _ in range(1000):
+        machine.submit(Ask("a"), Ask("b"))
+    machine.submit(Ask("b", share=Share(3)))
+    for _ in range(1000):
+        machine.step()
+    assert machine.work["b"] / machine.work["a"] == pytest.approx(3, rel=0.05)
+    machine.drain()
+    assert machine.queue._weights == 0
+
+
+def test_a_tenant_at_its_limit_of_running_requests_lets_others_pass() -> None:
+    queue: FairQueue[Ask] = FairQueue()
+    two = Share(concurrent=2)
+    first, second, third = (Ask("a", share=two) for _ in range(3))
+    other = Ask("b")
+    queue.extend([first, second, third, other])
+    queue.take(first)
+    queue.take(second)
+    queue.charge("b", 1000)
+    assert list(queue.candidates()) == [other]
+    queue.leave(first)
+    assert list(queue.candidates()) == [third, other]
+
+
+def test_the_most_urgent_priority_is_first_then_the_fair_order() -> None:
+    queue: FairQueue[Ask] = FairQueue()
+    late, usual, urgent = Ask("a", priority=5), Ask("a"), Ask("b", priority=-1)
+    other = Ask("c", priority=5)
+    queue.extend([late, usual, other, urgent])
+    queue.charge("b", 1000)
+    queue.charge("a", 10)
+    assert list(queue.candidates()) == [urgent, usual, late, other]
+    queue.take(usual)
+    assert list(queue.candidates()) == [urgent, other, late]
+    queue.rotate(late)
+    queue.leave(late)
+    assert set(queue) == {urgent, other} and len(queue) == 2
+
+
+def claims(slots: int, running: dict[str, int], waiting: dict[str, int]) -> str | None:
+    """Which tenant takes a slot from which, as "few < many"; running, waiting: requests of each."""
+    queue: FairQueue[Ask] = FairQueue()
+    asks = {tenant: [Ask(tenant) for _ in range(count)] for tenant, count in running.items()}
+    for tenant in asks:
+        queue.extend(asks[tenant])
+        for ask in asks[tenant]:
+            queue.take(ask)
+    for tenant, count in waiting.items():
+        queue.extend(Ask(tenant) for _ in range(count))
+    claim = queue.claim(slots)
+    return None if claim is None else f"{claim[0].tenant} < {claim[1]}"
+
+
+@pytest.mark.parametrize(
+    ("slots", "running", "waiting", "expected"),
+    [
+        (8, {"big": 8}, {"big": 92, "small": 1}, "small < big"),
+        (8, {"big": 5, "small": 3}, {"big": 92, "small": 1}, "small < big"),
+        (8, {"big": 4, "small": 4}, {"big": 92, "small": 9}, None),  # each has its share
+        (8, {"big": 8}, {"big": 92}, None),  # alone
+        (3, {"big": 3}, {"small": 1}, "small < big"),
+        (3, {"big": 2, "small": 1}, {"small": 1}, None),  # a share is one and a half slots
+        (1, {"big": 1}, {"small": 1}, None),  # a share is half a slot: it waits for the end
+        (4, {"a": 2, "b": 2}, {"c": 1}, None),  # no tenant has a whole slot too many
+        (8, {"a": 5, "b": 3}, {"c": 1}, "c < a"),
+    ],
+)
+def test_a_tenant_below_its_share_takes_a_slot_of_one_above(
+    slots: int, running: dict[str, int], waiting: dict[str, int], expected: str | None
+) -> None:
+    assert claims(slots, running, waiting) == expected
+
+
+def test_a_paused_request_is_the_next_of_its_tenant() -> None:
+    queue: FairQueue[Ask] = FairQueue()
+    paused, second, other = Ask("a"), Ask("a"), Ask("b")
+    queue.extend([paused, second, other])
+    queue.take(paused)
+    queue.charge("a", 10)
+    queue.pause(paused)
+    assert list(queue.candidates()) == [other, paused, second] and len(queue) == 3
+    queue.leave(paused)
+    assert len(queue) == 2 and queue.known == 2
 
 
 def test_a_preempted_request_is_the_next_of_all() -> None:

@@ -9,6 +9,7 @@ import pytest
 
 from cllm.engine.errors import QueueFull
 from cllm.engine.scheduling.inbox import Inbox, Messages
+from cllm.engine.sharing import EQUAL, Share
 from tests.engine.engine_helpers import WAIT, Loader, finished, greedy, recorded_steps
 
 
@@ -17,6 +18,8 @@ class Item(str):
 
     __slots__ = ()
     tenant = ""
+    share = EQUAL
+    priority = 0
 
 
 class Of(Item):
@@ -131,3 +134,25 @@ def test_a_request_that_ended_while_it_waited_makes_room() -> None:
     assert put_all(inbox, "a1", "a2", "a3") == ["a3"]
     inbox.ended(Of("a2"), 0.0)
     assert put_all(inbox, "b1", "b2") == ["b2"]
+
+
+class Bounded(Of):
+    """A request of a tenant of whom one may run and two may wait."""
+
+    __slots__ = ()
+    share = Share(concurrent=1, queued=2)
+
+
+def test_a_tenant_may_have_a_bound_of_its_own() -> None:
+    inbox: Inbox[Item] = Inbox(8, 100)
+    for number in range(3):
+        inbox.put(Bounded(f"a{number}"))
+    with pytest.raises(QueueFull) as caught:
+        inbox.put(Bounded("a3"))
+    assert caught.value.waiting == 3
+    with pytest.raises(QueueFull):
+        inbox.check_open("a", Bounded.share)
+    inbox.put(Bounded("b0"))
+    inbox.ended(Bounded("a0"), 0.0)
+    inbox.put(Bounded("a4"))
+    assert inbox.refused == 2

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import random
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -51,8 +52,8 @@ def slowed(engine: Engine, tokens_per_s: float) -> None:
     planner = engine._scheduler._planner
     real = planner.learn
 
-    def learn(plan: Any, seconds: float) -> None:
-        real(plan, sum(count for _, count in plan) / tokens_per_s)
+    def learn(plan: Any, shape: Any, seconds: float) -> None:
+        real(plan, shape, shape.tokens / tokens_per_s)
 
     planner.learn = learn  # type: ignore[method-assign]
 
@@ -138,9 +139,20 @@ def test_a_deadline_that_passes_within_a_step_ends_it(load: Loader) -> None:
         passed.set()
 
     context.interrupt = interrupt  # type: ignore[method-assign]
+    scheduler: Any = engine._scheduler
+    plan = scheduler._plan
+
+    def planned() -> Any:  # not before: on a busy machine the request could expire while it waits
+        chosen = plan()
+        for sequence, _ in chosen:
+            sequence.deadline = scheduler._next_deadline = time.monotonic() + 0.02
+        scheduler._plan = plan
+        return chosen
+
+    scheduler._plan = planned
     steps = within_steps(engine, lambda n: passed.wait(WAIT) if n == 0 else None)
     with pytest.raises(DeadlineExceeded):
-        finished(engine.submit(LONG, greedy(4), deadline=0.05))
+        finished(engine.submit(LONG, greedy(4), deadline=9.0))
     assert [code for _, code in steps] == [llama.INTERRUPTED]
     assert finished(engine.submit(LONG, greedy(4))).usage.completion_tokens == 4
     assert not [t for t in threading.enumerate() if t.name == "cllm-deadline" and not t.daemon]

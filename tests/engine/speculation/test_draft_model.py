@@ -14,6 +14,7 @@ from cllm.engine.cache.prefix_cache import Slot
 from cllm.engine.layout.layout import Layout
 from cllm.engine.loading.draft import DraftFile
 from cllm.engine.sequence import Sequence
+from cllm.engine.sharing import COMMON, Scope
 from cllm.engine.speculation.draft_model import DraftModel
 from tests.engine.engine_helpers import PRECISE
 
@@ -49,9 +50,9 @@ def load_draft(main: llama.Model, f32_path: Path) -> Iterator[Loader]:
 
 @pytest.fixture
 def sequence(main: llama.Model) -> Callable[..., Sequence]:
-    def make(tokens: list[int], slot: int) -> Sequence:
+    def make(tokens: list[int], slot: int, scope: Scope = COMMON) -> Sequence:
         generation = Generation(len(tokens))
-        made = Sequence(tokens, SamplingParams(), generation, main.vocab, CTX, None)
+        made = Sequence(tokens, SamplingParams(), generation, main.vocab, CTX, None, scope=scope)
         made.slot = Slot(slot)
         return made
 
@@ -151,3 +152,14 @@ def test_a_decode_that_fails_is_the_last(
     monkeypatch.setattr(draft._context, "decode", lambda batch, count: -3)
     assert draft.draft({sequence([1, 2, 3], 0): 2}) == {}
     assert draft.broken
+
+
+def test_it_shares_nothing_between_scopes(
+    load_draft: Loader, sequence: Callable[..., Sequence]
+) -> None:
+    draft, prompt = load_draft(), tokens(random.Random(4), 100)
+    draft.draft({sequence(prompt, 0, Scope("alice")): 1})
+    for other in (Scope("bob"), Scope("alice", "salt"), COMMON):
+        assert draft.unread(sequence(prompt, 1, other)) == 100
+    assert draft.unread(sequence(prompt, 1, Scope("alice"))) == 1
+    assert draft.unread(sequence(prompt, 0, Scope("bob"))) == 100

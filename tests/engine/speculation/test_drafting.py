@@ -55,7 +55,7 @@ def expected(load: Loader, deep_path: Path) -> list[str]:
 
 
 @pytest.fixture
-def load_both(load: Loader, deep_path: Path, memoryless_path: Path) -> Loader:
+def load_both(load: Loader, deep_path: Path, memoryless_path: Path, steady_costs: None) -> Loader:
     """Loads the deep model with another beside it: one that says the same, if none is given."""
 
     def loader(draft: Path = memoryless_path, **config: Any) -> Engine:

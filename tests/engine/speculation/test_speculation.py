@@ -9,7 +9,7 @@ import pytest
 
 from cllm.engine import Engine, SamplingParams
 from cllm.models import demo_path
-from tests.engine.engine_helpers import Loader
+from tests.engine.engine_helpers import Loader, Watched, greedy
 
 RHYME = "The wheels on the bus go round and round, round and round, round and round. " * 4
 
@@ -24,6 +24,7 @@ def generate(path: Path, draft_max: int, **params: Any) -> tuple[str, int, int]:
         return text, generation.guessed, generation.guessed_right
 
 
+@pytest.mark.usefixtures("steady_costs")
 @pytest.mark.parametrize(
     "params",
     [
@@ -45,6 +46,7 @@ def test_the_text_is_the_same_with_and_without(
     assert ahead == plain
 
 
+@pytest.mark.usefixtures("steady_costs")
 def test_counts_and_ends_are_exact(load: Loader, memoryless_path: Path) -> None:
     engine = load(memoryless_path, parallel=1, ctx_size=512)
     engine.generate("x", max_tokens=8)
@@ -79,13 +81,13 @@ def test_several_sequences_draft_side_by_side(load: Loader, memoryless_path: Pat
         assert [g.result().text for g in generations] == expected
 
 
+@pytest.mark.usefixtures("steady_costs")
 def test_a_cancelled_draft_frees_its_slot(load: Loader, memoryless_path: Path) -> None:
     engine = load(memoryless_path, parallel=1, ctx_size=1024)
     engine.generate("x", max_tokens=8)
-    generation = engine.submit(RHYME, SamplingParams(ignore_eos=True, temperature=0))
-    while not generation.guessed:
-        generation.take()
-    generation.cancel()
-    generation.wait()
-    assert generation.finish_reason == "cancelled"
+    watched = Watched(engine, RHYME, greedy(None))
+    watched.wait_until(lambda: watched.generation.guessed > 0)
+    watched.generation.cancel()
+    watched.generation.wait()
+    assert watched.generation.finish_reason == "cancelled"
     assert engine.generate("Hello", max_tokens=4, ignore_eos=True).usage.completion_tokens == 4

@@ -14,6 +14,8 @@ from cllm.engine.speculation.drafter import Drafter
 from cllm.engine.speculation.speculation import Speculation
 from tests.engine.engine_helpers import WAIT, Loader, Watched, break_decode, finished, greedy
 
+pytestmark = pytest.mark.usefixtures("steady_costs")
+
 RHYME = "The wheels on the bus go round and round, round and round, round and round. " * 2
 PROMPTS = [RHYME[i:] for i in range(8)]
 

@@ -6,10 +6,10 @@ from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 
 from cllm.api.chat.conversation import Conversation
+from cllm.api.constraint_fields import Asked, asked_constraint, form_of
 from cllm.api.envelopes import encode
 from cllm.api.openai.responses.schemas import (
     Content,
-    Format,
     Item,
     NamedTool,
     Part,
@@ -17,7 +17,6 @@ from cllm.api.openai.responses.schemas import (
     ToolChoice,
 )
 from cllm.api.openai.responses.tools import Toolbox, shown_name
-from cllm.engine import Constraint
 
 Choice = tuple[Literal["none", "auto", "required"], frozenset[str] | None]
 
@@ -33,7 +32,7 @@ def conversation(asked: ResponsesRequest, items: Sequence[Item], tools: Toolbox)
         choice=choice,
         allowed=allowed,
         parallel=asked.parallel_tool_calls is not False,
-        response=_response(asked.text.format if asked.text is not None else None),
+        response=asked_constraint(asked, _format(asked)),
         reasoning=asked.reasoning.effort if asked.reasoning is not None else None,
         template_kwargs=asked.chat_template_kwargs or {},
         continued=last.get("role") == "assistant" and "tool_calls" not in last,
@@ -53,13 +52,11 @@ def _choice(asked: ResponsesRequest, tools: Toolbox) -> Choice:
     return choice.mode if choice.type == "allowed_tools" else "required", frozenset(names)
 
 
-def _response(format: Format | None) -> Constraint | None:
-    if format is None or format.type == "text":
+def _format(asked: ResponsesRequest) -> Asked | None:
+    format = asked.text.format if asked.text is not None else None
+    if format is None:
         return None
-    if format.type == "json_object":
-        return Constraint("json_object")
-    assert format.schema is not None
-    return Constraint("json_schema", format.schema)
+    return form_of({"type": format.type, "schema": format.schema}, "text.format")
 
 
 def _messages(asked: ResponsesRequest, items: Sequence[Item]) -> Iterator[dict[str, Any]]:

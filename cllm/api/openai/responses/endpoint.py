@@ -40,10 +40,7 @@ if TYPE_CHECKING:
 Keep = Callable[[str, bytes], None]
 """Stores the response of a generation's id: its JSON."""
 
-_NAMES = (
-    (re.compile(r"^(prompt|messages)\b"), "input"),
-    (re.compile(r"^(response_format(\.json_schema)?\.schema|json_schema)"), "text.format.schema"),
-)
+_NAMES = ((re.compile(r"^(prompt|messages)\b"), "input"),)
 _TOOL = re.compile(r"^tools\[(\d+)\]\.function")
 
 
@@ -72,14 +69,15 @@ class Responses:
         """POST ``/v1/responses/input_tokens``: the tokens of the prompt; raises as `create`."""
         given = self._given(request)
         with named(_names(given)):
-            return counted(self._service, conversation(given.asked, given.items, given.tools))
+            asks = conversation(given.asked, given.items, given.tools)
+            return counted(self._service, asks, tenant_of(request))
 
     def create(self, request: HttpRequest) -> HttpResponse | DeferredResponse:
         """POST ``/v1/responses``. Raises HttpError 400 and 503, InvalidRequest, QueueFull."""
         given = self._given(request)
         asked, service = given.asked, self._service
         with named(_names(given)):
-            prepared = self._prepared(given)
+            prepared = self._prepared(given, tenant_of(request))
         params = _params(asked, prepared, service)
         place = place_of(asked, service.engine.info().context.parallel)
         wanted = [Wanted(prepared.tokens, params, *place)]
@@ -92,6 +90,7 @@ class Responses:
 
         return self._submission.answer(
             request,
+            asked,
             wanted,
             stream=asked.stream,
             frames=lambda generations: _Frames(reply(generations)),
@@ -122,13 +121,13 @@ class Responses:
             raise HttpError(400, text)
         return found
 
-    def _prepared(self, given: _Given) -> Prepared:
+    def _prepared(self, given: _Given, tenant: str) -> Prepared:
         asked, service = given.asked, self._service
         asks = conversation(asked, given.items, given.tools)
         if asked.truncation == "auto":
             context = service.engine.info().context
-            return fitted(asks, partial(prepare, service), context.ctx_size)
-        return prepare(service, asks)
+            return fitted(asks, partial(prepare, service, tenant=tenant), context.ctx_size)
+        return prepare(service, asks, tenant)
 
     def _keep(self, tenant: str, given: _Given, id: str, response: bytes) -> None:
         items = [

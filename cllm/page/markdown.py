@@ -1,0 +1,250 @@
+"""Markdown to sanitized HTML: CommonMark with tables, highlighted code and formulas."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from html import escape
+from typing import Any
+
+import nh3
+from latex2mathml.converter import convert
+from markdown_it import MarkdownIt
+from markdown_it.renderer import RendererHTML
+from markdown_it.token import Token
+from pygments import highlight
+from pygments.formatters import HtmlFormatter
+from pygments.lexers import get_lexer_by_name
+from pygments.util import ClassNotFound
+
+from cllm.page.formulas import add_formulas
+
+_LONGEST_FORMULA = 2000  # characters
+_LONGEST_CODE = 32 * 1024  # characters that are highlighted
+# Lexers are regular expressions over text of strangers, so only those of common languages run.
+LANGUAGES = frozenset(
+    [
+        "bash",
+        "c",
+        "c#",
+        "c++",
+        "cpp",
+        "csharp",
+        "css",
+        "diff",
+        "docker",
+        "dockerfile",
+        "go",
+        "graphql",
+        "haskell",
+        "html",
+        "ini",
+        "java",
+        "javascript",
+        "js",
+        "json",
+        "jsx",
+        "julia",
+        "kotlin",
+        "latex",
+        "lua",
+        "make",
+        "makefile",
+        "markdown",
+        "md",
+        "perl",
+        "php",
+        "powershell",
+        "py",
+        "python",
+        "r",
+        "rb",
+        "ruby",
+        "rs",
+        "rust",
+        "scala",
+        "sh",
+        "shell",
+        "sql",
+        "swift",
+        "tex",
+        "toml",
+        "ts",
+        "tsx",
+        "typescript",
+        "xml",
+        "yaml",
+        "yml",
+        "zsh",
+    ]
+)
+_FORMATTER: HtmlFormatter[str] = HtmlFormatter(nowrap=True)
+
+_MATH = [
+    "math",
+    "mrow",
+    "mi",
+    "mn",
+    "mo",
+    "ms",
+    "mtext",
+    "mspace",
+    "msup",
+    "msub",
+    "msubsup",
+    "mfrac",
+    "msqrt",
+    "mroot",
+    "mover",
+    "munder",
+    "munderover",
+    "mtable",
+    "mtr",
+    "mtd",
+    "mstyle",
+    "mpadded",
+    "mphantom",
+    "menclose",
+    "mmultiscripts",
+    "mprescripts",
+    "none",
+]
+_TAGS = {
+    *[
+        "p",
+        "br",
+        "hr",
+        "h1",
+        "h2",
+        "h3",
+        "h4",
+        "h5",
+        "h6",
+        "em",
+        "strong",
+        "s",
+        "code",
+        "pre",
+        "span",
+        "blockquote",
+        "ul",
+        "ol",
+        "li",
+        "a",
+        "img",
+    ],
+    *["table", "thead", "tbody", "tr", "th", "td"],
+    *_MATH,
+}
+_LENGTHS = {"width", "height", "depth", "lspace", "rspace", "voffset", "linethickness"}
+_ATTRIBUTES = {
+    **{
+        tag: {"mathvariant", "stretchy", "fence", "form", "separator", "accent", "columnalign",
+              "rowspacing", "columnspacing", "displaystyle", "notation", "minsize", "maxsize",
+              "columnlines", "rowlines", "movablelimits", "largeop", *_LENGTHS}
+        for tag in _MATH
+    },
+    "a": {"href", "title", "target"},
+    "img": {"src", "alt", "title"},
+    "ol": {"start"},
+    "th": {"align"},
+    "td": {"align"},
+    "span": {"class"},
+    "code": {"class", "data-language"},
+}  # fmt: skip
+_ATTRIBUTES["math"] = {"display"}
+_CLASSES = re.compile(r"[a-z0-9]{1,8}( [a-z0-9]{1,8})*")
+_LINK = re.compile(r"(https?://|mailto:)[^\s]+", re.IGNORECASE)
+_PICTURE = re.compile(r"data:image/(png|jpeg|gif|webp);base64,[A-Za-z0-9+/=]+")
+
+
+def render(text: str) -> str:
+    """HTML without scripts, styles, forms or requests to other servers."""
+    html = _PARSER.render(text)
+    return nh3.clean(
+        html,
+        tags=_TAGS,
+        attributes=_ATTRIBUTES,
+        attribute_filter=_filtered,
+        url_schemes={"http", "https", "mailto", "data"},
+        link_rel="noopener noreferrer nofollow",
+        set_tag_attribute_values={"a": {"target": "_blank"}},
+    )
+
+
+def _filtered(tag: str, name: str, value: str) -> str | None:
+    """An attribute's value, or None to drop it."""
+    checks = {"href": _LINK, "src": _PICTURE, "class": _CLASSES}
+    check = checks.get(name)
+    return value if check is None or check.fullmatch(value) else None
+
+
+def _fence(
+    renderer: RendererHTML, tokens: Sequence[Token], index: int, options: Any, env: Any
+) -> str:
+    token = tokens[index]
+    language = (token.info.split() or [""])[0].lower()
+    named = f' data-language="{escape(language[:24])}"' if language else ""
+    return f"<pre><code{named}>{_highlighted(token.content, language)}</code></pre>\n"
+
+
+def _highlighted(code: str, language: str) -> str:
+    if language in LANGUAGES and len(code) <= _LONGEST_CODE:
+        try:
+            lexer = get_lexer_by_name(language, stripnl=False, ensurenl=False)
+            return str(highlight(code, lexer, _FORMATTER))
+        except ClassNotFound:
+            pass
+    return escape(code)
+
+
+def _image(
+    renderer: RendererHTML, tokens: Sequence[Token], index: int, options: Any, env: Any
+) -> str:
+    """A picture in the text itself, or a link: no other server learns that it was shown."""
+    token = tokens[index]
+    source = str(token.attrs.get("src", ""))
+    name = renderer.renderInlineAsText(token.children, options, env) or source
+    if _PICTURE.fullmatch(source):
+        return f'<img src="{escape(source)}" alt="{escape(name)}">'
+    return f'<a href="{escape(source)}">{escape(name)}</a>'
+
+
+def _formula(
+    renderer: RendererHTML, tokens: Sequence[Token], index: int, options: Any, env: Any
+) -> str:
+    token = tokens[index]
+    latex, display = token.content, token.type == "formula_block"
+    if len(latex) <= _LONGEST_FORMULA:
+        try:
+            return str(convert(latex, display="block" if display else "inline"))
+        except Exception:  # of any kind, for LaTeX that it does not know
+            pass
+    tag = "<pre><code>{}</code></pre>" if display else "<code>{}</code>"
+    return tag.format(escape(latex))
+
+
+def _align(state: Any) -> None:
+    """The columns' alignment as an attribute: the page's policy allows no inline style."""
+    for token in state.tokens:
+        style = str(token.attrs.pop("style", "")) if token.type in ("th_open", "td_open") else ""
+        if style:
+            token.attrSet("align", style.removeprefix("text-align:"))
+
+
+def _parser() -> MarkdownIt:
+    parser = MarkdownIt("commonmark", {"html": False, "maxNesting": 40})
+    parser.enable(["table", "strikethrough"])
+    add_formulas(parser)
+    parser.core.ruler.push("align", _align)
+    for name, rule in (
+        ("fence", _fence),
+        ("image", _image),
+        ("formula", _formula),
+        ("formula_block", _formula),
+    ):
+        parser.add_render_rule(name, rule)
+    return parser
+
+
+_PARSER = _parser()

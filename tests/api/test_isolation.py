@@ -1,0 +1,185 @@
+"""What a key sees of the others: neither their counts nor their slots nor their prefixes."""
+
+from __future__ import annotations
+
+import re
+import time
+from typing import Any
+
+import pytest
+import requests
+
+from cllm.api import ApiSettings
+from cllm.engine import Engine
+from cllm.http import ServerConfig
+from tests.api.api_client import Live, begin_post, read_until, serving
+from tests.api.keyed import GENERATING, LONG_PROMPT, RING, SHORT, ask, see
+
+# What each sees
+
+
+def test_usage_shows_a_key_its_own_and_an_admin_all(keyed: Live) -> None:
+    used = ask(keyed, "alice", max_tokens=5, ignore_eos=True).json()["data"]["usage"]
+    (own,) = see(keyed, "alice", "/usage").json()["data"]["tenants"]
+    assert own["tenant"] == "alice" and own["requests"] == 1 and own["in_flight"] == 0
+    assert own["prompt_tokens"] == used["prompt_tokens"] and own["generated_tokens"] == 5
+    names = [told["tenant"] for told in see(keyed, "root", "/usage").json()["data"]["tenants"]]
+    assert names == ["key 1", *(key.name for key in RING.keys)]
+
+
+def test_metrics_show_a_key_its_own_and_an_admin_all(keyed: Live) -> None:
+    ask(keyed, "alice")
+    for _ in range(3):
+        ask(keyed, "few")
+    own = see(keyed, "alice", "/metrics").text
+    assert 'cllm_tenant_requests_total{tenant="alice"} 1.0' in own
+    assert {line.split("{")[0] for line in own.splitlines() if line[:1] not in ("#", "")} == {
+        "cllm_tenant_requests_total", "cllm_tenant_tokens_total", "cllm_tenant_in_flight",
+    }  # fmt: skip
+    assert "few" not in own
+    every = see(keyed, "root", "/metrics").text
+    assert 'cllm_tenant_refused_total{limit="requests",tenant="few"} 1.0' in every
+    assert "cllm_requests_submitted_total" in every and "process_" in every
+
+
+def test_slots_show_a_key_its_own(keyed: Live) -> None:
+    ask(keyed, "alice", prompt=LONG_PROMPT)
+    bare = {"id", "n_ctx", "speculative", "is_processing"}
+
+    def told(key: str) -> list[set[str]]:
+        return [set(slot) for slot in see(keyed, key, "/slots").json()]
+
+    assert sum(slot > bare for slot in told("root")) >= 1
+    assert sum(slot > bare for slot in told("alice")) == 1
+    assert all(slot == bare for slot in told("bob"))
+
+
+def test_details_of_the_health_need_an_admin_key(keyed: Live) -> None:
+    assert keyed.get("/health").status_code == 200
+    assert keyed.get("/health?level=full").status_code == 401
+    assert see(keyed, "bob", "/health?level=full").status_code == 403
+    assert see(keyed, "root", "/health?level=full").status_code == 200
+
+
+# Prefixes
+
+
+def cached(keyed: Live, key: str, path: str = "/completion", **fields: Any) -> int:
+    """Tokens of LONG_PROMPT that were reused, however the endpoint is asked and tells it."""
+    body: dict[str, Any] = {"prompt": LONG_PROMPT, "max_tokens": 1, "n_predict": 1, **fields}
+    if path in ("/v1/chat/completions", "/v1/messages"):
+        body["messages"] = [{"role": "user", "content": LONG_PROMPT}]
+    if path == "/v1/responses":
+        body = {"input": LONG_PROMPT, "max_output_tokens": 1, **fields}
+    response = keyed.post(path, body, headers={"x-api-key": key})
+    assert response.status_code == 200, response.text
+    told = response.json()
+    if path == "/completion":
+        return int(told["timings"]["cache_n"])
+    if path == "/generate":
+        return int(told["data"]["usage"]["cached_tokens"])
+    usage = told["usage"]
+    if path == "/v1/messages":
+        return int(usage["cache_read_input_tokens"])
+    details = usage["input_tokens_details" if path == "/v1/responses" else "prompt_tokens_details"]
+    return int(details["cached_tokens"])
+
+
+@pytest.mark.parametrize("path", GENERATING)
+def test_a_prefix_is_found_by_its_key_and_salt_only(keyed: Live, path: str) -> None:
+    assert cached(keyed, "alice", path) < 100 < cached(keyed, "alice", path)
+    assert cached(keyed, "bob", path) < 100
+    assert cached(keyed, "alice", path, cache_salt="s") < 100
+    assert cached(keyed, "alice", path, cache_salt="s") > 100
+    assert cached(keyed, "bob", path, cache_salt="s") < 100
+    assert cached(keyed, "alice", path, cache_salt="t") < 100
+
+
+def test_a_slot_that_is_named_gives_nothing_of_another_key(keyed: Live) -> None:
+    assert cached(keyed, "alice", id_slot=2) == 0
+    assert cached(keyed, "bob", id_slot=2) == 0
+    with keyed.post(
+        "/completion",
+        {"prompt": LONG_PROMPT, "n_predict": 1, "id_slot": 2, "cache_prompt": True},
+        headers={"x-api-key": "plain"},
+    ) as response:
+        assert response.json()["timings"]["cache_n"] == 0
+
+
+def test_a_saved_slot_is_restored_by_its_key_only(keyed: Live) -> None:
+    def act(key: str, action: str, slot: int = 1) -> requests.Response:
+        path = f"/slots/{slot}?action={action}"
+        return keyed.post(path, {"filename": "talk"}, headers={"x-api-key": key})
+
+    cached(keyed, "alice", id_slot=1)
+    assert act("bob", "save").status_code == 400
+    assert act("bob", "erase").json()["n_erased"] == 0
+    assert act("alice", "save").status_code == 200
+    assert act("bob", "restore").status_code == 400
+    assert act("root", "restore").status_code == 400
+    assert act("alice", "restore", slot=3).status_code == 200
+    assert cached(keyed, "bob", id_slot=3) == 0
+    assert act("alice", "restore", slot=3).status_code == 200
+    assert cached(keyed, "alice", id_slot=3) > 100
+
+
+@pytest.mark.parametrize("path", [*GENERATING, "/generate_stream"])
+def test_an_empty_salt_is_refused(keyed: Live, path: str) -> None:
+    body = {**SHORT, "cache_salt": "", "messages": [], "input": "x"}
+    response = keyed.post(path, body, headers={"x-api-key": "alice"})
+    assert response.status_code == 400
+
+
+@pytest.mark.parametrize("share", ["all", "tenant"])
+def test_the_operator_decides_whether_prefixes_are_shared(keyed_engine: Engine, share: str) -> None:
+    for slot in range(4):
+        keyed_engine.sessions.erase(slot, "").result(60)
+    prompt = f"{share} {LONG_PROMPT}"
+    with serving(keyed_engine, ApiSettings(key_ring=RING, share_prefixes=share)) as keyed:
+        assert cached(keyed, "alice", prompt=prompt) < 100
+        assert (cached(keyed, "bob", prompt=prompt) > 100) == (share == "all")
+        assert cached(keyed, "bob", prompt=prompt, cache_salt="x") < 100
+
+
+def test_without_keys_addresses_share_unless_the_operator_says_otherwise(
+    keyed_engine: Engine,
+) -> None:
+    for share, found in (("all", True), ("tenant", False)):
+        with serving(keyed_engine, ApiSettings(share_prefixes=share)) as keyed:
+            fields = {"prompt": f"{share} {time.time_ns()} {LONG_PROMPT}", "n_predict": 1}
+            assert keyed.post("/completion", fields).json()["timings"]["cache_n"] < 100
+            with begin_post(keyed, "/completion", fields, source="127.0.0.2") as peer:
+                text = read_until(peer, b'"predicted_n"').decode()
+            (count,) = re.findall(r'"cache_n":(\d+)', text)
+            assert (int(count) > 100) == found
+
+
+# Behind a proxy
+
+
+def forwarded(live: Live, client: str, **more: str) -> requests.Response:
+    fields = {"X-Forwarded-For": client, **more}
+    return live.post("/generate", {**SHORT, "max_tokens": 1}, headers=fields)
+
+
+def test_clients_behind_a_trusted_proxy_are_told_apart(keyed_engine: Engine) -> None:
+    trusting = ServerConfig(grace=5.0, trusted_proxies=("127.0.0.1",))
+    with serving(keyed_engine, ApiSettings(api_keys=("right",)), trusting) as live:
+        wrong = [forwarded(live, "203.0.113.7", authorization=f"Bearer {n}") for n in range(11)]
+        assert [answer.status_code for answer in wrong[-2:]] == [401, 429]
+        assert forwarded(live, "203.0.113.7", authorization="Bearer right").status_code == 429
+        # A client cannot be another by what it sends in front.
+        forged = "198.51.100.1, 203.0.113.7"
+        assert forwarded(live, forged, authorization="Bearer right").status_code == 429
+        assert forwarded(live, "203.0.113.8", authorization="Bearer right").status_code == 200
+
+
+def test_a_forged_address_is_ignored_without_trusted_proxies(keyed_engine: Engine) -> None:
+    with serving(keyed_engine, ApiSettings(api_keys=("right",))) as live:
+        for number in range(11):
+            last = forwarded(live, f"203.0.113.{number}", authorization=f"Bearer {number}")
+        assert last.status_code == 429
+    with serving(keyed_engine, ApiSettings(share_prefixes="tenant")) as live:
+        assert forwarded(live, "203.0.113.7").status_code == 200
+        assert {slot.tenant for slot in keyed_engine.slots()} & {"127.0.0.1"}
+        assert not any((slot.tenant or "").startswith("203.") for slot in keyed_engine.slots())

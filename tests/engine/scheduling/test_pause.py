@@ -1,0 +1,112 @@
+"""A tenant with more than its share of the slots leaves one to a tenant with less."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cllm.engine import Engine, Generation
+from cllm.engine.sharing import Share
+from tests.engine.engine_helpers import PRECISE, Loader, Watched, finished, greedy
+
+LONG = [20 + i % 300 for i in range(200)]
+
+
+@pytest.fixture(params=["split", "unified"])
+def four(request: pytest.FixtureRequest, load: Loader, f32_path: Path) -> Engine:
+    unified = request.param == "unified"
+    return load(f32_path, **PRECISE, parallel=4, ctx_size=512, kv_unified=unified, draft_max=0)
+
+
+def begun(engine: Engine, tenant: str, count: int, tokens: int = 120) -> list[Generation]:
+    """Generations of a tenant that have a token each."""
+    watched = [
+        Watched(engine, [*LONG, number], greedy(tokens), tenant=tenant) for number in range(count)
+    ]
+    for each in watched:
+        each.wait_for_tokens(1)
+    return [each.generation for each in watched]
+
+
+def test_a_small_tenant_does_not_wait_until_a_long_generation_ends(four: Engine) -> None:
+    big = begun(four, "big", 4, tokens=300)
+    waiting = [four.submit([*LONG, 9], greedy(4), tenant="big") for _ in range(4)]
+    finished(four.submit("Hello", greedy(4), tenant="small"))
+    assert not any(each.done for each in (*big, *waiting))
+    assert four.stats().pauses == 1
+    for each in (*big, *waiting):
+        each.cancel()
+
+
+def test_what_was_paused_continues_where_it_was(four: Engine) -> None:
+    alone = [finished(four.submit([*LONG, n], greedy(120))).text for n in range(4)]
+    big = begun(four, "big", 4)
+    for _ in range(3):
+        finished(four.submit("Hello", greedy(2), tenant="small"))
+    texts = [finished(each).text for each in big]
+    stats = four.stats()
+    assert texts == alone
+    assert stats.pauses == 3
+    assert stats.recomputed_tokens <= 3 * 64, "what was cached is kept in host memory"
+    assert [each.usage.completion_tokens for each in big] == [120] * 4
+
+
+def test_a_paused_request_can_be_cancelled_and_waits_for_no_one(four: Engine) -> None:
+    big = begun(four, "big", 4, tokens=300)
+    small = begun(four, "small", 1, tokens=300)
+    (paused,) = (each for each in big if four.slots()[each.slot or 0].generation is not each)
+    paused.cancel()
+    assert finished(paused).finish_reason == "cancelled"
+    for each in (*big, *small):
+        each.cancel()
+        finished(each)
+    assert four.stats().slots_busy == 0
+
+
+@pytest.mark.parametrize(
+    ("config", "small"),
+    [
+        ({"cache_ram": 0}, {}),  # to continue would mean to read the whole prompt again
+        ({}, {"priority": 1}),  # it gave way by itself
+        ({}, {"slot": 2}),  # it waits for one particular slot
+    ],
+)
+def test_none_is_paused(load: Loader, config: dict[str, Any], small: dict[str, Any]) -> None:
+    engine = load(parallel=4, ctx_size=512, draft_max=0, **config)
+    big = begun(engine, "big", 4, tokens=200)
+    finished(engine.submit("Hello", greedy(1), tenant="small", **small))
+    assert engine.stats().pauses == 0
+    for each in big:
+        each.cancel()
+
+
+def test_a_tenant_runs_no_more_than_its_limit(load: Loader) -> None:
+    engine = load(parallel=4, ctx_size=512)
+    one = Share(concurrent=1)
+    first = Watched(engine, "a", greedy(None), tenant="bounded", share=one)
+    first.wait_for_tokens(1)
+    second = engine.submit("b", greedy(2), tenant="bounded", share=one)
+    finished(engine.submit("c", greedy(2), tenant="other"))
+    assert second.slot is None and engine.stats().slots_busy == 1
+    first.generation.cancel()
+    assert finished(second).finish_reason == "length"
+
+
+def test_an_urgent_request_is_served_before_older_ones(load: Loader) -> None:
+    engine = load(parallel=1, ctx_size=512)
+    running = Watched(engine, "a", greedy(None), tenant="x")
+    running.wait_for_tokens(1)
+    order: list[str] = []
+    asked = [
+        engine.submit(
+            name, greedy(1), tenant=name, priority=number, on_update=partial(order.append, name)
+        )
+        for name, number in (("late", 2), ("usual", 0), ("urgent", -2))
+    ]
+    running.generation.cancel()
+    for each in asked:
+        finished(each)
+    assert order == ["urgent", "usual", "late"]

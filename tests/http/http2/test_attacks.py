@@ -1,0 +1,251 @@
+"""Clients that cost the server work without wanting an answer: each limit, on a socket."""
+
+from __future__ import annotations
+
+import tracemalloc
+from collections.abc import Callable
+
+import pytest
+
+from cllm.http import DeferredResponse, HttpHandler, HttpResponse, Server
+from cllm.http.http2 import guards
+from cllm.http.http2.errors import Http2ConnectionError
+from cllm.http.http2.heads import HeadReader
+from cllm.http.http2.hpack import encode_integer
+from cllm.http.limits import Limits
+from tests.http.http2.http2_wire import (
+    ACK,
+    CONTINUATION,
+    DATA,
+    END_HEADERS,
+    END_STREAM,
+    ENHANCE_YOUR_CALM,
+    GOAWAY,
+    HEADERS,
+    PING,
+    PREFACE,
+    PRIORITY,
+    PROTOCOL_ERROR,
+    RST_STREAM,
+    SETTINGS,
+    SETTINGS_TIMEOUT,
+    WINDOW_UPDATE,
+    Http2Client,
+    frame,
+    request_fields,
+    settings,
+    uint32,
+)
+from tests.http.http_wire import Serve, basic_handler, wait_until
+
+Connect = Callable[..., Http2Client]
+Attack = Callable[[Http2Client], bytes]
+
+
+def rapid_reset(c: Http2Client) -> bytes:
+    """Requests that are reset in the same breath (CVE-2023-44487)."""
+    parts: list[bytes] = []
+    for _ in range(150):
+        stream = c.take_stream()
+        parts += (c.headers(stream, request_fields("GET", "/wait")),
+                  frame(RST_STREAM, 0, stream, uint32(8)))  # fmt: skip
+    return b"".join(parts)
+
+
+def provoked_resets(c: Http2Client) -> bytes:
+    """Requests whose streams the server is made to reset (CVE-2025-8671)."""
+    parts: list[bytes] = []
+    for _ in range(150):
+        stream = c.take_stream()
+        parts += (c.headers(stream, request_fields("GET", "/wait")),
+                  frame(WINDOW_UPDATE, 0, stream, uint32(0)))  # fmt: skip
+    return b"".join(parts)
+
+
+def refused_streams(c: Http2Client) -> bytes:
+    return b"".join(
+        c.headers(c.take_stream(), request_fields("POST", "/echo"), ended=False) for _ in range(250)
+    )
+
+
+def open_body(c: Http2Client) -> bytes:
+    return c.headers(c.take_stream(), request_fields("POST", "/echo"), ended=False)
+
+
+ATTACKS: list[tuple[str, Attack, str]] = [
+    ("requests that are reset at once", rapid_reset, "resets"),
+    ("resets that the client provokes", provoked_resets, "resets"),
+    ("streams past the limit", refused_streams, "resets"),
+    ("PING", lambda c: frame(PING, 0, 0, b"12345678") * 300, "control_frames"),
+    ("PING acknowledgements", lambda c: frame(PING, ACK, 0, b"12345678") * 300, "control_frames"),
+    ("SETTINGS", lambda c: settings(s4=1) * 300, "control_frames"),
+    ("SETTINGS acknowledgements", lambda c: frame(SETTINGS, ACK, 0) * 300, "control_frames"),
+    ("PRIORITY", lambda c: frame(PRIORITY, 0, 1, uint32(3) + b"\0") * 300, "control_frames"),
+    ("WINDOW_UPDATE", lambda c: frame(WINDOW_UPDATE, 0, 0, uint32(1)) * 300, "control_frames"),
+    ("GOAWAY", lambda c: frame(GOAWAY, 0, 0, b"\0" * 8) * 300, "control_frames"),
+    ("unknown frames", lambda c: frame(0xEE, 0, 0) * 300, "control_frames"),
+    ("empty DATA", lambda c: open_body(c) + frame(DATA, 0, 1) * 300, "control_frames"),
+    ("DATA of padding", lambda c: open_body(c) + frame(DATA, 8, 1, b"\0") * 300, "control_frames"),
+    ("DATA of one byte", lambda c: open_body(c) + frame(DATA, 0, 1, b"x") * 35_000, "small_frames"),
+    ("CONTINUATION", lambda c: frame(HEADERS, END_STREAM, 1) + 20 * frame(CONTINUATION, 0, 1),
+     "continuations"),
+    ("a head of many bytes", lambda c: frame(HEADERS, END_STREAM, 1, b"\0" * 16_000)
+     + 3 * frame(CONTINUATION, 0, 1, b"\0" * 16_000), "head"),
+]  # fmt: skip
+
+
+@pytest.fixture
+def server(serve: Serve) -> Server:
+    handler = basic_handler()
+    handler.get("/wait", lambda request: DeferredResponse())
+    return serve(handler, workers=2)
+
+
+@pytest.mark.parametrize(
+    ("attack", "limit"), [pytest.param(attack, limit, id=name) for name, attack, limit in ATTACKS]
+)
+def test_the_connection_ends_and_others_are_served(
+    server: Server, http2: Connect, attack: Attack, limit: str
+) -> None:
+    client, other = http2(server), http2(server)
+    client.settled()
+    client.send(attack(client))
+    *_, last = client.all_frames()
+    client.close()
+    assert (last.kind, last.code) == (GOAWAY, ENHANCE_YOUR_CALM)
+    assert server.stats().http2_limits[limit] == 1
+    assert other.request().body == b"root"
+    wait_until(lambda: server.stats().connections_open == 1, "the connection is closed")
+
+
+def test_ordinary_control_frames_are_earned_by_traffic(server: Server, http2: Connect) -> None:
+    """Ten times the bucket, with a PING and two updates for each request."""
+    client = http2(server)
+    for _ in range(20):
+        streams = [client.open() for _ in range(50)]
+        client.send(frame(PING, 0, 0, b"12345678") * 50)
+        for stream in streams:
+            assert client.reply(stream).body == b"root"  # the client gives the window back
+    assert server.stats().http2_limits == {}
+
+
+def test_a_client_that_does_not_read_is_not_read(serve: Serve, http2: Connect) -> None:
+    """What the server owes it takes a bounded memory: past it the client's socket fills up."""
+    handler = HttpHandler()
+    handler.get("/", lambda request: HttpResponse.text("a", headers=[("x-a", "b" * 50_000)]))
+    client = http2(serve(handler, workers=1), receive_buffer=4096)
+    upload = client.headers(1, request_fields("POST"), ended=False)
+    downloads = [client.headers(2 * n + 3, request_fields()) for n in range(98)]
+    client.send(upload + b"".join(downloads))
+    client.socket.settimeout(0.5)
+    with pytest.raises(TimeoutError):
+        for _ in range(1000):
+            client.send(frame(DATA, 0, 1, b"x" * 16384) * 10)
+
+
+def test_a_client_that_does_not_read_loses_its_connection(serve: Serve, http2: Connect) -> None:
+    handler = HttpHandler()
+    handler.get("/", lambda request: b"x" * 20_000_000)
+    server = serve(handler, write_timeout=0.2, high_water=1 << 30)
+    client = http2(server, s4=1 << 30, receive_buffer=4096)
+    client.send(frame(WINDOW_UPDATE, 0, 0, uint32(1 << 30)))
+    client.open()
+    wait_until(lambda: server.stats().timeouts_total == 1, "the write deadline passes")
+    wait_until(lambda: server.stats().connections_open == 0, "it is closed")
+    assert server.stats().clients_left_total == 1
+
+
+def test_settings_have_to_be_acknowledged(
+    serve: Serve, http2: Connect, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cllm.http.http2.inbound.SETTINGS_TIMEOUT", 0.1)
+    server = serve(head_timeout=0.5)
+    client = http2(server)
+    client.acks = False
+    *_, last = client.all_frames()
+    assert (last.kind, last.code) == (GOAWAY, SETTINGS_TIMEOUT)
+    assert server.stats().http2_limits == {"settings_timeout": 1}
+
+
+@pytest.mark.parametrize(
+    "start",
+    [
+        pytest.param(PREFACE[:20], id="the preface"),
+        pytest.param(PREFACE, id="SETTINGS"),
+        pytest.param(PREFACE + frame(SETTINGS, 0, 0) + b"\0\0\5", id="a frame"),
+        pytest.param(PREFACE + frame(SETTINGS, 0, 0) + frame(HEADERS, 0, 1), id="a head"),
+    ],
+)
+def test_what_has_begun_must_go_on(serve: Serve, http2: Connect, start: bytes) -> None:
+    server = serve(head_timeout=0.2)
+    client = http2(server, greet=False)
+    client.acks = False
+    client.send(start)
+    *_, last = client.all_frames()
+    assert (last.kind, last.code) == (GOAWAY, PROTOCOL_ERROR)
+    assert server.stats().timeouts_total == 1
+
+
+def test_a_body_must_go_on(serve: Serve, http2: Connect) -> None:
+    server = serve(body_timeout=0.2)
+    client = http2(server)
+    client.send(client.headers(1, request_fields("POST", "/echo"), ended=False))
+    client.next_stream = 3
+    assert client.request().body == b"root"
+    assert client.reply(1).status == 408
+    assert client.request().body == b"root"
+    assert server.stats().timeouts_total == 1
+
+
+def test_the_bucket_fills_with_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 100.0
+    monkeypatch.setattr(guards, "monotonic", lambda: now)
+    limits = guards.Guards()
+    for _ in range(guards.RESETS):
+        limits.reset()
+    with pytest.raises(Http2ConnectionError):
+        limits.reset()
+    now += 1
+    for _ in range(guards.RESETS_PER_SECOND):
+        limits.reset()
+    with pytest.raises(Http2ConnectionError):
+        limits.reset()
+    now += 1000
+    for _ in range(guards.RESETS):
+        limits.reset()
+
+
+def test_small_frames_are_paid_for_by_large_ones() -> None:
+    limits = guards.Guards()
+    for _ in range(100_000):
+        limits.data(1)
+        limits.data(2 * guards.SMALL_DATA)
+    with pytest.raises(Http2ConnectionError):
+        for _ in range(34_000):
+            limits.data(1)
+
+
+def test_a_head_in_many_small_blocks_is_no_attack(server: Server, http2: Connect) -> None:
+    client = http2(server)
+    block = client.block(request_fields())
+    parts = [frame(HEADERS, END_STREAM, 1, block[:1])]
+    parts += [frame(CONTINUATION, 0, 1, block[at : at + 1]) for at in range(1, 6)]
+    client.send(b"".join(parts) + frame(CONTINUATION, END_HEADERS, 1, block[6:]))
+    assert client.reply(1).body == b"root"
+
+
+def test_the_memory_of_remembered_heads_is_bounded() -> None:
+    """Blocks of a few indices stand for heads of 31 KiB."""
+    pseudo = b"\x82\x86\x84\x01\x04test"
+    large = b"\x40\x06cookie" + encode_integer(3900, 0x7F) + b"c" * 3900
+    reader = HeadReader(Limits())
+    reader.read(1, pseudo + large)
+    tracemalloc.start()
+    try:
+        for number in range(200):
+            head = reader.read(3, pseudo + b"\xbe" * 8 + b"\0\3x-n\3%03d" % number)
+            assert len(head.headers["cookie"]) > 31_000
+        used, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert used < 256 * 1024
