@@ -10,7 +10,7 @@ from cllm.api.openai.responses import Responses, ResponseStore, StoredResponses
 from cllm.api.openai.responses.schemas import RESPONSES
 from cllm.api.openai.schemas import CHAT, COMPLETION
 from cllm.api.openai.timing import timed
-from cllm.api.openapi import answers
+from cllm.api.openapi import answers, stored_answers
 from cllm.api.route import Family, Route
 from cllm.api.service import Service
 from cllm.api.submission import Submission
@@ -41,9 +41,9 @@ def routes(service: Service, submission: Submission) -> tuple[Route, ...]:
         Route("GET", "/v1/responses/{id}", "OpenAI: read a stored response",
               stored.read, None, answers.Response),
         Route("DELETE", "/v1/responses/{id}", "OpenAI: delete a stored response",
-              stored.delete, None, answers.Deleted),
+              stored.delete, None, stored_answers.Deleted),
         Route("GET", "/v1/responses/{id}/input_items", "OpenAI: what a response was made from",
-              stored.input_items, None, answers.ItemList),
+              stored.input_items, None, stored_answers.ItemList),
         Route("POST", "/responses", "llama-server: the same as /v1/responses",
               responses.create, RESPONSES, answers.Response, events=True),
         *(

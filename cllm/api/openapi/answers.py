@@ -251,24 +251,6 @@ class Response(Struct):
     usage: dict[str, Any] | None
 
 
-class Deleted(Struct):
-    """A stored response that is gone."""
-
-    id: str
-    object: Literal["response"]
-    deleted: bool
-
-
-class ItemList(Struct):
-    """A page of items."""
-
-    object: Literal["list"]
-    data: list[dict[str, Any]]
-    first_id: str | None
-    last_id: str | None
-    has_more: bool
-
-
 class EmbeddingList(Struct):
     """Vectors, as numbers or as base64."""
 
