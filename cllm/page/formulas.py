@@ -57,7 +57,12 @@ def _block(state: StateBlock, start: int, end: int, silent: bool) -> bool:
     while not lines[-1].rstrip().endswith(closing):
         line += 1
         size += len(lines[-1])
-        if line >= end or size > _FAR or state.sCount[line] < state.blkIndent:
+        if (
+            opening in lines[-1]
+            or line >= end
+            or size > _FAR
+            or state.sCount[line] < state.blkIndent
+        ):
             return False
         lines.append(state.src[state.bMarks[line] + state.tShift[line] : state.eMarks[line]])
     lines[-1] = lines[-1].rstrip()[: -len(closing)]

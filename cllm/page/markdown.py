@@ -26,7 +26,7 @@ def words(text: str) -> set[str]:
 
 
 _LONGEST_FORMULA = 2000  # characters
-_LONGEST_CODE = 32 * 1024  # characters that are highlighted
+_LONGEST_CODE = 8 * 1024  # characters that are highlighted
 # Lexers are regular expressions over text of strangers, so only those of common languages run.
 LANGUAGES = frozenset(
     words(

@@ -8,7 +8,7 @@ from hashlib import sha256
 
 from cllm.http import HttpError, HttpRequest, HttpResponse
 
-MOST = 64 * 1024
+MOST = 32 * 1024
 """Bytes of Markdown in one request."""
 _CACHED = 8 * 1024 * 1024  # bytes of HTML
 

@@ -77,6 +77,22 @@ def test_what_is_no_latex_is_shown_as_it_is() -> None:
     assert "frac" in html
 
 
+def test_formulas_without_an_end_are_not_searched_again_and_again() -> None:
+    """Each opening looks no further than the next one."""
+    looked = 0
+
+    def count(_frame: Any, event: str, called: Any) -> None:
+        nonlocal looked
+        looked += event == "c_call" and called.__name__ == "endswith"
+
+    sys.setprofile(count)
+    try:
+        rendered("\\[\n" * 400)
+    finally:
+        sys.setprofile(None)
+    assert 400 <= looked < 400 * 20
+
+
 def test_a_body_that_is_wrong_is_refused_by_name() -> None:
     bodies: tuple[Any, ...] = ([], {}, {"markdown": 1})
     for body in bodies:

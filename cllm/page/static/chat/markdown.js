@@ -6,7 +6,7 @@ import { t } from "../texts.js";
 import { split } from "./blocks.js";
 import { light } from "./light.js";
 
-const WHOLE = 48 * 1024; // characters that are rendered at once; the server's bound is 64 KiB
+const WHOLE = 32 * 1024; // bytes that are rendered at once: the server's bound
 const known = new Map(); // Markdown to a promise of HTML
 const MOST_KNOWN = 500;
 let missing = false; // the server has no renderer
@@ -46,7 +46,7 @@ export class Markdown {
 
   // The whole text, which does not change any more.
   async finish(text) {
-    const parts = text.length <= WHOLE ? [text] : split(text).finished.concat(split(text).open);
+    const parts = new TextEncoder().encode(text).length <= WHOLE ? [text] : split(text).finished.concat(split(text).open);
     const shown = document.createDocumentFragment();
     for (const part of parts) {
       const html = await render(part);
