@@ -161,7 +161,7 @@ class Settings:
     )  # fmt: skip
     tls_self_signed: bool = option(
         False, SERVER, switch(),
-        "serve HTTPS with a certificate made for this machine, for a first try; needs cllm[tls]",
+        "serve HTTPS with a certificate made for this machine, for a first try",
     )  # fmt: skip
     api_keys_file: str | None = option(
         None, SERVER, path(),

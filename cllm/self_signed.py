@@ -47,7 +47,7 @@ def _usable(certificate: Path, names: Sequence[str]) -> bool:
         from cryptography import x509
     except ModuleNotFoundError:
         raise SettingsError(
-            "--tls-self-signed needs the package cryptography: pip install 'cllm[tls]'"
+            "--tls-self-signed needs cryptography; in cLLM's folder: pip install '.[tls]'"
         ) from None
     try:
         found = x509.load_pem_x509_certificate(certificate.read_bytes())

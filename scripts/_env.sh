@@ -145,7 +145,7 @@ install() {
     fi
     # Checks import few of these packages: compiling every module would take longer than it saves.
     case $purpose in
-    run) what=("${ROOT}[page]") ;;
+    run) what=("${ROOT}[page,tls]") ;;
     check) what=("${ROOT}[check,page]" --no-compile) ;;
     test) what=("${ROOT}[check,test,compat,page]") ;;
     esac

@@ -12,9 +12,7 @@ MOST = 32 * 1024
 """Bytes of Markdown in one request."""
 _CACHED = 8 * 1024 * 1024  # bytes of HTML
 
-MISSING = (
-    "rendering needs packages that are not installed; install them with: pip install 'cllm[page]'"
-)
+MISSING = "rendering needs packages that are not installed; in cLLM's folder: pip install '.[page]'"
 
 
 class Rendering:

@@ -19,8 +19,8 @@ COMMANDS = {
     "fairness": ("fairness", "time to the first token of a small client next to a big one"),
     "constraints": ("constraints", "constrained generation against llama.cpp's grammar sampler"),
     "embeddings": ("embeddings", "texts embedded per second, against llama-server"),
-    "make-model": ("models.bench_model", "make a generative model with random weights"),
-    "make-embedding-model": ("models.embedding_model", "make an embedding model likewise"),
+    "make-model": ("models.bench_model", "a generative model with random weights"),
+    "make-embedding-model": ("models.embedding_model", "an embedding model with random weights"),
 }
 
 
