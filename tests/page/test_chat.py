@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 ANSWER = ".message.assistant .markdown"
 DONE = ".message.assistant footer .regenerate"
 # More than the model would say, so that an answer is still coming when the test acts.
-ENDLESS = {"ignore_eos": True, "max_tokens": 400, "temperature": 0}
+ENDLESS = {"ignore_eos": True, "max_tokens": 1800, "temperature": 0}
 SHORT = {"max_tokens": 12, "temperature": 0}
 
 
