@@ -43,7 +43,11 @@ def packages() -> Path:
         made.joinpath("package.json").write_text('{"private": true}', encoding="utf-8")
         options = ("--no-audit", "--no-fund", "--ignore-scripts", "--loglevel=error")
         install = ["npm", "install", *options, *PACKAGES]
-        run = subprocess.run(install, cwd=made, capture_output=True, timeout=300, check=False)
+        try:
+            run = subprocess.run(install, cwd=made, capture_output=True, timeout=90, check=False)
+        except subprocess.TimeoutExpired:
+            shutil.rmtree(made)
+            pytest.skip("npm takes too long to install the clients")
         if run.returncode != 0:
             shutil.rmtree(made)
             pytest.skip(f"npm cannot install the clients: {run.stderr.decode()[-300:]}")
