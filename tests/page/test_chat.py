@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from cllm.engine import Engine, SamplingParams
 from tests.api.api_client import eventually, frozen, idle
 from tests.page.conftest import Faults, Site
 
@@ -16,8 +19,19 @@ if TYPE_CHECKING:
 ANSWER = ".message.assistant .markdown"
 DONE = ".message.assistant footer .regenerate"
 # More than the model would say, so that an answer is still coming when the test acts.
-ENDLESS = {"ignore_eos": True, "max_tokens": 1800, "temperature": 0}
+ENDLESS = {"ignore_eos": True, "max_tokens": 400, "temperature": 0}
 SHORT = {"max_tokens": 12, "temperature": 0}
+
+
+@contextmanager
+def paced(engine: Engine) -> Iterator[None]:
+    """A step takes at least 20 ms, as with a larger model, so that a browser can keep up."""
+    params = SamplingParams(ignore_eos=True)
+    generation = engine.submit("pace", params, on_update=lambda: time.sleep(0.02))
+    try:
+        yield
+    finally:
+        generation.cancel()
 
 
 def send(tab: Tab, text: str) -> None:
@@ -64,9 +78,9 @@ def stored(tab: Tab) -> list[dict[str, object]]:
 
 def test_an_answer_streams_and_shows_its_counts(tab: Tab, site: Site) -> None:
     site.fields = ENDLESS
-    send(tab, "Tell me a story about a fox.")
-    wait_for_text(tab, 20)
-    with frozen(site.engine):
+    with paced(site.engine):
+        send(tab, "Tell me a story about a fox.")
+        wait_for_text(tab, 20)
         tab.wait_for_selector(".message.assistant[aria-busy=true]")
         assert tab.is_visible("#stop")
         assert not tab.is_visible("#send")
@@ -80,9 +94,9 @@ def test_an_answer_streams_and_shows_its_counts(tab: Tab, site: Site) -> None:
 
 def test_stop_keeps_what_was_received_and_continue_goes_on(tab: Tab, site: Site) -> None:
     site.fields = ENDLESS
-    send(tab, "Tell me a story about a fox.")
-    wait_for_text(tab, 20)
-    with frozen(site.engine):
+    with paced(site.engine):
+        send(tab, "Tell me a story about a fox.")
+        wait_for_text(tab, 20)
         tab.keyboard.press("Escape")
         tab.wait_for_selector(".message.assistant footer .continue")
     eventually(lambda: idle(site.engine), "the generation ends with its client")
@@ -95,10 +109,12 @@ def test_stop_keeps_what_was_received_and_continue_goes_on(tab: Tab, site: Site)
 
 
 def test_a_reload_in_mid_stream_loses_nothing_and_continues(tab: Tab, site: Site) -> None:
-    site.fields = ENDLESS
-    send(tab, "Tell me a story about a fox.")
-    wait_for_text(tab, 40)
-    with frozen(site.engine):
+    site.fields, hold = ENDLESS, ExitStack()
+    with paced(site.engine):
+        send(tab, "Tell me a story about a fox.")
+        wait_for_text(tab, 40)
+        hold.enter_context(frozen(site.engine))
+    with hold:
         # What was under way has arrived once two looks agree.
         eventually(lambda: answer_of(tab) == pause(tab, ANSWER), "the stream is at rest")
         before = answer_of(tab)

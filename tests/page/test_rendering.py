@@ -127,7 +127,7 @@ def test_the_cache_answers_again_and_stays_bounded(monkeypatch: pytest.MonkeyPat
 
 def test_without_its_packages_it_answers_501(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "cllm.page.markdown", None)
-    with pytest.raises(HttpError, match=r"pip install 'cllm\[page\]'") as refused:
+    with pytest.raises(HttpError, match=r"pip install '\.\[page\]'") as refused:
         Rendering().endpoint(request_of({"markdown": "x"}))
     assert refused.value.status == 501
 
