@@ -6,7 +6,6 @@ the response.
 
 from __future__ import annotations
 
-import logging
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -29,9 +28,6 @@ if TYPE_CHECKING:
     from cllm.engine import Embedding, Generation, Request, SamplingParams
 
 _UNSTORED = (("Cache-Control", "no-store"),)
-
-
-log = logging.getLogger("cllm.api")
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,14 +59,12 @@ class Submission:
         wanted: Sequence[Wanted],
         respond: Callable[[Sequence[Generation]], HttpResponse],
         refuse: Callable[[HttpError], HttpResponse],
-        aside: bool = False,
     ) -> DeferredResponse:
         """Respond once all have ended, with what `respond` makes of them, or `refuse` of an error.
 
-        aside: `respond` takes long, so not on the engine thread.
         Raises HttpError 503, InvalidRequest, QueueFull; nothing stays queued then.
         """
-        answer: _Whole[Generation] = _Whole(request.id, respond, refuse, self._metrics, aside)
+        answer: _Whole[Generation] = _Whole(request.id, respond, refuse, self._metrics)
         answer.bind(self._submit(request, asked, wanted, answer.on_update))
         return answer.deferred
 
@@ -85,12 +79,11 @@ class Submission:
         respond: Callable[[Sequence[Generation]], HttpResponse],
         refuse: Callable[[HttpError], HttpResponse],
         content_type: str = EVENT_STREAM,
-        aside: bool = False,
     ) -> HttpResponse | DeferredResponse:
         """As `streamed` if `stream` is true, else as `whole`."""
         if stream:
             return self.streamed(request, asked, wanted, frames, content_type)
-        return self.whole(request, asked, wanted, respond, refuse, aside)
+        return self.whole(request, asked, wanted, respond, refuse)
 
     def embedded(
         self,
@@ -195,7 +188,6 @@ class _Whole(Generic[R]):
     """Resolves a deferred response once all that was submitted for it has ended."""
 
     __slots__ = (
-        "_aside",
         "_claim",
         "_metrics",
         "_refuse",
@@ -211,9 +203,7 @@ class _Whole(Generic[R]):
         respond: Callable[[Sequence[R]], HttpResponse],
         refuse: Callable[[HttpError], HttpResponse],
         metrics: Metrics,
-        aside: bool = False,
     ) -> None:
-        self._aside = aside
         self._claim = threading.Lock()  # held once a thread makes the response
         self.deferred = DeferredResponse()
         self._submitted: Sequence[R] = ()
@@ -237,17 +227,6 @@ class _Whole(Generic[R]):
             self._cancel("another part of the answer failed")
         if not all(each.done for each in submitted) or not self._claim.acquire(blocking=False):
             return
-        if self._aside:
-            try:
-                threading.Thread(
-                    target=self._resolve, args=(submitted,), name="cllm-scored", daemon=True
-                ).start()
-                return
-            except RuntimeError:  # no thread can be started
-                log.debug("no thread for an answer", exc_info=True)
-        self._resolve(submitted)
-
-    def _resolve(self, submitted: Sequence[R]) -> None:
         try:
             response = self._response(submitted)
         except Exception as error:

@@ -8,7 +8,6 @@ from cllm.api.envelopes import JSON, encode
 from cllm.http import HttpError, HttpResponse
 
 NAMES = (
-    (re.compile(r"^(prompt|messages)\b(?=: a prompt)"), r"\1"),
     (re.compile(r"^max_tokens\b"), "options.num_predict"),
     (re.compile(r"^repetition_penalty\b"), "options.repeat_penalty"),
     (re.compile(r"^penalty_last_n\b"), "options.repeat_last_n"),

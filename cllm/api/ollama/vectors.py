@@ -11,8 +11,8 @@ from cllm.api.ollama.errors import refused
 from cllm.api.ollama.models import check_model
 from cllm.api.ollama.schemas import EMBED, EMBEDDINGS
 from cllm.api.service import Service
+from cllm.api.streamed import streamed
 from cllm.api.submission import Submission
-from cllm.api.vectors.embeddings import streamed
 from cllm.engine import InvalidRequest, Unsupported
 from cllm.http import DeferredResponse, HttpRequest
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
 
@@ -19,10 +19,14 @@ from cllm.api.openai.errors import refused
 from cllm.api.openai.reply import Reply
 from cllm.api.openai.schemas import CHAT, ChatRequest, Message
 from cllm.api.service import Service
+from cllm.api.streamed import made_late
 from cllm.api.submission import Submission, Wanted
 from cllm.api.tenants import tenant_of
 from cllm.engine import InvalidRequest
 from cllm.http import DeferredResponse, HttpRequest, HttpResponse
+
+if TYPE_CHECKING:
+    from cllm.engine import Generation
 
 _NAMES = ((re.compile(r"^prompt\b"), "messages"),)
 
@@ -52,17 +56,19 @@ class ChatCompletions:
             Reply.of, self._service, "chatcmpl", count,
             shown=(prepared.text, wanted[0].params) if shown else None,
         )  # fmt: skip
+
+        def respond(generations: Sequence[Generation]) -> HttpResponse:
+            make = partial(whole, reply(generations), prepared, engine, asked.prompt_logprobs)
+            return make() if asked.prompt_logprobs is None else made_late(make)
+
         return self._submission.answer(
             request,
             asked,
             wanted,
             stream=asked.stream,
             frames=lambda generations: ChatFrames(reply(generations), prepared, engine, asked),
-            respond=lambda generations: whole(
-                reply(generations), prepared, engine, asked.prompt_logprobs
-            ),
+            respond=respond,
             refuse=refused,
-            aside=asked.prompt_logprobs is not None,
         )
 
     def count_tokens(self, request: HttpRequest) -> HttpResponse:

@@ -16,6 +16,7 @@ from cllm.api.openai.logprobs import TextLogprobs
 from cllm.api.openai.reply import Chunks, Reply, failed
 from cllm.api.openai.schemas import COMPLETION, MOST_CHOICES, CompletionRequest
 from cllm.api.service import Service
+from cllm.api.streamed import made_late
 from cllm.api.submission import Submission, Wanted
 from cllm.api.telemetry import timings
 from cllm.api.tenants import tenant_of
@@ -83,15 +84,19 @@ class Completions:
         shown = [echo for echo in echoes for _ in range(count)]
         recorder = None if asked.shown_logprobs is None else engine
         reply = partial(Reply.of, self._service, "cmpl", count)
+
+        def respond(generations: Sequence[Generation]) -> HttpResponse:
+            make = partial(whole, reply(generations), echoes, asked)
+            return make() if asked.scored is None else made_late(make)
+
         return self._submission.answer(
             request,
             asked,
             wanted,
             stream=asked.stream,
             frames=lambda generations: _Frames(reply(generations), shown, recorder, asked),
-            respond=lambda generations: whole(reply(generations), echoes, asked),
+            respond=respond,
             refuse=refused,
-            aside=asked.scored is not None,
         )
 
     def _prompts(self, asked: CompletionRequest) -> list[list[int]]:

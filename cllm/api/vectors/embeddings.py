@@ -13,20 +13,18 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from msgspec import Meta, Struct
 
 from cllm.api import llama_server, openai
-from cllm.api.envelopes import JSON, encode
+from cllm.api.envelopes import encode
 from cllm.api.llama_server.prompts import mixed_tokens
 from cllm.api.schemas import Schema, TokenId
 from cllm.api.service import Service
 from cllm.api.sharing_fields import SharingFields
+from cllm.api.streamed import streamed
 from cllm.api.submission import Submission
 from cllm.engine import InvalidRequest
 from cllm.http import DeferredResponse, HttpError, HttpRequest, HttpResponse
-from cllm.http.body_stream import IterableStream
 
 if TYPE_CHECKING:
     from cllm.engine import Embedding
-
-_PIECE = 64 * 1024  # bytes; minimum size of the pieces in which a worker writes a response
 
 
 class TextPart(Struct):
@@ -184,20 +182,3 @@ def _llama_server(embedding: Embedding, norm: int) -> Iterator[bytes]:
         item = {"index": index, "embedding": vectors.tolist()}
         yield (b"," if index else b"") + encode(item)
     yield b"]"
-
-
-def streamed(items: Iterator[bytes]) -> HttpResponse:
-    """Encoded by the worker that writes it, piece by piece: vectors may take megabytes."""
-    return HttpResponse.stream(IterableStream(_pieces(items)), JSON)
-
-
-def _pieces(items: Iterator[bytes]) -> Iterator[bytes]:
-    collected: list[bytes] = []
-    size = 0
-    for item in items:
-        collected.append(item)
-        size += len(item)
-        if size >= _PIECE:
-            yield b"".join(collected)
-            collected, size = [], 0
-    yield b"".join(collected)
