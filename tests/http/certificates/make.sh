@@ -5,11 +5,13 @@ cd "$(dirname "$0")"
 key() { openssl ecparam -name prime256v1 -genkey -noout; }
 authority() { # NAME
     key > "$1.key"
-    openssl req -x509 -new -key "$1.key" -days 36500 -subj "/CN=cLLM test $1" -out "$1.pem"
+    openssl req -x509 -new -key "$1.key" -days 36500 -subj "/CN=cLLM test $1" -out "$1.pem" \
+        -addext keyUsage=critical,keyCertSign,cRLSign
 }
 signed() { # AUTHORITY NAME EXTENSION
     key > "$2.key"
-    printf '%s\n' "$3" > extension
+    # RFC 5280 sections 4.2.1.1 and 4.2.1.2; Python checks certificates strictly since 3.13.
+    printf '%s\n' "$3" subjectKeyIdentifier=hash authorityKeyIdentifier=keyid > extension
     openssl req -new -key "$2.key" -subj "/CN=$2" |
         openssl x509 -req -CA "$1.pem" -CAkey "$1.key" -CAcreateserial -days 36500 \
             -extfile extension -out "$2.pem"
