@@ -31,6 +31,12 @@ def share_of_the_processors() -> None:
 share_of_the_processors()
 
 
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    """Print a failed test's name and reason at once: a run that is cut has no summary."""
+    if report.failed and "PYTEST_XDIST_WORKER" not in os.environ:
+        print(f"\n{report.nodeid} ({report.when}): {report.longreprtext[-2000:]}", flush=True)
+
+
 @pytest.fixture
 def steady_costs(monkeypatch: pytest.MonkeyPatch) -> None:
     """Assume what steps and drafts cost instead of measuring it.
