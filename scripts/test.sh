@@ -95,7 +95,7 @@ step smoke env PYTHON="$VENV/bin/python" scripts/smoke.sh
 step model fetch_model
 # Two processes, which share the files of tests and the processors (tests/conftest.py). Once one of
 # them has died, the plugin may wait for it forever: the run ends there.
-step pytest timeout --foreground --kill-after=10 20m \
+step pytest timeout --foreground --kill-after=10 24m \
     "$VENV/bin/python" -m pytest -n 2 --dist loadfile --max-worker-restart=0
 
 printf '\n'
