@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import socket
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 
 import pytest
 
 from cllm.api import ApiSettings
-from cllm.api.native.benchmark import AT_ONCE, _percentile
+from cllm.api.native.benchmark import AT_ONCE, AT_ONCE_OF_ONE, _percentile
 from cllm.engine import Engine
 from tests.api.api_client import PATIENCE, Live, begin_post, eventually, frozen, idle, serving
 
@@ -114,16 +116,27 @@ def test_stopping_the_server_cancels_it(narrow: Engine) -> None:
 
 
 def test_at_most_so_many_run_at_once(narrow: Engine) -> None:
-    with serving(narrow) as live:
+    """A client cannot have all of them."""
+    with serving(narrow) as live, ExitStack() as stack:
         fields = {"requests": 10_000, "max_tokens": 50}
-        peers = [begin_post(live, "/benchmark", fields) for _ in range(AT_ONCE)]
-        eventually(lambda: len(_benchmarks()) == AT_ONCE, "all of them run")
+
+        def begin(source: str) -> socket.socket:
+            return stack.enter_context(begin_post(live, "/benchmark", fields, source=source))
+
+        mine = [begin("127.0.0.1") for _ in range(AT_ONCE_OF_ONE)]
+        eventually(lambda: len(_benchmarks()) == AT_ONCE_OF_ONE, "its own run")
         response = live.post("/benchmark", fields)
         assert response.status_code == 429 and response.json()["retry_after"] == 5
-        for peer in peers:
+        for _ in range(AT_ONCE - AT_ONCE_OF_ONE):
+            begin("127.0.0.2")
+        eventually(lambda: len(_benchmarks()) == AT_ONCE, "those of another client run")
+        refused = begin("127.0.0.3")
+        assert refused.recv(100).startswith(b"HTTP/1.1 429 ")
+        for peer in mine:
             peer.close()
-        eventually(lambda: not _benchmarks(), "their threads have ended")
+        eventually(lambda: len(_benchmarks()) == AT_ONCE - AT_ONCE_OF_ONE, "its own have ended")
         assert live.ask("/benchmark", requests=1, max_tokens=1)["successful_requests"] == 1
+    eventually(lambda: not _benchmarks(), "all threads have ended")
 
 
 @pytest.mark.parametrize(

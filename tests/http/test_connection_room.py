@@ -104,10 +104,12 @@ def test_a_pipelining_client_is_not_closed_between_its_requests(
     silent = [connect(server) for _ in range(3)]
     for thread in threads:
         thread.start()
-    assert all(client.ended() for client in silent)
-    stop.set()
-    for thread in threads:
-        thread.join(PATIENCE)
+    try:
+        assert all(client.ended() for client in silent)
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join(PATIENCE)
     assert wrong == []
 
 

@@ -28,18 +28,21 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("cllm.api")
 
-AT_ONCE = 4  # benchmarks that may run at the same time; more get a 429
+# Benchmarks that may run at the same time, of all tenants and of one; more get a 429.
+AT_ONCE = 4
+AT_ONCE_OF_ONE = 2
 _RETRY = 0.05  # seconds between two tries at a full queue
 
 
 class Benchmarks:
     """The endpoint; limits how many run at once."""
 
-    __slots__ = ("_room", "_service")
+    __slots__ = ("_lock", "_running", "_service")
 
     def __init__(self, service: Service) -> None:
         self._service = service
-        self._room = threading.BoundedSemaphore(AT_ONCE)
+        self._lock = threading.Lock()
+        self._running: list[str] = []  # the tenant of each
 
     def endpoint(self, request: HttpRequest) -> HttpResponse | DeferredResponse:
         """Start a benchmark and answer when it is done. An empty body selects every default.
@@ -53,13 +56,18 @@ class Benchmarks:
         scope = scope_of(request, self._service.divides_prefixes, None)
         run = _Run(engine, asked, timeout, tenant_of(request), tenant, scope)
         engine.check_prompt(run.prompt)
-        if not self._room.acquire(blocking=False):
+        if not self._enter(run.name):
             return too_many_requests(RETRY_AFTER)
         answer = DeferredResponse()
         answer.on_cancel(lambda reason: run.cancel())
-        threading.Thread(
+        thread = threading.Thread(
             target=self._run, args=(run, answer, request.id), name="cllm-benchmark", daemon=True
-        ).start()
+        )
+        try:
+            thread.start()
+        except BaseException:
+            self._leave(run.name)
+            raise
         return answer
 
     def _run(self, run: _Run, answer: DeferredResponse, request_id: str) -> None:
@@ -72,8 +80,20 @@ class Benchmarks:
             log.exception("request=%s the benchmark failed", request_id)
             response = failure(500, f"internal error (id {request_id})")
         finally:
-            self._room.release()
+            self._leave(run.name)
         answer.resolve(response)
+
+    def _enter(self, tenant: str) -> bool:
+        with self._lock:
+            running = self._running
+            if len(running) >= AT_ONCE or running.count(tenant) >= AT_ONCE_OF_ONE:
+                return False
+            running.append(tenant)
+            return True
+
+    def _leave(self, tenant: str) -> None:
+        with self._lock:
+            self._running.remove(tenant)
 
 
 @dataclass(slots=True)
@@ -129,7 +149,7 @@ class _Run:
         self._engine = engine
         self._asked = asked
         self._request_timeout = request_timeout
-        self._name = name
+        self.name = name
         self._tenant = tenant
         self._scope = scope
         sampling = SamplingParams(max_tokens=asked.max_tokens)
@@ -195,7 +215,7 @@ class _Run:
                 self._sampling,
                 deadline=self._request_timeout,
                 on_update=request.on_update,
-                tenant=self._name,
+                tenant=self.name,
                 share=self._tenant.share,
                 priority=max(0, self._tenant.terms.priority),
                 scope=self._scope,

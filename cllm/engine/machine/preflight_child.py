@@ -21,6 +21,7 @@ import numpy.typing as npt
 from gguf import GGMLQuantizationType as Type
 
 from cllm.engine.machine.preflight import WRONG_NUMBERS
+from cllm.engine.machine.processors import hardware_threads
 from cllm.models import demo_path
 
 
@@ -92,7 +93,7 @@ def logits(path: Path, extra_bufts: bool) -> npt.NDArray[np.float32]:
     context_params = llama.llama_context_default_params()
     context_params.n_ctx = 512
     context_params.n_seq_max = 8
-    context_params.n_threads = context_params.n_threads_batch = min(4, os.cpu_count() or 1)
+    context_params.n_threads = context_params.n_threads_batch = min(4, hardware_threads())
     context = llama.llama_init_from_model(model, context_params)
     if not context:
         raise RuntimeError(f"llama.cpp refused a context for {path.name}")

@@ -17,10 +17,13 @@ RESETS = 100
 RESETS_PER_SECOND = 20
 
 # PING, SETTINGS, PRIORITY, WINDOW_UPDATE, GOAWAY, empty DATA, frames of unknown types. Clients send
-# them in proportion to the traffic, so each frame of a request or a response adds to the bucket.
+# them in proportion to the traffic, so each frame of a request or a response allows some more. A
+# client that was held up answers all that it missed at once: with 10 MB of events in the buffers of
+# its socket, those are 50 000 frames. As many control frames take about 0.2 s.
 CONTROLS = 200
 CONTROLS_PER_SECOND = 10
 CONTROLS_PER_FRAME = 2
+CONTROLS_EARNED = 100_000  # at most saved up
 
 # A DATA frame costs about 2 µs whatever its size. The running sum of (SMALL_DATA - size), at least
 # 0, may not exceed SMALL_DATA_SUM: 33 000 frames of one byte. The last one of a body is left out.
@@ -31,33 +34,34 @@ SMALL_DATA_SUM = 2 * 1024 * 1024  # bytes
 class Bucket:
     """A token bucket: `capacity` at once, `rate` a second."""
 
-    __slots__ = ("_at", "_capacity", "_rate", "level")
+    __slots__ = ("_at", "_capacity", "_level", "_rate")
 
     def __init__(self, capacity: int, rate: float) -> None:
         self._capacity = capacity
         self._rate = rate
         self._at = monotonic()
-        self.level: float = capacity  # may be raised above the capacity until the next `take`
+        self._level: float = capacity
 
     def take(self) -> bool:
         """Take one; False if there is none."""
         now = monotonic()
-        self.level = min(self.level + (now - self._at) * self._rate, self._capacity)
+        self._level = min(self._level + (now - self._at) * self._rate, self._capacity)
         self._at = now
-        if self.level < 1:
+        if self._level < 1:
             return False
-        self.level -= 1
+        self._level -= 1
         return True
 
 
 class Guards:
     """The limits of one connection; each method raises Http2ConnectionError past its limit."""
 
-    __slots__ = ("_controls", "_resets", "_small")
+    __slots__ = ("_controls", "_earned", "_resets", "_small")
 
     def __init__(self) -> None:
         self._resets = Bucket(RESETS, RESETS_PER_SECOND)
         self._controls = Bucket(CONTROLS, CONTROLS_PER_SECOND)
+        self._earned = 0  # control frames, by traffic
         self._small = 0
 
     def reset(self) -> None:
@@ -67,12 +71,14 @@ class Guards:
 
     def control(self) -> None:
         """A frame that carries nothing of a request."""
-        if not self._controls.take():
+        if self._earned:
+            self._earned -= 1
+        elif not self._controls.take():
             raise calm("too many frames that carry no request", "control_frames")
 
     def traffic(self, count: int) -> None:
         """Frames of requests or responses."""
-        self._controls.level += count * CONTROLS_PER_FRAME
+        self._earned = min(self._earned + count * CONTROLS_PER_FRAME, CONTROLS_EARNED)
 
     def data(self, size: int) -> None:
         """A DATA frame that is not the last of its body."""

@@ -25,7 +25,9 @@ ASK = "from cllm.engine.machine.processors import *; print(hardware_threads(), p
 def ask(before: str = "") -> list[int]:
     """hardware_threads() and physical_cores() in a child, after some code of its own."""
     code = f"import os\n{before}\n{ASK}"
-    child = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    child = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60
+    )
     return [int(word) for word in child.stdout.split()]
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import pytest
 
-from cllm.http import DeferredResponse, HttpHandler, HttpResponse, Server
+from cllm.http import DeferredResponse, EventStream, HttpHandler, HttpResponse, Server
 from cllm.http.http2 import guards
 from cllm.http.http2.errors import Http2ConnectionError
 from cllm.http.http2.heads import HeadReader
@@ -127,6 +127,36 @@ def test_ordinary_control_frames_are_earned_by_traffic(server: Server, http2: Co
         for stream in streams:
             assert client.reply(stream).body == b"root"  # the client gives the window back
     assert server.stats().http2_limits == {}
+
+
+def test_a_client_that_was_held_up_may_answer_all_that_it_missed(
+    serve: Serve, http2: Connect
+) -> None:
+    stream = EventStream()
+    handler = basic_handler()
+    handler.get_streaming("/events", lambda request: stream)
+    server = serve(handler)
+    client = http2(server)
+    client.updates = False
+    events = client.open("GET", "/events")
+    client.settled()
+    for number in range(400):
+        stream.write(b"data: %d\n\n" % number)
+        assert client.until(DATA, events).payload == b"data: %d\n\n" % number
+    client.send(frame(WINDOW_UPDATE, 0, 0, uint32(9)) * 400)
+    client.send(frame(WINDOW_UPDATE, 0, events, uint32(9)) * 400)
+    client.settled()
+    stream.close()
+    assert client.reply(events).body.count(b"data") == 400
+    assert server.stats().http2_limits == {}
+
+
+def test_a_client_cannot_save_up_control_frames_without_bound() -> None:
+    limits = guards.Guards()
+    limits.traffic(10 * guards.CONTROLS_EARNED)
+    with pytest.raises(Http2ConnectionError):
+        for _ in range(guards.CONTROLS_EARNED + 2 * guards.CONTROLS):
+            limits.control()
 
 
 def test_a_client_that_does_not_read_is_not_read(serve: Serve, http2: Connect) -> None:

@@ -315,12 +315,12 @@ def test_a_connection_whose_window_stays_closed_ends(serve: Serve, http2: Connec
 
 
 def test_a_client_that_reads_slowly_keeps_its_stream(serve: Serve, http2: Connect) -> None:
-    server = serve(handler_of(b"x" * 2_000), write_timeout=0.2, min_rate=500)
+    server = serve(handler_of(b"x" * 4_000), write_timeout=0.5, min_rate=100)
     client = http2(server, s4=100)
     client.updates = False
     stream = client.open()
     while stream not in client.ended:
         client.send(frame(WINDOW_UPDATE, 0, stream, uint32(200)))
         client.frame()
-        threading.Event().wait(0.05)  # 4 kB/s
-    assert len(client.replies[stream].body) == 2_000
+        threading.Event().wait(0.05)  # 4 kB/s, and 1 s in all
+    assert len(client.replies[stream].body) == 4_000
