@@ -140,6 +140,7 @@ def api_settings(settings: Settings) -> ApiSettings:
             shows_thoughts=settings.reasoning_format == "none",
             metrics=settings.metrics,
             slots=settings.slots,
+            page=settings.page,
             verbose=settings.log_level == "debug",
         )
 

@@ -244,7 +244,7 @@ ensure_templates() {
     mkdir -p "${folder%/*}"
     work=$(mktemp -d "$folder.XXXXXX")
     source=llama_cpp_python-$version
-    if "$VENV/bin/python" -m pip download --no-deps --no-binary llama-cpp-python --dest "$work" \
+    if timeout --kill-after=10 300 "$VENV/bin/python" -m pip download --no-deps --no-binary llama-cpp-python --dest "$work" \
         "llama-cpp-python==$version" >"$LOG" 2>&1 &&
         tar -xzf "$work/$source.tar.gz" -C "$work" "$source/vendor/llama.cpp/models/templates" \
             >>"$LOG" 2>&1 &&
@@ -253,6 +253,54 @@ ensure_templates() {
     else
         rm -r "$work"
         say "fetching them failed; their tests will be skipped (log: $LOG)"
+    fi
+}
+
+# The browser for the tests of the page: Debian's, or Playwright's in the user's cache. Without one
+# those tests are skipped.
+ensure_browser() {
+    local reason
+    ! browser_starts >/dev/null 2>&1 || return 0
+    say "installing Chromium for the tests of the page"
+    if debian_install chromium && browser_starts >/dev/null 2>&1; then return 0; fi
+    timeout --kill-after=10 300 "$VENV/bin/python" -m playwright install chromium \
+        >"$LOG" 2>&1 </dev/null || true
+    reason=$(browser_starts 2>&1) || say "the tests of the page are skipped: $reason"
+}
+
+# Node for the tests of its clients. Without it they are skipped.
+ensure_node() {
+    command -v node >/dev/null && command -v npm >/dev/null && return 0
+    say "installing Node for the tests of its clients"
+    debian_install nodejs npm ||
+        say "the tests of Node's clients are skipped (Debian, Ubuntu: sudo apt-get install nodejs npm)"
+}
+
+browser_starts() {
+    (cd "$ROOT" && timeout --kill-after=10 90 "$VENV/bin/python" -m scripts.bench.clients.browser)
+}
+
+# debian_install PACKAGE…: fails elsewhere, or where it would need a password. Every step is bounded:
+# a network may be missing. What can take long is the download, without dpkg's lock.
+# Ubuntu is left out: its package chromium is a snap, which containers do not run.
+debian_install() {
+    local get=(timeout --kill-after=10 300 apt-get -q -o Acquire::Retries=1
+        -o Acquire::http::Timeout=20 -o DPkg::Lock::Timeout=60)
+    grep -qsx 'ID=debian' /etc/os-release && command -v apt-get >/dev/null && as_root true || return 1
+    {
+        as_root "${get[@]}" update
+        as_root "${get[@]}" install -y --download-only --no-install-recommends "$@" &&
+            as_root env DEBIAN_FRONTEND=noninteractive \
+                "${get[@]}" install -y --no-download --no-install-recommends "$@"
+    } >"$LOG" 2>&1 </dev/null
+}
+
+# as_root COMMAND…: fails where that would ask for a password.
+as_root() {
+    if [ "$(id -u)" = 0 ]; then
+        "$@"
+    else
+        sudo -n "$@" 2>/dev/null
     fi
 }
 

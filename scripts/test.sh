@@ -17,11 +17,15 @@ QUICK=(
 
 ensure_env test
 ensure_templates
+ensure_browser
+ensure_node
 cd "$ROOT"
 fetch_model() { "$VENV/bin/python" -m tests.tools.fetch_model; }
+fetch_node() { "$VENV/bin/python" -m tests.tools.fetch_node; }
 
 if [ $# -gt 0 ] && [ "$1" != --this-python ]; then
     fetch_model || say "the tests that need the model are skipped"
+    fetch_node || say "the tests that need these packages are skipped"
     exec "$VENV/bin/python" -m pytest "$@"
 fi
 
@@ -93,6 +97,8 @@ step mypy "$VENV/bin/python" -m mypy
 [ $# -gt 0 ] || check_others
 step smoke env PYTHON="$VENV/bin/python" scripts/smoke.sh
 step model fetch_model
+printf '\n'
+fetch_node </dev/null || say "the tests that need these packages are skipped"
 # Two processes, which share the files of tests and the processors (tests/conftest.py). Once one of
 # them has died, the plugin may wait for it forever: the run ends there.
 step pytest timeout --foreground --kill-after=10 24m \

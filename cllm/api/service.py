@@ -51,6 +51,7 @@ class ApiSettings:
     tags: tuple[str, ...] = ()
     metrics: bool = True
     slots: bool = True
+    page: bool = False  # the handler also serves a page for browsers
     verbose: bool = False  # answers of chats show their prompts
     api_keys: tuple[str, ...] = field(default=(), repr=False)
     key_ring: KeyRing | None = None  # with neither this nor api_keys no key is required

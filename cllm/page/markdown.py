@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import MutableMapping, Sequence
 from html import escape
 from typing import Any
 
@@ -11,6 +11,7 @@ import nh3
 from latex2mathml.converter import convert
 from markdown_it import MarkdownIt
 from markdown_it.renderer import RendererHTML
+from markdown_it.rules_inline import StateInline, image, link
 from markdown_it.token import Token
 from pygments import highlight
 from pygments.formatters import HtmlFormatter
@@ -25,8 +26,14 @@ def words(text: str) -> set[str]:
     return set(text.split())
 
 
+# Bounds of one text, so that no text holds a worker for long. What exceeds them is shown as text.
+_MOST_MARKS = 6000
+_MARK = re.compile(r"[\n!$&*<>\[\\\]_`|~]")  # what Markdown looks at; other marks begin a line
 _LONGEST_FORMULA = 2000  # characters
+_FORMULAS = 8 * 1024  # characters of all formulas; each counts as 20 or more
 _LONGEST_CODE = 8 * 1024  # characters that are highlighted
+_CODE = 16 * 1024  # characters of all highlighted code; each block counts as 200 or more
+_SEARCHED = 512 * 1024  # characters that are searched for the ends of links that have none
 # Lexers are regular expressions over text of strangers, so only those of common languages run.
 LANGUAGES = frozenset(
     words(
@@ -76,6 +83,9 @@ _PICTURE = re.compile(r"data:image/(png|jpeg|gif|webp);base64,[A-Za-z0-9+/=]+")
 
 def render(text: str) -> str:
     """HTML without scripts, styles, forms or requests to other servers."""
+    if len(_MARK.findall(text)) > _MOST_MARKS:
+        lines = escape(text, quote=False).replace("\n", "<br>\n")
+        return f"<p>{lines}</p>\n"
     html = _PARSER.render(text)
     return nh3.clean(
         html,
@@ -101,20 +111,30 @@ def _fence(
     token = tokens[index]
     language = (token.info.split() or [""])[0].lower()
     named = f' data-language="{escape(language[:24])}"' if language else ""
-    return f"<pre><code{named}>{_highlighted(token.content, language)}</code></pre>\n"
+    code = token.content
+    bounded = len(code) <= _LONGEST_CODE and _spend(env, "code", max(200, len(code)), _CODE)
+    shown = _highlighted(code, language) if language in LANGUAGES and bounded else escape(code)
+    return f"<pre><code{named}>{shown}</code></pre>\n"
+
+
+def _spend(env: MutableMapping[str, Any], name: str, cost: int, most: int) -> bool:
+    """Whether a text's budget of this name, `most` in all, still has the cost; takes it then."""
+    spent = env.get(name, 0) + cost
+    if spent > most:
+        return False
+    env[name] = spent
+    return True
 
 
 def _highlighted(code: str, language: str) -> str:
-    if language in LANGUAGES and len(code) <= _LONGEST_CODE:
-        try:
-            lexer = get_lexer_by_name(language, stripnl=False, ensurenl=False)
-            return str(highlight(code, lexer, _FORMATTER))
-        except ClassNotFound:
-            pass
-    return escape(code)
+    try:
+        lexer = get_lexer_by_name(language, stripnl=False, ensurenl=False)
+    except ClassNotFound:
+        return escape(code)
+    return str(highlight(code, lexer, _FORMATTER))
 
 
-def _image(
+def _picture(
     renderer: RendererHTML, tokens: Sequence[Token], index: int, options: Any, env: Any
 ) -> str:
     """A picture in the text itself, or a link: no other server learns that it was shown."""
@@ -131,7 +151,8 @@ def _formula(
 ) -> str:
     token = tokens[index]
     latex, display = token.content, token.type == "formula_block"
-    if len(latex) <= _LONGEST_FORMULA:
+    bounded = _spend(env, "formulas", max(20, len(latex)), _FORMULAS)
+    if bounded and len(latex) <= _LONGEST_FORMULA:
         try:
             return str(convert(latex, display="block" if display else "inline"))
         except Exception:  # of any kind, for LaTeX that it does not know
@@ -148,14 +169,35 @@ def _align(state: Any) -> None:
             token.attrSet("align", style.removeprefix("text-align:"))
 
 
+def _link(state: StateInline, silent: bool) -> bool:
+    return _searched(state) and (link(state, silent) or _in_vain(state))
+
+
+def _image(state: StateInline, silent: bool) -> bool:
+    return _searched(state) and (image(state, silent) or _in_vain(state))
+
+
+def _searched(state: StateInline) -> bool:
+    """Whether the end of a link is still searched; each search that fails reads all that follows."""
+    return bool(state.env.get("searched", 0) < _SEARCHED)
+
+
+def _in_vain(state: StateInline) -> bool:
+    if state.src.startswith(("[", "!["), state.pos):
+        state.env["searched"] = state.env.get("searched", 0) + state.posMax - state.pos
+    return False
+
+
 def _parser() -> MarkdownIt:
     parser = MarkdownIt("commonmark", {"html": False, "maxNesting": 40})
     parser.enable(["table", "strikethrough"])
+    parser.inline.ruler.at("link", _link)
+    parser.inline.ruler.at("image", _image)
     add_formulas(parser)
     parser.core.ruler.push("align", _align)
     for name, rule in (
         ("fence", _fence),
-        ("image", _image),
+        ("image", _picture),
         ("formula", _formula),
         ("formula_block", _formula),
     ):

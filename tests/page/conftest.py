@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -17,13 +16,22 @@ from cllm.http import HttpError, HttpRequest, Server, ServerConfig
 from cllm.http.handler import Answer, Next
 from cllm.models import demo_path
 from cllm.page import UNCOUNTED, Page, needs_no_key
+from scripts.bench.clients.browser import BrowserError, chromium
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Dialog
     from playwright.sync_api import Page as Tab
 
-WAIT = 15_000  # ms that any single wait may take before it fails
-CHROMIUM = ("chromium", "chromium-browser", "google-chrome")
+WAIT = 45_000  # ms that any single wait may take before it fails
+NOTED = ("error", "warning")  # kinds of lines in the console that fail a test
+TEST = 300  # seconds that a whole test may take
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Give tests that wait for a browser the time of a slow machine."""
+    for item in items:
+        if "browser" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.timeout(TEST))
 
 
 @dataclass
@@ -84,15 +92,11 @@ def site(engine: Engine) -> Iterator[Site]:
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    driver = pytest.importorskip("playwright.sync_api")
-    program = next((path for name in CHROMIUM if (path := shutil.which(name))), None)
-    if program is None:
-        pytest.skip("chromium is not installed (Debian, Ubuntu: apt-get install chromium)")
-    with driver.sync_playwright() as playwright:
-        # As root the sandbox of chromium does not start.
-        browser = playwright.chromium.launch(executable_path=program, args=["--no-sandbox"])
-        yield browser
-        browser.close()
+    try:
+        with chromium() as browser:
+            yield browser
+    except BrowserError as error:
+        pytest.skip(str(error))
 
 
 @dataclass
@@ -136,7 +140,7 @@ def new_tab(browser: Browser, faults: Faults) -> Iterator[Callable[..., Tab]]:
         context.set_default_timeout(WAIT)
         context.add_init_script(_REPORT_VIOLATIONS)
         tab = context.new_page()
-        tab.on("console", lambda line: faults.note(line.text) if line.type == "error" else None)
+        tab.on("console", lambda line: faults.note(line.text) if line.type in NOTED else None)
         tab.on("pageerror", lambda error: faults.note(str(error)))
         tab.on("dialog", dismiss)
         return tab

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from tests.api.api_client import eventually
 from tests.page.conftest import Faults, Site
-from tests.page.test_chat import DONE, SHORT, send
+from tests.page.test_chat import DONE, SHORT, send, stored
 
 if TYPE_CHECKING:
     from playwright.sync_api import Page as Tab
@@ -61,13 +61,36 @@ def test_a_branch_is_made_by_keyboard(tab: Tab, site: Site) -> None:
     eventually(lambda: tab.locator(".branchlist button").count() == 2, "a branch begins")
 
 
-def test_the_chat_hands_an_answer_over(tab: Tab, site: Site) -> None:
+def test_the_chat_hands_an_answer_over_and_gets_a_branch(tab: Tab, site: Site) -> None:
     site.fields = dict(SHORT)
     send(tab, "Hello")
     tab.wait_for_selector(DONE)
     tab.click(".message.assistant .inspect")
     tab.wait_for_selector("#question")
     assert tab.input_value("#question") == "Hello"
+    assert json.loads(tab.input_value("#messages")) == [{"role": "user", "content": "Hello"}]
+    site.fields = {}
+    run(tab, "Hello")
+    tab.hover("[aria-label=Answer] .token >> nth=3")
+    tab.locator(".detail li button:not(:disabled)").first.click()
+    tab.wait_for_selector("[aria-label=Answer][aria-busy=false]")
+    text = "".join(tab.locator("[aria-label=Answer] .token").all_text_contents())
+    tab.click("#to-chat")
+    tab.wait_for_selector(".message.assistant .branches >> text=2/2")
+    branch = [each for each in stored(tab) if each["role"] == "assistant"][-1]
+    assert branch["content"] == text.replace("⏎", "")
+    tab.click(".message.assistant .continue")  # it was cut at its limit of tokens
+    tab.wait_for_selector(DONE)
+    assert tab.locator(".message").count() == 2
+
+
+def test_a_branch_of_another_question_is_a_conversation_of_its_own(tab: Tab, site: Site) -> None:
+    inspect(tab, site, "inspector")
+    run(tab, "Tell me a story about a fox.")
+    tab.click("#to-chat")
+    tab.wait_for_selector(".message.user >> text=Tell me a story about a fox.")
+    assert tab.locator(".message").count() == 2
+    assert tab.locator(".conversations .title").all_inner_texts() == ["Tell me a story about a fox."]
 
 
 def test_the_tokens_of_a_text(tab: Tab, site: Site) -> None:
@@ -83,7 +106,11 @@ def test_the_prompt_of_a_conversation(tab: Tab, site: Site) -> None:
     inspect(tab, site, "inspector")
     tab.fill("#messages", '[{"role": "user", "content": "<b>hi</b>"}]')
     tab.click("#apply")
-    tab.wait_for_selector(".rendered >> text=<b>hi</b>")
+    prompt = "<|im_start|>user⏎\n<b>hi</b><|im_end|>⏎\n<|im_start|>assistant⏎\n"
+    shown = tab.locator(".rendered")
+    eventually(lambda: shown.text_content() == prompt, "the prompt is shown")
+    special = tab.locator(".rendered .special").all_inner_texts()
+    assert special == ["<|im_start|>", "<|im_end|>", "<|im_start|>"]
     tab.fill("#messages", "[")
     tab.click("#apply")
     tab.wait_for_selector(".failure[role=alert] >> text=JSON")

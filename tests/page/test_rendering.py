@@ -132,6 +132,46 @@ def test_without_its_packages_it_answers_501(monkeypatch: pytest.MonkeyPatch) ->
     assert refused.value.status == 501
 
 
+def test_a_text_of_marks_alone_is_shown_as_text() -> None:
+    from cllm.page.markdown import _MOST_MARKS
+
+    marks = "*a*\n" * (_MOST_MARKS // 3)
+    assert rendered(marks).startswith("<p><em>a</em>")
+    assert rendered(marks + "<b>*\n*").endswith("*a*<br>\n&lt;b&gt;*<br>\n*</p>\n")
+    assert rendered("中文，字。" * 2000 + "**粗**").endswith("<strong>粗</strong></p>\n")
+
+
+@pytest.mark.parametrize("opening", ["[", "!["])
+def test_ends_of_links_are_not_searched_again_and_again(
+    monkeypatch: pytest.MonkeyPatch, opening: str
+) -> None:
+    from cllm.page import markdown
+
+    tried: list[int] = []
+    for name in ("link", "image"):
+        rule = getattr(markdown, name)
+
+        def counting(state: Any, silent: bool, rule: Any = rule) -> bool:
+            tried.append(state.pos)
+            return bool(rule(state, silent))
+
+        monkeypatch.setattr(markdown, name, counting)
+    html = rendered(opening * 5500)
+    assert html == f"<p>{opening * 5500}</p>\n"
+    assert len(tried) < 2000
+    tried.clear()
+    assert rendered("[a](http://b.test/) " * 1000).count("<a ") == 1000
+
+
+def test_formulas_and_code_have_a_budget() -> None:
+    html = rendered("$x$ " * 1000)
+    assert 100 < html.count("<math") < 500
+    assert html.count("<math") + html.count("<code>x</code>") == 1000
+    html = rendered("```py\ndef\n```\n" * 300)
+    assert 10 < html.count('<span class="k">def</span>') < 100
+    assert html.count("<pre>") == 300
+
+
 class Elements(HTMLParser):
     """The elements of HTML with their attributes."""
 

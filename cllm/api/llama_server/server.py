@@ -68,7 +68,7 @@ class Server:
             "endpoint_slots": service.settings.slots,
             "endpoint_props": False,
             "endpoint_metrics": service.settings.metrics,
-            "ui": False,
+            "ui": service.settings.page,
             "ui_settings": {},
             "chat_template": template.source,
             "chat_template_caps": capabilities(template),

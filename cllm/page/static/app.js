@@ -66,7 +66,7 @@ function drawBar() {
     element("strong.name", {}, "cLLM"),
     element("nav", { "aria-label": t("nav") }, ...links),
     element("span.model", { id: "model" }, app.model?.name ?? ""),
-    signButton("文/A", t("language"), () => { setLanguage(language() === "zh" ? "en" : "zh"); show(); },
+    signButton("文/A", `文/A: ${t("language")}`, () => { setLanguage(language() === "zh" ? "en" : "zh"); show(); },
       { id: "language" }),
     signButton("◐", t("theme"), turnTheme, { id: "theme" }));
   document.getElementById("skip").textContent = t("skip");

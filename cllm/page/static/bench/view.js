@@ -39,7 +39,7 @@ class Bench {
     this.form.addEventListener("submit", (event) => { event.preventDefault(); this.run(); });
     this.plots = element("div.plots");
     this.list = element("div.runs.scrolls", { tabIndex: 0, role: "region", "aria-label": t("bench.runs") });
-    this.element = element("div.sections", {}, element("h2", {}, t("nav.bench")), this.form, this.plots, this.list,
+    this.element = element("div.sections", {}, element("h1", {}, t("nav.bench")), this.form, this.plots, this.list,
       element("p.actions", {}, element("button", { type: "button", id: "bench-export",
         onclick: () => download("benchmarks.json", { format: "cllm-benchmarks", version: 1, runs: kept() }) }, t("bench.export"))));
   }
@@ -90,9 +90,9 @@ class Bench {
       ].map((text) => element("td", {}, String(text))),
       element("td", {}, element("button", { type: "button", "aria-label": t("bench.remove", { n: name(run) }),
         onclick: () => { remove(run.id); this.draw(); } }, "×"))));
-    const heads = ["", "bench.runs", "bench.model", "bench.time", "bench.succeeded", "bench.max_tokens", "bench.avg_throughput",
-      "bench.p95_response_time", ""];
+    const heads = ["bench.shown", "bench.runs", "bench.model", "bench.time", "bench.succeeded", "bench.max_tokens", "bench.avg_throughput",
+      "bench.p95_response_time", "bench.removal"];
     this.list.replaceChildren(runs.length ? element("table", {}, element("thead", {}, element("tr", {},
-      ...heads.map((key) => element("th", {}, key && t(key))))), element("tbody", {}, ...rows)) : element("p.hint", {}, t("bench.none")));
+      ...heads.map((key) => element("th", {}, t(key))))), element("tbody", {}, ...rows)) : element("p.hint", {}, t("bench.none")));
   }
 }

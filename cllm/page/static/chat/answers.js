@@ -44,6 +44,7 @@ export class Answer extends EventTarget {
     const path = message.content ? before : before.slice(0, -1);
     bodyOf(conversation.record.settings, path);
     message.state = "streaming";
+    message.form = Boolean(conversation.record.settings.schema);
     message.error = undefined;
     if (message.content) message.stats = { ...message.stats, before: message.stats?.pieces ?? 0 };
     running.set(message.id, this);

@@ -2,6 +2,7 @@
 
 import { element, signButton } from "../dom.js";
 import { t } from "../texts.js";
+import { formOf } from "./form.js";
 import { Markdown, copyText } from "./markdown.js";
 import { statistics } from "./statistics.js";
 
@@ -13,7 +14,7 @@ export class MessageView {
     this.rich = false;
     this.text = element("div.text", {}, element("p.open", {}, message.content));
     this.element = element(`article.message.${message.role}`, { "aria-label": t(`role.${message.role}`) },
-      element("h3.role", {}, t(`role.${message.role}`)), this.text);
+      element("h2.role", {}, t(`role.${message.role}`)), this.text);
     this.element.dataset.id = message.id;
     this.frame = null;
   }
@@ -41,8 +42,11 @@ export class MessageView {
     this.reasoning();
     this.calls();
     if (message.role === "assistant") {
-      if (!this.markdown) {
-        this.markdown = new Markdown();
+      this.markdown ??= new Markdown();
+      const form = message.form && !streaming ? formOf(message.content) : null;
+      if (form) {
+        this.text.replaceChildren(form, element("details.json", {}, element("summary", {}, "JSON"), this.markdown.element));
+      } else if (!this.markdown.element.matches(".text > *")) {
         this.text.replaceChildren(this.markdown.element);
       }
       if (streaming) this.markdown.grow(message.content);

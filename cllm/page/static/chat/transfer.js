@@ -45,6 +45,7 @@ function renewed({ messages, ...old }) {
       role: message.role, content: message.content, order,
       state: message.state === "done" ? "done" : "stopped",
       created: Number(message.created) || Date.now(),
+      ...(message.form === true && { form: true }),
       ...(typeof message.reasoning === "string" && { reasoning: message.reasoning }),
       ...(typeof message.finish === "string" && { finish: message.finish }),
       ...(typeof message.toolCallId === "string" && { toolCallId: message.toolCallId }),

@@ -4,12 +4,11 @@ import { element, signButton } from "../dom.js";
 import { Answer, interrupted, running } from "./answers.js";
 import { Composer } from "./composer.js";
 import { Conversation, recoverUnsaved } from "./conversation.js";
+import { CURRENT, inspect } from "./handover.js";
 import { Messages } from "./messages.js";
 import { editSettings, lastSettings } from "./settings.js";
 import { Sidebar } from "./sidebar.js";
 import { texts } from "./texts.js";
-
-const CURRENT = "cllm-conversation"; // of this tab
 
 export async function mount(root, app) {
   app.addTexts(texts);
@@ -52,12 +51,7 @@ class Chat {
       resume: (message) => this.resume(message),
       edit: (message, text) => this.edit(message, text),
       answerCalls: (message, results) => this.answerCalls(message, results),
-      inspect: (message) => {
-        sessionStorage.setItem("cllm-inspect", JSON.stringify({
-          settings: this.conversation.record.settings,
-          path: this.conversation.tree.path(message.parent).map(({ role, content }) => ({ role, content })) }));
-        location.hash = "#/inspector";
-      },
+      inspect: (message) => inspect(this.conversation, message),
     };
   }
 

@@ -11,6 +11,7 @@ export class Branch {
     this.tokens = tokens;
     this.from = tokens.length;
     this.label = label;
+    this.finish = null; // why it ended
   }
 
   // The branch that continues from an alternative at a place; null if the text so far would end
@@ -31,6 +32,7 @@ export class Branch {
     if (!response.ok) throw new ServerError(response.status, await messageOf(response));
     for await (const event of events(response)) {
       if (event.error) throw new ServerError(500, event.error.message);
+      this.finish = event.choices?.[0]?.finish_reason ?? this.finish;
       const added = event.choices?.[0]?.logprobs?.content ?? [];
       this.tokens.push(...added);
       if (added.length) changed();

@@ -1,19 +1,21 @@
 // An answer whose tokens are coloured by probability; each alternative begins a branch.
 
+import { showInChat } from "../chat/handover.js";
 import { element } from "../dom.js";
-import { Branch } from "./branch.js";
+import { Branch, textOf } from "./branch.js";
 import { visible } from "./tokens.js";
 
 const LEVELS = 6; // classes p0 (unlikely) to p5 (certain)
 
 export class Probabilities {
-  constructor(app) {
+  // place: of an answer of the chat, or null.
+  constructor(app, place) {
     this.app = app;
     const { t } = app;
     this.branches = [];
     this.current = null;
     this.running = null;
-    this.conversation = this.inherited();
+    this.conversation = place;
     this.box = element("textarea", { id: "question", rows: 2, "aria-label": t("ask"), placeholder: t("ask"),
       value: this.conversation?.path.findLast(({ role }) => role === "user")?.content ?? "" });
     this.most = element("input", { id: "most", type: "number", min: 1, value: 60 });
@@ -27,17 +29,11 @@ export class Probabilities {
       element("p.actions", {}, this.stop, this.start)));
     this.form.addEventListener("submit", (event) => { event.preventDefault(); this.ask(); });
     this.tabs = element("div.branchlist", { role: "group", "aria-label": t("branchlist") });
-    this.text = element("p.tokens", { "aria-label": t("answer") });
+    this.text = element("p.tokens", { role: "group", "aria-label": t("answer") });
+    this.chat = element("button", { type: "button", id: "to-chat", hidden: true, onclick: () => this.toChat() }, t("to.chat"));
     this.detail = element("div.detail", { role: "region", "aria-live": "polite", "aria-label": t("alternatives") });
     this.element = element("section", { "aria-label": t("probabilities") }, element("h2", {}, t("probabilities")),
-      element("p.hint", {}, t("probabilities.hint")), this.form, this.tabs, this.text, this.detail, legend(t));
-  }
-
-  // What the chat hands over.
-  inherited() {
-    const text = sessionStorage.getItem("cllm-inspect");
-    sessionStorage.removeItem("cllm-inspect");
-    return text ? JSON.parse(text) : null;
+      element("p.hint", {}, t("probabilities.hint")), this.form, this.tabs, this.text, this.chat, this.detail, legend(t));
   }
 
   end() {
@@ -50,9 +46,22 @@ export class Probabilities {
     const given = this.conversation ?? { settings: {}, path: [{ role: "user", content }] };
     const path = given.path.map((message) => ({ ...message }));
     const last = path.findLast(({ role }) => role === "user");
+    const changed = last && last.content !== content;
     if (last) last.content = content;
     this.branches = [];
-    this.run(new Branch({ settings: { ...given.settings, temperature: this.warmth.value }, path }));
+    const settings = { ...given.settings, temperature: this.warmth.value };
+    // Another question is another conversation in the chat.
+    this.run(new Branch({ ...(!changed && given), settings, path }));
+  }
+
+  // The shown branch as an answer in the chat.
+  toChat() {
+    const { conversation, tokens, finish } = this.current;
+    let size = tokens.length;
+    while (size && textOf(tokens.slice(0, size)) === null) size -= 1; // an end, or a part of a character
+    showInChat(conversation, { content: textOf(tokens.slice(0, size)),
+      state: finish ? "done" : "stopped", ...(finish && { finish }) })
+      .catch((error) => this.app.notify(error.message, "error"));
   }
 
   async run(branch) {
@@ -72,6 +81,7 @@ export class Probabilities {
   busy(busy) {
     this.start.hidden = busy;
     this.stop.hidden = !busy;
+    this.chat.hidden = busy || !this.current?.tokens.length;
     this.text.setAttribute("aria-busy", String(busy));
   }
 
