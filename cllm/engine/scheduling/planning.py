@@ -99,13 +99,15 @@ class Planner:
         rows = SCORED_ROWS // 2 if generating else SCORED_ROWS
         prompts.sort(key=lambda s: pacer.due(s.generation.submitted, s.pending))
         for sequence in prompts:
-            if sequence is not prompts[0] and room < min(sequence.pending, _TILE // 2):
+            slot = slot_of(sequence)
+            pending = slot.next_mark - slot.length
+            if sequence is not prompts[0] and room < min(pending, _TILE // 2):
                 break
-            count = min(_part(sequence.pending, room, slot_of(sequence).length, over), capacity)
+            count = min(_part(pending, room, slot.length, over), capacity)
             if sequence.scores is not None:
                 count = min(count, rows)
                 rows -= count
-            if not generating and count < sequence.pending and 0 < budget - room < budget // 4:
+            if not generating and count < pending and 0 < budget - room < budget // 4:
                 break  # prompts that end in this step would wait several times as long
             counts[sequence] = count
             capacity -= count
