@@ -229,7 +229,7 @@ def test_random_requests_say_what_they_say_alone(
     for (prompt, count, drawn), generation in zip(requests, together, strict=True):
         assert finished(generation).text == fresh(prompt, count, seed=drawn)
     stats = engine.stats()
-    assert stats.failed_decodes == 0 and stats.cached_tokens > 0
+    assert stats.failed_decodes == 0 and stats.restored_checkpoints > 3, stats
     assert stats.cache_ram_bytes <= stats.cache_ram_limit
 
 
