@@ -72,6 +72,7 @@ def _generator(loaded: Loaded) -> tuple[Scheduler, Sessions]:
         Speculation(draft_max, split_cache, drafting) if draft_max else None,
         loaded.batch.capacity,
         split_cache,
+        loaded.context.n_ubatch,
     )
     shared_cells = loaded.context.n_ctx if config.kv_cells is not None else None
     admission = Admission(placer, loaded.model.vocab, stats, shared_cells)
