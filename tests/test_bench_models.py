@@ -65,6 +65,16 @@ def test_it_speaks_and_any_text_can_be_written_in_its_vocabulary(tiny: Path) -> 
         assert len(engine.tokenize("ab", add_special=False)) == 1
 
 
+def test_a_hybrid_model_speaks(tmp_path: Path) -> None:
+    path = tmp_path / "hybrid.gguf"
+    made("--shape", "tiny-hybrid", path)
+    with Engine.load(path, parallel=1, threads=1) as engine:
+        completion = engine.generate("hello there", max_tokens=60, temperature=0.0)
+        assert completion.usage.completion_tokens == 60
+        assert len(set(engine.tokenize(completion.text, add_special=False))) > 30
+        assert engine.info().architecture == "lfm2"
+
+
 def test_a_copying_model_goes_on_with_a_text_of_its_prompt(tmp_path: Path) -> None:
     path = tmp_path / "copying.gguf"
     made("--shape", "tiny", "--copying", path)

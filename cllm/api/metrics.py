@@ -40,6 +40,8 @@ _ENGINE_COUNTERS = (
     ("prefixes_restored", "Prefixes taken from host memory", "restored_prefixes"),
     ("prefix_restored_tokens", "Prompt tokens taken from host memory", "restored_tokens"),
     ("prefixes_evicted", "Prefixes dropped from host memory for others", "evicted_prefixes"),
+    ("checkpoints_saved", "States of recurrent layers kept", "saved_checkpoints"),
+    ("checkpoints_restored", "Prompts that began at such a state", "restored_checkpoints"),
     ("guessed_tokens", "Draft tokens evaluated", "guessed_tokens"),
     ("guessed_right_tokens", "Draft tokens accepted", "guessed_right"),
     ("recomputed_tokens", "Tokens evaluated again after a preemption", "recomputed_tokens"),

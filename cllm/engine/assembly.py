@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 
+from cllm.engine.cache.checkpoints import Checkpoints
 from cllm.engine.cache.placement import Placer
 from cllm.engine.cache.prefix_cache import copy_gain
 from cllm.engine.cache.sessions import Sessions
@@ -21,6 +22,10 @@ from cllm.engine.speculation.drafting import Drafting, DraftPolicy
 from cllm.engine.speculation.speculation import Speculation
 from cllm.engine.stats import EngineStats
 from cllm.engine.text.tokenizer import Tokenizer
+
+# How many checkpoints are found in a moment at the start of each prompt.
+_CHECKPOINTS = 32
+_CHECKPOINTS_A_SLOT = 8
 
 
 def assemble(loaded: Loaded) -> tuple[Scheduler | EmbeddingScheduler, Sessions | None]:
@@ -56,7 +61,7 @@ def _generator(loaded: Loaded) -> tuple[Scheduler, Sessions]:
         split_cache=split_cache,
         max_saved_bytes=default_cache_ram() if config.cache_ram is None else config.cache_ram,
         window=loaded.model.window,
-        supports_rollback=loaded.model.supports_rollback,
+        checkpoints=_checkpoints(loaded),
     )
     drafting = None
     if loaded.draft is not None:
@@ -67,12 +72,22 @@ def _generator(loaded: Loaded) -> tuple[Scheduler, Sessions]:
         Speculation(draft_max, split_cache, drafting) if draft_max else None,
         loaded.batch.capacity,
         split_cache,
+        loaded.context.n_ubatch,
     )
     shared_cells = loaded.context.n_ctx if config.kv_cells is not None else None
     admission = Admission(placer, loaded.model.vocab, stats, shared_cells)
     threads = Threads(loaded.contexts, live, stats)
     scheduler = Scheduler(loaded.context, loaded.batch, placer, admission, planner, threads, stats)
     return scheduler, Sessions(scheduler.command, placer, config, loaded.info.path, ctx_size)
+
+
+def _checkpoints(loaded: Loaded) -> Checkpoints | None:
+    """For the states of a memory that cannot roll back; None: it can."""
+    model = loaded.model
+    if model.supports_rollback:
+        return None
+    limit = _CHECKPOINTS + _CHECKPOINTS_A_SLOT * loaded.config.parallel
+    return Checkpoints(limit, model.recurrent, model.vocab.control_tokens())
 
 
 def release(

@@ -16,7 +16,8 @@ class EngineStats:
     everything else of a step; together they are the time that steps took.
     prefix_hits: admissions that found at least one token of their prompt. saved_prefixes were put
     into host memory, restored_prefixes taken from there with restored_tokens of prompts,
-    evicted_prefixes dropped for want of room; cache_ram_bytes of cache_ram_limit are taken for
+    evicted_prefixes dropped for want of room; saved_checkpoints of recurrent states were put there,
+    and sequences began at restored_checkpoints; cache_ram_bytes of cache_ram_limit are taken for
     them, memory that is kept for the next one included.
     guesses: drafts that were evaluated, with guessed_tokens in all, of which guessed_right were
     accepted.
@@ -42,6 +43,8 @@ class EngineStats:
     restored_prefixes: int = 0
     restored_tokens: int = 0
     evicted_prefixes: int = 0
+    saved_checkpoints: int = 0
+    restored_checkpoints: int = 0
     cache_ram_bytes: int = 0
     cache_ram_limit: int = 0
     preemptions: int = 0

@@ -190,6 +190,10 @@ def _options() -> argparse.ArgumentParser:
         "repeats its prompt (scripts.bench make-model --copying)",
     )  # fmt: skip
     options.add_argument(
+        "--hybrid-model", type=Path, metavar="FILE", help="GGUF file for the workload thinking, "
+        "with recurrent layers (scripts.bench make-model --shape lfm2-350m)",
+    )  # fmt: skip
+    options.add_argument(
         "--workload", nargs="+", type=_name("workload", [*WORKLOADS]), default=[*WORKLOADS],
         metavar="NAME", help="default: all",
     )  # fmt: skip
@@ -233,10 +237,13 @@ def main() -> None:
     names = given.server or [name for name in BY_DEFAULT if program or name in ("cllm", "engine")]
     report = Report("Serving")
     for work in (WORKLOADS[name] for name in given.workload):
-        model = given.copy_model if work.copies else given.model or demo_path()
-        if model is None:
-            print(f"\nleft out: {work.name}: it needs --copy-model")
-            continue
+        model = given.model or demo_path()
+        if work.copies or work.hybrid:
+            option = "copy" if work.copies else "hybrid"
+            model = given.copy_model if work.copies else given.hybrid_model
+            if model is None:
+                print(f"\nleft out: {work.name}: it needs --{option}-model")
+                continue
         taking_part = [name for name in names if takes_part(name, work)]
         if not taking_part:
             continue

@@ -78,6 +78,7 @@ class Workload:
     alone: bool = False  # for the engine and llama-batched-bench, no server
     probed: bool = False  # with /health meanwhile
     copies: bool = False  # needs the model that copies
+    hybrid: bool = False  # needs a model with recurrent layers
     json: bool = False
 
 
@@ -124,13 +125,13 @@ def _shared_prefix(writer: Writer, quick: bool) -> Crowd:
     ])  # fmt: skip
 
 
-def _multi_turn(writer: Writer, quick: bool) -> Crowd:
+def _multi_turn(writer: Writer, quick: bool, tokens: int = 24) -> Crowd:
     """Each client takes the turns of two conversations alternately, so that none stays put."""
 
     def conversation() -> list[Request]:
         text, turns = writer.text(30 if quick else 240), []
         for _ in range(2 if quick else 3):
-            turns.append(Request(text, 4 if quick else 24, SAMPLING))
+            turns.append(Request(text, 4 if quick else tokens, SAMPLING))
             # The answer in the history is the workload's, so that every server reads the same.
             text += f"\n{writer.text(24)}\n{writer.text(56)}"
         return turns
@@ -139,6 +140,11 @@ def _multi_turn(writer: Writer, quick: bool) -> Crowd:
         [turn for turns in zip(conversation(), conversation(), strict=True) for turn in turns]
         for _ in range(2 if quick else 8)
     ])  # fmt: skip
+
+
+def _thinking(writer: Writer, quick: bool) -> Crowd:
+    """The same, but of each answer the history has less than was generated."""
+    return _multi_turn(writer, quick, 64)
 
 
 def _long_prompt(writer: Writer, quick: bool) -> Crowd:
@@ -215,6 +221,10 @@ WORKLOADS = {
         Workload(
             "multi-turn", "16 conversations of 3 turns, 8 at a time: each comes back",
             _multi_turn, ctx_size=1024,
+        ),
+        Workload(
+            "thinking", "multi-turn with a hybrid model; the history leaves the thinking out",
+            _thinking, ctx_size=1024, hybrid=True,
         ),
         Workload(
             "long-prompt", "8 running streams while prompts of 2 000 tokens arrive one by one",

@@ -6,6 +6,7 @@ import logging
 from array import array
 from collections.abc import Iterable
 
+from cllm.engine.cache.checkpoints import Checkpoint, Checkpoints
 from cllm.engine.cache.prefix_cache import WORTH_SAVING, Holder, PrefixCache, Slot, Start
 from cllm.engine.cache.saved_prefixes import Saved
 from cllm.engine.errors import EngineError, InvalidRequest
@@ -20,7 +21,8 @@ class Placer:
     """Gives sequences slots with as many of their tokens as are held anywhere. Engine thread.
 
     window: tokens that windowed attention looks back; 0: attention is not windowed.
-    supports_rollback: False for recurrent memories, which keep only the state at the end.
+    checkpoints: of recurrent memories, which keep only the state at the end; None: the memory can
+    roll back.
     """
 
     def __init__(
@@ -33,15 +35,17 @@ class Placer:
         split_cache: bool,
         max_saved_bytes: int,
         window: int,
-        supports_rollback: bool,
+        checkpoints: Checkpoints | None,
     ) -> None:
         self._context = context
         self._stats = stats
         self._window = window
-        self._whole = window > 0 or not supports_rollback
-        self.supports_rollback = supports_rollback
+        self.supports_rollback = checkpoints is None
+        self._whole = window > 0 or not self.supports_rollback
         self._save_failed = False
-        self.cache = PrefixCache(n_slots, copy_gain, split_cache, max_saved_bytes, self._usable)
+        self.cache = PrefixCache(
+            n_slots, copy_gain, split_cache, max_saved_bytes, self._usable, checkpoints
+        )
         stats.cache_ram_limit = max_saved_bytes
 
     def place(
@@ -66,6 +70,8 @@ class Placer:
         cache.occupy(slot, tokens, slot.length, scope)
         try:
             self._begin(slot, start)
+            if not fresh:
+                self._mark(slot, start.branch)
         except BaseException:
             slot.length = 0
             cache.release(slot)
@@ -86,6 +92,7 @@ class Placer:
             slot.leader = None
             self._take(start)
             self._begin(slot, start)
+            self._mark(slot, start.branch)
         return slot.leader is None
 
     def _must_wait(self, start: Start) -> bool:
@@ -95,6 +102,9 @@ class Placer:
     def _take(self, start: Start) -> None:
         """Remove a saved prefix that moves into a slot; keep one of which much is not used."""
         saved = start.source
+        for used in (saved, start.checkpoint):
+            if isinstance(used, Checkpoint):
+                self.cache.saved.touch(used)
         if isinstance(saved, Saved):
             if saved.length - start.reuse < WORTH_SAVING and not saved.whole:
                 self.cache.drop(saved)
@@ -115,27 +125,78 @@ class Placer:
             self.cache.saved.keep_memory(source)
             reuse = min(reuse, slot.length)
             self._stats.restored_tokens += reuse
-        self._cut(slot, reuse)
-        if self.supports_rollback:
-            slot.leader, slot.promised = start.leader, start.promised
+        elif isinstance(source, Checkpoint):
+            slot.source = "memory"
+            self._context.remove(slot.id)
+            slot.length = 0
+            self._return_to(slot, source)
+        self._cut(slot, reuse, start.checkpoint)
+        leader = slot.leader = start.leader
+        slot.promised = start.promised
+        if leader is not None and not self.supports_rollback:
+            leader.marks = sorted({*leader.marks, slot.promised})
+
+    def _mark(self, slot: Slot, branch: int) -> None:
+        """Choose where the slot's state is kept while its prompt is read."""
+        if self.supports_rollback or slot.leader is not None or not self.cache.saved.max_bytes:
+            return
+        marks = self.cache.checkpoints.marks(slot.tokens, slot.length, branch, slot.scope)
+        slot.marks = sorted({*slot.marks, *marks})
+        self.reached(slot)
+
+    def reached(self, slot: Slot) -> None:
+        """If a slot's length is one of its marks, keep its state as a checkpoint."""
+        cache = self.cache
+        if slot.length not in slot.marks or not cache.saved.max_bytes:
+            return
+        tokens = slot.tokens[: slot.length]
+        known = cache.checkpoints.within(tokens, slot.scope)
+        if known and known[0].length == slot.length:
+            cache.saved.touch(known[0])
+            return
+        size = self._context.checkpoint_size(slot.id)
+        if not cache.make_room(size + tokens.itemsize * len(tokens), keep_spare=True):
+            return
+        try:
+            data = self._context.checkpoint(slot.id)
+        except MemoryError:
+            self._warn(size)
+            return
+        if data is not None:
+            cache.keep(Checkpoint(tokens, data, slot.scope))
+            self._stats.saved_checkpoints += 1
 
     def _usable(self, holder: Holder, n: int) -> bool:
-        """Whether the memory can be cut to a holder's first n tokens."""
+        """Whether the memory can be cut to a holder's first n tokens, without a checkpoint."""
         if n == holder.length:
             return True
         if isinstance(holder, Saved):
             return not holder.whole
+        if not self.supports_rollback:
+            return False
         first = self._context.first_position(holder.id)
-        return self.supports_rollback and (
-            first == 0 or (self._window > 0 and first <= n - self._window)
-        )
+        return first == 0 or (self._window > 0 and first <= n - self._window)
 
-    def _cut(self, slot: Slot, n: int) -> None:
-        """Keep a slot's first n tokens; nothing if the memory cannot keep a part."""
+    def _cut(self, slot: Slot, n: int, checkpoint: Checkpoint | None = None) -> None:
+        """Keep a slot's first n tokens; nothing if the memory cannot keep a part.
+
+        checkpoint: the state after these tokens, if the memory needs it.
+        """
         if n == slot.length:
             return
-        if n and self._usable(slot, n) and self._context.remove(slot.id, n):
+        if n and checkpoint is not None:
+            self._return_to(slot, checkpoint)
+        elif n and self._usable(slot, n) and self._context.remove(slot.id, n):
             slot.length = n
+        else:
+            self._context.remove(slot.id)
+            slot.length = 0
+
+    def _return_to(self, slot: Slot, checkpoint: Checkpoint) -> None:
+        """Let a slot hold what a checkpoint says; nothing if llama.cpp cannot."""
+        if self._context.return_to(slot.id, checkpoint.data, checkpoint.length):
+            slot.length = checkpoint.length
+            self._stats.restored_checkpoints += 1
         else:
             self._context.remove(slot.id)
             slot.length = 0
@@ -160,13 +221,7 @@ class Placer:
         try:
             data = self._context.save(slot.id, saved.take_memory(size))
         except MemoryError:
-            if not self._save_failed:
-                self._save_failed = True
-                _log.warning(
-                    "not enough memory to save a prefix of %.1f MiB; it will be computed again; "
-                    "lower cache_ram (logged once)",
-                    size / 2**20,
-                )
+            self._warn(size)
             return
         if data is None:
             _log.warning("llama.cpp could not save slot %d; its cached tokens are dropped", slot.id)
@@ -174,6 +229,15 @@ class Placer:
         self.cache.save(Saved(slot.tokens[: slot.length], data, self._whole, slot.scope))
         self._stats.saved_prefixes += 1
         self._stats.evicted_prefixes = saved.evictions
+
+    def _warn(self, size: int) -> None:
+        if not self._save_failed:
+            self._save_failed = True
+            _log.warning(
+                "not enough memory to save a prefix of %.1f MiB; it will be computed again; "
+                "lower cache_ram (logged once)",
+                size / 2**20,
+            )
 
     def can_pause(self, slot: Slot) -> bool:
         """Whether the sequence in a busy slot can leave it and continue later at little cost."""

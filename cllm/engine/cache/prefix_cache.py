@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
+from cllm.engine.cache.checkpoints import Checkpoint, Checkpoints
 from cllm.engine.cache.radix import RadixForest
 from cllm.engine.cache.saved_prefixes import Saved, SavedPrefixes
 from cllm.engine.generation import Generation
@@ -47,6 +48,7 @@ class Slot:
     served: the request that it serves, or served last; any thread may read it.
     scope: of the requests that may reuse its tokens.
     source: where its present request found the tokens that it reuses; see Generation.prefix.
+    marks: lengths at which reading its prompt pauses, ascending; see Placer.reached.
     """
 
     id: int
@@ -59,6 +61,12 @@ class Slot:
     served: Served | None = None
     scope: Scope = COMMON
     source: str = "slot"
+    marks: list[int] = field(default_factory=list)
+
+    @property
+    def next_mark(self) -> int:
+        """The length at which reading its prompt pauses; its end, if no mark comes before."""
+        return next((mark for mark in self.marks if mark > self.length), len(self.tokens))
 
 
 Holder = Slot | Saved
@@ -66,16 +74,31 @@ Usable = Callable[[Holder, int], bool]
 
 
 @dataclass(frozen=True, slots=True)
+class _Shared:
+    """What is held of a prompt: tokens by holder, and its checkpoints, the longest first."""
+
+    lengths: dict[Holder, int]
+    checkpoints: list[Checkpoint]
+
+    def checkpoint(self, n: int) -> Checkpoint | None:
+        """The longest of at most n tokens."""
+        return next((c for c in self.checkpoints if c.length <= n), None)
+
+
+@dataclass(frozen=True, slots=True)
 class Start:
     """Where a prompt begins: `reuse` tokens come from `source`, the slot itself if that is None.
 
-    If `leader` is set, its first `promised` tokens are worth waiting for.
+    If `leader` is set, its first `promised` tokens are worth waiting for. checkpoint: the state at
+    `reuse`, where the source's own is another. branch: the longest prefix that is held anywhere.
     """
 
     reuse: int
-    source: Holder | None = None
+    source: Holder | Checkpoint | None = None
     leader: Slot | None = None
     promised: int = 0
+    checkpoint: Checkpoint | None = None
+    branch: int = 0
 
 
 class PrefixCache:
@@ -85,7 +108,7 @@ class PrefixCache:
     split_cache: each slot has an equal part of the cache. llama_decode then evaluates only
     neighbouring slots together: 4 of 8 sequences take 41 ms as slots 0 to 3 and 57 ms as slots
     0, 2, 4, 6 (0.6B model, two cores; more cores make the difference greater).
-    usable: whether the memory lets a holder's tokens be cut to the first n.
+    usable: whether the memory lets a holder's tokens be cut to the first n, without a checkpoint.
     """
 
     def __init__(
@@ -95,9 +118,11 @@ class PrefixCache:
         split_cache: bool,
         max_saved_bytes: int = 0,
         usable: Usable = lambda holder, n: True,
+        checkpoints: Checkpoints | None = None,
     ) -> None:
         self.slots = [Slot(i) for i in range(n_slots)]
         self.saved = SavedPrefixes(max_saved_bytes)
+        self.checkpoints = checkpoints or Checkpoints()
         self._trees: RadixForest[Holder] = RadixForest()
         self._copy_gain = copy_gain
         self._split_cache = split_cache
@@ -127,7 +152,7 @@ class PrefixCache:
         copied where that pays. The prompt's last token is never reused: its evaluation gives the
         logits for the first new token.
         """
-        shared = {} if fresh else self._shared(tokens, scope)
+        shared = _Shared({}, []) if fresh else self._shared(tokens[:-1], scope)
         if wanted is not None:
             return self.slots[wanted], self._start(self.slots[wanted], shared)
         idle = [slot for slot in self.slots if not slot.busy]
@@ -139,32 +164,46 @@ class PrefixCache:
 
     def start(self, slot: Slot) -> Start:
         """Choose anew from where a slot's tokens begin, when its leader has come far enough."""
-        return self._start(slot, self._shared(slot.tokens, slot.scope))
+        return self._start(slot, self._shared(slot.tokens[:-1], slot.scope))
 
-    def _shared(self, tokens: array[int], scope: Scope) -> dict[Holder, int]:
-        return self._trees.shared(tokens[:-1], scope)
+    def _shared(self, tokens: array[int], scope: Scope) -> _Shared:
+        return _Shared(self._trees.shared(tokens, scope), self.checkpoints.within(tokens, scope))
 
-    def _held(self, holder: Holder, shared: dict[Holder, int]) -> int:
+    def _held(self, holder: Holder, shared: _Shared) -> int:
         """The number of the new tokens that a holder can give now."""
-        n = min(shared.get(holder, 0), holder.length)
-        return n if n and self._usable(holder, n) else 0
+        n = min(shared.lengths.get(holder, 0), holder.length)
+        if not n or self._usable(holder, n):
+            return n
+        checkpoint = shared.checkpoint(n)
+        return 0 if checkpoint is None else checkpoint.length
 
-    def _start(self, slot: Slot, shared: dict[Holder, int]) -> Start:
+    def _from(self, holder: Holder, reuse: int, shared: _Shared, own: bool = False) -> Start:
+        """Begin with a holder's first tokens, which are its own or to be copied."""
+        as_it_is = not reuse or self._usable(holder, reuse)
+        checkpoint = None if as_it_is else shared.checkpoint(reuse)
+        branch = max(shared.lengths.values(), default=0)
+        return Start(reuse, None if own else holder, checkpoint=checkpoint, branch=branch)
+
+    def _start(self, slot: Slot, shared: _Shared) -> Start:
         own = self._held(slot, shared)
-        best = Start(own)
-        for holder in sorted(shared, key=lambda holder: isinstance(holder, Saved)):
+        best = at_own = self._from(slot, own, shared, own=True)
+        for holder in sorted(shared.lengths, key=lambda holder: isinstance(holder, Saved)):
             gain = self._copy_gain if isinstance(holder, Slot) else WORTH
             held = self._held(holder, shared)
             if holder is not slot and held - own >= gain and held > best.reuse:
-                best = Start(held, holder)
+                best = self._from(holder, held, shared)
+        if self.checkpoints.suffice and shared.checkpoints:
+            longest = shared.checkpoints[0]
+            if longest.length - own >= WORTH and longest.length > best.reuse:
+                best = replace(best, reuse=longest.length, source=longest, checkpoint=None)
         leader = best
         for other in self.slots:
-            promised = shared.get(other, 0)
+            promised = shared.lengths.get(other, 0)
             if other is slot or not other.busy or other.leader or promised <= other.length:
                 continue
             worth = max(self._copy_gain, WORTH)
             if promised - best.reuse >= worth and promised > leader.promised:
-                leader = Start(own, None, other, promised)
+                leader = replace(at_own, leader=other, promised=promised)
         return leader
 
     def _reluctance(self, slot: Slot) -> tuple[int, bool, int, int]:
@@ -178,8 +217,9 @@ class PrefixCache:
         """Whether enough of its tokens after the first `kept` are held nowhere else."""
         if slot.length - kept < WORTH_SAVING or not self.saved.max_bytes:
             return False
-        shared = self._trees.shared(slot.tokens[: slot.length], slot.scope)
-        elsewhere = [self._held(holder, shared) for holder in shared if holder is not slot]
+        shared = self._shared(slot.tokens[: slot.length], slot.scope)
+        others = [holder for holder in shared.lengths if holder is not slot]
+        elsewhere = [self._held(holder, shared) for holder in others]
         lost = slot.length - max(kept, *elsewhere, 0)
         return lost >= max(WORTH_SAVING, slot.length // _LOST_SHARE)
 
@@ -191,21 +231,42 @@ class PrefixCache:
         self.saved.add(saved)
         self._trees.insert(saved, saved.tokens, saved.scope)
 
-    def make_room(self, size: int) -> bool:
-        """Drop the least recently used saved prefixes until `size` bytes fit; False: never."""
-        dropped = self.saved.make_room(size)
-        for saved in dropped or ():
-            self._trees.remove(saved)
+    def make_room(self, size: int, keep_spare: bool = False) -> bool:
+        """Drop the least recently used entries of host memory until `size` bytes fit; False: never.
+
+        keep_spare: as in SavedPrefixes.make_room.
+        """
+        dropped = self.saved.make_room(size, keep_spare)
+        for entry in dropped or ():
+            self._forget(entry)
         return dropped is not None
 
-    def drop(self, saved: Saved) -> None:
-        """Forget a saved prefix."""
-        self.saved.remove(saved)
-        self._trees.remove(saved)
+    def drop(self, entry: Saved | Checkpoint) -> None:
+        """Forget a saved prefix or a checkpoint."""
+        self.saved.remove(entry)
+        self._forget(entry)
+
+    def _forget(self, entry: Saved | Checkpoint) -> None:
+        if isinstance(entry, Checkpoint):
+            self.checkpoints.forget(entry)
+        else:
+            self._trees.remove(entry)
+
+    def keep(self, checkpoint: Checkpoint) -> None:
+        """Keep a checkpoint, after make_room(); too many give way, except a prompt's first."""
+        checkpoints = self.checkpoints
+        before = checkpoints.within(checkpoint.tokens, checkpoint.scope)
+        if len(before) >= checkpoints.per_prompt:
+            self.drop(self.saved.oldest(before[:-1]))
+        elif len(checkpoints.entries) >= checkpoints.limit:
+            self.drop(self.saved.oldest(checkpoints.entries))
+        self.saved.add(checkpoint)
+        checkpoints.add(checkpoint)
 
     def occupy(self, slot: Slot, tokens: array[int], length: int, scope: Scope = COMMON) -> None:
         """Give a slot to a request of a scope, whose `tokens` it fills from here on."""
         slot.tokens, slot.length, slot.busy, slot.scope = tokens, length, True, scope
+        slot.marks = []
         self._trees.insert(slot, tokens, scope)
 
     def release(self, slot: Slot) -> None:

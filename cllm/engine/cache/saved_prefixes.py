@@ -1,13 +1,15 @@
-"""Prefixes in host memory: the contents of evicted slots, up to a number of bytes."""
+"""Prefixes in host memory: contents of evicted slots, and checkpoints, up to a number of bytes."""
 
 from __future__ import annotations
 
 from array import array
 from collections import OrderedDict
+from collections.abc import Collection
 from dataclasses import dataclass
 
 import numpy as np
 
+from cllm.engine.cache.checkpoints import Checkpoint
 from cllm.engine.llama import Bytes
 from cllm.engine.sharing import COMMON, Scope
 
@@ -30,40 +32,56 @@ class Saved:
         """Tokens held."""
         return len(self.tokens)
 
+    @property
+    def n_bytes(self) -> int:
+        """What counts against the limit."""
+        return self.data.nbytes
+
+
+Entry = Saved | Checkpoint
+
 
 class SavedPrefixes:
-    """Evicts the least recently used entry when the bytes do not suffice.
+    """Evicts the least recently used entry, of either kind, when the bytes do not suffice.
 
     The buffer of a restored entry is kept for the next save, if there is room: filling memory
     that is new to the process takes up to twenty times as long.
-    bytes: taken by the entries and by the kept buffer.
+    bytes: taken by the entries and by the kept buffer. evictions: of prefixes.
     """
 
     def __init__(self, max_bytes: int) -> None:
         self.max_bytes = max_bytes
         self.bytes = 0
         self.evictions = 0
-        self._entries: OrderedDict[Saved, None] = OrderedDict()
+        self._entries: OrderedDict[Entry, None] = OrderedDict()
         self._spare: Bytes | None = None
 
     def __len__(self) -> int:
         return len(self._entries)
 
-    def make_room(self, size: int) -> list[Saved] | None:
+    def make_room(self, size: int, keep_spare: bool = False) -> list[Entry] | None:
         """Evict entries for `size` more bytes, for take_memory(); return the evicted ones.
 
+        keep_spare: take_memory() is not called, and the kept buffer stays as long as it can.
         None: it never fits.
         """
         if size > self.max_bytes:
             return None
-        dropped = []
-        spare = 0 if self._spare is None else self._spare.nbytes
+        dropped: list[Entry] = []
+        spare = 0 if self._spare is None or keep_spare else self._spare.nbytes
         while self.bytes - spare + size > self.max_bytes:
+            if not self._entries:
+                self._forget_spare()
+                break
             oldest = next(iter(self._entries))
             self.remove(oldest)
-            self.evictions += 1
+            self.evictions += isinstance(oldest, Saved)
             dropped.append(oldest)
         return dropped
+
+    def oldest(self, among: Collection[Entry]) -> Entry:
+        """The least recently used of some entries."""
+        return next(entry for entry in self._entries if entry in among)
 
     def take_memory(self, size: int) -> Bytes:
         """A buffer for a prefix, after make_room().
@@ -92,16 +110,16 @@ class SavedPrefixes:
             self.bytes -= spare.nbytes
         return spare
 
-    def add(self, saved: Saved) -> None:
+    def add(self, entry: Entry) -> None:
         """Add an entry for which there is room."""
-        self._entries[saved] = None
-        self.bytes += saved.data.nbytes
+        self._entries[entry] = None
+        self.bytes += entry.n_bytes
 
-    def touch(self, saved: Saved) -> None:
+    def touch(self, entry: Entry) -> None:
         """Note that an entry was used."""
-        self._entries.move_to_end(saved)
+        self._entries.move_to_end(entry)
 
-    def remove(self, saved: Saved) -> None:
+    def remove(self, entry: Entry) -> None:
         """Drop an entry."""
-        del self._entries[saved]
-        self.bytes -= saved.data.nbytes
+        del self._entries[entry]
+        self.bytes -= entry.n_bytes

@@ -38,6 +38,8 @@ _GGML_TYPES = {
     "bf16": 30,
 }
 
+_PARTIAL = C.LLAMA_STATE_SEQ_FLAGS_PARTIAL_ONLY
+
 # llama.cpp asks between two operations whether to stop. strlen() of the buffer answers: above 0
 # once interrupt() has written to it. It needs no interpreter lock.
 _libc = ctypes.cdll.msvcrt if sys.platform == "win32" else ctypes.CDLL(None)
@@ -240,6 +242,29 @@ class Context:
         """Replace a sequence by saved data; False if it does not fit or has another layout."""
         with log_router.capture():
             return bool(C.llama_state_seq_set_data(self._handle, _bytes_of(data), data.size, seq))
+
+    def checkpoint_size(self, seq: int) -> int:
+        """Bytes that checkpoint() returns."""
+        return int(C.llama_state_seq_get_size_ext(self._handle, seq, _PARTIAL))
+
+    def checkpoint(self, seq: int) -> Bytes | None:
+        """Copy the part of a sequence's state that cannot be cut; None if llama.cpp cannot."""
+        data = np.empty(self.checkpoint_size(seq), dtype=np.uint8)
+        written = C.llama_state_seq_get_data_ext(
+            self._handle, _bytes_of(data), data.size, seq, _PARTIAL
+        )
+        return data if written == data.size else None
+
+    def return_to(self, seq: int, data: Bytes, length: int) -> bool:
+        """Cut a sequence to `length` tokens, of which checkpoint() gave the data.
+
+        Attention still holds these tokens, or there is none. After False the memory is in doubt.
+        """
+        with log_router.capture():
+            size = C.llama_state_seq_set_data_ext(
+                self._handle, _bytes_of(data), data.size, seq, _PARTIAL
+            )
+        return bool(size) and self.remove(seq, length) and self.last_position(seq) == length - 1
 
     def close(self) -> None:
         """Free the cache and the buffers."""

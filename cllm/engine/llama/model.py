@@ -78,9 +78,8 @@ class Model:
         self.n_params = int(C.llama_model_n_params(handle))
         self.size_bytes = int(C.llama_model_size(handle))
         self.window = int(C.llama_model_n_swa(handle))
-        self.supports_rollback = not (
-            C.llama_model_is_recurrent(handle) or C.llama_model_is_hybrid(handle)
-        )
+        self.recurrent = bool(C.llama_model_is_recurrent(handle))  # without attention
+        self.supports_rollback = not (self.recurrent or C.llama_model_is_hybrid(handle))
         self.n_embd_out = int(C.llama_model_n_embd_out(handle))
         self.n_cls_out = int(C.llama_model_n_cls_out(handle))
         self.has_encoder = bool(C.llama_model_has_encoder(handle))

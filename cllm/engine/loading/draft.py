@@ -81,10 +81,10 @@ class DraftFile:
         return DraftModel(model, context, batch, main, gain)
 
     def _check(self, model: llama.Model, main: llama.Vocab, name: str) -> None:
-        if model.window or not model.supports_rollback or model.has_encoder or model.diffuses:
+        if not model.supports_rollback or model.has_encoder or model.diffuses:
             raise ModelLoadError(
-                f"{self.path.name} cannot roll back a draft; give a decoder whose attention looks "
-                "back to the beginning"
+                f"{self.path.name} cannot roll back a draft; give a decoder whose layers all have "
+                "attention"
             )
         how = difference(main, model.vocab)
         if how is not None:

@@ -77,13 +77,14 @@ def load(
         undo.callback(model.close)
         layout, tuning = Layout.of(config), None
         shape = _embedding_shape(path, header, model, layout, config)
-        if shape is not None or model.window or not model.supports_rollback:
+        if shape is not None or not model.supports_rollback:
             # Rejected drafts must be removable from the memory.
             if drafter is not None:
                 why = "generates no text" if shape else "cannot roll back a draft"
                 raise ModelLoadError(f"{path.name} {why}; serve it without --model-draft")
             config = replace(config, draft_max=0)
         if shape is None:
+            _log_limits(path.name, model, config)
             beside = 0 if drafter is None else drafter.kv_bytes_per_token(config)
             size = context_size(header.metadata, model.n_ctx_train, config, beside)
             _check_memory(size, config)
@@ -145,6 +146,22 @@ def _embedding_shape(
         layout.ubatch_size,
         config,
     )
+
+
+def _log_limits(name: str, model: llama.Model, config: EngineConfig) -> None:
+    """Say in one line what the engine cannot do with this model's memory."""
+    off = []
+    if not model.supports_rollback:
+        whole = config.cache_ram == 0
+        off += [
+            "speculative decoding",
+            "interruption of a step when a prompt is cancelled",
+            f"reuse of a prefix {'in part' if whole else 'except up to a checkpoint'}",
+        ]
+    elif model.window:
+        off.append(f"reuse of a part of a prefix in host memory (window of {model.window} tokens)")
+    if off:
+        _log.info("%s: off for this model: %s", name, "; ".join(off))
 
 
 _REMEDY = "lower ctx_size or parallel, or choose a smaller cache_type_k and cache_type_v"

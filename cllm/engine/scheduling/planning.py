@@ -34,14 +34,18 @@ class Planner:
         speculation: Speculation | None,
         capacity: int,
         split_cache: bool,
+        ubatch: int | None = None,
     ) -> None:
         """capacity: tokens of a batch. split_cache: each sequence has an equal part of the cache;
-        sequences are then evaluated together only with equal numbers of tokens.
+        sequences are then evaluated together only with equal numbers of tokens. ubatch: maximum
+        tokens of a step with drafts. With windowed attention llama.cpp may use cells again that
+        are out of the window of the last token of an earlier ubatch, which may be a rejected draft.
         """
         self._pacer = pacer
         self._speculation = speculation
         self._capacity = capacity
         self._split_cache = split_cache
+        self._ubatch = capacity if ubatch is None else min(capacity, ubatch)
         self._prompts_were_read = False
 
     def plan(self, running: list[Sequence]) -> Plan:
@@ -76,10 +80,11 @@ class Planner:
         )
 
     def _newest(self, generating: list[Sequence], draft: bool) -> dict[Sequence, int]:
-        room = self._capacity - sum(s.pending for s in generating)
-        if room < 0:
+        pending = sum(s.pending for s in generating)
+        if pending > self._capacity:
             return dict.fromkeys(generating, 1)
-        if draft and generating and self._speculation is not None:
+        room = self._ubatch - pending
+        if draft and generating and self._speculation is not None and room > 0:
             step_s = self._pacer.step_s(len(generating))
             try:
                 self._speculation.draft(generating, room, step_s)
@@ -99,13 +104,15 @@ class Planner:
         rows = SCORED_ROWS // 2 if generating else SCORED_ROWS
         prompts.sort(key=lambda s: pacer.due(s.generation.submitted, s.pending))
         for sequence in prompts:
-            if sequence is not prompts[0] and room < min(sequence.pending, _TILE // 2):
+            slot = slot_of(sequence)
+            pending = slot.next_mark - slot.length
+            if sequence is not prompts[0] and room < min(pending, _TILE // 2):
                 break
-            count = min(_part(sequence.pending, room, slot_of(sequence).length, over), capacity)
+            count = min(_part(pending, room, slot.length, over), capacity)
             if sequence.scores is not None:
                 count = min(count, rows)
                 rows -= count
-            if not generating and count < sequence.pending and 0 < budget - room < budget // 4:
+            if not generating and count < pending and 0 < budget - room < budget // 4:
                 break  # prompts that end in this step would wait several times as long
             counts[sequence] = count
             capacity -= count

@@ -222,6 +222,8 @@ class Scheduler(EngineLoop[Sequence]):
     def _note_decoded(self, sequence: Sequence, count: int) -> None:
         slot = slot_of(sequence)
         slot.length += count
+        if slot.marks:
+            self._placer.reached(slot)
         self._stats.longest = max(self._stats.longest, slot.length)
         if sequence.params.report_progress and len(sequence.tokens) == sequence.n_prompt:
             sequence.writer.report_progress(slot.length)
@@ -278,9 +280,9 @@ class Scheduler(EngineLoop[Sequence]):
     def _forget_rejected(self, sequence: Sequence) -> None:
         """Remove what was evaluated of rejected drafts, or after the end of the text."""
         slot, before_newest = slot_of(sequence), len(sequence.tokens) - 1
-        if slot.length > before_newest:
+        # A recurrent memory keeps a prompt whose last token nothing follows.
+        if slot.length > before_newest and self._context.remove(slot.id, before_newest):
             slot.length = before_newest
-            self._context.remove(slot.id, before_newest)
 
     def _fail(self, sequence: Sequence, error: EngineError) -> None:
         """End a sequence whose part of the cache is in doubt."""

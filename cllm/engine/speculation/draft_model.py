@@ -69,7 +69,10 @@ class DraftModel:
         if shared < len(held):
             self._context.remove(slot, shared)
             del held[shared:]
-        return shared
+            window, first = self._model.window, self._context.first_position(slot)
+            if window and first > max(0, shared - window):  # what it looks back to is gone
+                self._forget(slot)
+        return len(held)
 
     def _borrow(self, slot: int, tokens: array[int], shared: int) -> int:
         """Copy a prefix of the same scope if that saves enough; return the length of ours."""

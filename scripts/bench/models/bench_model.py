@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from .copying import copying
 from .vocabulary import Vocabulary, copy_vocabulary, synthetic_vocabulary
-from .weights import SHAPES, tensors
+from .weights import KERNEL, SHAPES, tensors
 
 TYPES = (
     "F16", "Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M", "Q4_K_S", "Q4_0", "IQ4_NL", "IQ4_XS", "Q3_K_M",
@@ -136,7 +136,13 @@ def write_model(path: Path, name: str, vocabulary: Vocabulary, seed: int, copies
     writer.add_block_count(shape.layers)
     writer.add_feed_forward_length(shape.feed_forward)
     writer.add_head_count(shape.heads)
-    writer.add_head_count_kv(shape.kv_heads)
+    if shape.attention is None:
+        writer.add_head_count_kv(shape.kv_heads)
+    else:
+        writer.add_head_count_kv(
+            [shape.kv_heads * shape.attends(layer) for layer in range(shape.layers)]
+        )
+        writer.add_shortconv_l_cache(KERNEL)
     writer.add_key_length(shape.head_size)
     writer.add_value_length(shape.head_size)
     writer.add_rope_dimension_count(shape.head_size)

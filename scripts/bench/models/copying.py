@@ -32,9 +32,9 @@ _LOUD = 4.0  # weight of the next token relative to the current one
 def copying(plan: list[Tensor], shape: Shape) -> list[Tensor]:
     """The tensors of a plan with the circuit in them.
 
-    Raises ValueError for a shape whose heads are not normalized: the circuit relies on that.
+    Raises ValueError for a shape of another architecture: the circuit relies on normalized heads.
     """
-    if not shape.normalizes_heads:
+    if shape.architecture != "qwen3":
         raise ValueError("only shapes of the architecture qwen3 can be made to copy")
     size = shape.head_size // 2  # of a token's code
     own = {

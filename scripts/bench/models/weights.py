@@ -25,11 +25,16 @@ class Shape:
     context: int
     rope_base: float
     rms_epsilon: float
+    attention: tuple[int, ...] | None = None  # these layers; the others are convolutions
 
     @property
     def normalizes_heads(self) -> bool:
         """Whether queries and keys pass a norm of their own in each head."""
-        return self.architecture == "qwen3"
+        return self.architecture in ("qwen3", "lfm2")
+
+    def attends(self, layer: int) -> bool:
+        """Whether a layer has attention."""
+        return self.attention is None or layer in self.attention
 
 
 SHAPES = {
@@ -39,9 +44,17 @@ SHAPES = {
     "qwen3-1.7b": Shape("qwen3", 2048, 28, 16, 8, 128, 6144, 151_936, 40_960, 1e6, 1e-6),
     # meta-llama/Llama-3.2-1B, without its scaling of RoPE
     "llama-1b": Shape("llama", 2048, 16, 32, 8, 64, 8192, 128_256, 131_072, 5e5, 1e-5),
+    # LiquidAI/LFM2-350M: a hybrid
+    "lfm2-350m": Shape(
+        "lfm2", 1024, 16, 16, 8, 64, 4608, 65_536, 128_000, 1e6, 1e-5, (2, 5, 8, 10, 12, 14)
+    ),
     # no model's: for trying the script and for tests
     "tiny": Shape("qwen3", 256, 2, 4, 2, 64, 512, 4_096, 4_096, 1e6, 1e-6),
+    "tiny-hybrid": Shape("lfm2", 256, 2, 4, 2, 64, 512, 4_096, 4_096, 1e6, 1e-6, (1,)),
 }
+
+
+KERNEL = 3  # tokens that a convolution spans
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +68,7 @@ class Tensor:
 
     @property
     def dtype(self) -> npt.DTypeLike:
-        return np.float32 if len(self.size) == 1 else np.float16
+        return np.float32 if len(self.size) == 1 or self.size[1] == KERNEL else np.float16
 
     @property
     def bytes(self) -> int:
@@ -94,15 +107,20 @@ def tensors(shape: Shape, tokens: int) -> Iterator[Tensor]:
     for layer in range(shape.layers):
         block = f"blk.{layer}."
         yield vector(block + "attn_norm.weight", width)
-        yield matrix(block + "attn_q.weight", queries, width)
-        yield matrix(block + "attn_k.weight", keys, width)
-        yield matrix(block + "attn_v.weight", keys, width)
-        yield matrix(block + "attn_output.weight", width, queries)
-        if shape.normalizes_heads:
-            yield vector(block + "attn_q_norm.weight", shape.head_size, 2.0)
-            yield vector(block + "attn_k_norm.weight", shape.head_size, 2.0)
+        if shape.attends(layer):
+            yield matrix(block + "attn_q.weight", queries, width)
+            yield matrix(block + "attn_k.weight", keys, width)
+            yield matrix(block + "attn_v.weight", keys, width)
+            yield matrix(block + "attn_output.weight", width, queries)
+            if shape.normalizes_heads:
+                yield vector(block + "attn_q_norm.weight", shape.head_size, 2.0)
+                yield vector(block + "attn_k_norm.weight", shape.head_size, 2.0)
+        else:
+            yield matrix(block + "shortconv.in_proj.weight", 3 * width, width)
+            yield matrix(block + "shortconv.conv.weight", width, KERNEL)
+            yield matrix(block + "shortconv.out_proj.weight", width, width)
         yield vector(block + "ffn_norm.weight", width)
         yield matrix(block + "ffn_gate.weight", shape.feed_forward, width)
         yield matrix(block + "ffn_up.weight", shape.feed_forward, width)
         yield matrix(block + "ffn_down.weight", width, shape.feed_forward, 2.0)
-    yield vector("output_norm.weight", width)
+    yield vector(f"{'token_embd' if shape.attention else 'output'}_norm.weight", width)

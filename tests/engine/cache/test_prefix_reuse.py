@@ -107,7 +107,7 @@ def test_hits_are_counted(engine: Engine) -> None:
 
 
 @pytest.mark.parametrize("unified", [False, True])
-def test_a_memory_that_cannot_go_back_is_computed_from_the_start(
+def test_a_memory_that_cannot_go_back_begins_at_a_checkpoint_or_at_the_start(
     load: Loader, model_path: Path, tmp_path: Path, unified: bool
 ) -> None:
     recurrent = tmp_path / "recurrent.gguf"
@@ -117,15 +117,17 @@ def test_a_memory_that_cannot_go_back_is_computed_from_the_start(
         engine = load(recurrent, parallel=1, ctx_size=512)
         return finished(engine.submit(prompt, greedy(20))).text
 
-    engine = load(recurrent, parallel=3, ctx_size=512, kv_unified=unified)
-    prompt = engine.tokenize(LONG)
-    running = Watched(engine, prompt, greedy(None))
-    running.wait_for_tokens(3)
-    branch = [*prompt[:-3], 40, 41]
-    for _ in range(2):
-        done = finished(engine.submit(branch, greedy(20)))
-        assert (done.usage.cached_tokens, done.text) == (0, fresh(branch))
-    running.generation.cancel()
+    for cache_ram in (None, 0):
+        engine = load(recurrent, parallel=3, ctx_size=512, kv_unified=unified, cache_ram=cache_ram)
+        prompt = engine.tokenize(LONG)
+        running = Watched(engine, prompt, greedy(None))
+        running.wait_for_tokens(3)
+        branch = [*prompt[:-3], 40, 41]
+        cached = 0 if cache_ram == 0 else len(prompt) - 4
+        for _ in range(2):
+            done = finished(engine.submit(branch, greedy(20)))
+            assert (done.usage.cached_tokens, done.text) == (cached, fresh(branch))
+        running.generation.cancel()
 
 
 def test_a_memory_that_cannot_go_back_can_still_go_on(

@@ -10,7 +10,6 @@ import pytest
 
 from cllm.engine import Engine
 from tests.engine.engine_helpers import PRECISE, Loader, Watched, finished, greedy, standing
-from tests.engine.engine_models import write_recurrent
 
 SYSTEM = [20 + i % 300 for i in range(400)]
 QUESTIONS = [[330 + i, 340 + i, 350 + i] for i in range(4)]
@@ -65,16 +64,6 @@ def test_who_waits_can_be_cancelled(sharing: Engine) -> None:
         one.wait_until_done()
     assert finished(watched[3].generation).usage.completion_tokens == 12
     assert sharing.stats().slots_busy <= 1
-
-
-def test_a_memory_that_cannot_go_back_makes_nobody_wait(
-    load: Loader, model_path: Path, tmp_path: Path
-) -> None:
-    write_recurrent(model_path, tmp_path / "recurrent.gguf")
-    engine = load(tmp_path / "recurrent.gguf", parallel=4, ctx_size=1024)
-    with standing(engine):
-        together = [engine.submit(SYSTEM + question, greedy(3)) for question in QUESTIONS[:3]]
-    assert [finished(generation).usage.cached_tokens for generation in together] == [0, 0, 0]
 
 
 @pytest.mark.parametrize("seed", range(3))

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 import signal
 import struct
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,8 @@ import pytest
 
 from cllm.engine import Engine, EngineConfig, ModelLoadError
 from cllm.engine.loading.gguf_header import TruncatedError, read_header
+from tests.engine.engine_helpers import Loader
+from tests.engine.engine_models import write_f32, write_hybrid, write_windowed
 
 
 def refusal(path: Path, **config: Any) -> str:
@@ -248,3 +252,30 @@ def test_shared_cells_must_hold_one_sequence(model_path: Path) -> None:
 def test_an_unknown_option_is_an_error(model_path: Path) -> None:
     with pytest.raises(TypeError, match="paralel"):
         Engine.load(model_path, paralel=2)
+
+
+@pytest.mark.parametrize(
+    ("write", "config", "words"),
+    [
+        (write_hybrid, {}, "speculative decoding; interruption.*; reuse of a prefix except"),
+        (write_hybrid, {"cache_ram": 0}, "speculative decoding; .*; reuse of a prefix in part"),
+        (write_windowed, {}, "reuse of a part of a prefix in host memory"),
+        (write_f32, {}, None),
+    ],
+)
+def test_what_is_off_for_a_model_is_logged_in_one_line(
+    load: Loader,
+    model_path: Path,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    write: Callable[[Path, Path], None],
+    config: dict[str, Any],
+    words: str | None,
+) -> None:
+    path = tmp_path / "model.gguf"
+    write(model_path, path)
+    with caplog.at_level("INFO", "cllm.engine"):
+        load(path, parallel=1, ctx_size=256, **config)
+    said = [r.message for r in caplog.records if "off for this model" in r.message]
+    assert len(said) == (words is not None)
+    assert words is None or re.search(words, said[0])

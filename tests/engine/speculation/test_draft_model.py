@@ -17,6 +17,7 @@ from cllm.engine.sequence import Sequence
 from cllm.engine.sharing import COMMON, Scope
 from cllm.engine.speculation.draft_model import DraftModel
 from tests.engine.engine_helpers import PRECISE
+from tests.engine.engine_models import write_windowed
 
 SLOTS, CTX = 3, 256
 
@@ -77,12 +78,22 @@ def test_it_drafts_for_sequences_of_different_lengths_at_once(
         assert len(together[asked]) == length
 
 
+@pytest.mark.parametrize("windowed", [False, True])
 @pytest.mark.parametrize("unified", [False, True])
 def test_it_drafts_the_same_whatever_became_of_its_earlier_drafts_and_slots(
-    load_draft: Loader, sequence: Callable[..., Sequence], unified: bool
+    load_draft: Loader,
+    sequence: Callable[..., Sequence],
+    f32_path: Path,
+    tmp_path: Path,
+    unified: bool,
+    windowed: bool,
 ) -> None:
-    rng = random.Random(2)
-    draft, anew = load_draft(kv_unified=unified), load_draft()
+    rng, path = random.Random(2), f32_path
+    if windowed:
+        path = tmp_path / "windowed.gguf"
+        write_windowed(f32_path, path)
+    draft = load_draft(model_draft=str(path), kv_unified=unified)
+    anew = load_draft(model_draft=str(path))
     running = [sequence(tokens(rng, 30), slot) for slot in range(SLOTS)]
     for _ in range(40):
         drafts = draft.draft({s: rng.randint(1, 4) for s in rng.sample(running, 2)})
