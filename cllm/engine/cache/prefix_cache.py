@@ -46,6 +46,8 @@ class Slot:
     one waits for instead of evaluating them too.
     served: the request that it serves, or served last; any thread may read it.
     scope: of the requests that may reuse its tokens.
+    moved_from: position from which on a context shift moved its tokens; None: no shift. What was
+        moved was computed after tokens that are gone, so nobody else may reuse it.
     source: where its present request found the tokens that it reuses; see Generation.prefix.
     """
 
@@ -58,6 +60,7 @@ class Slot:
     promised: int = 0
     served: Served | None = None
     scope: Scope = COMMON
+    moved_from: int | None = None
     source: str = "slot"
 
 
@@ -206,7 +209,13 @@ class PrefixCache:
     def occupy(self, slot: Slot, tokens: array[int], length: int, scope: Scope = COMMON) -> None:
         """Give a slot to a request of a scope, whose `tokens` it fills from here on."""
         slot.tokens, slot.length, slot.busy, slot.scope = tokens, length, True, scope
+        slot.moved_from = None
         self._trees.insert(slot, tokens, scope)
+
+    def note_shift(self, slot: Slot, keep: int) -> None:
+        """Note that only the first `keep` tokens of a busy slot are where they were computed."""
+        slot.moved_from = keep
+        self._trees.insert(slot, slot.tokens[:keep], slot.scope)
 
     def release(self, slot: Slot) -> None:
         """Take a slot back from its request; what it holds stays for others to reuse."""
