@@ -144,6 +144,7 @@ _FLAGS: dict[tuple[str, ...], Name] = {
     ("--no-log-jsonl",): _switch("--no-log-json"),
     # Defaults of requests.
     ("-n", "--predict", "--n-predict"): _sampling("n_predict"),
+    ("--keep",): _sampling("n_keep"),
     ("-s", "--seed"): _sampling("seed"),
     ("--temp", "--temperature"): _sampling("temperature"),
     ("--top-k",): _sampling("top_k"),
@@ -177,7 +178,7 @@ _FLAGS: dict[tuple[str, ...], Name] = {
     (
         "--jinja", "--no-jinja", "-cb", "--cont-batching", "-nocb", "--no-cont-batching",
         "--embedding", "--embeddings", "--warmup", "--no-warmup", "--perf", "--no-perf",
-        "--no-context-shift", "--cache-prompt", "--no-cache-prompt", "--cache-idle-slots",
+        "--cache-prompt", "--no-cache-prompt", "--cache-idle-slots",
         "--no-cache-idle-slots", "--swa-full", "--op-offload", "--no-op-offload", "--kv-offload",
         "-kvo", "--no-host", "-bs", "--backend-sampling", "--prefill-assistant", "--offline",
         "--mmproj-auto", "--no-mmproj", "--no-mmproj-auto", "-e",
@@ -187,7 +188,7 @@ _FLAGS: dict[tuple[str, ...], Name] = {
         "--no-agent",
     ): _ignored(0),
     (
-        "--media-path", "--cors-methods", "--cors-headers", "--keep", "--cache-reuse", "-ctxcp",
+        "--media-path", "--cors-methods", "--cors-headers", "--cache-reuse", "-ctxcp",
         "--ctx-checkpoints", "--swa-checkpoints", "-cms",
         "--checkpoint-min-step", "-sps", "--slot-prompt-similarity", "-dt", "--defrag-thold",
         "--prio", "--prio-batch", "--poll", "--poll-batch", "-fit", "--fit", "-fitt",
@@ -216,7 +217,6 @@ _FLAGS: dict[tuple[str, ...], Name] = {
     ("-dev", "--device", "-ot", "--override-tensor", "-ncmoe", "--n-cpu-moe", "-sm", "--split-mode",
      "-ts", "--tensor-split", "-mg", "--main-gpu", "--rpc"): _refused(1, _NO_DEVICES),
     ("-cmoe", "--cpu-moe", "-nkvo", "--no-kv-offload"): _refused(0, _NO_DEVICES),
-    ("--context-shift",): _refused(0, "cLLM ends a text where the context is full"),
     ("--no-prefill-assistant",): _refused(
         0, "cLLM continues a final assistant message; end the conversation with another role"
     ),
@@ -261,7 +261,7 @@ _VARIABLES: dict[str, tuple[str, str | None]] = {
     "ENDPOINT_METRICS": ("--metrics", "--no-metrics"), "ENDPOINT_SLOTS": ("--slots", "--no-slots"),
     "UI": ("--ui", "--no-ui"),
     "RERANKING": ("--reranking", ""), "LOG_JSONL": ("--log-jsonl", "--no-log-jsonl"),
-    "CONTEXT_SHIFT": ("--context-shift", ""), "ENDPOINT_PROPS": ("--props", ""),
+    "CONTEXT_SHIFT": ("--context-shift", "--no-context-shift"), "ENDPOINT_PROPS": ("--props", ""),
     "HF_REPO": ("-hf", None), "HF_FILE": ("-hff", None), "MODEL_URL": ("-mu", None),
     "MMPROJ": ("-mm", None), "MODELS_DIR": ("--models-dir", None), "TOOLS": ("--tools", None),
     "SSL_KEY_FILE": ("--ssl-key-file", None), "SSL_CERT_FILE": ("--ssl-cert-file", None),

@@ -197,6 +197,10 @@ class Settings:
         "tokens of all sequences together, in place of --ctx-size: each gets its part, or all of "
         "them with --kv-unified",
     )  # fmt: skip
+    context_shift: bool = option(
+        False, ENGINE, switch(),
+        "let a text that fills its context lose old tokens and go on; without, it ends there",
+    )  # fmt: skip
     memory_budget: int | None = option(
         None, ENGINE, size(1 << 20, auto=True),
         "bytes for the key/value cache of all sequences where --ctx-size is auto; "

@@ -106,7 +106,6 @@ def test_variables_are_below_our_own_and_above_the_file() -> None:
         ("--lora a.gguf", {}, ("--lora", "not supported")),
         ("-hf user/repo", {}, ("-hf", "--model")),
         ("--mmproj a.gguf", {}, ("--mmproj", "images")),
-        ("--context-shift", {}, ("--context-shift", "context is full")),
         ("--timeout 5", {}, ("--timeout", "--request-timeout")),
         ("--sleep-idle-seconds 5", {}, ("--sleep-idle-seconds", "loaded")),
         ("-lm nonsense", {}, ("-lm", "nonsense", "mmap+mlock")),

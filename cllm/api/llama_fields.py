@@ -30,6 +30,8 @@ class LlamaFields(ConstraintFields, kw_only=True):
     """The fields. Where llama-server clamps a value, cLLM does the same."""
 
     n_predict: OrAll | None = None
+    n_keep: OrAll | None = None
+    n_discard: _Count | None = None
     n_indent: _Count | None = None
     t_max_predict_ms: Annotated[int, Meta(ge=-1)] | None = None
     id_slot: OrAll | None = None
@@ -133,6 +135,8 @@ NUMBERS: Mapping[str, tuple[str, float, float]] = {
     "adaptive_target": ("adaptive_target", -1, 1),
     "adaptive_decay": ("adaptive_decay", 0, 0.99),
     "min_keep": ("min_keep", 0, 2**31 - 1),
+    "n_keep": ("n_keep", -1, 2**31 - 1),
+    "n_discard": ("n_discard", 0, 2**31 - 1),
     "mirostat": ("mirostat", 0, 2),
     "mirostat_tau": ("mirostat_tau", 0, 100),
     "mirostat_eta": ("mirostat_eta", 0, 1),

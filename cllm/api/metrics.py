@@ -45,6 +45,7 @@ _ENGINE_COUNTERS = (
     ("guessed_tokens", "Draft tokens evaluated", "guessed_tokens"),
     ("guessed_right_tokens", "Draft tokens accepted", "guessed_right"),
     ("recomputed_tokens", "Tokens evaluated again after a preemption", "recomputed_tokens"),
+    ("context_shifts", "Full sequences that lost old tokens", "context_shifts"),
     ("preemptions", "Sequences preempted for lack of KV cache", "preemptions"),
     ("pauses", "Sequences that left their slot to another tenant", "pauses"),
     ("failed_decodes", "llama_decode calls that failed", "failed_decodes"),

@@ -17,6 +17,7 @@ from cllm.engine.scheduling.admission import Admission
 from cllm.engine.scheduling.pacing import Pacer
 from cllm.engine.scheduling.planning import Planner
 from cllm.engine.scheduling.scheduler import Scheduler
+from cllm.engine.scheduling.shifting import ContextShift
 from cllm.engine.scheduling.threads import Threads
 from cllm.engine.speculation.drafting import Drafting, DraftPolicy
 from cllm.engine.speculation.speculation import Speculation
@@ -77,7 +78,11 @@ def _generator(loaded: Loaded) -> tuple[Scheduler, Sessions]:
     shared_cells = loaded.context.n_ctx if config.kv_cells is not None else None
     admission = Admission(placer, loaded.model.vocab, stats, shared_cells)
     threads = Threads(loaded.contexts, live, stats)
-    scheduler = Scheduler(loaded.context, loaded.batch, placer, admission, planner, threads, stats)
+    adds_bos = loaded.model.vocab.adds_bos
+    shift = ContextShift(placer, stats, ctx_size, adds_bos) if config.context_shift else None
+    scheduler = Scheduler(
+        loaded.context, loaded.batch, placer, admission, planner, threads, stats, shift
+    )
     return scheduler, Sessions(scheduler.command, placer, config, loaded.info.path, ctx_size)
 
 

@@ -35,6 +35,7 @@ class EngineConfig:
     batch_size: maximum number of tokens per llama_decode.
     ubatch_size: tokens that llama.cpp evaluates together. None: 512, or batch_size if that is
         smaller.
+    context_shift: a text that fills its context loses old tokens and goes on (shifting.py).
     max_itl_ms: upper bound in ms on the gap between two tokens of a stream while prompts are read.
         None: five times a step without prompts, at least 100, and a second if more prompts wait
         than streams run. A step reads at least 64 tokens of a long prompt, even if slower.
@@ -67,6 +68,7 @@ class EngineConfig:
     parallel: int = 8
     ctx_size: int | None = None
     memory_budget: int | None = None
+    context_shift: bool = False
     batch_size: int = 2048
     ubatch_size: int | None = None
     max_itl_ms: int | None = None

@@ -51,6 +51,7 @@ class Engine:
         self._process = OwnProcess()
         self._tokenizer = Tokenizer(self._vocab, self._process)
         self._shape = loaded.shape
+        self._shifts = loaded.config.context_shift
         self._runner, self._sessions = assemble(loaded)
         thread = threading.Thread(target=self._runner.run, name="cllm-engine", daemon=True)
         # Also runs at interpreter exit and when the engine is collected: freeing the model while
@@ -175,6 +176,7 @@ class Engine:
                 share=share,
                 priority=priority,
                 scope=scope,
+                shifts=self._shifts,
             )
         )
         return generation

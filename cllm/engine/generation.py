@@ -67,6 +67,7 @@ class Generation(Request):
 
     stop_text: the stop string that ended it, or "". has_newline: whether its text has one.
     slot: where it was computed; None before.
+    discarded: tokens that context shifts took out of the context.
     guessed, guessed_right: drafted tokens that were evaluated, and those that were accepted.
     prefix: where the reused tokens of its prompt came from: "slot" (its own slot held them), "copy"
     (another slot), "running" (the slot of a running request), "memory" (host memory), "" if none
@@ -80,6 +81,7 @@ class Generation(Request):
         "_records",
         "_taken_chars",
         "_text_chars",
+        "discarded",
         "guessed",
         "guessed_right",
         "has_newline",
@@ -105,6 +107,7 @@ class Generation(Request):
         self.stop_text = ""
         self.has_newline = False
         self.slot: int | None = None
+        self.discarded = 0
         self.guessed = 0
         self.guessed_right = 0
         self.prefix = ""

@@ -21,6 +21,8 @@ from cllm.engine.text.detokenizer import Detokenizer
 from cllm.engine.text.indent import IndentLimit
 from cllm.engine.text.stops import StopMatcher
 
+_ENDLESS = 2**62  # tokens
+
 
 class Sequence:
     """Prompt and generated tokens in one array; those before slot.length are in the cache.
@@ -30,7 +32,9 @@ class Sequence:
     """
 
     __slots__ = (
+        "_ctx_size",
         "_detokenizer",
+        "_end",
         "_indent",
         "_newest",
         "_piece",
@@ -75,8 +79,11 @@ class Sequence:
         share: Share = EQUAL,
         priority: int = 0,
         scope: Scope = COMMON,
+        shifts: bool = False,
     ) -> None:
-        """wanted_slot: the only slot it may run in. fresh: it reuses no cached tokens."""
+        """wanted_slot: the only slot it may run in. fresh: it reuses no cached tokens.
+        shifts: it goes on when the context is full, after a call of shift().
+        """
         self.tokens = array("i", prompt)
         self.n_prompt = len(prompt)
         self.params = params
@@ -87,9 +94,10 @@ class Sequence:
         self.drafted = 0  # of the newest tokens, from planning a step to sampling
         self.deadline_s = deadline
         self.deadline = math.inf if deadline is None else time.monotonic() + deadline
-        self.max_length = ctx_size
-        if params.max_tokens is not None:
-            self.max_length = min(ctx_size, self.n_prompt + params.max_tokens)
+        most = _ENDLESS if params.max_tokens is None else self.n_prompt + params.max_tokens
+        self._ctx_size = ctx_size
+        self._end = most if shifts else min(ctx_size, most)  # length at which it ends
+        self.max_length = min(ctx_size, most)  # that its tokens reach before the next shift
         self.wanted_slot = wanted_slot
         self.fresh = fresh
         self.tenant = tenant
@@ -143,6 +151,19 @@ class Sequence:
             self.drafted = 0
         return draft
 
+    def shift(self, keep: int, discard: int) -> None:
+        """Discard tokens after the first `keep`, as its slot has done. Not with a draft."""
+        before, end = self.tokens[:], keep + discard
+        del self.tokens[keep:end]
+        self.n_prompt -= max(0, min(self.n_prompt, end) - keep)
+        self._end -= discard
+        self.max_length = min(self._ctx_size, self._end)
+        if self.sampler is not None:
+            self.sampler.note_shift(before, len(self.tokens))
+        if self.drafter is not None:
+            self.drafter = Drafter()  # its positions are those of before
+        self.generation.discarded += discard
+
     def choose(self, rows: FloatArray) -> list[int]:
         """Choose what follows from the logits of the newest token and of each drafted one.
 
@@ -185,7 +206,7 @@ class Sequence:
         if guide is not None and not self._vocab.is_eog(token):
             guide.accept(token)
             if params.logprobs is None:
-                chosen += guide.forced(self.max_length - len(self.tokens) - 1)
+                chosen += guide.forced(max(0, self.max_length - len(self.tokens) - 1))
         return chosen
 
     def _record(self, token: int, logprob: float, top: tuple[tuple[int, float], ...]) -> None:
@@ -227,7 +248,7 @@ class Sequence:
             return FinishReason.STOP
         limit = params.line_limit
         late = limit is not None and generation.has_newline and since_first > limit
-        if late or len(self.tokens) >= self.max_length:
+        if late or len(self.tokens) >= self._end:
             self._detokenizer.drop()
             return FinishReason.STOP if self._publish_rest() else FinishReason.LENGTH
         return None

@@ -48,6 +48,7 @@ class EngineStats:
     cache_ram_bytes: int = 0
     cache_ram_limit: int = 0
     preemptions: int = 0
+    context_shifts: int = 0
     pauses: int = 0
     failed_decodes: int = 0
     guesses: int = 0

@@ -157,6 +157,26 @@ def test_a_text_that_fills_the_context_is_truncated() -> None:
         assert idle(engine)
 
 
+def test_with_context_shift_a_full_text_goes_on() -> None:
+    with (
+        Engine.load(random_path(), parallel=1, ctx_size=64, context_shift=True) as engine,
+        serving(engine) as live,
+    ):
+        fields = {"prompt": "the of and", "n_predict": 90, "ignore_eos": True, "n_keep": 2}
+        answer = complete(live, **fields, n_discard=20)
+        assert answer["truncated"] and answer["stop_type"] == "limit"
+        assert answer["tokens_predicted"] == 90 and answer["tokens_cached"] < 64
+        told = answer["generation_settings"]
+        assert (told["n_keep"], told["n_discard"]) == (2, 20)
+        assert not complete(live, **{**fields, "n_predict": 9})["truncated"]
+        error = refused(live, "/completion", {"prompt": "the of and " * 100})
+        assert error["type"] == "exceed_context_size_error"
+        chat = {"messages": [{"role": "user", "content": "Hi"}], "max_tokens": 90, "n_keep": -1}
+        body = live.post("/v1/chat/completions", {**chat, "ignore_eos": True}).json()
+        assert body["usage"]["completion_tokens"] == 90
+        assert "cllm_context_shifts_total" in live.get("/metrics").text
+
+
 def test_a_stream_says_the_same_and_its_tokens_are_those_of_the_text(stories: Live) -> None:
     whole = complete(stories, prompt="Nǐ 你", n_predict=40, return_tokens=True, n_probs=1)
     *pieces, last = streamed(stories, prompt="Nǐ 你", n_predict=40, n_probs=1)

@@ -45,7 +45,6 @@ MISSING = {
     "MCP": ("test_mcp_servers.py", "test_proxy.py", "test_cors_proxy"),
     "built-in tools": ("test_tools_builtin.py", "with_tools_enabled"),
     "unloading while idle": ("test_sleep.py",),
-    "context shift": ("ctx_shift_enabled", "with_ctx_shift"),
     "false drafts to test speculation": ("test_synth", "test_with_and_without_draft"),
     "its log's words": ("test_clear_and_restore",),
     "its files' bytes": ("legacy_token_list",),
@@ -69,8 +68,7 @@ LOOSENED: dict[str, tuple[tuple[str, str], ...]] = {
         (r'\{"const": "42"\}, 6,', '{"const": "42"}, 12,'),
     ),
     "unit/test_ctx_shift.py": (
-        (r'\["prompt_n"\] == 226', '["prompt_n"] > 99'),
-        (r'SHORT_TEXT = """\nLorem[^\n]*\n', 'SHORT_TEXT = """\n'),
+        (r'\["prompt_n"\] == 226', '["prompt_n"] > 160'),
         (r"\(-1, 248, True\)", "(-1, 250, True)"),
     ),
     "unit/test_slot_save.py": (

@@ -32,14 +32,13 @@ class Job:
 def final(job: Job, index: int, generation: Generation, **more: Any) -> dict[str, Any]:
     """The whole answer, or the last event of a stream; more: fields that differ between the two."""
     usage, params = generation.usage, job.params[index]
-    length = usage.prompt_tokens + usage.completion_tokens
+    shifted = generation.discarded > 0
+    length = usage.prompt_tokens + usage.completion_tokens - generation.discarded
     limited = generation.finish_reason == "length"
     stop = "limit" if limited else "word" if generation.stop_text else "eos"
     reached = params.max_tokens is not None and usage.completion_tokens >= params.max_tokens
     asked, info = job.asked, job.engine.info()
     given = {
-        "n_keep": asked.n_keep or 0,
-        "n_discard": asked.n_discard or 0,
         "stream": bool(asked.stream),
         "grammar": asked.grammar or "",
         "timings_per_token": bool(asked.timings_per_token),
@@ -56,7 +55,7 @@ def final(job: Job, index: int, generation: Generation, **more: Any) -> dict[str
         "generation_settings": settings(params, job.engine.eog_tokens(), **given),
         "prompt": job.prompts[index],
         "has_new_line": generation.has_newline,
-        "truncated": limited and not reached and length >= info.context.ctx_size,
+        "truncated": shifted or (limited and not reached and length >= info.context.ctx_size),
         "stop_type": stop,
         "stopping_word": generation.stop_text,
         "tokens_cached": length - 1,  # all but the last are in the cache

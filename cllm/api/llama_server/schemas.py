@@ -11,8 +11,6 @@ from cllm.api.openai.schemas import ChatRequest
 from cllm.api.schemas import INT32, Schema, TokenId
 from cllm.engine.sampling.params import MAX_LOGPROBS
 
-_Count = Annotated[int, Meta(ge=0, le=INT32)]
-
 
 class PromptObject(Struct):
     """A prompt that may contain images or sounds."""
@@ -28,8 +26,7 @@ Prompt = str | PromptObject | list[str | TokenId | PromptObject | Mixed]
 class CompletionRequest(LlamaFields, kw_only=True):
     """Body of ``/completion``.
 
-    `n_predict`, `n_cmpl` and `n_probs` have OpenAI's names as aliases. `n_keep` and `n_discard`
-    select what a context shift keeps; there is none: a full context ends the text.
+    `n_predict`, `n_cmpl` and `n_probs` have OpenAI's names as aliases.
     Where llama-server clamps a value, cLLM does the same (`llama_fields.py`).
     """
 
@@ -39,8 +36,6 @@ class CompletionRequest(LlamaFields, kw_only=True):
     max_completion_tokens: OrAll | None = None
     n_cmpl: Annotated[int, Meta(ge=1, le=INT32)] | None = None
     n: Annotated[int, Meta(ge=1, le=INT32)] | None = None
-    n_keep: OrAll | None = None
-    n_discard: _Count | None = None
 
     temperature: float | None = None
     top_k: int | None = None

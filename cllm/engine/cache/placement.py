@@ -8,6 +8,7 @@ from collections.abc import Iterable
 
 from cllm.engine.cache.checkpoints import Checkpoint, Checkpoints
 from cllm.engine.cache.prefix_cache import WORTH_SAVING, Holder, PrefixCache, Slot, Start
+from cllm.engine.cache.radix import common_prefix
 from cllm.engine.cache.saved_prefixes import Saved
 from cllm.engine.errors import EngineError, InvalidRequest
 from cllm.engine.llama import Bytes, Context
@@ -40,6 +41,7 @@ class Placer:
         self._context = context
         self._stats = stats
         self._window = window
+        self._split_cache = split_cache
         self.supports_rollback = checkpoints is None
         self._whole = window > 0 or not self.supports_rollback
         self._save_failed = False
@@ -203,15 +205,21 @@ class Placer:
 
     def _restore(self, slot: Slot, saved: Saved) -> int:
         """Bring a saved prefix into a slot; return its tokens, 0 if there was no room for it."""
+        if not self._fill(slot, saved.data):
+            return 0
+        self._stats.restored_prefixes += 1
+        return saved.length
+
+    def _fill(self, slot: Slot, data: Bytes) -> bool:
+        """Replace what a busy slot holds; False: there was no room, and it holds nothing."""
         self._context.remove(slot.id)
-        while not self._context.restore(slot.id, saved.data):
+        while not self._context.restore(slot.id, data):
             idle = self.cache.oldest_idle()
             if idle is None:
                 self._context.remove(slot.id)
-                return 0
+                return False
             self.give_up(idle)
-        self._stats.restored_prefixes += 1
-        return saved.length
+        return True
 
     def _save(self, slot: Slot) -> None:
         size = self._context.state_size(slot.id)
@@ -241,7 +249,7 @@ class Placer:
 
     def can_pause(self, slot: Slot) -> bool:
         """Whether the sequence in a busy slot can leave it and continue later at little cost."""
-        if self._context.copies_pending or slot.leader is not None:
+        if self._context.copies_pending or slot.leader is not None or slot.moved_from is not None:
             return False
         if slot.length < WORTH_SAVING:
             return True
@@ -249,6 +257,41 @@ class Placer:
         if not most:
             return False
         return not self.cache.worth_saving(slot) or self._context.state_size(slot.id) <= most
+
+    def shift(self, slot: Slot, keep: int, discard: int) -> None:
+        """Discard tokens of a busy slot after the first `keep`; those after them move down.
+
+        If nothing of it can be kept, the slot is empty afterwards.
+        """
+        if self._shares_beyond(slot, keep + discard) and not self._detach(slot):
+            self.forget(slot)
+            return
+        self._context.shift(slot.id, keep, discard)
+        moved_from = keep if slot.moved_from is None else min(keep, slot.moved_from)
+        self.cache.note_shift(slot, moved_from)
+        slot.length -= discard
+
+    def _shares_beyond(self, slot: Slot, n: int) -> bool:
+        """Whether another slot may share cells with this one after its first n tokens."""
+        if self._split_cache:
+            return False
+        own = slot.tokens[: slot.length]
+        others = (other for other in self.cache.slots if other is not slot and other.length > n)
+        return any(common_prefix(own, other.tokens[: other.length]) > n for other in others)
+
+    def _detach(self, slot: Slot) -> bool:
+        """Give a slot cells of its own; False: there is no room for them."""
+        try:
+            data = self._context.save(slot.id)
+        except MemoryError:
+            return False
+        return data is not None and self._fill(slot, data)
+
+    def release(self, slot: Slot) -> None:
+        """Take a slot back from its request; what others may reuse stays."""
+        if slot.moved_from is not None:
+            self._cut(slot, min(slot.length, slot.moved_from))
+        self.cache.release(slot)
 
     def snapshot(self, slot: Slot, owner: str = "") -> tuple[array[int], Bytes]:
         """What an idle slot holds, for a file.

@@ -47,6 +47,8 @@ class Slot:
     one waits for instead of evaluating them too.
     served: the request that it serves, or served last; any thread may read it.
     scope: of the requests that may reuse its tokens.
+    moved_from: position from which on a context shift moved its tokens; None: no shift. What was
+        moved was computed after tokens that are gone, so nobody else may reuse it.
     source: where its present request found the tokens that it reuses; see Generation.prefix.
     marks: lengths at which reading its prompt pauses, ascending; see Placer.reached.
     """
@@ -60,6 +62,7 @@ class Slot:
     promised: int = 0
     served: Served | None = None
     scope: Scope = COMMON
+    moved_from: int | None = None
     source: str = "slot"
     marks: list[int] = field(default_factory=list)
 
@@ -267,7 +270,13 @@ class PrefixCache:
         """Give a slot to a request of a scope, whose `tokens` it fills from here on."""
         slot.tokens, slot.length, slot.busy, slot.scope = tokens, length, True, scope
         slot.marks = []
+        slot.moved_from = None
         self._trees.insert(slot, tokens, scope)
+
+    def note_shift(self, slot: Slot, keep: int) -> None:
+        """Note that only the first `keep` tokens of a busy slot are where they were computed."""
+        slot.moved_from = keep
+        self._trees.insert(slot, slot.tokens[:keep], slot.scope)
 
     def release(self, slot: Slot) -> None:
         """Take a slot back from its request; what it holds stays for others to reuse."""

@@ -216,6 +216,21 @@ class Context:
         C.llama_memory_seq_cp(self._memory, source, target, -1, -1)
         self.copies_pending = self._split_cache
 
+    @property
+    def can_shift(self) -> bool:
+        """Whether the positions of cached tokens can be changed."""
+        return bool(C.llama_memory_can_shift(self._memory))
+
+    def shift(self, seq: int, start: int, count: int) -> None:
+        """Forget `count` positions from `start` on, and move those after them to their place.
+
+        The next decode rotates the keys (copies_pending). Cells that other sequences share after
+        `start` would move for these too.
+        """
+        C.llama_memory_seq_rm(self._memory, seq, start, start + count)
+        C.llama_memory_seq_add(self._memory, seq, start + count, -1, -count)
+        self.copies_pending = True
+
     def first_position(self, seq: int) -> int:
         """The lowest position still in memory (above 0: windowed or recurrent); -1: empty."""
         return int(C.llama_memory_seq_pos_min(self._memory, seq))

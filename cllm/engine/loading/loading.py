@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from cllm.engine import llama
 from cllm.engine.config import POOLINGS, SCORED_ROWS, SPARE_ROWS, EngineConfig
@@ -93,13 +94,17 @@ def load(
                 layout, tuning = tune(subject, tuning_progress or (lambda _: None))
                 config = replace(config, **asdict(layout))
             context = _make_context(model, size, config, layout)
+            undo.callback(context.close)
+            _check_shift(path, header.metadata, model, context, size, config)
         else:
             if config.tune:
                 _log.warning("tune has no effect on an embedding model or a reranker")
             kv_bytes = shape.cells * kv_bytes_per_token(header.metadata, config)
             size = ContextSize(shape.longest, shape.cells, kv_bytes, too_high=True)
+            if config.context_shift:
+                _log.warning("context_shift has no effect on an embedding model or a reranker")
             context = _make_embedding_context(model, shape, config, layout)
-        undo.callback(context.close)
+            undo.callback(context.close)
         capacity = config.batch_size if shape is None else shape.batch
         batch = llama.Batch(min(capacity, context.n_batch))
         warm_up(path.name, model, context, batch)
@@ -164,6 +169,7 @@ def _log_limits(name: str, model: llama.Model, config: EngineConfig) -> None:
         _log.info("%s: off for this model: %s", name, "; ".join(off))
 
 
+_LEAST_SHIFTED = 64  # tokens: a constraint forces up to 32 at once
 _REMEDY = "lower ctx_size or parallel, or choose a smaller cache_type_k and cache_type_v"
 
 
@@ -187,6 +193,32 @@ def _make_context(
         raise ModelLoadError(
             f"llama.cpp cannot make a context of {size.cells} tokens ({error}); {_REMEDY}"
         ) from None
+
+
+def _check_shift(
+    path: Path,
+    metadata: Mapping[str, Any],
+    model: llama.Model,
+    context: llama.Context,
+    size: ContextSize,
+    config: EngineConfig,
+) -> None:
+    """Raise ModelLoadError, or ValueError for the size, if full contexts cannot be shifted."""
+    if not config.context_shift:
+        return
+    arch = metadata.get("general.architecture")
+    why = "" if model.supports_rollback and context.can_shift else "a memory that cannot be shifted"
+    # llama.cpp would scale the keys of all sequences once more with each shift.
+    scaled = metadata.get(f"{arch}.rope.scaling.attn_factor", 1.0) != 1.0
+    if scaled or metadata.get(f"{arch}.rope.scaling.type") == "yarn":
+        why = "positions that are scaled (YaRN), which llama.cpp cannot shift"
+    if why:
+        raise ModelLoadError(f"{path.name} ({arch}) has {why}; serve it without context_shift")
+    if size.ctx_size < _LEAST_SHIFTED:
+        raise ValueError(
+            f"ctx_size={size.ctx_size} is too small for context_shift; give at least "
+            f"{_LEAST_SHIFTED}"
+        )
 
 
 def _make_embedding_context(

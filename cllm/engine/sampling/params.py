@@ -63,6 +63,8 @@ _INTEGERS: Mapping[str, tuple[int, int, str]] = {
     "mirostat": (0, 2, "0 (off), 1 or 2"),
     "min_keep": (0, 2**31 - 1, "an integer of at least 0"),
     "min_indent": (0, 2**31 - 1, "an integer of at least 0 (0: any)"),
+    "n_keep": (-1, 2**31 - 1, "an integer of at least 0 (-1: the whole prompt)"),
+    "n_discard": (0, 2**31 - 1, "an integer of at least 0 (0: half of the rest)"),
 }
 
 _SWITCHES = (
@@ -98,6 +100,8 @@ class SamplingParams:
     spell_special: include control tokens in the text, except the one that ends it.
     line_limit: seconds from the first token after which the text ends once it has a line break.
     min_indent: the text ends before a line, other than its first, with less white space in front.
+    n_keep, n_discard: of a context shift: tokens at the beginning that stay, the BOS not counted
+        (-1: the whole prompt), and how many after them are discarded (0: half).
     report_progress: report each part of the prompt once evaluated; see Generation.take_progress.
 
     Raises InvalidRequest, which names the field, its value and what was expected.
@@ -143,6 +147,8 @@ class SamplingParams:
     spell_special: bool = False
     line_limit: float | None = None
     min_indent: int = 0
+    n_keep: int = 0
+    n_discard: int = 0
     report_progress: bool = False
 
     def __post_init__(self) -> None:

@@ -42,6 +42,7 @@ class TokenSampler:
 
     __slots__ = (
         "_accepted", "_bias", "_biased", "_chain", "_chosen", "_first", "_looks_back", "_params",
+        "_past", "_since",
     )  # fmt: skip
 
     def __init__(self, params: SamplingParams, vocab: Vocab) -> None:
@@ -57,6 +58,8 @@ class TokenSampler:
         self._looks_back = not {"dry", "adaptive_p"}.isdisjoint(active)
         self._chosen = -1  # the newest token, where it was the only candidate
         self._accepted = 0  # tokens shown to the sampler chain
+        self._past = array("i")  # what was before the last context shift
+        self._since = 0  # the number of `tokens` that are in it
         self._chain = None if params.greedy else SamplerChain(_links(params, vocab))
 
     def choose(
@@ -70,7 +73,7 @@ class TokenSampler:
         if len(self._biased):
             row[self._biased] += self._bias
         if self._params.penalized:
-            _penalize(row, tokens, self._params)
+            _penalize(row, self._last(tokens, self._params.penalty_last_n), self._params)
         if forbidden is not None:
             np.copyto(row, -np.inf, where=forbidden)
         if self._chain is None:
@@ -87,6 +90,23 @@ class TokenSampler:
             left = "at least one token that both the constraint and logit_bias allow"
             raise InvalidRequest("logit_bias", "forbidding these tokens", left)
         return token
+
+    def note_shift(self, before: array[int], length: int) -> None:
+        """Remember tokens that a context shift discards: penalties go on counting them.
+
+        before: all tokens before the shift. length: their number after it.
+        """
+        self._past = self._last(before, -1)
+        self._since = length
+        self._accepted = max(0, self._accepted - (len(before) - length))
+
+    def _last(self, tokens: array[int], last_n: int) -> array[int]:
+        """The last tokens of the text; -1: as many as any penalty looks back on."""
+        last_n = MAX_LAST_N if last_n < 0 else last_n
+        start = max(self._since, len(tokens) - last_n)
+        missing = last_n - (len(tokens) - start)
+        past = self._past[-missing:] if missing > 0 else array("i")
+        return past + tokens[start:] if past else tokens[start:]
 
     def chances(self, token: int, count: int) -> tuple[float, tuple[tuple[int, float], ...]]:
         """Of the newest choice: log-probability of `token`, and of the `count` most probable.
@@ -219,9 +239,8 @@ def folded_seed(seed: int | None) -> int:
 
 
 def _penalize(row: FloatArray, tokens: array[int], params: SamplingParams) -> None:
-    """llama_sampler_init_penalties (llama-sampler.cpp), over the last tokens of the text."""
-    last_n = MAX_LAST_N if params.penalty_last_n < 0 else params.penalty_last_n
-    recent = np.array(tokens[-last_n:] if last_n else (), dtype=np.int32)
+    """llama_sampler_init_penalties (llama-sampler.cpp), over these tokens."""
+    recent = np.array(tokens, dtype=np.int32)
     seen, counts = np.unique(recent, return_counts=True)
     logits = row[seen]
     repetition = params.repetition_penalty

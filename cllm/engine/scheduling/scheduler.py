@@ -22,6 +22,7 @@ from cllm.engine.scheduling.interruption import Interruption
 from cllm.engine.scheduling.loop import EngineLoop
 from cllm.engine.scheduling.planning import Plan, Planner, fill, shape_of
 from cllm.engine.scheduling.room import RoomMaker
+from cllm.engine.scheduling.shifting import ContextShift
 from cllm.engine.scheduling.threads import Threads
 from cllm.engine.sequence import Sequence, slot_of
 from cllm.engine.stats import EngineStats
@@ -45,7 +46,9 @@ class Scheduler(EngineLoop[Sequence]):
         planner: Planner,
         threads: Threads,
         stats: EngineStats,
+        shift: ContextShift | None = None,
     ) -> None:
+        """shift: lets full sequences go on; None: they end."""
         super().__init__(stats, admission.waiting, _GATHER_S)
         self._context = context
         self._batch = batch
@@ -54,6 +57,7 @@ class Scheduler(EngineLoop[Sequence]):
         self._planner = planner
         self._threads = threads
         self._admission = admission
+        self._shift = shift
         self._room = RoomMaker(placer, planner, self._running, admission.waiting, stats)
         self._commands = Commands(self._inbox.wake)
         self._masks = MaskThread()
@@ -115,6 +119,8 @@ class Scheduler(EngineLoop[Sequence]):
         self._admission.catch_up(self._running, self._give_up)
         for sequence in self._admission.admit(self._running, self._give_up):
             self._inbox.begun(sequence)
+        if self._shift is not None:
+            self._shift.apply(self._running)
         plan = self._plan()
         if not plan:
             return
@@ -122,7 +128,9 @@ class Scheduler(EngineLoop[Sequence]):
         self._threads.prepare(shape)
         decode_began = time.perf_counter()
         self._masks.start([s.guide for s, _ in plan if s.guide is not None])
-        reading = [s for s, n in plan if n > 1 and not s.decoding]
+        # Keys that are to be rotated; an interruption would leave some of them as they were.
+        moves = self._shift is not None and self._context.copies_pending
+        reading = [] if moves else [s for s, n in plan if n > 1 and not s.decoding]
         self._interruption.begin(reading, len(plan) == 1)
         try:
             done, code = self._decode(plan)
@@ -134,6 +142,7 @@ class Scheduler(EngineLoop[Sequence]):
             shape = shape_of(done)
         # Rows of logits for a prompt take time that no other step needs.
         usual = done is plan and code == DONE and all(s.scores is None for s, _ in plan)
+        usual = usual and not moves
         if usual and self._threads.learn(shape, decode_ended - decode_began):
             self._planner.learn(plan, shape, decode_ended - decode_began)
         plan = done
@@ -295,7 +304,7 @@ class Scheduler(EngineLoop[Sequence]):
         if slot is not None:
             self._running.remove(sequence)
             sequence.slot = None
-            self._cache.release(slot)
+            self._placer.release(slot)
         sequence.close()
 
 
