@@ -66,10 +66,6 @@ def _cache_ram(value: str) -> Words:
     return ["--cache-ram=auto" if value == "-1" else f"--cache-ram={value}M"]
 
 
-def _layers(value: str) -> Words:
-    return ["--n-gpu-layers=-1" if value in ("all", "auto") else f"--n-gpu-layers={value}"]
-
-
 def _flash_attention(value: str) -> Words:
     word = value.lower()
     word = "on" if word in _ON else "off" if word in _OFF else word
@@ -83,6 +79,7 @@ def _load_mode(value: str) -> Words:
         "mmap": ["--mmap"],
         "mlock": ["--no-mmap", "--mlock"],
         "mmap+mlock": ["--mmap", "--mlock"],
+        "dio": ["--direct-io"],
     }
     if value not in modes:
         raise ValueError(f"expected one of {', '.join(modes)}")
@@ -107,8 +104,9 @@ _NO_LORA = "LoRA adapters are not supported; merge the adapter into the model fi
 _NO_IMAGES = "images and sounds are not supported"
 _NO_HUB = "cLLM does not download models; download the file and give it with --model"
 _NO_ROUTER = "one server serves one model; start one for each"
-_NO_ROPE = "cLLM takes the position encoding from the model file"
-_NO_DEVICES = "cLLM cannot divide a model between devices; give --n-gpu-layers"
+_NO_SELF_EXTEND = "cLLM does not group positions; give --rope-scaling and --rope-scale"
+_NO_DEVICES = "cLLM uses all devices; choose with --split-mode, --main-gpu and --tensor-split"
+_NO_CONTROL = "control vectors are not supported"
 _NO_TOOLS = "cLLM runs no tools itself; clients do"
 
 # Flags, without the ones of the same name and meaning.
@@ -117,7 +115,15 @@ _FLAGS: dict[tuple[str, ...], Name] = {
     ("-a",): _same("--alias"),
     ("-c",): _unlike("--ctx-total", unless="0"),
     ("-np",): _unlike("--parallel", unless="-1"),
-    ("-ngl", "--gpu-layers", "--n-gpu-layers"): Name(1, _layers),
+    ("-ngl", "--gpu-layers"): _same("--n-gpu-layers"),
+    ("-sm",): _same("--split-mode"),
+    ("-ts",): _same("--tensor-split"),
+    ("-mg",): _same("--main-gpu"),
+    ("-ot",): _same("--override-tensor"),
+    ("-cmoe",): _switch("--cpu-moe"),
+    ("-ncmoe",): _same("--n-cpu-moe"),
+    ("-kvo",): _switch("--kv-offload"),
+    ("-nkvo",): _switch("--no-kv-offload"),
     ("-t",): _unlike("--threads", unless="-1"),
     ("-tb",): _unlike("--threads-batch", unless="-1"),
     ("-b",): _same("--batch-size"),
@@ -179,8 +185,8 @@ _FLAGS: dict[tuple[str, ...], Name] = {
         "--jinja", "--no-jinja", "-cb", "--cont-batching", "-nocb", "--no-cont-batching",
         "--embedding", "--embeddings", "--warmup", "--no-warmup", "--perf", "--no-perf",
         "--cache-prompt", "--no-cache-prompt", "--cache-idle-slots",
-        "--no-cache-idle-slots", "--swa-full", "--op-offload", "--no-op-offload", "--kv-offload",
-        "-kvo", "--no-host", "-bs", "--backend-sampling", "--prefill-assistant", "--offline",
+        "--no-cache-idle-slots", "--op-offload", "--no-op-offload", "--no-host", "-bs",
+        "--backend-sampling", "--prefill-assistant", "--offline",
         "--mmproj-auto", "--no-mmproj", "--no-mmproj-auto", "-e",
         "--escape", "--log-prefix", "--no-log-prefix", "--log-timestamps", "--no-log-timestamps",
         "--models-autoload", "--no-models-autoload", "--no-reasoning-preserve", "--reuse-port",
@@ -200,9 +206,8 @@ _FLAGS: dict[tuple[str, ...], Name] = {
     # What changes answers, or what a server is started for.
     ("-hf", "-hfr", "--hf-repo", "-hff", "--hf-file", "-hft", "--hf-token", "-mu", "--model-url",
      "-dr", "--docker-repo", "-hfd", "-hfrd", "--hf-repo-draft"): _refused(1, _NO_HUB),
-    ("--lora", "--lora-scaled", "--control-vector", "--control-vector-scaled"): _refused(
-        1, _NO_LORA
-    ),
+    ("--lora", "--lora-scaled"): _refused(1, _NO_LORA),
+    ("--control-vector", "--control-vector-scaled"): _refused(1, _NO_CONTROL),
     ("-mm", "--mmproj", "-mmu", "--mmproj-url"): _refused(1, _NO_IMAGES),
     ("--models-dir", "--models-preset", "--models-max"): _refused(1, _NO_ROUTER),
     ("--tools", "--tools-runtime", "--mcp-servers-config", "--mcp-servers-json"): _refused(
@@ -211,12 +216,8 @@ _FLAGS: dict[tuple[str, ...], Name] = {
     ("--ui-mcp-proxy", "--webui-mcp-proxy", "-ag", "--agent"): _refused(0, _NO_TOOLS),
     ("--ssl-key-file",): _same("--tls-key"),
     ("--ssl-cert-file",): _same("--tls-cert"),
-    ("--rope-scaling", "--rope-scale", "--rope-freq-base", "--rope-freq-scale", "--yarn-orig-ctx",
-     "--yarn-ext-factor", "--yarn-attn-factor", "--yarn-beta-slow", "--yarn-beta-fast", "-gan",
-     "--grp-attn-n", "-gaw", "--grp-attn-w", "--override-kv"): _refused(1, _NO_ROPE),
-    ("-dev", "--device", "-ot", "--override-tensor", "-ncmoe", "--n-cpu-moe", "-sm", "--split-mode",
-     "-ts", "--tensor-split", "-mg", "--main-gpu", "--rpc"): _refused(1, _NO_DEVICES),
-    ("-cmoe", "--cpu-moe", "-nkvo", "--no-kv-offload"): _refused(0, _NO_DEVICES),
+    ("-gan", "--grp-attn-n", "-gaw", "--grp-attn-w"): _refused(1, _NO_SELF_EXTEND),
+    ("-dev", "--device", "--rpc"): _refused(1, _NO_DEVICES),
     ("--no-prefill-assistant",): _refused(
         0, "cLLM continues a final assistant message; end the conversation with another role"
     ),
@@ -229,7 +230,7 @@ _FLAGS: dict[tuple[str, ...], Name] = {
     ("-l", "--logit-bias", "--grammar", "--grammar-file", "-j", "--json-schema", "-jf",
      "--json-schema-file", "--dry-sequence-breaker"): _refused(1, "give it in each request"),
     ("--spec-synth-len", "--spec-synth-rates"): _refused(1, "it only tests speculation"),
-    ("--numa", "-C", "--cpu-mask", "-Cr", "--cpu-range", "-Cb", "--cpu-mask-batch", "-Crb",
+    ("-C", "--cpu-mask", "-Cr", "--cpu-range", "-Cb", "--cpu-mask-batch", "-Crb",
      "--cpu-range-batch"): _refused(1, "start cLLM under taskset or numactl"),
 }  # fmt: skip
 FLAGS = {flag: name for flags, name in _FLAGS.items() for flag in flags}
@@ -270,13 +271,18 @@ _VARIABLES: dict[str, tuple[str, str | None]] = {
     "DEVICE": ("-dev", None), "OVERRIDE_TENSOR": ("-ot", None), "N_CPU_MOE": ("-ncmoe", None),
     "NUMA": ("--numa", None), "ROPE_SCALING_TYPE": ("--rope-scaling", None),
     "ROPE_FREQ_BASE": ("--rope-freq-base", None), "ROPE_FREQ_SCALE": ("--rope-freq-scale", None),
-    "ROPE_SCALE": ("--rope-scale", None),
+    "ROPE_SCALE": ("--rope-scale", None), "YARN_ORIG_CTX": ("--yarn-orig-ctx", None),
+    "YARN_EXT_FACTOR": ("--yarn-ext-factor", None),
+    "YARN_ATTN_FACTOR": ("--yarn-attn-factor", None),
+    "YARN_BETA_SLOW": ("--yarn-beta-slow", None), "YARN_BETA_FAST": ("--yarn-beta-fast", None),
+    "CPU_MOE": ("--cpu-moe", ""), "KV_OFFLOAD": ("--kv-offload", "--no-kv-offload"),
+    "SWA_FULL": ("--swa-full", ""),
 }  # fmt: skip
 _VARIABLES_IGNORED = (
     *("CONT_BATCHING", "EMBEDDINGS", "JINJA", "CACHE_PROMPT", "CACHE_REUSE", "CACHE_IDLE_SLOTS"),
-    *("SWA_FULL", "CTX_CHECKPOINTS", "PERF", "FIT", "FIT_CTX", "FIT_TARGET", "DEFRAG_THOLD"),
+    *("CTX_CHECKPOINTS", "PERF", "FIT", "FIT_CTX", "FIT_TARGET", "DEFRAG_THOLD"),
     *("LOG_COLORS", "LOG_PREFIX", "LOG_TIMESTAMPS", "LOG_VERBOSITY", "OFFLINE", "BACKEND_SAMPLING"),
-    *("PREFILL_ASSISTANT", "SPEC_DRAFT_N_MIN", "SPEC_DRAFT_P_MIN", "DRAFT_MIN", "KV_OFFLOAD"),
+    *("PREFILL_ASSISTANT", "SPEC_DRAFT_N_MIN", "SPEC_DRAFT_P_MIN", "DRAFT_MIN"),
     *("MMPROJ_AUTO", "MMPROJ_OFFLOAD", "MODELS_AUTOLOAD", "LAZY_MODE", "NO_HOST", "REUSE_PORT"),
 )
 
@@ -309,7 +315,7 @@ def in_own_words(argv: Sequence[str]) -> Words:
             if not value:
                 raise SettingsError(f"{flag}: expected one argument")
         found += _words(flag, name, value)
-        if flag not in ("-m", "--flash-attn", "--n-gpu-layers"):
+        if flag not in ("-m", "--flash-attn"):
             spoken = spoken or flag
     if total is not None and spoken:
         raise SettingsError(

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import csv
 import json
+import math
 import os
+import re
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -70,6 +73,61 @@ def seconds(low: float, high: float | None = None) -> Kind:
         return float(raw)
 
     return _number("SECONDS", convert, low, high, "a number of seconds", lambda v: f"{v:g}", False)
+
+
+def number(*, zero_is_auto: bool = False) -> Kind:
+    """A finite number of at least 0, or auto for None; a negative one is auto, as in llama.cpp.
+
+    zero_is_auto: 0 is auto as well, and a negative number is an error.
+    """
+    least = "above 0" if zero_is_auto else "of at least 0"
+
+    def parse(raw: object) -> float | None:
+        if raw is None or raw == "auto":
+            return None
+        with suppress(ValueError, OverflowError):
+            if isinstance(raw, (str, int, float)) and not isinstance(raw, bool):
+                value = float(raw)
+                if value == 0 and zero_is_auto:
+                    return None
+                if value < 0 and not zero_is_auto and math.isfinite(value):
+                    return None
+                if value >= 0 and math.isfinite(value):
+                    return value
+        raise ValueError(f"expected a number {least}, or auto")
+
+    return Kind("N", parse, lambda value: "auto" if value is None else f"{value:g}")
+
+
+def gpu_layers() -> Kind:
+    """A number of layers; `all` is -1, `auto` None."""
+    plain = integer(-1, auto=True)
+
+    def parse(raw: object) -> int | None:
+        if raw == "all":
+            return -1
+        try:
+            layers: int | None = plain.parse(raw)
+        except ValueError:
+            raise ValueError("expected a number of layers, all or auto") from None
+        return layers
+
+    return Kind("N", parse, lambda value: "all" if value == -1 else plain.show(value))
+
+
+def shares() -> Kind:
+    """Numbers of at least 0, separated by commas or slashes, or a YAML list of them."""
+
+    def parse(raw: object) -> tuple[float, ...]:
+        items = raw if isinstance(raw, list) else [raw]
+        words = [word for item in items for word in re.split("[,/]+", str(item).strip(",/ "))]
+        with suppress(ValueError):
+            found = tuple(float(word) for word in words if word)
+            if all(math.isfinite(share) and share >= 0 for share in found):
+                return found
+        raise ValueError("expected numbers of at least 0, separated by commas, such as 3,1")
+
+    return Kind("N,…", parse, lambda value: ",".join(f"{x:g}" for x in value), is_list=True)
 
 
 def size(low: int, high: int | None = None, *, auto: bool = False) -> Kind:
@@ -169,6 +227,23 @@ def names() -> Kind:
         return tuple(word for word in words if word)
 
     return Kind("A,B,…", parse, ",".join, is_list=True)
+
+
+def quoted(metavar: str) -> Kind:
+    """A list as in a CSV file: a part in quotation marks may contain commas."""
+
+    def parse(raw: object) -> tuple[str, ...]:
+        items = raw if isinstance(raw, list) else [raw]
+        texts = [item for item in items if isinstance(item, str)]
+        if texts != items:
+            raise ValueError("expected a list of texts")
+        words = [word.strip() for row in csv.reader(texts) for word in row]
+        return tuple(word for word in words if word)
+
+    def show(value: Iterable[str]) -> str:
+        return ",".join(f'"{word}"' if "," in word else word for word in value)
+
+    return Kind(metavar, parse, show, is_list=True)
 
 
 def paths() -> Kind:

@@ -11,14 +11,18 @@ from typing import Any
 from cllm.llama_names import from_variables, in_own_words
 from cllm.option_kinds import (
     choice,
+    gpu_layers,
     integer,
     json_object,
     names,
+    number,
     pairs,
     path,
     paths,
+    quoted,
     seconds,
     secrets,
+    shares,
     size,
     switch,
     text,
@@ -38,6 +42,8 @@ __all__ = ["Settings", "SettingsError", "load_settings", "make_parser"]
 MODEL = "Model"
 SERVER = "Server"
 ENGINE = "Engine"
+DEVICES = "Devices"
+POSITIONS = "Positions (RoPE)"
 LIMITS = "Limits and deadlines"
 LOGGING = "Logging"
 OTHER = "Configuration"
@@ -247,7 +253,70 @@ class Settings:
     threads_batch: int | None = option(
         None, ENGINE, integer(1, 512, auto=True), "threads that read prompts; auto: the same number"
     )
-    n_gpu_layers: int = option(0, ENGINE, integer(-1), "layers to compute on the GPU; -1: all")
+    n_gpu_layers: int | None = option(
+        None, DEVICES, gpu_layers(),
+        "layers to compute on the GPU, or all; auto: all if llama.cpp was built for a GPU",
+    )  # fmt: skip
+    split_mode: str = option(
+        "layer", DEVICES, choice("none", "layer", "row", "tensor"),
+        "how several GPUs divide the model; none: only one is used",
+    )  # fmt: skip
+    tensor_split: tuple[float, ...] = option(
+        (), DEVICES, shares(), "share of the model for each GPU, such as 3,1"
+    )
+    main_gpu: int = option(
+        0, DEVICES, integer(0),
+        "GPU that is used alone, or for intermediate results with --split-mode row",
+    )  # fmt: skip
+    kv_offload: bool = option(True, DEVICES, switch(), "keep the key/value cache on the GPU")
+    override_tensor: tuple[str, ...] = option(
+        (), DEVICES, quoted("PATTERN=BUFFER,…"),
+        "buffer type of the weights whose names match a regular expression",
+    )  # fmt: skip
+    cpu_moe: bool = option(False, DEVICES, switch(), "keep the weights of all experts on the CPU")
+    n_cpu_moe: int = option(
+        0, DEVICES, integer(0, 1024),
+        "keep the weights of the experts of the first N layers on the CPU",
+    )  # fmt: skip
+    numa: str = option(
+        "off", DEVICES, choice("off", "distribute", "isolate", "numactl"),
+        "place threads on the nodes of a NUMA machine: on all, on the first one's, or as numactl "
+        "says",
+    )  # fmt: skip
+    rope_scaling: str = option(
+        "auto", POSITIONS, choice("auto", "none", "linear", "yarn"),
+        "how positions beyond the trained length are scaled; auto: as the model file says",
+    )  # fmt: skip
+    rope_scale: float | None = option(
+        None, POSITIONS, number(zero_is_auto=True),
+        "factor by which the context is longer than the model was trained for",
+    )  # fmt: skip
+    rope_freq_base: float | None = option(
+        None, POSITIONS, number(zero_is_auto=True), "base frequency"
+    )
+    rope_freq_scale: float | None = option(
+        None, POSITIONS, number(zero_is_auto=True), "1 divided by --rope-scale, in its place"
+    )
+    yarn_orig_ctx: int | None = option(
+        None, POSITIONS, integer(0, (1 << 31) - 1, auto=True),
+        "YaRN: tokens that the model was trained for; 0 is auto",
+    )  # fmt: skip
+    yarn_ext_factor: float | None = option(
+        None, POSITIONS, number(), "YaRN: share of extrapolation; 0: only interpolation"
+    )
+    yarn_attn_factor: float | None = option(
+        None, POSITIONS, number(), "YaRN: factor of the attention's magnitude"
+    )
+    yarn_beta_slow: float | None = option(
+        None, POSITIONS, number(), "YaRN: rotations below which a dimension is interpolated"
+    )
+    yarn_beta_fast: float | None = option(
+        None, POSITIONS, number(), "YaRN: rotations above which a dimension is extrapolated"
+    )
+    override_kv: tuple[str, ...] = option(
+        (), MODEL, quoted("KEY=TYPE:VALUE,…"),
+        "metadata in place of the model file's; types: int, float, bool, str",
+    )  # fmt: skip
     flash_attn: str = option("auto", ENGINE, choice("auto", "on", "off"), "flash attention")
     cache_type_k: str = option("f16", ENGINE, choice(*_CACHE_TYPES), "number format of cached keys")
     cache_type_v: str = option(
@@ -271,6 +340,15 @@ class Settings:
         False, ENGINE, switch(), "lock the model into memory, so that it is not swapped out"
     )
     mmap: bool = option(True, ENGINE, switch(), "map the file into memory instead of reading it")
+    direct_io: bool = option(
+        False, ENGINE, switch(),
+        "read the file past the system's cache, where that is possible; overrides --mmap",
+    )  # fmt: skip
+    swa_full: bool = option(
+        True, ENGINE, switch(),
+        "keep all tokens of layers with sliding-window attention, not only the window; more "
+        "prefixes can be reused",
+    )  # fmt: skip
     extra_bufts: str = option(
         "auto", ENGINE, choice("auto", "on", "off"),
         "llama.cpp's repacked and AMX kernels; auto: on unless they crash a trial run",

@@ -48,7 +48,32 @@ def test_a_unified_cache_is_for_each_sequence_as_large_as_for_all() -> None:
         ("-c 0", "ctx_total", None),
         ("-np -1", "parallel", 8),
         ("-ngl all", "n_gpu_layers", -1),
-        ("--n-gpu-layers auto", "n_gpu_layers", -1),
+        ("-ngl auto", "n_gpu_layers", None),
+        ("--n-gpu-layers auto", "n_gpu_layers", None),
+        ("-sm row", "split_mode", "row"),
+        ("-ts 3,1", "tensor_split", (3.0, 1.0)),
+        ("--tensor-split 3/1", "tensor_split", (3.0, 1.0)),
+        ("-mg 2", "main_gpu", 2),
+        ("-ot ffn_.*=CPU,attn=CPU", "override_tensor", ("ffn_.*=CPU", "attn=CPU")),
+        ("-cmoe", "cpu_moe", True),
+        ("-ncmoe 4", "n_cpu_moe", 4),
+        ("-nkvo", "kv_offload", False),
+        ("-nkvo -kvo", "kv_offload", True),
+        ("--swa-full", "swa_full", True),
+        ("--numa distribute", "numa", "distribute"),
+        ("-lm dio", "direct_io", True),
+        ("--rope-scaling yarn", "rope_scaling", "yarn"),
+        ("--rope-scale 4", "rope_scale", 4.0),
+        ("--rope-freq-base 0", "rope_freq_base", None),
+        ("--rope-freq-scale 0.25", "rope_freq_scale", 0.25),
+        ("--yarn-ext-factor -1.0", "yarn_ext_factor", None),
+        ("--yarn-ext-factor 0", "yarn_ext_factor", 0.0),
+        ("--yarn-orig-ctx 32768", "yarn_orig_ctx", 32768),
+        (
+            "--override-kv a.b=int:1,c.d=bool:true --override-kv e.f=str:x",
+            "override_kv",
+            ("a.b=int:1", "c.d=bool:true", "e.f=str:x"),
+        ),
         ("--n-gpu-layers 3", "n_gpu_layers", 3),
         ("--n_gpu_layers=3", "n_gpu_layers", 3),
         ("-fa 1", "flash_attn", "on"),
@@ -94,6 +119,14 @@ def test_variables_are_below_our_own_and_above_the_file() -> None:
     assert engine_config(settings).ctx_size == 2048
     assert (settings.slots, settings.api_key) == (False, ("secret",))
     assert api_settings(settings).sampling == {"top_k": 5}
+    placed = settings_of(
+        "", LLAMA_ARG_KV_OFFLOAD="off", LLAMA_ARG_CPU_MOE="1", LLAMA_ARG_SWA_FULL="0",
+        LLAMA_ARG_YARN_BETA_FAST="16", LLAMA_ARG_OVERRIDE_TENSOR="ffn=CPU",
+        LLAMA_ARG_NUMA="isolate",
+    )  # fmt: skip
+    assert (placed.kv_offload, placed.cpu_moe, placed.swa_full) == (False, True, True)
+    assert (placed.yarn_beta_fast, placed.override_tensor) == (16.0, ("ffn=CPU",))
+    assert placed.numa == "isolate"
     assert settings_of("", **environ, CLLM_PARALLEL="3").parallel == 3
     assert settings_of("-np 5", **environ, CLLM_PARALLEL="3").parallel == 5
 
@@ -105,6 +138,16 @@ def test_variables_are_below_our_own_and_above_the_file() -> None:
         ("-np 4 --ctx-size 8192", {}, ("--ctx-size", "-np", "write -c 8192")),
         ("--lora a.gguf", {}, ("--lora", "not supported")),
         ("-hf user/repo", {}, ("-hf", "--model")),
+        ("--device CUDA0", {}, ("--device", "--main-gpu")),
+        ("--control-vector a.gguf", {}, ("--control-vector", "not supported")),
+        ("-ngl many", {}, ("--n-gpu-layers", "many", "all or auto")),
+        ("--rope-scaling longrope", {}, ("--rope-scaling", "longrope", "yarn")),
+        ("--rope-scale -4", {}, ("--rope-scale", "-4", "above 0")),
+        ("--rope-freq-base inf", {}, ("--rope-freq-base", "inf", "above 0")),
+        ("--yarn-beta-slow nan", {}, ("--yarn-beta-slow", "nan", "at least 0")),
+        ("-ts 3,x", {}, ("--tensor-split", "3,x", "such as 3,1")),
+        ("-ncmoe -1", {}, ("--n-cpu-moe", "-1", "from 0")),
+        ("--numa mirror", {}, ("--numa", "mirror", "distribute")),
         ("--mmproj a.gguf", {}, ("--mmproj", "images")),
         ("--timeout 5", {}, ("--timeout", "--request-timeout")),
         ("--sleep-idle-seconds 5", {}, ("--sleep-idle-seconds", "loaded")),
@@ -120,6 +163,26 @@ def test_what_would_be_misread_or_lost_is_refused(
     line: str, environ: dict[str, str], words: tuple[str, ...]
 ) -> None:
     told = complaint(line, **environ)
+    assert [word for word in words if word not in told] == [], told
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("--override-kv a.b", ("--override-kv", "a.b", "KEY=TYPE:VALUE")),
+        ("--override-kv a.b=int:x", ("--override-kv", "a.b=int:x", "whole number")),
+        ("-ot ffn", ("--override-tensor", "ffn", "PATTERN=BUFFER")),
+        ("-ts 0,0", ("--tensor-split", "above 0")),
+        ("--rope-scale 4 --rope-freq-scale 0.25", ("--rope-scale", "--rope-freq-scale")),
+        ("-lm dio --mlock", ("--direct-io", "--mlock")),
+    ],
+)
+def test_what_only_the_engine_can_judge_is_refused_by_its_flag(
+    line: str, words: tuple[str, ...]
+) -> None:
+    with pytest.raises(SettingsError) as caught:
+        engine_config(settings_of(line))
+    told = str(caught.value)
     assert [word for word in words if word not in told] == [], told
 
 

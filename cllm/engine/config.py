@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, fields
 from pathlib import Path
+
+from cllm.engine.overrides import KvOverride, TensorOverride
 
 CACHE_TYPES = ("f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0", "iq4_nl")
 """What the key/value cache can be stored as (llama.cpp's names)."""
@@ -19,6 +23,15 @@ SPARE_ROWS = 32
 
 SCORED_ROWS = 64
 """Rows of logits for scored tokens of prompts, of all sequences together. No step has both."""
+
+SPLIT_MODES = ("none", "layer", "row", "tensor")
+"""How a model is divided between GPUs, in the order of llama.cpp's numbers."""
+
+NUMA = ("off", "distribute", "isolate", "numactl")
+"""How threads and memory are placed on NUMA nodes, in the order of ggml's numbers."""
+
+ROPE_SCALINGS = ("none", "linear", "yarn")
+"""How positions beyond the trained length are scaled, in the order of llama.cpp's numbers."""
 
 _SWITCH = ("auto", "on", "off")
 
@@ -48,10 +61,25 @@ class EngineConfig:
     slot_save_path: directory for the files of saved slots. None: slots cannot be saved.
     threads, threads_batch: for single tokens and for prompts. None: the physical cores that this
         process may use; threads_batch: as threads.
-    n_gpu_layers: layers placed on a GPU; -1: all.
+    n_gpu_layers: layers placed on a GPU; -1: all. None: all if llama.cpp was built for a GPU.
+    split_mode, tensor_split, main_gpu: how several GPUs divide the model (one of SPLIT_MODES), in
+        which proportions, and which one of them is used alone or for intermediate results.
+    kv_offload: keep the key/value cache on the GPU.
+    override_tensor: "PATTERN=BUFFER": the buffer type of weights by their names.
+    cpu_moe, n_cpu_moe: keep the weights of the experts on the CPU, of all or of the first layers.
     flash_attn: "auto" lets llama.cpp decide.
     cache_type_k, cache_type_v: one of CACHE_TYPES.
+    swa_full: keep all tokens of layers with sliding-window attention, so that any part of a slot
+        can be reused, and not only the window, which takes less memory.
+    rope_scaling: one of ROPE_SCALINGS; "auto": as the file says.
+    rope_scale, rope_freq_scale: the factor by which the context is longer than trained, or 1
+        divided by it. rope_freq_base: base frequency. None: as the file says.
+    yarn_orig_ctx, yarn_ext_factor, yarn_attn_factor, yarn_beta_slow, yarn_beta_fast: parameters of
+        "yarn"; None: as the file says, or llama.cpp's defaults.
+    override_kv: "KEY=TYPE:VALUE": metadata in place of the file's.
     mlock, mmap: lock the weights into memory; map the file instead of reading it.
+    direct_io: read the file past the system's cache, where that is possible; overrides mmap.
+    numa: one of NUMA; applies to the whole process.
     max_queue: requests that may wait while `parallel` others run.
     extra_bufts: llama.cpp's repacked/AMX kernels. "auto": on unless a test in a child process
         crashes with them (preflight.py).
@@ -78,12 +106,32 @@ class EngineConfig:
     slot_save_path: str | None = None
     threads: int | None = None
     threads_batch: int | None = None
-    n_gpu_layers: int = 0
+    n_gpu_layers: int | None = None
+    split_mode: str = "layer"
+    tensor_split: tuple[float, ...] = ()
+    main_gpu: int = 0
+    kv_offload: bool = True
+    override_tensor: tuple[str, ...] = ()
+    cpu_moe: bool = False
+    n_cpu_moe: int = 0
     flash_attn: str = "auto"
     cache_type_k: str = "f16"
     cache_type_v: str = "f16"
+    swa_full: bool = True
+    rope_scaling: str = "auto"
+    rope_scale: float | None = None
+    rope_freq_base: float | None = None
+    rope_freq_scale: float | None = None
+    yarn_orig_ctx: int | None = None
+    yarn_ext_factor: float | None = None
+    yarn_attn_factor: float | None = None
+    yarn_beta_slow: float | None = None
+    yarn_beta_fast: float | None = None
+    override_kv: tuple[str, ...] = ()
     mlock: bool = False
     mmap: bool = True
+    direct_io: bool = False
+    numa: str = "off"
     max_queue: int = 256
     extra_bufts: str = "auto"
     kv_unified: bool | None = None
@@ -103,12 +151,32 @@ class EngineConfig:
         self._check_range("threads", self.threads, 1, 512)
         self._check_range("threads_batch", self.threads_batch, 1, 512)
         self._check_range("n_gpu_layers", self.n_gpu_layers, -1, None)
+        self._check_range("n_cpu_moe", self.n_cpu_moe, 0, 1024)
+        self._check_range("main_gpu", self.main_gpu, 0, None)
+        self._check_range("yarn_orig_ctx", self.yarn_orig_ctx, 0, 2**31 - 1)
         self._check_range("max_queue", self.max_queue, 0, None)
         self._check_range("kv_cells", self.kv_cells, 2, 2**31 - 1)
         self._check_choice("flash_attn", self.flash_attn, _SWITCH)
         self._check_choice("extra_bufts", self.extra_bufts, _SWITCH)
         self._check_choice("cache_type_k", self.cache_type_k, CACHE_TYPES)
         self._check_choice("cache_type_v", self.cache_type_v, CACHE_TYPES)
+        self._check_choice("split_mode", self.split_mode, SPLIT_MODES)
+        self._check_choice("numa", self.numa, NUMA)
+        self._check_choice("rope_scaling", self.rope_scaling, ("auto", *ROPE_SCALINGS))
+        for name in ("rope_scale", "rope_freq_base", "rope_freq_scale"):
+            self._check_number(name, getattr(self, name), above=True)
+        for name in ("ext_factor", "attn_factor", "beta_slow", "beta_fast"):
+            self._check_number(f"yarn_{name}", getattr(self, f"yarn_{name}"))
+        for share in self.tensor_split:
+            self._check_number("tensor_split", share)
+        if self.tensor_split and not any(self.tensor_split):
+            raise ValueError("tensor_split has no share above 0; give each GPU's share, as 3,1")
+        if self.rope_scale is not None and self.rope_freq_scale is not None:
+            raise ValueError("rope_scale and rope_freq_scale: give one of them")
+        if self.direct_io and self.mlock:
+            raise ValueError("direct_io=True excludes mlock=True; give one of them")
+        self._check_each("override_kv", self.override_kv, KvOverride.parse)
+        self._check_each("override_tensor", self.override_tensor, TensorOverride.parse)
         if self.slot_save_path is not None and not Path(self.slot_save_path).is_dir():
             raise ValueError(
                 f"slot_save_path={self.slot_save_path} is not a directory; create it first"
@@ -134,6 +202,20 @@ class EngineConfig:
                 f"kv_cells={self.kv_cells} needs a unified cache; set kv_unified, or use ctx_size"
             )
 
+    @property
+    def alterations(self) -> str:
+        """The options by which the same tokens get other keys and values; "": none is set."""
+        names = [f.name for f in fields(self) if f.name.startswith(("rope_", "yarn_"))]
+        given = {name: getattr(self, name) for name in (*names, "override_kv")}
+        plain = {f.name: f.default for f in fields(self)}
+        return " ".join(f"{n}={value}" for n, value in given.items() if value != plain[n])
+
+    @property
+    def stretch(self) -> float:
+        """The factor by which the context may be longer than the model was trained for."""
+        scale = self.rope_scale or 1 / (self.rope_freq_scale or 1.0)
+        return max(1.0, scale) if self.rope_scaling != "none" else 1.0
+
     @staticmethod
     def _check_range(name: str, value: object, least: int, greatest: int | None) -> None:
         if value is None:
@@ -143,6 +225,22 @@ class EngineConfig:
         if value < least or (greatest is not None and value > greatest):
             bound = f"at least {least}" if greatest is None else f"from {least} to {greatest}"
             raise ValueError(f"{name}={value} is out of range; give {bound}")
+
+    @staticmethod
+    def _check_number(name: str, value: float | None, *, above: bool = False) -> None:
+        if value is not None and not (
+            math.isfinite(value) and (value > 0 if above else value >= 0)
+        ):
+            bound = "above 0" if above else "of at least 0"
+            raise ValueError(f"{name}={value} is out of range; give a number {bound}")
+
+    @staticmethod
+    def _check_each(name: str, given: tuple[str, ...], parse: Callable[[str], object]) -> None:
+        for text in given:
+            try:
+                parse(text)
+            except ValueError as error:
+                raise ValueError(f"{name}: {error}") from None
 
     @staticmethod
     def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:

@@ -165,6 +165,7 @@ def context_info(
     extra: bool,
     adapt: bool,
     tuning: Tuning | None,
+    gpu_layers: int,
 ) -> ContextInfo:
     """Describe the live context."""
     draft = Path(config.model_draft) if config.model_draft and config.draft_max else None
@@ -181,7 +182,7 @@ def context_info(
         threads=layout.threads,
         threads_batch=layout.threads_batch,
         threads_adapt=adapt,
-        n_gpu_layers=config.n_gpu_layers,
+        n_gpu_layers=gpu_layers,
         flash_attn=layout.flash_attn,
         cache_type_k=config.cache_type_k,
         cache_type_v=config.cache_type_v,

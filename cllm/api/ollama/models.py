@@ -53,11 +53,12 @@ class Models:
     def running(self, request: HttpRequest) -> HttpResponse:
         """GET ``/api/ps``."""
         info = self._service.engine.info()
-        on_gpu = min(info.context.n_gpu_layers, info.num_layers) if info.num_layers else 0
+        layers, on_gpu = info.num_layers, info.context.n_gpu_layers
+        on_gpu = layers if on_gpu < 0 else min(on_gpu, layers)
         entry = self._entry()
         del entry["modified_at"]
         entry["expires_at"] = _NEVER
-        entry["size_vram"] = info.size_bytes * max(on_gpu, 0) // max(info.num_layers, 1)
+        entry["size_vram"] = info.size_bytes * on_gpu // max(layers, 1)
         entry["context_length"] = info.context.ctx_size
         return _json({"models": [entry]})
 

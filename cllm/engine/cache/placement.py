@@ -170,14 +170,16 @@ class Placer:
 
     def _usable(self, holder: Holder, n: int) -> bool:
         """Whether the memory can be cut to a holder's first n tokens, without a checkpoint."""
-        if n == holder.length:
-            return True
         if isinstance(holder, Saved):
-            return not holder.whole
+            return n == holder.length or not holder.whole
         if not self.supports_rollback:
-            return False
-        first = self._context.first_position(holder.id)
-        return first == 0 or (self._window > 0 and first <= n - self._window)
+            return n == holder.length
+        return (n == holder.length and not self._window) or self._can_follow(holder, n)
+
+    def _can_follow(self, slot: Slot, n: int) -> bool:
+        """Whether the memory has all that a token behind the first n looks at."""
+        first = self._context.first_position(slot.id)
+        return first <= 0 or (self._window > 0 and first <= n - self._window + 1)
 
     def _cut(self, slot: Slot, n: int, checkpoint: Checkpoint | None = None) -> None:
         """Keep a slot's first n tokens; nothing if the memory cannot keep a part.
@@ -342,7 +344,8 @@ class Placer:
         forgotten, and running sequences are computed again.
         """
         for slot in slots if self.supports_rollback else self.cache.slots:
-            if not (self.supports_rollback and self._context.remove(slot.id, slot.length)):
+            kept = self.supports_rollback and self._context.remove(slot.id, slot.length)
+            if not (kept and self._can_follow(slot, slot.length)):
                 self.forget(slot)
 
     def forget(self, slot: Slot) -> None:

@@ -27,12 +27,16 @@ _NAME = re.compile(r"[^\W_][\w.+=@,-]{0,199}")
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """The model and layout of a saved state; restoring needs the same ones."""
+    """The model and layout of a saved state; restoring needs the same ones.
+
+    options: those that change what is computed (EngineConfig.alterations).
+    """
 
     model: str
     layout: str
     cache_type_k: str
     cache_type_v: str
+    options: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,8 +136,9 @@ def _check_identity(path: Path, saved: Identity, here: Identity) -> None:
         raise _refused(path, "a file saved with the loaded model; it was saved with another")
     for name, value in asdict(here).items():
         if getattr(saved, name) != value:
-            found = getattr(saved, name)
-            raise _refused(path, f"a file saved with {name} {value}; it was with {found}")
+            found = getattr(saved, name) or "none"
+            expected = f"a file saved with {name} {value or 'none'}; it was with {found}"
+            raise _refused(path, expected)
 
 
 def _refused(path: Path, expected: str) -> InvalidRequest:

@@ -120,7 +120,8 @@ class Sessions:
         config = self._config
         layout = "unified" if config.kv_unified else f"split in {config.parallel}"
         model = fingerprint(self._model)
-        return Identity(model, layout, config.cache_type_k, config.cache_type_v)
+        types = config.cache_type_k, config.cache_type_v
+        return Identity(model, layout, *types, config.alterations)
 
     def _path(self, filename: str, owner: str) -> Path:
         directory = self._config.slot_save_path

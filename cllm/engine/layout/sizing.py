@@ -75,7 +75,7 @@ def context_size(
         fits = budget // max(1, per_token * sharers)
         fits = max(CELLS_STEP, fits // CELLS_STEP * CELLS_STEP)
         ctx_size = min(fits, n_ctx_train, config.kv_cells or fits)
-    elif ctx_size > n_ctx_train:
+    elif ctx_size > n_ctx_train * config.stretch:
         _log.warning(
             "ctx_size %d is more than the %d tokens that the model was trained for; "
             "quality may drop beyond that",

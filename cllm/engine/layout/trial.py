@@ -95,6 +95,8 @@ class LayoutTrial:
                     type_k=config.cache_type_k,
                     type_v=config.cache_type_v,
                     kv_unified=layout.kv_unified,
+                    kv_offload=config.kv_offload,
+                    swa_full=config.swa_full,
                 )
             except OSError as error:
                 raise CannotMeasure(str(error)) from None

@@ -13,8 +13,15 @@ from cllm.engine.llama.backend import (
     uses_openmp,
     version,
 )
-from cllm.engine.llama.context import DONE, INTERRUPTED, NO_ROOM, Batch, Context
-from cllm.engine.llama.model import Model
+from cllm.engine.llama.context import DONE, INTERRUPTED, NO_ROOM, Batch, Context, Rope
+from cllm.engine.llama.devices import (
+    buffer_types,
+    most_devices,
+    numa_nodes,
+    offloads,
+    place_on_nodes,
+)
+from cllm.engine.llama.model import Model, Placement
 from cllm.engine.llama.samplers import CANDIDATE, Link, SamplerChain, dry_link
 from cllm.engine.llama.vocab import Vocab
 
@@ -31,11 +38,18 @@ __all__ = [
     "Link",
     "LoadError",
     "Model",
+    "Placement",
+    "Rope",
     "SamplerChain",
     "Vocab",
+    "buffer_types",
     "dry_link",
     "init_backend",
     "library",
+    "most_devices",
+    "numa_nodes",
+    "offloads",
+    "place_on_nodes",
     "system_info",
     "uses_openmp",
     "version",

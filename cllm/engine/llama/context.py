@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import logging
 import sys
+from dataclasses import dataclass, fields
 from typing import Any
 
 import llama_cpp.llama_cpp as C  # noqa: N812 - the C interface
@@ -44,6 +45,38 @@ _PARTIAL = C.LLAMA_STATE_SEQ_FLAGS_PARTIAL_ONLY
 # once interrupt() has written to it. It needs no interpreter lock.
 _libc = ctypes.cdll.msvcrt if sys.platform == "win32" else ctypes.CDLL(None)
 _is_filled = ctypes.cast(_libc.strlen, C.ggml_abort_callback)
+
+
+@dataclass(frozen=True, slots=True)
+class Rope:
+    """How positions are encoded; None: as the model says. scaling: enum llama_rope_scaling_type."""
+
+    scaling: int | None = None
+    freq_base: float | None = None
+    freq_scale: float | None = None
+    orig_ctx: int | None = None
+    ext_factor: float | None = None
+    attn_factor: float | None = None
+    beta_slow: float | None = None
+    beta_fast: float | None = None
+
+    def apply(self, params: Any) -> None:
+        """Set the parameters of a context."""
+        for name in fields(self):
+            value = getattr(self, name.name)
+            if value is not None:
+                setattr(params, _ROPE_PARAMS[name.name], value)
+
+
+_ROPE_PARAMS = {
+    "scaling": "rope_scaling_type",
+    "freq_base": "rope_freq_base",
+    "freq_scale": "rope_freq_scale",
+    **{
+        name: f"yarn_{name}"
+        for name in ("orig_ctx", "ext_factor", "attn_factor", "beta_slow", "beta_fast")
+    },
+}
 
 
 class Batch:
@@ -95,6 +128,9 @@ class Context:
         kv_unified: bool,
         n_outputs: int | None = None,
         pooling: int | None = None,
+        rope: Rope | None = None,
+        kv_offload: bool = True,
+        swa_full: bool = True,
     ) -> None:
         """n_outputs: maximum rows of logits in a batch; None: one per sequence.
         pooling: enum llama_pooling_type, for a context that returns vectors instead of logits.
@@ -120,6 +156,10 @@ class Context:
         params.type_k = _GGML_TYPES[type_k]
         params.type_v = _GGML_TYPES[type_v]
         params.kv_unified = kv_unified
+        params.offload_kqv = kv_offload
+        params.swa_full = swa_full
+        if rope is not None:
+            rope.apply(params)
         params.no_perf = True
         with log_router.capture() as errors:
             handle = C.llama_init_from_model(model.handle, params)

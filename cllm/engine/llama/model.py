@@ -3,13 +3,30 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import llama_cpp.llama_cpp as C  # noqa: N812 - the C interface
 
 from cllm.engine.llama.backend import LoadError, init_backend, log_router, reason
+from cllm.engine.llama.devices import buffer_types, most_devices
 from cllm.engine.llama.vocab import Vocab
 from cllm.engine.machine.huge_pages import HugePages
+from cllm.engine.overrides import KvOverride, TensorOverride
+
+
+@dataclass(frozen=True, slots=True)
+class Placement:
+    """On which devices the weights lie. split_mode: enum llama_split_mode.
+
+    tensors: the first whose pattern matches a weight's name says where it lies.
+    """
+
+    split_mode: int = C.LLAMA_SPLIT_MODE_LAYER
+    main_gpu: int = 0
+    tensor_split: tuple[float, ...] = ()
+    tensors: tuple[TensorOverride, ...] = ()
 
 
 class Model:
@@ -25,7 +42,10 @@ class Model:
         n_gpu_layers: int = 0,
         mmap: bool = True,
         mlock: bool = False,
+        direct_io: bool = False,
         use_extra_bufts: bool = True,
+        placement: Placement | None = None,
+        overrides: Sequence[KvOverride] = (),
         progress: Callable[[float], None] | None = None,
     ) -> None:
         init_backend()
@@ -38,7 +58,10 @@ class Model:
             (False, True): C.LLAMA_LOAD_MODE_MLOCK,
             (False, False): C.LLAMA_LOAD_MODE_NONE,
         }[mmap, mlock]
+        if direct_io:
+            params.load_mode = C.LLAMA_LOAD_MODE_DIRECT_IO
         params.use_extra_bufts = use_extra_bufts
+        kept = (_place(params, placement), _override(params, overrides))  # until it has loaded
 
         begun, pages = False, HugePages()
         raised: BaseException | None = None
@@ -59,6 +82,7 @@ class Model:
         params.progress_callback = callback
         with log_router.capture() as errors:
             handle = C.llama_model_load_from_file(path.encode(), params)
+        del kept
         if raised is not None:
             if handle:
                 C.llama_model_free(handle)
@@ -106,3 +130,56 @@ class Model:
         handle, self._handle = self._handle, None
         if handle is not None:
             C.llama_model_free(handle)
+
+
+class _TensorBuffer(ctypes.Structure):
+    """struct llama_model_tensor_buft_override."""
+
+    _fields_ = (("pattern", ctypes.c_char_p), ("buft", ctypes.c_void_p))
+
+
+_KV_TAGS = {
+    int: C.LLAMA_KV_OVERRIDE_TYPE_INT,
+    float: C.LLAMA_KV_OVERRIDE_TYPE_FLOAT,
+    bool: C.LLAMA_KV_OVERRIDE_TYPE_BOOL,
+    str: C.LLAMA_KV_OVERRIDE_TYPE_STR,
+}
+
+
+def _place(params: Any, placement: Placement | None) -> Any:
+    """Set the devices; the result must be kept while the model is loaded."""
+    if placement is None:
+        return None
+    params.split_mode, params.main_gpu = placement.split_mode, placement.main_gpu
+    split = None
+    if placement.tensor_split:
+        split = (ctypes.c_float * most_devices())(*placement.tensor_split)
+        params.tensor_split = split
+    if not placement.tensors:
+        return split
+    buffers, count = buffer_types(), len(placement.tensors)
+    tensors = (_TensorBuffer * (count + 1))()  # the last one, empty, is the end
+    for at, each in enumerate(placement.tensors):
+        tensors[at] = _TensorBuffer(each.pattern.encode(), buffers[each.buffer])
+    params.tensor_buft_overrides = ctypes.cast(tensors, ctypes.c_void_p)
+    return split, tensors
+
+
+def _override(params: Any, overrides: Sequence[KvOverride]) -> Any:
+    """Set metadata in place of the file's; the result must be kept while the model is loaded."""
+    if not overrides:
+        return None
+    found = (C.llama_model_kv_override * (len(overrides) + 1))()
+    for entry, each in zip(found, overrides, strict=False):
+        entry.key, entry.tag = each.key.encode(), _KV_TAGS[type(each.value)]
+        match each.value:
+            case bool():
+                entry.value.val_bool = each.value
+            case int():
+                entry.value.val_i64 = each.value
+            case float():
+                entry.value.val_f64 = each.value
+            case str():
+                entry.value.val_str = each.value.encode()
+    params.kv_overrides = found
+    return found

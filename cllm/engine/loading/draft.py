@@ -39,7 +39,7 @@ class DraftFile:
             return None
         path = Path(config.model_draft)
         with _naming_option():
-            header = checked_header(path)
+            header = checked_header(path, config)
             if pooling_of(header.metadata, replace(config, pooling="auto")) is not None:
                 raise ModelLoadError(f"{path.name} does not generate text; give a generative model")
         return cls(path, header)

@@ -26,6 +26,7 @@ from cllm.engine.loading.opening import (
     wants_extra_bufts,
     warm_up,
 )
+from cllm.engine.loading.placing import gpu_layers, prepare_devices, rope_of
 from cllm.engine.machine.memory import available_memory
 from cllm.engine.machine.openmp import tell_if_too_late
 from cllm.engine.speculation.draft_model import DraftModel
@@ -69,7 +70,8 @@ def load(
     path: Path, config: EngineConfig, progress: Report | None, tuning_progress: Report | None
 ) -> Loaded:
     """Load a model and warm it up. Raises ModelLoadError, or ValueError for the configuration."""
-    header, drafter = checked_header(path), DraftFile.of(config)
+    prepare_devices(config)
+    header, drafter = checked_header(path, config), DraftFile.of(config)
     adapt = config.threads is None and config.threads_batch is None
     own_share = 1.0 if drafter is None else header.size_bytes / (header.size_bytes + drafter.size)
     extra = wants_extra_bufts(config, header)
@@ -115,7 +117,7 @@ def load(
             rest = _part_of(progress, own_share, 1.0 - own_share)
             draft = drafter.load(path.name, model.vocab, size.cells, config, layout, rest)
             undo.callback(draft.close)
-        live = context_info(context, size, config, layout, extra, adapt, tuning)
+        live = context_info(context, size, config, layout, extra, adapt, tuning, gpu_layers(config))
         pooling = None if shape is None else shape.pooling
         info = describe(path, model, header.metadata, live, header.quantized, pooling)
         undo.pop_all()
@@ -175,7 +177,8 @@ _REMEDY = "lower ctx_size or parallel, or choose a smaller cache_type_k and cach
 
 def _check_memory(size: ContextSize, config: EngineConfig) -> None:
     available = available_memory()
-    sure = config.n_gpu_layers == 0 and not size.too_high
+    on_host = gpu_layers(config) == 0 or not config.kv_offload
+    sure = on_host and config.swa_full and not size.too_high
     if sure and available is not None and size.kv_bytes > available:
         raise ModelLoadError(
             f"{config.parallel} sequences of {size.ctx_size} tokens need {_gib(size.kv_bytes)} of "
@@ -238,6 +241,8 @@ def _make_embedding_context(
             type_v=config.cache_type_v,
             kv_unified=True,  # inputs of different lengths are computed at once
             pooling=POOLINGS.index(shape.pooling),
+            rope=rope_of(config),
+            kv_offload=config.kv_offload,
         )
     except OSError as error:
         raise ModelLoadError(

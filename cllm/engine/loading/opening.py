@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 from cllm.engine import llama
@@ -12,8 +13,10 @@ from cllm.engine.config import EngineConfig
 from cllm.engine.errors import ModelLoadError
 from cllm.engine.layout.layout import Layout
 from cllm.engine.loading.gguf_header import GgufHeader, NotGgufError, TruncatedError, read_header
+from cllm.engine.loading.placing import gpu_layers, placement_of, rope_of
 from cllm.engine.machine import preflight
 from cllm.engine.machine.aside import compute_aside
+from cllm.engine.overrides import KvOverride, overridden
 
 _log = logging.getLogger("cllm.engine")
 
@@ -25,6 +28,8 @@ def open_model(
 
     On its own thread: in a callback from llama.cpp, Python would lose a KeyboardInterrupt.
     """
+    placement = placement_of(config)
+    overrides = [KvOverride.parse(text) for text in config.override_kv]
     stop = threading.Event()
     loaded: list[llama.Model] = []
 
@@ -37,10 +42,13 @@ def open_model(
     def work() -> None:
         model = llama.Model(
             str(path),
-            n_gpu_layers=config.n_gpu_layers,
+            n_gpu_layers=gpu_layers(config),
             mmap=config.mmap,
             mlock=config.mlock,
+            direct_io=config.direct_io,
             use_extra_bufts=extra_bufts,
+            placement=placement,
+            overrides=overrides,
             progress=report,
         )
         loaded.append(model)
@@ -88,11 +96,17 @@ def open_context(
         type_v=config.cache_type_v,
         kv_unified=layout.kv_unified,
         n_outputs=n_outputs,
+        rope=rope_of(config),
+        kv_offload=config.kv_offload,
+        swa_full=config.swa_full,
     )
 
 
-def checked_header(path: Path) -> GgufHeader:
-    """Read the file's header. Raises ModelLoadError if it is not a complete model."""
+def checked_header(path: Path, config: EngineConfig) -> GgufHeader:
+    """Read the file's header. Raises ModelLoadError if it is not a complete model.
+
+    Its metadata has the values that are configured in place of the file's.
+    """
     try:
         header = read_header(path)
     except FileNotFoundError as error:
@@ -114,7 +128,7 @@ def checked_header(path: Path) -> GgufHeader:
     for part, says in _PARTS.items():
         if part in (header.metadata.get("general.type"), header.metadata["general.architecture"]):
             raise ModelLoadError(f"{path.name} is {says}; give the main model file")
-    return header
+    return replace(header, metadata=overridden(header.metadata, config.override_kv))
 
 
 def wants_extra_bufts(config: EngineConfig, header: GgufHeader) -> bool:

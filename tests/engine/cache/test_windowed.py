@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -22,11 +23,12 @@ def windowed_path(model_path: Path, tmp_path_factory: pytest.TempPathFactory) ->
     return path
 
 
-@pytest.fixture(params=["split", "unified"])
+@pytest.fixture(params=["split", "unified", "split, only the window"])
 def windowed(request: pytest.FixtureRequest, load: Loader, windowed_path: Path) -> Loader:
-    def loader(**config: int) -> Engine:
-        unified = request.param == "unified"
-        return load(windowed_path, **PRECISE, ctx_size=512, kv_unified=unified, **config)
+    def loader(**config: Any) -> Engine:
+        options = {"kv_unified": request.param == "unified", "ubatch_size": 64, **PRECISE}
+        options["swa_full"] = "window" not in request.param
+        return load(windowed_path, **options, ctx_size=512, **config)
 
     return loader
 
