@@ -7,6 +7,9 @@ import time
 from array import array
 from collections.abc import Sequence as Seq
 
+import numpy as np
+from numpy.typing import NDArray
+
 from cllm.engine.cache.prefix_cache import Slot
 from cllm.engine.constraints.guide import Guide
 from cllm.engine.generation import FinishReason, Generation, GenerationWriter, TokenRecord
@@ -164,17 +167,29 @@ class Sequence:
             self.drafter = Drafter()  # its positions are those of before
         self.generation.discarded += discard
 
-    def choose(self, rows: FloatArray) -> list[int]:
+    def prepare(self, row: FloatArray) -> int:
+        """Prepare the logits of the newest token for candidates_together(); return its top_k.
+
+        0: nothing was done, choose() does all.
+        """
+        assert self.sampler is not None
+        top_k = self.sampler.first_top_k
+        if not top_k or self.drafted or self.guide or self.params.logprobs is not None:
+            return 0
+        self.sampler.prepare(row, self.tokens)
+        return top_k
+
+    def choose(self, rows: FloatArray, found: NDArray[np.void] | None = None) -> list[int]:
         """Choose what follows from the logits of the newest token and of each drafted one.
 
-        rows: [1 + drafted, n_vocab]; overwritten. Removes the draft. A drafted token is accepted
-        if it is the one chosen; then the next row counts too. Raises EngineError if no token can
-        be chosen.
+        rows: [1 + drafted, n_vocab]; overwritten. found: the candidates of the first row, after
+        prepare(). Removes the draft. A drafted token is accepted if it is the one chosen; then the
+        next row counts too. Raises EngineError if no token can be chosen.
         """
         if self.params.max_tokens == 0:
             return []
         draft = self.rollback()
-        chosen = self._choose(rows[0])
+        chosen = self._choose(rows[0], found)
         length = len(self.tokens)
         for drafted, row in zip(draft, rows[1:], strict=True):
             if chosen[-1] != drafted or self._vocab.is_eog(drafted):
@@ -187,7 +202,7 @@ class Sequence:
             self.writer.count_draft(len(draft), len(chosen) - 1)
         return chosen
 
-    def _choose(self, row: FloatArray) -> list[int]:
+    def _choose(self, row: FloatArray, found: NDArray[np.void] | None = None) -> list[int]:
         """Choose the next token from its logits, which are overwritten, and record it if asked.
 
         Tokens that the constraint forces after it come with it, unless the request wants the
@@ -197,7 +212,7 @@ class Sequence:
         params, guide = self.params, self.guide
         own = row.copy() if params.logprobs is not None else row
         forbidden = None if guide is None else guide.forbidden()
-        token = self.sampler.choose(row, self.tokens, forbidden)
+        token = self.sampler.choose(row, self.tokens, forbidden, found)
         if params.logprobs is not None and params.sampled_logprobs:
             self._record(token, *self.sampler.chances(token, params.logprobs))
         elif params.logprobs is not None:

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from cllm.engine.llama.arrays import Bytes, FloatArray, IntArray
 from cllm.engine.llama.backend import LoadError, log_router, reason
+from cllm.engine.llama.held import held
 from cllm.engine.llama.model import Model
 
 _log = logging.getLogger("cllm.llama")
@@ -45,6 +46,14 @@ _PARTIAL = C.LLAMA_STATE_SEQ_FLAGS_PARTIAL_ONLY
 # once interrupt() has written to it. It needs no interpreter lock.
 _libc = ctypes.cdll.msvcrt if sys.platform == "win32" else ctypes.CDLL(None)
 _is_filled = ctypes.cast(_libc.strlen, C.ggml_abort_callback)
+
+_get_logits = held(C.llama_get_logits)
+_set_n_threads = held(C.llama_set_n_threads)
+_seq_rm = held(C.llama_memory_seq_rm)
+_seq_cp = held(C.llama_memory_seq_cp)
+_seq_pos_min = held(C.llama_memory_seq_pos_min)
+_seq_pos_max = held(C.llama_memory_seq_pos_max)
+_state_seq_get_size = held(C.llama_state_seq_get_size)
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,6 +175,9 @@ class Context:
             if not handle:
                 raise LoadError(reason(errors))
         self._handle = handle
+        # Without a GPU llama_decode has computed everything when it returns.
+        gpu = C.llama_supports_gpu_offload()
+        self._synchronize = C.llama_synchronize if gpu else held(C.llama_synchronize)
         self._interrupt = ctypes.create_string_buffer(2)
         C.llama_set_abort_callback(handle, _is_filled, self._interrupt)
         self._memory = C.llama_get_memory(handle)
@@ -179,7 +191,7 @@ class Context:
 
     def set_threads(self, n_threads: int, n_threads_batch: int) -> None:
         """How many threads compute a single token, and how many several."""
-        C.llama_set_n_threads(self._handle, n_threads, n_threads_batch)
+        _set_n_threads(self._handle, n_threads, n_threads_batch)
 
     def decode(self, batch: Batch, count: int) -> int:
         """llama_decode: DONE, NO_ROOM (nothing changed), INTERRUPTED, else failed.
@@ -188,7 +200,7 @@ class Context:
         """
         with log_router.capture() as errors:
             code = int(self._run(self._handle, batch.as_struct(count)))
-            C.llama_synchronize(self._handle)
+            self._synchronize(self._handle)
         self.copies_pending = False
         if code not in (DONE, NO_ROOM, INTERRUPTED):  # llama.cpp logs errors for these too
             for line in errors:
@@ -208,7 +220,7 @@ class Context:
 
         It is llama.cpp's own buffer: samplers see what is written to it.
         """
-        pointer = C.llama_get_logits(self._handle)
+        pointer = _get_logits(self._handle)
         if not pointer:
             raise RuntimeError("llama.cpp has no logits")
         address = ctypes.addressof(pointer.contents)
@@ -245,7 +257,7 @@ class Context:
 
     def remove(self, seq: int, start: int = -1) -> bool:
         """Forget a sequence from position `start` on; False if the memory cannot keep a part."""
-        return bool(C.llama_memory_seq_rm(self._memory, seq, start, -1))
+        return bool(_seq_rm(self._memory, seq, start, -1))
 
     def copy(self, source: int, target: int) -> None:
         """Copy a whole sequence; a cache that is split by sequence cannot copy a part.
@@ -253,7 +265,7 @@ class Context:
         Such a cache copies the data at the next decode (copies_pending). Until then, do not
         restore into the source and do not save the target.
         """
-        C.llama_memory_seq_cp(self._memory, source, target, -1, -1)
+        _seq_cp(self._memory, source, target, -1, -1)
         self.copies_pending = self._split_cache
 
     @property
@@ -273,15 +285,15 @@ class Context:
 
     def first_position(self, seq: int) -> int:
         """The lowest position still in memory (above 0: windowed or recurrent); -1: empty."""
-        return int(C.llama_memory_seq_pos_min(self._memory, seq))
+        return int(_seq_pos_min(self._memory, seq))
 
     def last_position(self, seq: int) -> int:
         """The highest position in memory; -1: empty."""
-        return int(C.llama_memory_seq_pos_max(self._memory, seq))
+        return int(_seq_pos_max(self._memory, seq))
 
     def state_size(self, seq: int) -> int:
         """Bytes that save() returns."""
-        return int(C.llama_state_seq_get_size(self._handle, seq))
+        return int(_state_seq_get_size(self._handle, seq))
 
     def save(self, seq: int, data: Bytes | None = None) -> Bytes | None:
         """Copy a sequence's state out of the memory; None if llama.cpp cannot.

@@ -10,10 +10,16 @@ import llama_cpp.llama_cpp as C  # noqa: N812 - the C interface
 import numpy as np
 from numpy.typing import NDArray
 
+from cllm.engine.llama.held import held
 from cllm.engine.llama.vocab import Vocab
 
 CANDIDATE = np.dtype([("id", np.int32), ("logit", np.float32), ("p", np.float32)])
 """llama_token_data."""
+
+_apply = held(C.llama_sampler_apply)
+_accept = held(C.llama_sampler_accept)
+
+_BRIEF = 1024  # candidates; more take long enough to let other threads run
 
 Link = tuple[str, tuple[Any, ...]]
 """One of llama.cpp's samplers: its name in llama_sampler_init_NAME, and the arguments."""
@@ -42,7 +48,7 @@ class SamplerChain:
     def accept(self, tokens: Iterable[int]) -> None:
         """Tell the samplers that look back which tokens were chosen."""
         for token in tokens:
-            C.llama_sampler_accept(self._handle, token)
+            _accept(self._handle, token)
 
     def choose(self, candidates: NDArray[np.void]) -> int:
         """Draw one token from candidates (CANDIDATE records, which are overwritten)."""
@@ -51,7 +57,8 @@ class SamplerChain:
         array.size = len(candidates)
         array.selected = -1
         array.sorted = False
-        C.llama_sampler_apply(self._handle, ctypes.byref(array))
+        apply = _apply if array.size <= _BRIEF else C.llama_sampler_apply
+        apply(self._handle, ctypes.byref(array))
         if not 0 <= array.selected < array.size:
             raise RuntimeError("llama.cpp's samplers chose no token")
         return int(array.data[array.selected].id)

@@ -10,8 +10,12 @@ import numpy as np
 from llguidance import LLTokenizer
 
 from cllm.engine.llama.arrays import IntArray
+from cllm.engine.llama.held import held
 
 _CONTROLS = C.LLAMA_TOKEN_ATTR_CONTROL | C.LLAMA_TOKEN_ATTR_UNKNOWN
+
+_is_eog = held(C.llama_vocab_is_eog)
+_token_to_piece = held(C.llama_token_to_piece)
 
 
 class Vocab:
@@ -59,7 +63,7 @@ class Vocab:
         room = 64
         while True:
             buffer = ctypes.create_string_buffer(room)
-            count = C.llama_token_to_piece(self.handle, token, buffer, room, 0, special)
+            count = _token_to_piece(self.handle, token, buffer, room, 0, special)
             if count >= 0:
                 return buffer.raw[:count]
             room = -count
@@ -114,7 +118,7 @@ class Vocab:
 
     def is_eog(self, token: int) -> bool:
         """Whether the token ends a generation."""
-        return bool(C.llama_vocab_is_eog(self.handle, token))
+        return bool(_is_eog(self.handle, token))
 
     def eog_tokens(self) -> IntArray:
         """All tokens that end a generation."""

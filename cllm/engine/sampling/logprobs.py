@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from cllm.engine.llama import FloatArray
-from cllm.engine.sampling.sampler import greatest
+from cllm.engine.sampling.prefilter import greatest
 
 
 def logprobs(

@@ -16,20 +16,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cllm.engine.errors import EngineError, InvalidRequest
-from cllm.engine.llama import (
-    CANDIDATE,
-    FloatArray,
-    IntArray,
-    Link,
-    SamplerChain,
-    Vocab,
-    dry_link,
-)
+from cllm.engine.llama import FloatArray, IntArray, Link, SamplerChain, Vocab, dry_link
 from cllm.engine.sampling.params import MAX_LAST_N, SamplingParams
+from cllm.engine.sampling.prefilter import candidates
 
-_GROUP = 64
-_WIDE = 2**16  # logits; from here on it is faster to search only groups with large maxima
-_NOTHING_BELOW = 104.0  # exp(-104) is 0 in float32
 _NAN = "the model's output is not a number (NaN)"
 _RANDOM_SEED = 0xFFFFFFFF  # llama.h: LLAMA_DEFAULT_SEED, "choose one"
 
@@ -62,20 +52,36 @@ class TokenSampler:
         self._since = 0  # the number of `tokens` that are in it
         self._chain = None if params.greedy else SamplerChain(_links(params, vocab))
 
-    def choose(
-        self, row: FloatArray, tokens: array[int], forbidden: NDArray[np.bool_] | None = None
-    ) -> int:
-        """Choose the token that follows `tokens`; overwrites `row`, its logits [n_vocab].
+    @property
+    def first_top_k(self) -> int:
+        """The top_k of a first sampler of that kind, else 0."""
+        return self._params.top_k if self._chain is not None and self._first == "top_k" else 0
 
-        forbidden: excluded tokens, [n_vocab].
-        Raises EngineError if a logit is not a number, or if every token is excluded.
-        """
+    def prepare(
+        self, row: FloatArray, tokens: array[int], forbidden: NDArray[np.bool_] | None = None
+    ) -> None:
+        """Write bias, penalties and excluded tokens into a row of logits."""
         if len(self._biased):
             row[self._biased] += self._bias
         if self._params.penalized:
             _penalize(row, self._last(tokens, self._params.penalty_last_n), self._params)
         if forbidden is not None:
             np.copyto(row, -np.inf, where=forbidden)
+
+    def choose(
+        self,
+        row: FloatArray,
+        tokens: array[int],
+        forbidden: NDArray[np.bool_] | None = None,
+        found: NDArray[np.void] | None = None,
+    ) -> int:
+        """Choose the token that follows `tokens`; overwrites `row`, its logits [n_vocab].
+
+        forbidden: excluded tokens, [n_vocab]. found: the candidates of a row that is prepared.
+        Raises EngineError if a logit is not a number, or if every token is excluded.
+        """
+        if found is None:
+            self.prepare(row, tokens, forbidden)
         if self._chain is None:
             self._chosen = token = int(row.argmax())
             if row[token] != row[token]:
@@ -85,7 +91,11 @@ class TokenSampler:
                 start = max(self._accepted, len(tokens) - MAX_LAST_N)
                 self._chain.accept(tokens[start:])
                 self._accepted = len(tokens)
-            token = self._chain.choose(candidates(row, self._params, self._first))
+            if found is None:
+                found = candidates(row, self._params, self._first)
+            if not len(found):
+                raise EngineError(_NAN)
+            token = self._chain.choose(found)
         if forbidden is not None and forbidden[token]:
             left = "at least one token that both the constraint and logit_bias allow"
             raise InvalidRequest("logit_bias", "forbidding these tokens", left)
@@ -157,77 +167,6 @@ def _links(params: SamplingParams, vocab: Vocab) -> Iterator[Link]:
         yield "adaptive_p", (params.adaptive_target, params.adaptive_decay, seed)
     else:
         yield "dist", (seed,)
-
-
-def candidates(row: FloatArray, params: SamplingParams, first: str) -> NDArray[np.void]:
-    """Return the tokens that the samplers, of which `first` is the first, can choose.
-
-    They are CANDIDATE records. Raises EngineError if a logit that matters is not a number.
-    """
-    if first == "top_k":
-        ids = greatest(row, params.top_k)
-    elif first == "top_p":
-        ids = _nucleus(row, params.top_p)
-    elif first == "min_p":  # with a margin for rounding: llama.cpp's min_p makes the cut
-        ids = np.flatnonzero(row >= row.max() + math.log(params.min_p) - 1e-3)
-    else:
-        ids = np.arange(len(row))
-    logits = row[ids]
-    if not len(ids) or np.isnan(logits).any():
-        raise EngineError(_NAN)
-    records = np.empty(len(ids), dtype=CANDIDATE)
-    records["id"] = ids
-    records["logit"] = logits
-    return records
-
-
-def greatest(row: FloatArray, top_k: int) -> NDArray[np.intp]:
-    """Return all tokens that can be among the top_k, and usually few more.
-
-    The top_k-th greatest of the maxima of disjoint groups of logits cannot be greater than the
-    top_k-th greatest logit, so no logit below it counts.
-    """
-    groups = len(row) // _GROUP
-    if top_k > groups:
-        return np.arange(len(row))
-    grid = row[: groups * _GROUP].reshape(_GROUP, groups)
-    maxima = grid.max(axis=0)
-    floor = np.partition(maxima, groups - top_k)[groups - top_k]
-    if floor == -np.inf and maxima.max() > floor:  # a constraint has left fewer than top_k
-        return _positions(row > floor)
-    if len(row) >= _WIDE:
-        columns = _positions(~(maxima < floor))  # also groups with a NaN
-        if len(columns) <= groups // 4:
-            found = _positions((grid.take(columns, axis=1) >= floor).ravel())
-            lines, at = np.divmod(found, len(columns))
-            rest = _positions(row[groups * _GROUP :] >= floor) + groups * _GROUP
-            return np.concatenate((lines * groups + columns[at], rest))
-    return _positions(row >= floor)
-
-
-def _positions(flags: NDArray[np.bool_]) -> NDArray[np.intp]:
-    """np.flatnonzero of a flat array, with less overhead."""
-    positions: NDArray[np.intp] = flags.nonzero()[0]
-    return positions
-
-
-def _nucleus(row: FloatArray, top_p: float) -> NDArray[np.intp]:
-    """The most probable tokens that together have the probability top_p, as llama.cpp's top_p.
-
-    llama.cpp sorts more of a whole vocabulary than needed: 8 ms for 151 936 flat logits.
-    """
-    best = row.max()
-    weights = np.exp(row - best)
-    enough = top_p * float(weights.sum(dtype=np.float64))
-    depth = 4.0
-    while True:
-        ids = np.flatnonzero(row >= best - depth)
-        if depth > _NOTHING_BELOW or weights[ids].sum(dtype=np.float64) >= enough:
-            break
-        depth *= 2
-    ids = ids[np.argsort(-weights[ids])]
-    reached = np.cumsum(weights[ids], dtype=np.float64)
-    return ids[: int(np.searchsorted(reached, enough)) + 1]
 
 
 def folded_seed(seed: int | None) -> int:

@@ -8,13 +8,17 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from typing import TypeVar
 
+import numpy as np
+from numpy.typing import NDArray
+
 from cllm.engine.cache.placement import Placer
 from cllm.engine.cache.prefix_cache import Slot
 from cllm.engine.constraints.guide import MaskThread
 from cllm.engine.errors import EngineError, described
 from cllm.engine.generation import FinishReason
-from cllm.engine.llama import DONE, INTERRUPTED, NO_ROOM, Batch, Context
+from cllm.engine.llama import DONE, INTERRUPTED, NO_ROOM, Batch, Context, FloatArray
 from cllm.engine.request import Request
+from cllm.engine.sampling.prefilter import candidates_together
 from cllm.engine.scheduling.admission import Admission
 from cllm.engine.scheduling.commands import Commands
 from cllm.engine.scheduling.fairness import GENERATED
@@ -246,6 +250,7 @@ class Scheduler(EngineLoop[Sequence]):
         if not count:
             return chosen
         rows, at = self._context.logits(count), 0
+        found = _filtered(outputs, rows)
         for sequence, scored, last in outputs:
             drafted, begin = sequence.drafted, at
             at += scored + last
@@ -256,7 +261,7 @@ class Scheduler(EngineLoop[Sequence]):
                         sequence.scores = None
                 if not last:
                     continue
-                tokens = sequence.choose(rows[begin + scored : at])
+                tokens = sequence.choose(rows[begin + scored : at], found.get(at - last))
                 chosen.append((sequence, tokens))
                 if drafted:
                     self._stats.guesses += 1
@@ -306,6 +311,31 @@ class Scheduler(EngineLoop[Sequence]):
             sequence.slot = None
             self._placer.release(slot)
         sequence.close()
+
+
+def _filtered(
+    outputs: list[tuple[Sequence, int, int]], rows: FloatArray
+) -> dict[int, NDArray[np.void]]:
+    """The candidates of rows whose first sampler is top_k, by row; adjacent rows at once.
+
+    outputs: sequences, each with its rows of scored tokens and of others.
+    """
+    found: dict[int, NDArray[np.void]] = {}
+    begin = at = before = 0  # rows from `begin` to `at` are filtered by top_k `before`
+
+    def take() -> None:
+        if before:
+            together = candidates_together(rows[begin:at], before)
+            found.update(zip(range(begin, at), together, strict=True))
+
+    for sequence, scored, last in outputs:
+        top_k = sequence.prepare(rows[at]) if last and not scored else 0
+        if top_k != before:
+            take()
+            begin, before = at, top_k
+        at += scored + last
+    take()
+    return found
 
 
 def _scored(sequence: Sequence, count: int) -> int:

@@ -16,7 +16,8 @@ from cllm.engine import Engine, InvalidRequest, SamplingParams
 from cllm.engine.errors import EngineError
 from cllm.engine.llama import CANDIDATE, FloatArray, SamplerChain
 from cllm.engine.sampling.params import SAMPLERS
-from cllm.engine.sampling.sampler import TokenSampler, candidates, folded_seed, greatest
+from cllm.engine.sampling.prefilter import candidates, candidates_together, greatest
+from cllm.engine.sampling.sampler import TokenSampler, folded_seed
 from tests.engine.engine_helpers import finished, greedy
 
 N_VOCAB = 20_000
@@ -76,6 +77,28 @@ def test_no_great_logit_of_a_large_vocabulary_is_missed(
     assert (np.diff(found) > 0).all()
     assert set((row > np.sort(row)[-top_k]).nonzero()[0].tolist()) <= set(found.tolist())
     assert scale < 1 or len(found) <= 4 * top_k + 100
+
+
+@pytest.mark.parametrize("n_vocab", [N_VOCAB, 2**17 + 33])
+@pytest.mark.parametrize("top_k", [1, 40, 1000])
+@pytest.mark.parametrize("change", ["none", "tail", "ties", "excluded", "nan"])
+def test_rows_together_have_the_candidates_of_each_alone(
+    n_vocab: int, top_k: int, change: str
+) -> None:
+    rows = np.stack([logits(seed, n_vocab=n_vocab) for seed in range(3)])
+    if change == "tail":
+        rows[1, -1] = 50.0
+    elif change == "ties":
+        rows[1] = 0.0
+    elif change == "excluded":
+        rows[1, 3:] = -np.inf
+    elif change == "nan":
+        rows[1, 100] = np.nan
+    params = SamplingParams(top_k=top_k)
+    expected = [candidates(row, params, "top_k") for row in rows]
+    for found, wanted in zip(candidates_together(rows, top_k), expected, strict=True):
+        assert found["id"].tolist() == wanted["id"].tolist()
+        assert found["logit"].tolist() == wanted["logit"].tolist()
 
 
 def test_a_nan_among_the_great_logits_of_a_large_vocabulary_does_not_hide_others() -> None:
