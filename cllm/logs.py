@@ -9,6 +9,7 @@ import sys
 import time
 import traceback
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from typing import TYPE_CHECKING, TextIO
 
 from cllm.option_sources import SettingsError
@@ -95,17 +96,21 @@ class HumanFormatter(logging.Formatter):
 
     def access_lines(self, lines: Sequence[AccessLine], epoch: float) -> str:
         """As `format` makes them of records of the logger cllm.access."""
-        from cllm.http.access_log import message
+        from cllm.http.access_log import beginning
 
         text = []
-        second, date = 0, ""
-        for line in lines:
-            now = line[0] + epoch
-            if int(now) != second:
-                second = int(now)
-                date = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(second))
-            milliseconds = int((now - second) * 1000)
-            text.append(f"{date}.{milliseconds:03d} INFO    cllm.access  {message(line)}\n")
+        second = tick = 0
+        date = stamp = ""
+        for at, client, method, path, status, size, seconds, identifier in lines:
+            now = int((at + epoch) * 1000)
+            if now != tick:  # many lines end in the same millisecond
+                tick = now
+                if now // 1000 != second:
+                    second = now // 1000
+                    date = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(second))
+                stamp = f"{date}.{now % 1000:03d} INFO    cllm.access  "
+            start = beginning(client, method, path, status, size)
+            text.append(f"{stamp}{start} ms={seconds * 1000:.2f} id={identifier}\n")
         return "".join(text)
 
 
@@ -135,18 +140,33 @@ class JsonFormatter(logging.Formatter):
 
     def access_lines(self, lines: Sequence[AccessLine], epoch: float) -> str:
         """As `format` makes them of records of the logger cllm.access."""
-        from cllm.http.access_log import fields, message
-
         text = []
-        for line in lines:
-            now = line[0] + epoch
-            seconds = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(now))
-            values = {
-                "time": f"{seconds}.{int(now % 1 * 1000):03d}Z",
-                "level": "info",
-                "logger": "cllm.access",
-                "message": message(line),
-                **fields(line),
-            }
-            text.append(json.dumps(values, ensure_ascii=False) + "\n")
+        tick = 0
+        stamp = ""
+        for at, client, method, path, status, size, seconds, identifier in lines:
+            now = int((at + epoch) * 1000)
+            if now != tick:
+                tick = now
+                whole = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(now // 1000))
+                stamp = f"{whole}.{now % 1000:03d}"
+            message, fields = _access_parts(client, method, path, status, size)
+            took = seconds * 1000
+            text.append(
+                f'{{"time": "{stamp}Z", "level": "info", "logger": "cllm.access", '
+                f'"message": "{message} ms={took:.2f} id={identifier}", {fields}, '
+                f'"ms": {round(took, 2)}, "id": "{identifier}"}}\n'
+            )
         return "".join(text)
+
+
+@lru_cache(1024)
+def _access_parts(
+    client: tuple[str, int], method: str, path: str, status: int, size: int
+) -> tuple[str, str]:
+    """What lines of equal requests share, as JSON: their message's beginning, their fields."""
+    from cllm.http.access_log import beginning, fields
+
+    line = (0.0, client, method, path, status, size, 0.0, "")
+    shared = {name: value for name, value in fields(line).items() if name not in ("ms", "id")}
+    message = json.dumps(beginning(client, method, path, status, size), ensure_ascii=False)
+    return message[1:-1], json.dumps(shared, ensure_ascii=False)[1:-1]

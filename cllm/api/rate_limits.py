@@ -31,13 +31,14 @@ class Bucket:
 
     def spread(self, amount: float, now: float) -> None:
         """Count what was used evenly since the last call; a negative amount is given back."""
-        self.level -= amount
+        if amount:
+            self.level = min(self.level - amount, self.size)
         self._fill(now)
 
     def wait(self, least: float, now: float) -> float:
         """Seconds until the level is `least`; 0: it is."""
         self._fill(now)
-        return max(0.0, least - self.level) * MINUTE / self.size
+        return 0.0 if self.level >= least else (least - self.level) * MINUTE / self.size
 
     def resize(self, size: int, now: float) -> None:
         """Another allowance from now on; what was used stays used."""
@@ -57,9 +58,9 @@ class Bucket:
 
     def _fill(self, now: float) -> None:
         if now > self._at:
-            self.level += (now - self._at) * self.size / MINUTE
+            level = self.level + (now - self._at) * self.size / MINUTE
+            self.level = level if level < self.size else self.size
             self._at = now
-        self.level = min(self.level, self.size)
 
 
 _OPENAI = {
@@ -82,10 +83,11 @@ def retry_fields(seconds: float) -> tuple[Field, Field]:
 def openai_fields(kind: str, bucket: Bucket) -> tuple[Field, ...]:
     """OpenAI's fields of one limit. kind: "requests" or "tokens"."""
     limit, remaining, reset = _OPENAI[kind]
+    size, level = bucket.size, bucket.level
     return (
-        (limit, str(bucket.size)),
-        (remaining, str(bucket.remaining)),
-        (reset, _duration(bucket.full_in)),
+        (limit, f"{size}"),
+        (remaining, f"{int(level)}" if level > 0 else "0"),
+        (reset, _duration((size - level) * MINUTE / size)),
     )
 
 

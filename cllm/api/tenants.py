@@ -162,11 +162,13 @@ class Tenant:
             return self._fields(anthropic)
 
     def _fields(self, anthropic: bool) -> list[Field]:
-        limits = (("requests", self._requests), ("tokens", self._tokens))
         form = anthropic_fields if anthropic else openai_fields
-        return [
-            each for kind, bucket in limits if bucket is not None for each in form(kind, bucket)
-        ]
+        fields: list[Field] = []
+        if self._requests is not None:
+            fields += form("requests", self._requests)
+        if self._tokens is not None:
+            fields += form("tokens", self._tokens)
+        return fields
 
     # Tokens: a Meter of the engine.
 
@@ -192,7 +194,11 @@ class Tenant:
                 self._tokens.spread(cost - counted, monotonic())
 
     def _settle(self, tokens: Bucket, now: float) -> None:
-        running, total = self._running, 0.0
+        running = self._running
+        if not running:
+            tokens.use(0, now)
+            return
+        total = 0.0
         for request, counted in running.items():
             cost = _cost(request)
             if cost != counted:

@@ -14,8 +14,9 @@ from cllm.http.connection_queue import LOOK_INTERVAL, ConnectionQueue
 from cllm.http.connection_room import ClientCounts, IdleConnections
 from cllm.http.forwarded import TrustedProxies
 from cllm.http.limits import ServerConfig
+from cllm.http.long_reads import LongReads
 from cllm.http.poller import READ, Poller, WakeUp, new_poller
-from cllm.http.transport import shut_down
+from cllm.http.transport import Transport, shut_down
 
 _log = logging.getLogger("cllm.http")
 
@@ -50,9 +51,9 @@ class Acceptor:
         poller: Poller,
         connections: dict[int, Connection],
         admit: Callable[[socket.socket, tuple[str, int]], None],
-        running: Callable[[], Iterable[Connection]],
+        running: Callable[[], Iterable[tuple[threading.Thread, Transport]]],
     ) -> None:
-        """running: the connections that workers run at this moment."""
+        """running: the workers that run a connection at this moment, and its transport."""
         self._listeners = {listener.fileno(): listener for listener in listeners}
         self._limit = config.max_connections
         self._idle = IdleConnections(connections)
@@ -65,7 +66,7 @@ class Acceptor:
         self._connections_poller = poller
         self._connections = connections
         self._admit = admit
-        self._running_now = running
+        self._long_reads = LongReads(running)
         self._wake_up = WakeUp()
         self._poller = new_poller()
         self._poller.register(self._wake_up.fileno(), READ, once=False)
@@ -119,6 +120,7 @@ class Acceptor:
             self._next_look = now + LOOK_INTERVAL
         elif now >= self._next_look:
             queue.look()
+            self._long_reads.look(now)
             self._next_look = now + LOOK_INTERVAL
         if now >= self._next_sweep:
             self._sweep(now)
@@ -243,8 +245,7 @@ class Acceptor:
     # Deadlines
 
     def _sweep(self, now: float) -> None:
-        for connection in self._running_now():
-            connection.transport.end_long_read(now)
+        self._long_reads.look(now)
         for connection in list(self._connections.values()):
             if connection.deadline <= now:
                 connection.attend()

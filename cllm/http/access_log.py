@@ -18,6 +18,7 @@ import secrets
 import threading
 from collections import deque
 from collections.abc import Sequence
+from functools import lru_cache
 from time import monotonic, time
 from typing import Protocol, runtime_checkable
 
@@ -27,7 +28,7 @@ _log = logging.getLogger("cllm.access")
 _own_log = logging.getLogger("cllm.http")
 
 INTERVAL = 0.02  # s that a line may wait for others
-BATCH = 256  # lines formatted at a time, so that other threads get the interpreter lock in between
+BATCH = 512  # lines formatted at a time, so that other threads get the interpreter lock in between
 JOIN_TIME = 2.0  # s
 MOST_WAITING = 16_384  # lines; beyond it, workers wait for the log as for any other slow handler
 
@@ -56,31 +57,42 @@ def request_id(request: HttpRequest) -> str:
 AccessLine = tuple[float, tuple[str, int], str, str, int, int, float, str]
 
 
+@lru_cache(1024)  # clients repeat their requests
+def beginning(client: tuple[str, int], method: str, path: str, status: int, size: int) -> str:
+    """`client=… method=… path=… status=… bytes=…`."""
+    return (
+        f"client={_client(client)} method={method} path={_path(path)} status={status} bytes={size}"
+    )
+
+
 def message(line: AccessLine) -> str:
     """`client=… method=… path=… status=… bytes=… ms=… id=…`."""
-    _, (host, port), method, path, status, size, seconds, identifier = line
-    if ":" in host:
-        host = f"[{host}]"
-    if not _PLAIN(path):
-        path = json.dumps(path)
-    return (
-        f"client={host}:{port} method={method} path={path} status={status} bytes={size} "
-        f"ms={seconds * 1000:.2f} id={identifier}"
-    )
+    _, client, method, path, status, size, seconds, identifier = line
+    start = beginning(client, method, path, status, size)
+    return f"{start} ms={seconds * 1000:.2f} id={identifier}"
 
 
 def fields(line: AccessLine) -> dict[str, object]:
     """The values by name, as in the message."""
-    _, (host, port), method, path, status, size, seconds, identifier = line
+    _, client, method, path, status, size, seconds, identifier = line
     return {
-        "client": f"[{host}]:{port}" if ":" in host else f"{host}:{port}",
+        "client": _client(client),
         "method": method,
-        "path": path if _PLAIN(path) else json.dumps(path),
+        "path": _path(path),
         "status": status,
         "bytes": size,
         "ms": round(seconds * 1000, 2),
         "id": identifier,
     }
+
+
+def _client(client: tuple[str, int]) -> str:
+    host, port = client
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def _path(path: str) -> str:
+    return path if _PLAIN(path) else json.dumps(path)
 
 
 @runtime_checkable

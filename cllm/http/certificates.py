@@ -72,15 +72,20 @@ class Certificates:
         self._default, self._by_name = self._load()
         self._next_look = monotonic() + LOOK_INTERVAL
         self._outer = self._context()
-        self._outer.sni_callback = self._choose
+        if len(config.certificates) > 1:
+            self._outer.sni_callback = self._choose
 
     def wrap(self, sock: socket.socket) -> ssl.SSLSocket:
         """The server's side of a connection, before its handshake. Takes over the descriptor."""
         if monotonic() >= self._next_look:
             self._look()
-        return self._outer.wrap_socket(
+        wrapped = self._outer.wrap_socket(
             sock, server_side=True, do_handshake_on_connect=False, suppress_ragged_eofs=False
         )
+        # What stays if there is no choice. Without a callback, since Python writes a traceback to
+        # standard error before it calls one for a name that is not ASCII.
+        wrapped.context = self._default
+        return wrapped
 
     def reload(self) -> bool:
         """Read the files again. If one cannot be used, log it and keep what is loaded."""

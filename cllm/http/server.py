@@ -27,7 +27,7 @@ from cllm.http.poller import READ, new_poller
 from cllm.http.proxy_protocol import ProxyProtocol
 from cllm.http.stats import ServerStats, add_up
 from cllm.http.tls import Handshake
-from cllm.http.transport import PlainTransport, shut_down
+from cllm.http.transport import PlainTransport, Transport, shut_down
 from cllm.http.worker import Worker
 
 _log = logging.getLogger("cllm.http")
@@ -184,10 +184,10 @@ class Server:
         if self._access_log is not None:
             self._access_log.stop()
 
-    def _running(self) -> list[Connection]:
-        """The connections that workers run at this moment."""
-        currents = [worker.current for worker in self._workers]
-        return [connection for connection in currents if connection is not None]
+    def _running(self) -> list[tuple[threading.Thread, Transport]]:
+        """The workers that run a connection at this moment, and its transport."""
+        running = [(worker.thread, worker.current) for worker in self._workers]
+        return [(thread, each.transport) for thread, each in running if each is not None]
 
     def _admit(self, sock: socket.socket, client: tuple[str, int]) -> None:
         """A connection of an accepted socket; on the acceptor's thread."""

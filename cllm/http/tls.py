@@ -6,8 +6,7 @@ plain socket:
 - A read gives at most one record (16 KiB). OpenSSL keeps the rest of a record that did not fit,
   which the poller does not see; so the worker's buffer must hold a record.
 - A write that would block has begun its records. It must be repeated with the same bytes.
-- OpenSSL reads on until it has content. Records without any, such as TLS 1.3's KeyUpdate (RFC 8446
-  section 4.6.3), can hold the thread as long as they come; so a long read is ended from outside.
+- OpenSSL reads on until it has content, so a long read is ended from outside (long_reads.py).
 - There is no sendmsg: small pieces are joined, so that a head and its body are one record.
 """
 
@@ -21,11 +20,12 @@ from time import monotonic
 from typing import Any
 
 from cllm.http.certificates import Certificates
-from cllm.http.connection import DONE, NEVER, Connection, ConnectionProtocol, Context
+from cllm.http.connection import DONE, Connection, ConnectionProtocol, Context
 from cllm.http.errors import HttpError
 from cllm.http.http1 import Http1
 from cllm.http.poller import READ, WRITE
 from cllm.http.transport import (
+    NOT_READING,
     WANT_READ,
     WANT_WRITE,
     Buffer,
@@ -42,8 +42,6 @@ assert RECEIVE_BUFFER >= RECORD
 
 MAX_WRITE = 64 * 1024  # bytes of one write, so that a slow reader's progress is seen
 
-LONGEST_READ = 0.5  # s; a record takes less than 1 ms
-
 HANDSHAKE_RECORD = 0x16  # first byte of a connection (RFC 8446 section 5.1)
 PLAIN_HTTP = "this port expects TLS; use https:// instead of http://"
 
@@ -51,7 +49,7 @@ PLAIN_HTTP = "this port expects TLS; use https:// instead of http://"
 class TlsTransport(PlainTransport):
     """TCP with TLS."""
 
-    __slots__ = ("_begun", "_read", "_reading_since", "_tls", "_write")
+    __slots__ = ("_begun", "_read", "_tls", "_write", "reading_since")
 
     def __init__(self, sock: ssl.SSLSocket) -> None:
         super().__init__(sock)
@@ -60,7 +58,7 @@ class TlsTransport(PlainTransport):
         self._read: Callable[[int, Any], Any] = sock.read
         self._write: Callable[[Any], int] = sock.write
         self._begun: Buffer = b""  # a write that would block: it is repeated as it is
-        self._reading_since = NEVER  # time.monotonic()
+        self.reading_since = NOT_READING
 
     def handshake(self) -> int:
         """Go on with it: 0 when it is complete, WANT_READ or WANT_WRITE. Raises ssl.SSLError."""
@@ -79,7 +77,7 @@ class TlsTransport(PlainTransport):
 
     def read(self, buffer: memoryview) -> int:
         """As any transport; `buffer` must hold a record. An end without close_notify is an end."""
-        self._reading_since = monotonic()
+        self.reading_since = monotonic()
         try:
             return int(self._read(len(buffer), buffer))
         except ssl.SSLWantReadError:
@@ -93,12 +91,11 @@ class TlsTransport(PlainTransport):
         except OSError as error:
             raise ConnectionLost(str(error)) from None
         finally:
-            self._reading_since = NEVER
+            self.reading_since = NOT_READING
 
-    def end_long_read(self, now: float) -> None:
-        if now - self._reading_since > LONGEST_READ:
-            _log.warning("reset a connection: its TLS records have no content and no end")
-            reset(self._tls)
+    def end_read(self) -> None:
+        _log.warning("reset a connection: its TLS records have no content and no end")
+        reset(self._tls)
 
     def write(self, buffers: Sequence[Buffer]) -> int:
         """As any transport; after WANT_… the next buffers must begin with the same bytes."""

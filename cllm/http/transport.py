@@ -23,6 +23,8 @@ WANT_WRITE = -2
 
 IOV_MAX = 1024  # buffers in one sendmsg(2); Linux's and macOS's limit
 
+NOT_READING = float("inf")
+
 _RESET_ON_CLOSE = struct.pack("ii", 1, 0)  # struct linger: on, 0 s
 
 
@@ -50,8 +52,12 @@ class Transport(Protocol):
         After WANT_… the next call must begin with the same bytes; there may be more behind them.
         """
 
-    def end_long_read(self, now: float) -> None:
-        """Reset the connection if a read goes on without an end. Any thread."""
+    @property
+    def reading_since(self) -> float:
+        """When the read in progress began (`time.monotonic()`), if it may take long. Any thread."""
+
+    def end_read(self) -> None:
+        """Reset the connection, to end a read that goes on without an end. Any thread."""
 
     def probe(self) -> Peer:
         """Whether the peer is still connected."""
@@ -99,8 +105,10 @@ class PlainTransport:
         except OSError as error:
             raise ConnectionLost(str(error)) from None
 
-    def end_long_read(self, now: float) -> None:
-        return None  # a read is one call of the system
+    reading_since = NOT_READING  # a read is one call of the system
+
+    def end_read(self) -> None:
+        return None
 
     def probe(self) -> Peer:
         fd = self._socket.fileno()

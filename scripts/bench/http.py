@@ -36,7 +36,7 @@ what is measured:
   idle        /health while 10 000 connections stay open and silent
   slow        /health while 1 000 clients send their request heads one byte a second
   soak        resident memory over 100 000 mixed requests
-  siege       ordinary clients next to twelve kinds of attack at once: none may fail
+  siege       ordinary clients next to fifteen kinds of attack at once: none may fail
   http2       GET /health over TLS: one connection of HTTP/2 with 100 streams, against our own
               HTTP/1.1 on 100 connections and hypercorn; needs h2load
   http2-streams  1 000 event streams on ten connections of HTTP/2: all correct, and /health

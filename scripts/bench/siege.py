@@ -18,6 +18,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from . import siege_http2
 from .clients.load import Client, ClientError
 from .common import BenchError, percentile
 from .servers.server import HOST, Server, rss
@@ -391,10 +392,19 @@ def wrong_keys(port: int, dice: random.Random, end: float) -> None:
                 raise BenchError(f"a wrong key got {answer.status}")
 
 
+def _over_http2(
+    attack: Callable[[int, str, random.Random, float], None],
+) -> Callable[[int, random.Random, float], None]:
+    return lambda port, dice, end: attack(port, KEY, dice, end)
+
+
 ATTACKS = {
     attack.__name__.replace("_", " "): attack
     for attack in (
         keyless_bodies, keyless_expect, dripping_bodies, idle_connections, slow_heads, non_readers,
         leavers, tiny_chunks, bombs, nonsense, hostile_schemas, wrong_keys,
     )
+} | {
+    attack.__name__.replace("_", " "): _over_http2(attack)
+    for attack in (siege_http2.rapid_resets, siege_http2.endless_blocks, siege_http2.closed_windows)
 }  # fmt: skip

@@ -156,6 +156,23 @@ def test_a_stop_ends_handshakes_at_once(serve: Serve) -> None:
     assert all(client.ended() for client in clients)
 
 
+def test_a_host_name_that_is_not_ascii_makes_no_noise(
+    serve: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Python would write a traceback to standard error where it calls back for the name."""
+    noise: list[object] = []
+    monkeypatch.setattr("sys.unraisablehook", noise.append)
+    server = serve(tls=LOCALHOST)
+    incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+    tls = client_context().wrap_bio(incoming, outgoing, server_hostname="name.example")
+    with pytest.raises(ssl.SSLWantReadError):
+        tls.do_handshake()
+    with RawClient(server.port) as client:
+        client.send(outgoing.read().replace(b"name.example", b"n\xc3\xa4me.exampl"))
+        assert client.receive(1) == b"\x16"  # the server's part of the handshake
+    assert noise == []
+
+
 def test_sessions_are_resumed_also_after_a_reload(serve: Serve) -> None:
     server = serve(tls=LOCALHOST)
     context = client_context()
@@ -346,19 +363,22 @@ def test_records_without_content_hold_no_worker(
     serve: Serve, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """OpenSSL reads them all in one call: 0.3 s for these, and without end if more come."""
-    monkeypatch.setattr("cllm.http.tls.LONGEST_READ", 0.01)
+    monkeypatch.setattr("cllm.http.long_reads.LONGEST_READ", 0.01)
+    # Another request is enough; a sweep would come later.
+    monkeypatch.setattr("cllm.http.acceptor._sweep_interval", lambda config: LONG)
     context = client_context()
     context.minimum_version = ssl.TLSVersion.TLSv1_3
     context.keylog_filename = str(tmp_path / "keys")
-    server = serve(tls=LOCALHOST, workers=1, head_timeout=LONG, sse_ping=0.05)
+    server = serve(tls=LOCALHOST, workers=1)
     with tls_connection(server.port, context) as sock:
         assert sock.cipher()[0] == "TLS_AES_256_GCM_SHA384"  # type: ignore[index]
         lines = (tmp_path / "keys").read_text().splitlines()
         (secret,) = [line.split()[2] for line in lines if line.startswith("CLIENT_TRAFFIC_SECRET")]
-        with socket.socket(fileno=os.dup(sock.fileno())) as raw, pytest.raises(ConnectionError):
+        with socket.socket(fileno=os.dup(sock.fileno())) as raw:
             raw.settimeout(PATIENCE)
             raw.sendall(key_updates(bytes.fromhex(secret), 20_000))
-            while raw.recv(65536):  # the server's session tickets, then the reset
-                pass
-        with tls_connection(server.port, client_context()) as other:
-            assert b"healthy" in get_over(other)
+            with tls_connection(server.port, client_context()) as other:
+                assert b"healthy" in get_over(other)
+            with pytest.raises(ConnectionError):
+                while raw.recv(65536):  # the server's session tickets, then the reset
+                    pass
