@@ -90,13 +90,24 @@ def write_f32(source: Path, target: Path) -> None:
 
 def write_recurrent(vocabulary: Path, target: Path) -> None:
     """A Mamba model of two layers with random weights: its memory cannot go back to a token."""
-    writer, n_vocab = _with_vocabulary(vocabulary, target, "mamba")
-    width, inner_width, state, rank, kernel = 64, 128, 16, 4, 4
+    _write_mamba(vocabulary, target, attention=False)
+
+
+def write_mixed(vocabulary: Path, target: Path) -> None:
+    """A Jamba model with random weights: a layer of Mamba and one of attention."""
+    _write_mamba(vocabulary, target, attention=True)
+
+
+def _write_mamba(vocabulary: Path, target: Path, attention: bool) -> None:
+    writer, n_vocab = _with_vocabulary(vocabulary, target, "jamba" if attention else "mamba")
+    width, inner_width, state, rank, kernel, heads = 64, 128, 16, 4, 4, 4
     writer.add_context_length(1024)
     writer.add_embedding_length(width)
     writer.add_block_count(2)
-    writer.add_feed_forward_length(0)
-    writer.add_head_count(0)
+    writer.add_feed_forward_length(inner_width if attention else 0)
+    writer.add_head_count(heads if attention else 0)
+    if attention:
+        writer.add_head_count_kv([0, heads])
     writer.add_layer_norm_rms_eps(1e-5)
     writer.add_ssm_conv_kernel(kernel)
     writer.add_ssm_inner_size(inner_width)
@@ -111,6 +122,18 @@ def write_recurrent(vocabulary: Path, target: Path) -> None:
     add("output_norm.weight", width)
     for layer in ("blk.0", "blk.1"):
         add(f"{layer}.attn_norm.weight", width)
+        if attention:
+            add(f"{layer}.ffn_norm.weight", width)
+            add(f"{layer}.ffn_gate.weight", inner_width, width)
+            add(f"{layer}.ffn_up.weight", inner_width, width)
+            add(f"{layer}.ffn_down.weight", width, inner_width)
+        if attention and layer == "blk.1":
+            for part in ("attn_q", "attn_k", "attn_v", "attn_output"):
+                add(f"{layer}.{part}.weight", width, width)
+            continue
+        if attention:
+            for name, size in (("dt", rank), ("b", state), ("c", state)):
+                add(f"{layer}.ssm_{name}_norm.weight", size)
         add(f"{layer}.ssm_in.weight", 2 * inner_width, width)
         add(f"{layer}.ssm_conv1d.weight", inner_width, kernel)
         add(f"{layer}.ssm_conv1d.bias", inner_width)

@@ -14,7 +14,7 @@ from cllm.engine import Engine, SamplingParams
 from cllm.engine.cache.checkpoints import Checkpoints
 from cllm.engine.sharing import COMMON, Scope
 from tests.engine.engine_helpers import PRECISE, Loader, finished, greedy, standing
-from tests.engine.engine_models import write_hybrid, write_recurrent
+from tests.engine.engine_models import write_hybrid, write_mixed, write_recurrent
 
 SYSTEM = [20 + i % 300 for i in range(200)]
 QUESTIONS = [[330 + i, 340 + i, 350 + i] * 8 for i in range(4)]
@@ -22,27 +22,37 @@ QUESTIONS = [[330 + i, 340 + i, 350 + i] * 8 for i in range(4)]
 Fresh = Callable[..., str]
 
 
-@pytest.fixture(scope="module", params=[write_hybrid, write_recurrent])
-def path(
+@pytest.fixture(
+    scope="module",
+    params=[
+        (write_hybrid, False),
+        (write_hybrid, True),
+        (write_mixed, True),
+        (write_recurrent, False),
+    ],
+)
+def model(
     request: pytest.FixtureRequest, model_path: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Path:
+) -> tuple[Path, bool]:
+    """A model, and whether its cache is unified."""
+    write, unified = request.param
     target = tmp_path_factory.mktemp("models") / "model.gguf"
-    request.param(model_path, target)
-    return target
+    write(model_path, target)
+    return target, unified
 
 
-@pytest.fixture(params=["split", "unified"])
-def checked(request: pytest.FixtureRequest, load: Loader, path: Path) -> Loader:
+@pytest.fixture
+def checked(load: Loader, model: tuple[Path, bool]) -> Loader:
     def loader(**config: Any) -> Engine:
-        config = {"ctx_size": 512, "kv_unified": request.param == "unified", **config}
-        return load(path, **PRECISE, **config)
+        config = {"ctx_size": 512, "kv_unified": model[1], **config}
+        return load(model[0], **PRECISE, **config)
 
     return loader
 
 
 @pytest.fixture(scope="module")
-def fresh(path: Path) -> Iterator[Fresh]:
-    with Engine.load(path, **PRECISE, parallel=1, ctx_size=512, cache_ram=0) as engine:
+def fresh(model: tuple[Path, bool]) -> Iterator[Fresh]:
+    with Engine.load(model[0], **PRECISE, parallel=1, ctx_size=512, cache_ram=0) as engine:
 
         def text(prompt: list[int], count: int = 12, seed: int | None = None) -> str:
             return finished(engine.submit(prompt, params(count, seed), fresh=True)).text
@@ -192,20 +202,15 @@ def test_a_prompt_without_an_answer_is_still_right_afterwards(
         assert finished(engine.submit(prompt, greedy(12))).text == fresh(prompt)
 
 
-@pytest.mark.parametrize(
-    ("seed", "config"),
-    [
-        (0, {}),
-        (1, {"kv_unified": True, "kv_cells": 512}),
-        (2, {"kv_unified": True, "cache_ram": 60_000, "batch_size": 24}),
-        (3, {"cache_ram": 100_000, "batch_size": 24}),
-    ],
-)
+@pytest.mark.parametrize("seed", [0, 1])
 def test_random_requests_say_what_they_say_alone(
-    load: Loader, path: Path, fresh: Fresh, seed: int, config: dict[str, int]
+    checked: Loader, model: tuple[Path, bool], fresh: Fresh, seed: int
 ) -> None:
     rng = random.Random(seed)
-    engine = load(path, **PRECISE, parallel=4, ctx_size=256, **config)
+    config = {"cache_ram": 100_000, "batch_size": 24} if seed else {}
+    if model[1] and not seed:
+        config = {"kv_cells": 512}
+    engine = checked(parallel=4, ctx_size=256, **config)
     texts = [SYSTEM[: rng.randint(70, 150)] for _ in range(2)]
     requests, together = [], []
     for i in range(28):
