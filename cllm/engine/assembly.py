@@ -35,6 +35,7 @@ def assemble(loaded: Loaded) -> tuple[Scheduler | EmbeddingScheduler, Sessions |
         loaded.shape,
         width,
         loaded.config.max_queue,
+        loaded.adapters,
     )
     return scheduler, None
 
@@ -72,7 +73,9 @@ def _generator(loaded: Loaded) -> tuple[Scheduler, Sessions]:
     admission = Admission(placer, loaded.model.vocab, stats, shared_cells)
     threads = Threads(loaded.contexts, live, stats)
     scheduler = Scheduler(loaded.context, loaded.batch, placer, admission, planner, threads, stats)
-    return scheduler, Sessions(scheduler.command, placer, config, loaded.info.path, ctx_size)
+    return scheduler, Sessions(
+        scheduler.command, placer, config, loaded.info.path, ctx_size, loaded.adapters
+    )
 
 
 def release(
