@@ -86,6 +86,15 @@ def _load_mode(value: str) -> Words:
     return modes[value]
 
 
+def _scaled(value: str) -> Words:
+    for part in value.split(","):
+        try:
+            float(part.rpartition(":")[2])
+        except ValueError:
+            raise ValueError("expected FILE:SCALE, separated by commas") from None
+    return [f"--lora={value}"]
+
+
 def _drafts(value: str) -> Words:
     return [f"--draft-max={min(int(value), 32)}"]
 
@@ -100,7 +109,6 @@ def _sleep(value: str) -> Words:
     return []
 
 
-_NO_LORA = "LoRA adapters are not supported; merge the adapter into the model file"
 _NO_IMAGES = "images and sounds are not supported"
 _NO_HUB = "cLLM does not download models; download the file and give it with --model"
 _NO_ROUTER = "one server serves one model; start one for each"
@@ -206,7 +214,7 @@ _FLAGS: dict[tuple[str, ...], Name] = {
     # What changes answers, or what a server is started for.
     ("-hf", "-hfr", "--hf-repo", "-hff", "--hf-file", "-hft", "--hf-token", "-mu", "--model-url",
      "-dr", "--docker-repo", "-hfd", "-hfrd", "--hf-repo-draft"): _refused(1, _NO_HUB),
-    ("--lora", "--lora-scaled"): _refused(1, _NO_LORA),
+    ("--lora-scaled",): Name(1, _scaled),
     ("--control-vector", "--control-vector-scaled"): _refused(1, _NO_CONTROL),
     ("-mm", "--mmproj", "-mmu", "--mmproj-url"): _refused(1, _NO_IMAGES),
     ("--models-dir", "--models-preset", "--models-max"): _refused(1, _NO_ROUTER),

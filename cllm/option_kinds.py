@@ -229,8 +229,11 @@ def names() -> Kind:
     return Kind("A,B,…", parse, ",".join, is_list=True)
 
 
-def quoted(metavar: str) -> Kind:
-    """A list as in a CSV file: a part in quotation marks may contain commas."""
+def quoted(metavar: str, *, files: bool = False) -> Kind:
+    """A list as in a CSV file: a part in quotation marks may contain commas.
+
+    files: `~` is the home directory.
+    """
 
     def parse(raw: object) -> tuple[str, ...]:
         items = raw if isinstance(raw, list) else [raw]
@@ -238,7 +241,7 @@ def quoted(metavar: str) -> Kind:
         if texts != items:
             raise ValueError("expected a list of texts")
         words = [word.strip() for row in csv.reader(texts) for word in row]
-        return tuple(word for word in words if word)
+        return tuple(os.path.expanduser(word) if files else word for word in words if word)
 
     def show(value: Iterable[str]) -> str:
         return ",".join(f'"{word}"' if "," in word else word for word in value)

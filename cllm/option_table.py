@@ -120,6 +120,11 @@ class Settings:
         "the score of a reranker; none: one vector per token; auto: as the model file says, and "
         "a file that does not say generates text",
     )  # fmt: skip
+    lora: tuple[str, ...] = option(
+        (), MODEL, quoted("FILE[:SCALE],…", files=True),
+        "GGUF files of LoRA adapters, and the scale that applies where a request does not say",
+    )  # fmt: skip
+    lora_init_without_apply: bool = option(False, MODEL, switch(), "load the adapters with scale 0")
     expose_model_path: bool = option(
         False,
         MODEL,

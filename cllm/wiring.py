@@ -25,8 +25,13 @@ if TYPE_CHECKING:
 
 def check_model_files(settings: Settings) -> None:
     """Raise SettingsError if a model file cannot be read; its content is checked later."""
+    from cllm.engine.overrides import LoraFile
+
     draft = settings.model_draft if settings.draft_max else None
-    for flag, name in (("--model", settings.model), ("--model-draft", draft)):
+    files = [("--model", settings.model), ("--model-draft", draft)]
+    with _as_settings_error():
+        files += [("--lora", str(LoraFile.parse(text).path)) for text in settings.lora]
+    for flag, name in files:
         if name is None:
             continue
         try:

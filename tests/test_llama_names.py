@@ -55,6 +55,13 @@ def test_a_unified_cache_is_for_each_sequence_as_large_as_for_all() -> None:
         ("--tensor-split 3/1", "tensor_split", (3.0, 1.0)),
         ("-mg 2", "main_gpu", 2),
         ("-ot ffn_.*=CPU,attn=CPU", "override_tensor", ("ffn_.*=CPU", "attn=CPU")),
+        ("--lora a.gguf,b.gguf", "lora", ("a.gguf", "b.gguf")),
+        (
+            "--lora a.gguf --lora-scaled b.gguf:0.5,c.gguf:2",
+            "lora",
+            ("a.gguf", "b.gguf:0.5", "c.gguf:2"),
+        ),
+        ("--lora-init-without-apply", "lora_init_without_apply", True),
         ("-cmoe", "cpu_moe", True),
         ("-ncmoe 4", "n_cpu_moe", 4),
         ("-nkvo", "kv_offload", False),
@@ -136,7 +143,7 @@ def test_variables_are_below_our_own_and_above_the_file() -> None:
     [
         ("--cache-ram 8192", {}, ("--cache-ram", "8192M")),
         ("-np 4 --ctx-size 8192", {}, ("--ctx-size", "-np", "write -c 8192")),
-        ("--lora a.gguf", {}, ("--lora", "not supported")),
+        ("--lora-scaled a.gguf", {}, ("--lora-scaled", "FILE:SCALE")),
         ("-hf user/repo", {}, ("-hf", "--model")),
         ("--device CUDA0", {}, ("--device", "--main-gpu")),
         ("--control-vector a.gguf", {}, ("--control-vector", "not supported")),
@@ -169,6 +176,7 @@ def test_what_would_be_misread_or_lost_is_refused(
 @pytest.mark.parametrize(
     ("line", "words"),
     [
+        ("--lora a.gguf:nan", ("--lora", "a.gguf:nan", "finite")),
         ("--override-kv a.b", ("--override-kv", "a.b", "KEY=TYPE:VALUE")),
         ("--override-kv a.b=int:x", ("--override-kv", "a.b=int:x", "whole number")),
         ("-ot ffn", ("--override-tensor", "ffn", "PATTERN=BUFFER")),

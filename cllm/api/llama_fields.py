@@ -26,6 +26,13 @@ OrAll = Annotated[int, Meta(ge=-1, le=INT32)]
 _Count = Annotated[int, Meta(ge=0, le=INT32)]
 
 
+class LoraScale(Struct):
+    """How much a LoRA adapter applies."""
+
+    id: int
+    scale: float
+
+
 class LlamaFields(ConstraintFields, kw_only=True):
     """The fields. Where llama-server clamps a value, cLLM does the same."""
 
@@ -61,6 +68,7 @@ class LlamaFields(ConstraintFields, kw_only=True):
     adaptive_decay: float | None = None
     min_keep: int | None = None
     samplers: str | list[str] | None = None
+    lora: list[LoraScale] | None = None
 
     # Of conversations.
     reasoning_format: Literal["none", "auto", "deepseek"] | None = None
@@ -68,7 +76,6 @@ class LlamaFields(ConstraintFields, kw_only=True):
     reasoning_budget_tokens: OrAll | None = None
 
     # Not supported: refused by name.
-    lora: Any = None
     grammar_lazy: Any = None
     grammar_triggers: Any = None
     reasoning_budget_message: Any = None
@@ -94,7 +101,6 @@ class LlamaFields(ConstraintFields, kw_only=True):
 
 # A field with this value asks for nothing.
 NOTHING: Mapping[str, Any] = {
-    "lora": [],
     "grammar_lazy": False,
     "grammar_triggers": [],
     "reasoning_budget_message": "",
@@ -200,7 +206,7 @@ class _Defaults(LlamaFields, kw_only=True, forbid_unknown_fields=True):
 _NO_DEFAULTS = (
     *("id_slot", "cache_prompt", "n_probs", "post_sampling_probs", "return_progress"),
     *("timings_per_token", "reasoning_format", "thinking_budget_tokens"),
-    *("reasoning_budget_tokens", *NOTHING),
+    *("reasoning_budget_tokens", "lora", *NOTHING),
 )
 
 
@@ -239,6 +245,12 @@ def place_of(asked: LlamaFields, n_slots: int) -> tuple[int | None, bool]:
     if slot is not None and slot >= n_slots:
         raise InvalidRequest("id_slot", slot, f"a slot from 0 to {n_slots - 1}, or -1: any")
     return (None if slot == -1 else slot), asked.cache_prompt is False
+
+
+def lora_of(asked: object) -> list[tuple[int, float]] | None:
+    """The LoRA adapters that a body asks for; None: those that apply by default."""
+    given = asked.lora if isinstance(asked, LlamaFields) else None
+    return [(each.id, each.scale) for each in given] if given else None
 
 
 def most_tokens(

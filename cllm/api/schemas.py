@@ -11,7 +11,7 @@ from contextlib import suppress
 from typing import Annotated, Any, Generic, TypeVar
 
 import msgspec
-from msgspec import Meta, Struct, inspect
+from msgspec import Meta, inspect
 
 from cllm.http import HttpError
 
@@ -23,7 +23,7 @@ Fraction = Annotated[float, Meta(ge=0, le=1)]
 TokenId = Annotated[int, Meta(ge=0, le=INT32)]
 
 
-T = TypeVar("T", bound=Struct)
+T = TypeVar("T")
 
 _AT = re.compile(r" - at (?:`key` in )?`\$(.*)`$")
 _MISSING = re.compile(r"missing required field `(\w+)`")
@@ -33,15 +33,16 @@ _SHOWN = 80  # characters of an offending value repeated to the client
 
 
 class Schema(Generic[T]):
-    """Decodes one kind of request body."""
+    """Decodes one kind of request body: an object, or a list."""
 
-    __slots__ = ("_decode", "_kind", "type")
+    __slots__ = ("_decode", "_form", "_kind", "type")
 
     def __init__(self, kind: type[T]) -> None:
         self.type = kind
         self._decode = msgspec.json.Decoder(kind).decode
         info = inspect.type_info(kind)
-        assert isinstance(info, inspect.StructType)
+        assert isinstance(info, (inspect.StructType, inspect.ListType))
+        self._form = "object" if isinstance(info, inspect.StructType) else "list"
         self._kind = info
         _expected(info)  # every type has words, or this is a bug to see at once
 
@@ -59,7 +60,7 @@ class Schema(Generic[T]):
             raise HttpError(
                 400,
                 f"the body is not valid UTF-8: byte 0x{body[error.start]:02x} at offset "
-                f"{error.start}; expected a JSON object in UTF-8",
+                f"{error.start}; expected a JSON {self._form} in UTF-8",
             ) from None
         except msgspec.ValidationError as error:
             try:
@@ -70,9 +71,9 @@ class Schema(Generic[T]):
                 raise HttpError(400, self._explain(str(error), body)) from None
         except msgspec.DecodeError as error:
             if not body.strip():
-                raise HttpError(400, "the body is empty: expected a JSON object") from None
+                raise HttpError(400, f"the body is empty: expected a JSON {self._form}") from None
             raise HttpError(
-                400, f"the body is not valid JSON ({error}): expected a JSON object"
+                400, f"the body is not valid JSON ({error}): expected a JSON {self._form}"
             ) from None
         except RecursionError:
             raise HttpError(400, TOO_DEEP) from None
@@ -88,8 +89,8 @@ class Schema(Generic[T]):
             inside = f"{at[1].lstrip('.')}." if at and at[1] else ""
             return inside + (problem[: at.start()] if at else problem)
         if not at or not at[1]:
-            return f"the body must be a JSON object: {problem[0].lower()}{problem[1:]}"
-        path = at[1].lstrip(".").replace("[...]", "")
+            return f"the body must be a JSON {self._form}: {problem[0].lower()}{problem[1:]}"
+        path = at[1].replace("[...]", "").lstrip(".")
         expected = _expected(_find(self._kind, path))
         return f"{path}: {_lookup(body, at[1])} is not valid; expected {expected}"
 

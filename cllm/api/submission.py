@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Generic, TypeVar
 
 from cllm.api.errors import describe
 from cllm.api.lanes import WAITING_SINCE
+from cllm.api.llama_fields import lora_of
 from cllm.api.metrics import Metrics
 from cllm.api.service import Service
 from cllm.api.sharing_fields import SharingFields
@@ -138,6 +139,7 @@ class Submission:
         priority = _priority(asked, tenant)
         tenant.check_tokens()  # it may have waited, and others came before
         scope = scope_of(request, service.divides_prefixes, asked.cache_salt)
+        lora = lora_of(asked)
         generations: list[Generation] = []
         try:
             for each in wanted:
@@ -153,6 +155,7 @@ class Submission:
                         share=tenant.share,
                         priority=priority,
                         scope=scope,
+                        lora=lora,
                         meter=tenant,
                     )
                 )

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from cllm.engine import Engine, Generation, SamplingParams
     from cllm.engine.generation import Progress
     from cllm.engine.info import ModelInfo
+    from cllm.engine.sharing import AdapterSet
 
 
 def fingerprint(info: ModelInfo) -> str:
@@ -65,9 +66,16 @@ def verbose(engine: Engine, prompt: str, generation: Generation, params: Samplin
         "id_slot": generation.slot,
         "tokens_predicted": generation.usage.completion_tokens,
         "tokens_evaluated": generation.usage.prompt_tokens,
-        "generation_settings": settings(params, engine.eog_tokens()),
+        "generation_settings": settings(
+            params, engine.eog_tokens(), lora=scales_of(generation.adapters)
+        ),
         "timings": timings(generation),
     }
+
+
+def scales_of(adapters: AdapterSet) -> list[dict[str, Any]]:
+    """`lora`: a set of LoRA adapters as a request gives it."""
+    return [{"id": id_, "scale": scale} for id_, scale in adapters]
 
 
 def settings(params: SamplingParams, eog: Sequence[int] = (), **more: Any) -> dict[str, Any]:
@@ -137,6 +145,7 @@ _LONG = (
 )
 
 
-def short_settings(params: SamplingParams) -> dict[str, Any]:
+def short_settings(params: SamplingParams, adapters: AdapterSet) -> dict[str, Any]:
     """`params` of a slot."""
-    return {name: value for name, value in settings(params).items() if name not in _LONG}
+    told = settings(params, lora=scales_of(adapters))
+    return {name: value for name, value in told.items() if name not in _LONG}

@@ -31,7 +31,7 @@ UNSERVED: Mapping[str, tuple[tuple[Any, ...], str]] = {
     "prompt_logprobs": ((), "use /v1/completions or /v1/chat/completions"),
     "structural_tag": ((), "use tools, or grammar"),
     "guided_whitespace_pattern": ((), "leave it out: JSON has one layout here"),
-    "lora_path": (("",), "start a server with the adapter"),
+    "lora_path": (("",), "start the server with --lora and use lora"),
 }
 
 

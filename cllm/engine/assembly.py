@@ -41,6 +41,7 @@ def assemble(loaded: Loaded) -> tuple[Scheduler | EmbeddingScheduler, Sessions |
         loaded.shape,
         width,
         loaded.config.max_queue,
+        loaded.adapters,
     )
     return scheduler, None
 
@@ -83,7 +84,9 @@ def _generator(loaded: Loaded) -> tuple[Scheduler, Sessions]:
     scheduler = Scheduler(
         loaded.context, loaded.batch, placer, admission, planner, threads, stats, shift
     )
-    return scheduler, Sessions(scheduler.command, placer, config, loaded.info.path, ctx_size)
+    return scheduler, Sessions(
+        scheduler.command, placer, config, loaded.info.path, ctx_size, loaded.adapters
+    )
 
 
 def _checkpoints(loaded: Loaded) -> Checkpoints | None:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, fields
 from pathlib import Path
 
-from cllm.engine.overrides import KvOverride, TensorOverride
+from cllm.engine.overrides import KvOverride, LoraFile, TensorOverride
 
 CACHE_TYPES = ("f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0", "iq4_nl")
 """What the key/value cache can be stored as (llama.cpp's names)."""
@@ -77,6 +77,8 @@ class EngineConfig:
     yarn_orig_ctx, yarn_ext_factor, yarn_attn_factor, yarn_beta_slow, yarn_beta_fast: parameters of
         "yarn"; None: as the file says, or llama.cpp's defaults.
     override_kv: "KEY=TYPE:VALUE": metadata in place of the file's.
+    lora: files of LoRA adapters, "FILE" or "FILE:SCALE". lora_init_without_apply: their scales are
+        0 until a request or Engine.adapters says otherwise.
     mlock, mmap: lock the weights into memory; map the file instead of reading it.
     direct_io: read the file past the system's cache, where that is possible; overrides mmap.
     numa: one of NUMA; applies to the whole process.
@@ -128,6 +130,8 @@ class EngineConfig:
     yarn_beta_slow: float | None = None
     yarn_beta_fast: float | None = None
     override_kv: tuple[str, ...] = ()
+    lora: tuple[str, ...] = ()
+    lora_init_without_apply: bool = False
     mlock: bool = False
     mmap: bool = True
     direct_io: bool = False
@@ -176,6 +180,7 @@ class EngineConfig:
         if self.direct_io and self.mlock:
             raise ValueError("direct_io=True excludes mlock=True; give one of them")
         self._check_each("override_kv", self.override_kv, KvOverride.parse)
+        self._check_each("lora", self.lora, LoraFile.parse)
         self._check_each("override_tensor", self.override_tensor, TensorOverride.parse)
         if self.slot_save_path is not None and not Path(self.slot_save_path).is_dir():
             raise ValueError(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import threading
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -52,6 +52,7 @@ class Engine:
         self._tokenizer = Tokenizer(self._vocab, self._process)
         self._shape = loaded.shape
         self._shifts = loaded.config.context_shift
+        self.adapters = loaded.adapters
         self._runner, self._sessions = assemble(loaded)
         thread = threading.Thread(target=self._runner.run, name="cllm-engine", daemon=True)
         # Also runs at interpreter exit and when the engine is collected: freeing the model while
@@ -131,6 +132,7 @@ class Engine:
         share: Share = EQUAL,
         priority: int = 0,
         scope: Scope = COMMON,
+        lora: Iterable[tuple[int, float]] | None = None,
         meter: Meter | None = None,
     ) -> Generation:
         """Queue a prompt, text or tokens, and return at once.
@@ -141,7 +143,9 @@ class Engine:
         fresh: reuse nothing of earlier prompts. tenant: the request's owner; slots are shared
         fairly between tenants, by their `share`, and one tenant's requests are served in order of
         arrival. priority: the lowest of all waiting requests is served first. scope: whose
-        prefixes it reuses, and who may reuse its own. meter: is told of its beginning and end.
+        prefixes it reuses, and who may reuse its own. lora: ids and scales of the LoRA adapters to
+        compute with; others have no effect. None: those of `adapters.defaults`. meter: is told of
+        its beginning and end.
         Waits until a constraint is compiled. Raises InvalidRequest, PromptTooLong, QueueFull,
         CompilerUnavailable, Unsupported, EngineClosed.
         """
@@ -151,6 +155,7 @@ class Engine:
         if slot is not None and not 0 <= slot < n_slots:
             raise InvalidRequest("slot", slot, f"a slot from 0 to {n_slots - 1}")
         self._scheduler.check_open(tenant, share)
+        adapters = self.adapters.defaults if lora is None else self.adapters.set_of(lora)
         tokens = self._tokenizer.prompt(prompt, self._ctx_size)
         self._tokenizer.checked("logit_bias", params.logit_bias)
         self._tokenizer.checked("logprob_token_ids", params.logprob_token_ids)
@@ -160,6 +165,7 @@ class Engine:
         # A constraint forces tokens by itself; of each logged token the own logits are wanted.
         drafts = guide is None and params.logprobs is None
         generation = Generation(len(tokens), on_update, self._scheduler.cancel, meter)
+        generation.adapters = adapters
         self._scheduler.submit(
             EngineSequence(
                 tokens,
@@ -175,7 +181,7 @@ class Engine:
                 tenant=tenant,
                 share=share,
                 priority=priority,
-                scope=scope,
+                scope=scope._replace(adapters=adapters),
                 shifts=self._shifts,
             )
         )

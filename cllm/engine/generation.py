@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from cllm.engine.request import FinishReason, Meter, Request, RequestWriter, Timings, Usage
+from cllm.engine.sharing import AdapterSet
 
 __all__ = [
     "Completion",
@@ -72,6 +73,7 @@ class Generation(Request):
     prefix: where the reused tokens of its prompt came from: "slot" (its own slot held them), "copy"
     (another slot), "running" (the slot of a running request), "memory" (host memory), "" if none
     were reused.
+    adapters: the LoRA adapters that it is computed with.
     """
 
     __slots__ = (
@@ -81,6 +83,7 @@ class Generation(Request):
         "_records",
         "_taken_chars",
         "_text_chars",
+        "adapters",
         "discarded",
         "guessed",
         "guessed_right",
@@ -111,6 +114,7 @@ class Generation(Request):
         self.guessed = 0
         self.guessed_right = 0
         self.prefix = ""
+        self.adapters: AdapterSet = ()
 
     def take(self) -> list[str]:
         """Return the text made since the last call, whole characters, one entry per token.

@@ -6,14 +6,41 @@ import math
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 MAX_KEY = 127
 """Bytes of a metadata key, and of a text value (struct llama_model_kv_override)."""
 
+MAX_SCALE = 3.4e38
+"""llama.cpp computes with scales of 32 bits."""
+
 _INT64 = 2**63
 _KV_FORM = "KEY=TYPE:VALUE with a type of int, float, bool or str"
 _TENSOR_FORM = "PATTERN=BUFFER, a regular expression and the name of a buffer type such as CPU"
+
+
+@dataclass(frozen=True, slots=True)
+class LoraFile:
+    """The file of a LoRA adapter, and the scale that applies by default."""
+
+    path: Path
+    scale: float = 1.0
+
+    @classmethod
+    def parse(cls, text: str) -> LoraFile:
+        """Parse `FILE` or `FILE:SCALE`. Raises ValueError with the expected form."""
+        name, colon, tail = text.rpartition(":")
+        try:
+            scale = float(tail) if colon and name else None
+        except ValueError:  # a part of the name
+            scale = None
+        if scale is None:
+            return cls(Path(text))
+        if not abs(scale) <= MAX_SCALE:
+            raise ValueError(f"{text!r} is not valid; expected FILE:SCALE with a finite scale")
+        return cls(Path(name), scale)
+
 
 EXPERTS = r"\.ffn_(up|down|gate|gate_up)_(ch|)exps"
 """The names of the weights of experts (llama.cpp: LLM_FFN_EXPS_REGEX)."""

@@ -18,7 +18,7 @@ from cllm.engine.sampling.logprobs import logprobs
 from cllm.engine.sampling.params import SamplingParams
 from cllm.engine.sampling.prompt_scores import PromptScores
 from cllm.engine.sampling.sampler import TokenSampler
-from cllm.engine.sharing import COMMON, EQUAL, Scope, Share
+from cllm.engine.sharing import COMMON, EQUAL, AdapterSet, Scope, Share
 from cllm.engine.speculation.drafter import Drafter
 from cllm.engine.text.detokenizer import Detokenizer
 from cllm.engine.text.indent import IndentLimit
@@ -125,6 +125,11 @@ class Sequence:
     def request(self) -> Generation:
         """What the engine loop ends."""
         return self.generation
+
+    @property
+    def adapters(self) -> AdapterSet:
+        """The LoRA adapters that it is computed with."""
+        return self.scope.adapters
 
     @property
     def pending(self) -> int:

@@ -32,14 +32,20 @@ EQUAL = Share()
 """The share of a tenant without limits."""
 
 
+AdapterSet = tuple[tuple[int, float], ...]
+"""LoRA adapters that apply together: ids in rising order and scales other than 0."""
+
+
 class Scope(NamedTuple):
     """Whose prefixes a request may reuse: those of requests with an equal scope, and no others.
 
     owner: "": all requests without an owner. salt: divides the scope of an owner further.
+    adapters: what the prefixes were computed with.
     """
 
     owner: str = ""
     salt: str = ""
+    adapters: AdapterSet = ()
 
 
 COMMON = Scope()

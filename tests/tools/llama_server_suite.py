@@ -40,7 +40,7 @@ MISSING = {
     "images": (
         "test_vision_api.py", "test_local_media_file", "multimodal", "_image", "_media", "vision",
     ),
-    "LoRA": ("test_lora.py",),
+    "texts of a downloaded LoRA adapter": ("test_lora.py",),
     "model router": ("test_router.py", "test_stream.py"),
     "MCP": ("test_mcp_servers.py", "test_proxy.py", "test_cors_proxy"),
     "built-in tools": ("test_tools_builtin.py", "with_tools_enabled"),

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from cllm.api.llama_server.schemas import CompletionRequest
-from cllm.api.telemetry import settings, timings
+from cllm.api.telemetry import scales_of, settings, timings
 
 if TYPE_CHECKING:
     from cllm.engine import Engine, Generation, SamplingParams, TokenRecord
@@ -42,6 +42,7 @@ def final(job: Job, index: int, generation: Generation, **more: Any) -> dict[str
         "stream": bool(asked.stream),
         "grammar": asked.grammar or "",
         "timings_per_token": bool(asked.timings_per_token),
+        "lora": scales_of(generation.adapters),
     }
     answer = {
         "index": index,

@@ -18,6 +18,7 @@ from cllm.api.llama_server.schemas import (
 from cllm.api.llama_server.server import Server
 from cllm.api.llama_server.slot_actions import ACTIONS, FILE, SlotActions
 from cllm.api.llama_server.text import Text
+from cllm.api.lora_adapters import LORA_SCALES, LoraAdapters
 from cllm.api.native.health import LEVELS, health
 from cllm.api.openapi import answers
 from cllm.api.openapi import llama_answers as llama
@@ -32,7 +33,7 @@ FAMILY = Family(
     "llama-server",
     (
         *("/completion", "/infill", "/tokenize", "/detokenize", "/apply-template"),
-        *("/props", "/slots", "/embedding", "/rerank", "/predict"),
+        *("/props", "/slots", "/embedding", "/rerank", "/predict", "/lora-adapters"),
     ),
     error_body,
     llama.LlamaFailure,
@@ -48,7 +49,7 @@ def routes(service: Service, submission: Submission, handler: HttpHandler) -> tu
     completion = Completion(service, submission)
     embed = Embeddings(service, submission).llama_server
     rank = Reranking(service, submission).endpoint
-    server, text = Server(service), Text(service)
+    server, text, lora = Server(service), Text(service), LoraAdapters(service)
     return (
         Route("POST", "/completion", "llama-server: continue prompts",
               completion.endpoint, COMPLETION, _COMPLETED, events=True),
@@ -71,6 +72,10 @@ def routes(service: Service, submission: Submission, handler: HttpHandler) -> tu
         Route("POST", "/props", "llama-server: not supported", server.change_props),
         Route("GET", "/slots", "llama-server: state of the slots",
               server.slots, None, list[llama.Slot], {"fail_on_no_slot": ("1",)}),
+        Route("GET", "/lora-adapters", "llama-server: LoRA adapters and their default scales",
+              lora.listed, None, list[llama.LoraAdapter]),
+        Route("POST", "/lora-adapters", "llama-server: change the default scales",
+              lora.change, LORA_SCALES, llama.LoraApplied),
         Route("POST", "/slots/{id}", "Save, restore or erase a slot's prefix: ?action=",
               SlotActions(service, handler).endpoint, FILE, llama.SlotAction, {"action": ACTIONS}),
         Route("POST", "/embedding", "llama-server: texts to vectors",

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from cllm.api.envelopes import JSON, encode
 from cllm.api.llama_server.template_caps import capabilities
+from cllm.api.lora_adapters import described
 from cllm.api.service import Service
 from cllm.api.telemetry import short_settings
 from cllm.api.tenants import tenant_of
@@ -27,7 +28,19 @@ class Server:
 
     def props(self, request: HttpRequest) -> HttpResponse:
         """GET ``/props``."""
-        return HttpResponse.bytes(encode(self._props), JSON)
+        service = self._service
+        params = short_settings(
+            SamplingParams(**service.settings.sampling), service.engine.adapters.defaults
+        )
+        told = {
+            "default_generation_settings": {
+                "params": params,
+                "n_ctx": service.engine.info().context.ctx_size,
+            },
+            **self._props,
+            "lora_adapters": described(service),
+        }
+        return HttpResponse.bytes(encode(told), JSON)
 
     def change_props(self, request: HttpRequest) -> HttpResponse:
         """POST ``/props``: nothing can be changed."""
@@ -55,10 +68,6 @@ class Server:
         service = self._service
         info, template = service.engine.info(), service.chat_template
         return {
-            "default_generation_settings": {
-                "params": short_settings(SamplingParams(**service.settings.sampling)),
-                "n_ctx": info.context.ctx_size,
-            },
             "total_slots": info.context.parallel,
             "model_alias": service.model_id,
             "model_ftype": info.quantization_type,
@@ -103,7 +112,7 @@ def _described(slot: SlotInfo, context: ContextInfo, whole: bool) -> dict[str, A
         "n_prompt_tokens_cache": usage.cached_tokens,
         "draft_n": generation.guessed,
         "draft_n_accepted": generation.guessed_right,
-        "params": short_settings(params),
+        "params": short_settings(params, generation.adapters),
         "next_token": [
             {
                 "has_next_token": slot.busy,

@@ -6,6 +6,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from cllm.api.envelopes import success
+from cllm.api.lora_adapters import described
 from cllm.api.service import Service
 from cllm.http import HttpRequest, HttpResponse
 
@@ -16,7 +17,8 @@ if TYPE_CHECKING:
 def model_info(service: Service, request: HttpRequest) -> HttpResponse:
     """The model's shape and the context in use; raises HttpError 503."""
     info, threads = service.engine.info(), service.engine.stats().threads
-    return success(_described(info, threads, service.settings.expose_model_path))
+    told = _described(info, threads, service.settings.expose_model_path)
+    return success({**told, "lora_adapters": described(service)})
 
 
 def _described(info: ModelInfo, threads: int, expose_path: bool) -> dict[str, Any]:

@@ -118,6 +118,7 @@ class ModelInfo(Struct):
     max_sequence_length: int | None
     quantization: dict[str, Any]
     llama_cpp: dict[str, Any]
+    lora_adapters: list[dict[str, Any]]
 
 
 # OpenAI

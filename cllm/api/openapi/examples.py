@@ -8,6 +8,7 @@ from cllm.api.anthropic import schemas as anthropic
 from cllm.api.llama_server import schemas as llama_server
 from cllm.api.llama_server.predict import PredictRequest
 from cllm.api.llama_server.slot_actions import File
+from cllm.api.lora_adapters import LORA_SCALES
 from cllm.api.native import schemas as native
 from cllm.api.ollama import schemas as ollama
 from cllm.api.openai import schemas as openai
@@ -20,7 +21,7 @@ _BEGUN = "Once upon a time"
 _SERVED = "cllm-stories-q8_0"  # the built-in model
 _CHAT = {"messages": _TALK, "max_completion_tokens": 40, "temperature": 0}
 
-EXAMPLES: dict[type, dict[str, Any]] = {
+EXAMPLES: dict[Any, Any] = {
     native.GenerateRequest: {"prompt": _BEGUN, "max_tokens": 40, "seed": 3},
     native.EncodeRequest: {"text": "Hello world"},
     native.DecodeRequest: {"tokens": [3, 260, 800]},
@@ -43,5 +44,6 @@ EXAMPLES: dict[type, dict[str, Any]] = {
     llama_server.DetokenizeRequest: {"tokens": [3, 260, 800]},
     embeddings.LlamaServerRequest: {"content": "the cat"},
     rerank.RerankRequest: {"query": "What is a panda?", "documents": ["hi", "it is a bear"]},
+    LORA_SCALES.type: [],
     File: {"filename": "talk.bin"},
 }

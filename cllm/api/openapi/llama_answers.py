@@ -77,6 +77,16 @@ class Applied(Struct):
     prompt: str
 
 
+class LoraAdapter(Struct):
+    """An adapter, and the scale that applies where a request does not say."""
+
+    id: int
+    path: str
+    scale: float
+    task_name: str
+    prompt_prefix: str
+
+
 class Props(Struct):
     """The settings of the server."""
 
@@ -85,6 +95,13 @@ class Props(Struct):
     model_path: str
     chat_template: str
     build_info: str
+    lora_adapters: list[LoraAdapter]
+
+
+class LoraApplied(Struct):
+    """The default scales are as asked."""
+
+    success: bool
 
 
 class Slot(Struct):

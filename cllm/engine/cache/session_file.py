@@ -11,7 +11,8 @@ import os
 import re
 import zlib
 from array import array
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -22,6 +23,7 @@ from cllm.engine.errors import EngineError, InvalidRequest
 from cllm.engine.llama import Bytes
 
 _FORMAT = b"cLLM prefix 1\n"
+_LONGEST_HEAD = 65536  # bytes
 _NAME = re.compile(r"[^\W_][\w.+=@,-]{0,199}")
 
 
@@ -46,16 +48,21 @@ class _Head:
     n_state: int
     crc32: int
     salt: str = ""
+    adapters: list[tuple[str, float]] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True)
 class Content:
-    """What a file holds. size: in bytes. salt: of the scope in which the tokens were computed."""
+    """What a file holds. size: in bytes. salt: of the scope in which the tokens were computed.
+
+    adapters: the LoRA adapters of that scope, by the digests of their files, and their scales.
+    """
 
     tokens: array[int]
     state: Bytes
     size: int
     salt: str
+    adapters: list[tuple[str, float]]
 
 
 def checked_name(name: object) -> str:
@@ -66,12 +73,19 @@ def checked_name(name: object) -> str:
     return name
 
 
-def write(path: Path, identity: Identity, tokens: array[int], state: Bytes, salt: str = "") -> int:
+def write(
+    path: Path,
+    identity: Identity,
+    tokens: array[int],
+    state: Bytes,
+    salt: str = "",
+    adapters: Sequence[tuple[str, float]] = (),
+) -> int:
     """Write a file, and its folder, and return its size in bytes.
 
     Raises EngineError with the system's reason.
     """
-    head = _Head(identity, len(tokens), state.size, _checksum(tokens, state), salt)
+    head = _Head(identity, len(tokens), state.size, _checksum(tokens, state), salt, list(adapters))
     beside = path.with_name(f".{path.name}.{uuid4().hex}")
     try:
         path.parent.mkdir(exist_ok=True)
@@ -97,7 +111,7 @@ def read(path: Path, identity: Identity) -> Content:
         with path.open("rb") as file:
             if file.readline(len(_FORMAT)) != _FORMAT:
                 raise _refused(path, "a file that cLLM saved")
-            head = _head(path, file.readline(4096))
+            head = _head(path, file.readline(_LONGEST_HEAD))
             _check_identity(path, head.identity, identity)
             size = os.fstat(file.fileno()).st_size
             if file.tell() + 4 * head.n_tokens + head.n_state != size:
@@ -112,7 +126,7 @@ def read(path: Path, identity: Identity) -> Content:
         raise EngineError(f"cannot read {path.name}: not enough memory") from None
     if _checksum(tokens, state) != head.crc32:
         raise _refused(path, "a file that is not damaged")
-    return Content(tokens, state, size, head.salt)
+    return Content(tokens, state, size, head.salt, head.adapters)
 
 
 def _checksum(tokens: array[int], state: Bytes) -> int:
@@ -123,7 +137,8 @@ def _head(path: Path, line: bytes) -> _Head:
     try:
         fields: dict[str, Any] = json.loads(line)
         identity = Identity(**fields.pop("identity"))
-        head = _Head(identity, **fields)
+        adapters = [(str(digest), float(scale)) for digest, scale in fields.pop("adapters", ())]
+        head = _Head(identity, **fields, adapters=adapters)
         if not (head.n_tokens > 0 and head.n_state > 0 and isinstance(head.salt, str)):
             raise ValueError
         return head

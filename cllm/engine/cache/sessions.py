@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import quote
 
+from cllm.engine.adapters import Adapters
 from cllm.engine.cache import session_file
 from cllm.engine.cache.placement import Placer
 from cllm.engine.cache.prefix_cache import Slot
@@ -45,17 +46,34 @@ class Session:
     seconds: float
 
 
+@dataclass(frozen=True, slots=True)
+class _Snapshot:
+    """What a slot holds, and of its scope what a file keeps."""
+
+    tokens: array[int]
+    state: Bytes
+    salt: str
+    adapters: list[tuple[str, float]]
+
+
 class Sessions:
     """An engine's slots and the directory `slot_save_path`. Any thread."""
 
     def __init__(
-        self, command: Command, placer: Placer, config: EngineConfig, model: Path, ctx_size: int
+        self,
+        command: Command,
+        placer: Placer,
+        config: EngineConfig,
+        model: Path,
+        ctx_size: int,
+        adapters: Adapters,
     ) -> None:
         self._command = command
         self._placer = placer
         self._config = config
         self._model = model
         self._ctx_size = ctx_size
+        self._adapters = adapters
         self._files = ThreadPoolExecutor(1, thread_name_prefix="cllm-session-files")
 
     def save(self, slot: int, filename: str, owner: str = "") -> Future[Session]:
@@ -67,12 +85,15 @@ class Sessions:
         """
         began, path = time.perf_counter(), self._path(filename, owner)
 
-        def take(source: Slot) -> tuple[array[int], Bytes, str]:
-            return *self._placer.snapshot(source, owner), source.scope.salt
+        def take(source: Slot) -> _Snapshot:
+            digests = self._adapters.digests(source.scope.adapters)
+            taken = self._placer.snapshot(source, owner)
+            return _Snapshot(*taken, source.scope.salt, digests)
 
-        def write(snapshot: tuple[array[int], Bytes, str]) -> Session:
-            size = session_file.write(path, self._identity, *snapshot)
-            return Session(slot, filename, len(snapshot[0]), size, time.perf_counter() - began)
+        def write(it: _Snapshot) -> Session:
+            kept = it.tokens, it.state, it.salt, it.adapters
+            size = session_file.write(path, self._identity, *kept)
+            return Session(slot, filename, len(it.tokens), size, time.perf_counter() - began)
 
         found = self._command(self._checked(slot), take)
         return _then(found, lambda snapshot: self._file_thread(write, snapshot))
@@ -91,7 +112,12 @@ class Sessions:
             if len(content.tokens) >= self._ctx_size:
                 expected = f"a file of fewer tokens than ctx_size={self._ctx_size}"
                 raise InvalidRequest("filename", filename, expected)
-            return content.tokens, content.state, content.size, Scope(owner, content.salt)
+            adapters = self._adapters.by_digests(content.adapters)
+            if adapters is None:
+                expected = "a file saved with LoRA adapters that are loaded"
+                raise InvalidRequest("filename", filename, expected)
+            scope = Scope(owner, content.salt, adapters)
+            return content.tokens, content.state, content.size, scope
 
         def put(content: tuple[array[int], Bytes, int, Scope]) -> Future[Session]:
             tokens, state, size, scope = content

@@ -8,6 +8,7 @@ from array import array
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from cllm.engine.adapters import Adapters
 from cllm.engine.embedding.handle import Embedding, EmbeddingWriter
 from cllm.engine.embedding.pooling import EmbeddingShape
 from cllm.engine.errors import DeadlineExceeded, EngineClosed, EngineError
@@ -98,6 +99,7 @@ class EmbeddingScheduler(EngineLoop[Job]):
         shape: EmbeddingShape,
         width: int,
         max_queue: int,
+        adapters: Adapters,
     ) -> None:
         """live: what the context was made with. width: components of a vector, or scores."""
         stats = EngineStats(
@@ -108,6 +110,7 @@ class EmbeddingScheduler(EngineLoop[Job]):
         self._batch = batch
         self._shape = shape
         self._width = width
+        self._adapters = adapters
         self._threads = Threads([context], live, stats)
         self._interruption = Interruption(context, can_undo=True)
         self._reading: Job | None = None  # a part of its next input is in memory
@@ -149,6 +152,8 @@ class EmbeddingScheduler(EngineLoop[Job]):
         # The inputs of others in a step would have to be computed again: it runs to its end.
         self._interruption.begin(tuple(jobs) if len(jobs) == 1 else (), len(jobs) == 1)
         try:
+            if self._reading is None:  # an input is computed with one set from its beginning on
+                self._context.adapt(self._adapters.defaults)
             code = self._context.decode(self._batch, count)
         finally:
             self._interruption.end()

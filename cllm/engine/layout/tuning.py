@@ -36,7 +36,7 @@ _THREADING = ("OMP_", "GOMP_", "KMP_", "GGML_")
 # Options that do not affect which layout is fastest.
 _INDIFFERENT = ("max_queue", "max_itl_ms", "cache_ram", "slot_save_path", "draft_max",
                 "model_draft", "mmap", "mlock", "direct_io", "memory_budget", "extra_bufts",
-                "pooling", "tune")  # fmt: skip
+                "pooling", "tune", "lora", "lora_init_without_apply")  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)

@@ -78,9 +78,10 @@ def reason(errors: Iterable[str]) -> str:
     """The most specific of llama.cpp's error lines: the first that names a cause."""
     lines = [line for line in errors if line]
     for line in lines:
-        _, mark, cause = line.partition("error loading model: ")
-        if mark and cause:
-            return cause
+        for begin in ("error loading model: ", "failed to apply lora adapter: "):
+            _, mark, cause = line.partition(begin)
+            if mark and cause:
+                return cause
     if not lines:
         return "llama.cpp gave no reason"
     specific = [line for line in lines if not line.endswith(_UNSPECIFIC)]

@@ -16,6 +16,7 @@ from cllm.engine.llama.arrays import Bytes, FloatArray, IntArray
 from cllm.engine.llama.backend import LoadError, log_router, reason
 from cllm.engine.llama.held import held
 from cllm.engine.llama.model import Model
+from cllm.engine.sharing import AdapterSet
 
 _log = logging.getLogger("cllm.llama")
 
@@ -178,6 +179,8 @@ class Context:
         # Without a GPU llama_decode has computed everything when it returns.
         gpu = C.llama_supports_gpu_offload()
         self._synchronize = C.llama_synchronize if gpu else held(C.llama_synchronize)
+        self._known_adapters = model.adapters
+        self._adapters: AdapterSet = ()
         self._interrupt = ctypes.create_string_buffer(2)
         C.llama_set_abort_callback(handle, _is_filled, self._interrupt)
         self._memory = C.llama_get_memory(handle)
@@ -192,6 +195,23 @@ class Context:
     def set_threads(self, n_threads: int, n_threads_batch: int) -> None:
         """How many threads compute a single token, and how many several."""
         _set_n_threads(self._handle, n_threads, n_threads_batch)
+
+    def adapt(self, adapters: AdapterSet) -> bool:
+        """Compute with these LoRA adapters from now on; whether that is a change.
+
+        A change makes the next decode slower by the time that its graph takes to be built.
+        """
+        if adapters == self._adapters:
+            return False
+        count = len(adapters)
+        handles = (C.llama_adapter_lora_p_ctypes * max(1, count))()
+        scales = (ctypes.c_float * max(1, count))()
+        for at, (index, scale) in enumerate(adapters):
+            handles[at] = ctypes.cast(self._known_adapters[index], C.llama_adapter_lora_p_ctypes)
+            scales[at] = scale
+        C.llama_set_adapters_lora(self._handle, handles, count, scales)
+        self._adapters = adapters
+        return True
 
     def decode(self, batch: Batch, count: int) -> int:
         """llama_decode: DONE, NO_ROOM (nothing changed), INTERRUPTED, else failed.

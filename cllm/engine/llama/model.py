@@ -90,6 +90,7 @@ class Model:
         if not handle:
             raise LoadError(reason(errors))
         self._handle = handle
+        self.adapters: list[int] = []  # handles of LoRA adapters, which belong to the model
         vocab = C.llama_model_get_vocab(handle)
         by_default = C.llama_vocab_type(vocab) == C.LLAMA_VOCAB_TYPE_SPM
         says = self.metadata("tokenizer.ggml.add_space_prefix")
@@ -119,6 +120,14 @@ class Model:
             raise RuntimeError("the model is closed")
         return self._handle
 
+    def add_adapter(self, path: str) -> None:
+        """Load a LoRA adapter, before the model gets a context. Raises LoadError."""
+        with log_router.capture() as errors:
+            handle = C.llama_adapter_lora_init(self.handle, path.encode())
+        if not handle:
+            raise LoadError(reason(errors))
+        self.adapters.append(handle)
+
     def metadata(self, key: str) -> str | None:
         """A scalar of the GGUF's metadata as text; None if the file lacks it."""
         buffer = ctypes.create_string_buffer(256)
@@ -126,7 +135,7 @@ class Model:
         return buffer.value.decode("utf-8", "replace") if count >= 0 else None
 
     def close(self) -> None:
-        """Free the weights and the vocabulary; every Context must be closed before."""
+        """Free weights, vocabulary and adapters; every Context must be closed before."""
         handle, self._handle = self._handle, None
         if handle is not None:
             C.llama_model_free(handle)

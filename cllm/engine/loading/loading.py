@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from cllm.engine import llama
+from cllm.engine.adapters import Adapters
 from cllm.engine.config import POOLINGS, SCORED_ROWS, SPARE_ROWS, EngineConfig
 from cllm.engine.embedding.pooling import EmbeddingShape, check_classifier, pooling_of, shape_of
 from cllm.engine.errors import ModelLoadError
@@ -19,6 +20,7 @@ from cllm.engine.layout.sizing import ContextSize, context_size, kv_bytes_per_to
 from cllm.engine.layout.tuning import Subject, tune
 from cllm.engine.loading.draft import DraftFile
 from cllm.engine.loading.gguf_header import GgufHeader
+from cllm.engine.loading.lora import LoraFiles
 from cllm.engine.loading.opening import (
     checked_header,
     open_context,
@@ -49,6 +51,7 @@ class Loaded:
     info: ModelInfo
     shape: EmbeddingShape | None
     draft: DraftModel | None
+    adapters: Adapters
 
     @property
     def contexts(self) -> list[llama.Context]:
@@ -72,12 +75,14 @@ def load(
     """Load a model and warm it up. Raises ModelLoadError, or ValueError for the configuration."""
     prepare_devices(config)
     header, drafter = checked_header(path, config), DraftFile.of(config)
+    lora = LoraFiles.of(config, path.name, header)
     adapt = config.threads is None and config.threads_batch is None
     own_share = 1.0 if drafter is None else header.size_bytes / (header.size_bytes + drafter.size)
     extra = wants_extra_bufts(config, header)
     with ExitStack() as undo:
         model = open_model(path, config, extra, _part_of(progress, 0.0, own_share))
         undo.callback(model.close)
+        adapters = lora.load(model)
         layout, tuning = Layout.of(config), None
         shape = _embedding_shape(path, header, model, layout, config)
         if shape is not None or not model.supports_rollback:
@@ -121,7 +126,7 @@ def load(
         pooling = None if shape is None else shape.pooling
         info = describe(path, model, header.metadata, live, header.quantized, pooling)
         undo.pop_all()
-    return Loaded(config, model, context, batch, info, shape, draft)
+    return Loaded(config, model, context, batch, info, shape, draft, adapters)
 
 
 def _part_of(progress: Report | None, begin: float, share: float) -> Report | None:

@@ -69,7 +69,7 @@ def open_model(
 
 # general.type or general.architecture of files that are not complete models.
 _PARTS = {
-    "adapter": "a LoRA adapter",
+    "adapter": "a LoRA adapter, which --lora takes",
     "mmproj": "what lets a model see or hear (mmproj)",
     "clip": "what lets a model see or hear (mmproj)",
 }
@@ -107,8 +107,19 @@ def checked_header(path: Path, config: EngineConfig) -> GgufHeader:
 
     Its metadata has the values that are configured in place of the file's.
     """
+    header = readable_header(path)
+    if header.n_tensors == 0:
+        raise ModelLoadError(f"{path.name} has a vocabulary but no weights; give a complete model")
+    for part, says in _PARTS.items():
+        if part in (header.metadata.get("general.type"), header.metadata["general.architecture"]):
+            raise ModelLoadError(f"{path.name} is {says}; give the main model file")
+    return replace(header, metadata=overridden(header.metadata, config.override_kv))
+
+
+def readable_header(path: Path) -> GgufHeader:
+    """Read a GGUF file's header. Raises ModelLoadError with the remedy."""
     try:
-        header = read_header(path)
+        return read_header(path)
     except FileNotFoundError as error:
         raise ModelLoadError(
             f"there is no file {error.filename}; check the path, or download the model first"
@@ -123,12 +134,6 @@ def checked_header(path: Path, config: EngineConfig) -> GgufHeader:
         raise ModelLoadError(
             f"{path} cannot be read ({error.strerror}); check its permissions"
         ) from None
-    if header.n_tensors == 0:
-        raise ModelLoadError(f"{path.name} has a vocabulary but no weights; give a complete model")
-    for part, says in _PARTS.items():
-        if part in (header.metadata.get("general.type"), header.metadata["general.architecture"]):
-            raise ModelLoadError(f"{path.name} is {says}; give the main model file")
-    return replace(header, metadata=overridden(header.metadata, config.override_kv))
 
 
 def wants_extra_bufts(config: EngineConfig, header: GgufHeader) -> bool:

@@ -6,9 +6,11 @@ import logging
 
 from cllm.engine.config import SCORED_ROWS
 from cllm.engine.llama import Batch
+from cllm.engine.scheduling.adapter_turns import AdapterTurns
 from cllm.engine.scheduling.pacing import Pacer
 from cllm.engine.scheduling.thread_policy import Shape
 from cllm.engine.sequence import Sequence, slot_of
+from cllm.engine.sharing import AdapterSet
 from cllm.engine.speculation.speculation import Speculation
 
 _log = logging.getLogger("cllm.engine")
@@ -46,20 +48,26 @@ class Planner:
         self._capacity = capacity
         self._split_cache = split_cache
         self._ubatch = capacity if ubatch is None else min(capacity, ubatch)
-        self._prompts_were_read = False
+        self._turns = AdapterTurns()
+        self._prompts_were_read: set[AdapterSet] = set()
 
     def plan(self, running: list[Sequence]) -> Plan:
         """The newest tokens of generating sequences, and as many of prompts as time allows.
+
+        All of one set of LoRA adapters, which a step computes with; the sets take turns.
 
         A split cache would evaluate the two one after the other: the first token of each prompt
         with the newest ones of the streams, then the rest. There they take turns instead, and both
         keep shapes that are evaluated fast.
         """
+        ready = [sequence for sequence in running if slot_of(sequence).leader is None]
+        chosen = self._turns.choose(ready)
+        if not chosen:
+            return []
+        adapters = chosen[0].adapters
         generating, prompts = list[Sequence](), list[Sequence]()
         plain = False  # whether drafts are out of place
-        for sequence in running:
-            if slot_of(sequence).leader is not None:
-                continue
+        for sequence in chosen:
             if sequence.decoding:
                 generating.append(sequence)
             elif sequence.pending == 1:  # a prompt whose other tokens are cached: like a stream
@@ -67,13 +75,22 @@ class Planner:
                 plain = True
             else:
                 prompts.append(sequence)
-        if self._split_cache and generating and self._prompts_were_read:
+        if self._split_cache and generating and adapters in self._prompts_were_read:
             prompts = []
-        self._prompts_were_read = bool(prompts)
-        plain = plain or self._prompts_were_read
+        waiting = 0  # streams of other sets, for which prompts also leave time
+        if len(chosen) < len(ready):
+            waiting = sum(s.decoding for s in ready) - sum(s.decoding for s in chosen)
+            self._prompts_were_read &= {sequence.adapters for sequence in ready}
+        else:
+            self._prompts_were_read.clear()
+        if prompts:
+            self._prompts_were_read.add(adapters)
+            plain = True
+        else:
+            self._prompts_were_read.discard(adapters)
         counts = {} if prompts and self._split_cache else self._newest(generating, not plain)
         if prompts:
-            self._add_prompts(counts, prompts, len(generating))
+            self._add_prompts(counts, prompts, len(generating) + waiting)
         # llama_decode evaluates slots of a split cache together only if they follow each other.
         return sorted(
             ((s, n) for s, n in counts.items() if n), key=lambda item: slot_of(item[0]).id

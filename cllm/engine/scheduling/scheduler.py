@@ -19,6 +19,7 @@ from cllm.engine.generation import FinishReason
 from cllm.engine.llama import DONE, INTERRUPTED, NO_ROOM, Batch, Context, FloatArray
 from cllm.engine.request import Request
 from cllm.engine.sampling.prefilter import candidates_together
+from cllm.engine.scheduling.adapter_turns import TURN_S
 from cllm.engine.scheduling.admission import Admission
 from cllm.engine.scheduling.commands import Commands
 from cllm.engine.scheduling.fairness import GENERATED
@@ -66,6 +67,7 @@ class Scheduler(EngineLoop[Sequence]):
         self._commands = Commands(self._inbox.wake)
         self._masks = MaskThread()
         self._interruption = Interruption(context, placer.supports_rollback)
+        self._adapted = False  # the step in progress has other LoRA adapters than the last one
         self._suspects: list[Sequence] = []  # of a failed step; each is decoded alone
 
     # Any thread.
@@ -147,6 +149,8 @@ class Scheduler(EngineLoop[Sequence]):
         # Rows of logits for a prompt take time that no other step needs.
         usual = done is plan and code == DONE and all(s.scores is None for s, _ in plan)
         usual = usual and not moves
+        # A change of adapters takes time too; in long steps it is a small part.
+        usual = usual and not (self._adapted and decode_ended - decode_began < TURN_S)
         if usual and self._threads.learn(shape, decode_ended - decode_began):
             self._planner.learn(plan, shape, decode_ended - decode_began)
         plan = done
@@ -218,6 +222,7 @@ class Scheduler(EngineLoop[Sequence]):
     def _decode(self, plan: Plan) -> tuple[Plan, int]:
         """Decode a plan, or the part of it that fits; return what was tried last and the code."""
         while plan:
+            self._adapted = self._context.adapt(plan[0][0].adapters)
             code = self._context.decode(self._batch, fill(self._batch, plan))
             if code == DONE:
                 for sequence, count in plan:
