@@ -15,7 +15,9 @@ import pytest
 from cllm.http import HttpRequest
 from cllm.http import access_log as access_log_module
 from cllm.http.access_log import AccessLine, AccessLog, fields, message
-from tests.http.http_wire import PATIENCE, Connect, Serve, encode
+from tests.http.http_wire import HTTP_1, PATIENCE, Connect, Serve, any_version, encode
+
+PROTOCOLS = HTTP_1
 
 PEER = ("192.0.2.1", 7)
 
@@ -80,6 +82,7 @@ def test_the_lines_of_a_server_come_in_order_and_in_batches(
     assert len(batches.batches) < 500
 
 
+@any_version
 def test_a_lone_line_comes_without_a_stop(serve: Serve, connect: Connect, batches: Batches) -> None:
     written = threading.Event()
     original = batches.write_access

@@ -14,7 +14,9 @@ from hypothesis import strategies as st
 from cllm.http import HttpError, HttpHandler, HttpRequest, Limits
 from cllm.http.content_coding import MAX_MEMBERS, gunzip
 from cllm.http.incoming import SMALL, BodyMemory
-from tests.http.http_wire import Connect, Reply, Serve, encode, wait_until
+from tests.http.http_wire import HTTP_1, Connect, Reply, Serve, any_version, encode, wait_until
+
+PROTOCOLS = HTTP_1
 
 MIB = 1 << 20
 TEXT = b'{"prompt": "Hello"}' * 100
@@ -51,6 +53,7 @@ def test_a_handler_sees_the_decoded_body_and_fields_that_fit_it(
     assert seen["length"] == str(len(TEXT))
 
 
+@any_version
 def test_identity_is_no_coding(serve: Serve, connect: Connect) -> None:
     seen = post(connect(serve(showing_handler())), b"plain", "identity").json()
     assert (seen["size"], seen["length"]) == (5, "5")
@@ -71,6 +74,7 @@ def test_a_chunked_body_may_be_gzip(serve: Serve, connect: Connect) -> None:
     assert client.reply().json()["size"] == 300_000
 
 
+@any_version
 def test_an_empty_body_has_nothing_to_decode(serve: Serve, connect: Connect) -> None:
     client = connect(serve(showing_handler()))
     assert client.request("POST", "/", b"", {"Content-Encoding": "zstd"}).json()["size"] == 0
@@ -113,6 +117,7 @@ GZIPPED = gzip.compress(TEXT)
     ids=["plain", "cut", "no-data", "cut-head", "garbage", "zeros", "second-cut", "crc", "zlib",
          "method"],
 )  # fmt: skip
+@any_version
 def test_what_is_not_gzip_from_end_to_end_is_400(
     serve: Serve, connect: Connect, body: bytes
 ) -> None:
@@ -125,6 +130,7 @@ def test_what_is_not_gzip_from_end_to_end_is_400(
     assert post(client, GZIPPED).status == 200, "the connection goes on"
 
 
+@any_version
 def test_members_follow_each_other(serve: Serve, connect: Connect) -> None:
     parts = [random.Random(n).randbytes(n * 1000) for n in range(100)]
     seen = post(connect(serve(showing_handler())), b"".join(map(gzip.compress, parts))).json()
@@ -150,6 +156,7 @@ def test_full_memory_keeps_no_small_body_out() -> None:
     assert memory.used == MIB
 
 
+@any_version
 def test_a_bomb_is_413_and_is_not_decoded_past_the_limit(serve: Serve, connect: Connect) -> None:
     limits = Limits(body=2 * MIB)
     server = serve(showing_handler(), limits=limits, body_memory=3 * MIB)
@@ -162,6 +169,7 @@ def test_a_bomb_is_413_and_is_not_decoded_past_the_limit(serve: Serve, connect: 
     assert server.stats().body_bytes == 0
 
 
+@any_version
 def test_what_is_decoded_counts_as_body_memory(serve: Serve, connect: Connect) -> None:
     server = serve(showing_handler(), limits=Limits(body=2 * MIB), body_memory=2 * MIB)
     holding = connect(server)
@@ -175,6 +183,7 @@ def test_what_is_decoded_counts_as_body_memory(serve: Serve, connect: Connect) -
     assert server.stats().body_bytes == MIB
 
 
+@any_version
 def test_those_who_may_not_ask_have_nothing_decoded(serve: Serve, connect: Connect) -> None:
     def check(request: HttpRequest) -> None:
         raise HttpError(401, "no key")
@@ -187,6 +196,7 @@ def test_those_who_may_not_ask_have_nothing_decoded(serve: Serve, connect: Conne
     assert reply.headers["access-control-allow-origin"] == "*"
 
 
+@any_version
 def test_a_page_may_read_why(serve: Serve, connect: Connect) -> None:
     client = connect(serve(showing_handler(), cors_origins=("*",)))
     reply = post(client, b"not gzip", Origin="https://a.example")

@@ -9,7 +9,9 @@ import pytest
 
 from cllm.http import DeferredResponse, HttpHandler, HttpResponse
 from cllm.http.body_stream import BodyStream
-from tests.http.http_wire import Connect, Serve, encode, wait_until
+from tests.http.http_wire import HTTP_1, Connect, Serve, any_version, encode, wait_until
+
+PROTOCOLS = HTTP_1
 
 
 def test_the_first_response_wins() -> None:
@@ -136,6 +138,7 @@ def test_a_change_that_fails_gives_500_and_cancels_the_stream() -> None:
 
 
 @pytest.mark.parametrize("wrong", [None, {}, "text", b"bytes", BodyStream()])
+@any_version
 def test_what_is_no_response_is_refused_and_its_client_answered(
     serve: Serve, connect: Connect, wrong: Any
 ) -> None:
@@ -152,6 +155,7 @@ def test_what_is_no_response_is_refused_and_its_client_answered(
     assert not deferred.resolve(HttpResponse())
 
 
+@any_version
 def test_a_middleware_that_makes_no_response_is_answered_500(
     serve: Serve, connect: Connect, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -12,16 +12,21 @@ import pytest
 
 from cllm.http import HttpHandler, HttpRequest, HttpResponse, HttpServerError, Server, ServerConfig
 from tests.http.http_wire import (
+    HTTP_1,
     Connect,
     RawClient,
     Serve,
+    any_version,
     basic_handler,
     encode,
     server_threads,
     wait_until,
 )
 
+PROTOCOLS = HTTP_1
 
+
+@any_version
 def test_it_answers_when_start_has_returned(serve: Serve, connect: Connect) -> None:
     reply = connect(serve()).get("/health")
     assert reply.status == 200
@@ -76,6 +81,7 @@ def test_a_port_out_of_range_is_refused_at_once() -> None:
         Server(basic_handler(), "127.0.0.1", 70000)
 
 
+@any_version
 def test_starting_twice_is_refused_and_changes_nothing(serve: Serve, connect: Connect) -> None:
     server = serve()
     with pytest.raises(HttpServerError, match="already running"):
@@ -112,7 +118,7 @@ def test_an_ipv6_host(serve: Serve, connect: Connect, caplog: pytest.LogCaptureF
     caplog.set_level(logging.INFO, "cllm")
     server = serve(host="::1")
     assert connect(server, host="::1").get().status == 200
-    assert f"http://[::1]:{server.port}" in caplog.text
+    assert f"{server.scheme}://[::1]:{server.port}" in caplog.text
     with pytest.raises(HttpServerError, match=re.escape(f"[::1]:{server.port}")):
         Server(basic_handler(), "::1", server.port).start()
 
@@ -130,12 +136,14 @@ def test_threads_have_names(serve: Serve) -> None:
     assert set(server_threads()) == names
 
 
+@any_version
 def test_errors_have_the_json_shape(serve: Serve, connect: Connect) -> None:
     reply = connect(serve()).get("/nothing")
     assert reply.status == 404
     assert reply.json() == {"success": False, "error": "no endpoint has the path /nothing"}
 
 
+@any_version
 def test_head_has_the_fields_of_get_and_no_body(serve: Serve, connect: Connect) -> None:
     client = connect(serve())
     get, head = client.get("/health"), client.request("HEAD", "/health")
@@ -144,6 +152,7 @@ def test_head_has_the_fields_of_get_and_no_body(serve: Serve, connect: Connect) 
 
 
 @pytest.mark.parametrize("error", [KeyError("a secret"), SystemExit("a secret")])
+@any_version
 def test_a_handler_that_fails_gives_500_with_the_id_of_the_log(
     serve: Serve, connect: Connect, caplog: pytest.LogCaptureFixture, error: BaseException
 ) -> None:
@@ -161,6 +170,7 @@ def test_a_handler_that_fails_gives_500_with_the_id_of_the_log(
     assert client.get("/health").status == 200, "the connection goes on"
 
 
+@any_version
 def test_a_response_that_cannot_be_sent_is_a_500(serve: Serve, connect: Connect) -> None:
     handler = basic_handler()
     handler.get("/split", lambda request: HttpResponse(200, [("X-A", "b\r\nSet-Cookie: c")]))
@@ -171,12 +181,14 @@ def test_a_response_that_cannot_be_sent_is_a_500(serve: Serve, connect: Connect)
     assert client.get("/health").status == 200
 
 
+@any_version
 def test_the_clients_request_id_is_taken_over(serve: Serve, connect: Connect) -> None:
     reply = connect(serve()).get("/health", X_Request_Id="from:the-client_1")
     assert reply.headers["x-request-id"] == "from:the-client_1"
 
 
 @pytest.mark.parametrize("bad", ["", "with blank", 'quo"te', "x" * 129, "ä"])
+@any_version
 def test_a_request_id_that_cannot_be_used_is_replaced(
     serve: Serve, connect: Connect, bad: str
 ) -> None:
@@ -187,6 +199,7 @@ def test_a_request_id_that_cannot_be_used_is_replaced(
     assert reply.headers["x-request-id"] not in ("", bad)
 
 
+@any_version
 def test_request_ids_are_unique(serve: Serve, connect: Connect) -> None:
     client = connect(serve())
     assert len({client.get().headers["x-request-id"] for _ in range(50)}) == 50
@@ -216,6 +229,7 @@ def test_one_access_log_line_a_request(
         assert re.fullmatch(pattern, line), line
 
 
+@any_version
 def test_no_access_log_where_it_is_off(
     serve: Serve, connect: Connect, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -226,6 +240,7 @@ def test_no_access_log_where_it_is_off(
     assert [record for record in caplog.records if record.name == "cllm.access"] == []
 
 
+@any_version
 def test_cross_origin_requests_where_the_configuration_allows_them(
     serve: Serve, connect: Connect
 ) -> None:
@@ -236,6 +251,7 @@ def test_cross_origin_requests_where_the_configuration_allows_them(
     assert "access-control-allow-origin" not in reply.headers
 
 
+@any_version
 def test_stats_count_what_happened(serve: Serve, connect: Connect) -> None:
     server = serve(workers=3)
     clients = [connect(server) for _ in range(4)]
@@ -253,6 +269,7 @@ def test_stats_count_what_happened(serve: Serve, connect: Connect) -> None:
     wait_until(lambda: server.stats().connections_open == 0, "their end is seen")
 
 
+@any_version
 def test_handlers_see_the_client_and_the_whole_request(serve: Serve, connect: Connect) -> None:
     seen: list[HttpRequest] = []
     handler = HttpHandler()
@@ -266,6 +283,7 @@ def test_handlers_see_the_client_and_the_whole_request(serve: Serve, connect: Co
     assert request.headers["x-y"] == "z"
 
 
+@any_version
 def test_requests_run_side_by_side(serve: Serve, connect: Connect) -> None:
     everybody = threading.Barrier(4, timeout=10)
     handler = HttpHandler()
