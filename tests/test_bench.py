@@ -148,6 +148,7 @@ def test_a_command_calls_itself_as_it_is_called(name: str) -> None:
         "embeddings",
         "cache",
         "fairness",
+        "page",
     ],
 )
 def test_help_explains_itself(name: str) -> None:

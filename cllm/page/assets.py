@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import gzip
+import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
+from posixpath import normpath
 
 from cllm.http import HttpError, HttpRequest, HttpResponse
 
 FOLDER = Path(__file__).parent / "static"
 INDEX = "index.html"
+# What a first visit needs; the page names all that these import, so that nothing waits for a chain.
+_FIRST = ("app.js", "chat/view.js")
+_IMPORT = re.compile(r'^import [^;]*?"(\.[^"]+)";', re.MULTILINE)
 
 _TYPES = {
     ".html": "text/html; charset=utf-8",
@@ -59,7 +65,12 @@ class Assets:
         for name, content in contents.items():
             digest.update(b"%s %d " % (name.encode(), len(content)) + content)
         self.version = digest.hexdigest()[:16]
-        index = contents.pop(INDEX).replace(b"VERSION", self.version.encode())
+        links = (
+            f'<link rel="modulepreload" href="page/static/VERSION/{name}">'
+            for name in needed(contents, *_FIRST)
+        )
+        index = contents.pop(INDEX).replace(b"PRELOADED", "\n".join(links).encode())
+        index = index.replace(b"VERSION", self.version.encode())
         self._index = _File.of(index, ".html")
         self._files = {
             name: _File.of(content, Path(name).suffix) for name, content in contents.items()
@@ -90,6 +101,19 @@ def _answer(request: HttpRequest, file: _File, cache: str, vary: str) -> HttpRes
     if packed:
         fields.append(("Content-Encoding", "gzip"))
     return HttpResponse.bytes(file.packed if packed else file.plain, file.content_type, 200, fields)
+
+
+def needed(contents: Mapping[str, bytes], *names: str) -> list[str]:
+    """The modules of these names and all that they import, those that exist."""
+    found: dict[str, None] = {}
+    waiting = [name for name in names if name in contents]
+    while waiting:
+        name = waiting.pop(0)
+        if name not in found:
+            found[name] = None
+            near = _IMPORT.findall(contents[name].decode())
+            waiting += [normpath(f"{Path(name).parent.as_posix()}/{path}") for path in near]
+    return list(found)
 
 
 def takes_gzip(accepted: str) -> bool:

@@ -178,7 +178,7 @@ def _image(state: StateInline, silent: bool) -> bool:
 
 
 def _searched(state: StateInline) -> bool:
-    """Whether the end of a link is still searched; each search that fails reads all that follows."""
+    """Whether ends of links are still searched; a search that fails reads all that follows."""
     return bool(state.env.get("searched", 0) < _SEARCHED)
 
 

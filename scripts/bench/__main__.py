@@ -18,6 +18,7 @@ COMMANDS = {
     "cache": ("cache", "the engine alone: shared prefixes, returning conversations, pacing"),
     "fairness": ("fairness", "time to the first token of a small client next to a big one"),
     "constraints": ("constraints", "constrained generation against llama.cpp's grammar sampler"),
+    "page": ("page", "the page in a browser: first paint, bytes, frames; what watchers cost"),
     "embeddings": ("embeddings", "texts embedded per second, against llama-server"),
     "make-model": ("models.bench_model", "a generative model with random weights"),
     "make-embedding-model": ("models.embedding_model", "an embedding model with random weights"),

@@ -22,6 +22,7 @@ from cllm.http import HttpRequest, ServerConfig
 from tests.api.api_client import PATIENCE, Live, begin_post, events, eventually, serving
 from tests.api.keyed import RING, ask
 from tests.embedding_models import bert
+from tests.http.http2.http2_wire import Http2Client
 
 
 @contextmanager
@@ -236,6 +237,22 @@ def test_watchers_end_when_the_server_stops(engine: Engine) -> None:
         stopper.join(PATIENCE)
         assert not stopper.is_alive()
     assert last["done"] is True and "stopping" in last["error"]
+    unwatched()
+
+
+def test_watchers_of_http2_end_when_the_server_stops(engine: Engine) -> None:
+    with serving(engine) as live, Http2Client(live.server.port) as client:
+        streams = [client.open("GET", "/monitor") for _ in range(10)]
+        for stream in streams:
+            client.first_data(stream)
+        stopper = threading.Thread(target=live.server.stop)
+        stopper.start()
+        replies = [client.reply(stream) for stream in streams]
+        stopper.join(PATIENCE)
+        assert not stopper.is_alive()
+    for reply in replies:
+        last = list(events([reply.body]))[-1]
+        assert last["done"] is True and "stopping" in last["error"]
     unwatched()
 
 

@@ -13,6 +13,9 @@ import pytest
 
 from cllm.api.chat import chat_template
 from cllm.api.chat.chat_template import ChatTemplate, TemplateError
+from cllm.api.chat.conversation import Conversation
+from cllm.api.chat.dialect import dialect_of
+from cllm.api.chat.prompt import rendered as prompt_of
 from tests.api.published_templates import (
     BOS,
     CONVERSATIONS,
@@ -83,3 +86,19 @@ def test_many_templates_are_there_and_each_case_renders_with_most() -> None:
     assert len(templates) >= 70
     for case in CONVERSATIONS:
         assert sum(each["cases"][case] is not None for each in templates) >= 35, case
+
+
+@pytest.mark.parametrize("name", [
+    "CohereForAI-c4ai-command-r7b-12-2024-tool_use", "GLM-4.7-Flash", "MiniMax-M3",
+    "Qwen-Qwen3-0.6B", "deepseek-ai-DeepSeek-R1-Distill-Llama-8B", "google-gemma-4-31B-it",
+])  # fmt: skip
+def test_open_thoughts_are_the_start_of_the_turn_and_their_text(name: str) -> None:
+    template = ChatTemplate(source(name), BOS, EOS)
+    begin = dialect_of(template).think[0].rstrip()
+    user = {"role": "user", "content": "Hi"}
+    begun = {"role": "assistant", "reasoning_content": "Well, I"}
+    turn = prompt_of(template, Conversation([user], reasoning=True))
+    open_ = prompt_of(template, Conversation([user, begun], reasoning=True, continued=True))
+    assert open_.startswith(turn)
+    assert open_.endswith("Well, I")
+    assert (turn.rstrip() + open_.removeprefix(turn)[: -len("Well, I")]).rstrip().endswith(begin)

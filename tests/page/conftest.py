@@ -49,7 +49,7 @@ class Site:
 
 @contextmanager
 def serving(
-    engine: Engine, settings: ApiSettings | None = None, prefix: str = ""
+    engine: Engine, settings: ApiSettings | None = None, prefix: str = "", port: int = 0
 ) -> Iterator[Site]:
     """Joined as the program does it. prefix: removed from paths, as a proxy would."""
     service = Service(engine, settings)
@@ -63,7 +63,7 @@ def serving(
 
     handler.add_middleware(remove_prefix)
     Page().attach(handler)
-    site = Site(Server(handler, port=0, config=ServerConfig(grace=1.0)), engine)
+    site = Site(Server(handler, port=port, config=ServerConfig(grace=1.0)), engine)
 
     def add_fields(request: HttpRequest, next: Next) -> Answer:
         if site.fields and request.path == "/v1/chat/completions":

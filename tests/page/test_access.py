@@ -9,6 +9,7 @@ import pytest
 
 from cllm.api import ApiSettings
 from cllm.engine import Engine
+from scripts.bench.clients.browser import Received
 from tests.api.api_client import eventually
 from tests.page.conftest import Faults, Site, serving
 from tests.page.test_chat import DONE, SHORT, send, stored
@@ -150,6 +151,18 @@ def test_views_fit_and_are_legible(
         assert tab.evaluate(WIDE) == []
         assert tab.evaluate(PALE) == []
         assert tab.evaluate(UNNAMED) == []
+
+
+def test_a_first_visit_transfers_little(site: Site, new_tab: Callable[..., Tab]) -> None:
+    """Until the end of the first answer."""
+    site.fields = dict(SHORT)
+    tab = new_tab()
+    received = Received(tab)
+    tab.goto(site.url)
+    send(tab, "Hello")
+    tab.wait_for_selector(DONE)
+    assert received.responses > 20
+    assert received.bytes < 120_000
 
 
 def test_the_theme_is_turned_and_kept(tab: Tab) -> None:

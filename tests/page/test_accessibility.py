@@ -57,7 +57,9 @@ def shown_form(tab: Tab, site: Site) -> None:
         "content": '{"name": "x", "yes": true, "list": [{"a": null}], "text": "%s"}' % ("y " * 40),
         "toolCalls": [{"id": "1", "name": "f", "arguments": "{}"}],
     }  # fmt: skip
-    text = "# A\n\n## B\n\n| a | b |\n|---|--:|\n| 1 | 2 |\n\n```py\ndef f(): 'x' # y\n```\n\n$$x^2$$"
+    text = (
+        "# A\n\n## B\n\n| a | b |\n|---|--:|\n| 1 | 2 |\n\n```py\ndef f(): 'x' # y\n```\n\n$$x^2$$"
+    )
     messages = [
         {"id": "1", "role": "user", "content": "?", "files": [{"name": "a.txt", "text": "a"}]},
         {"id": "2", "parent": "1", "role": "assistant", "content": text, "state": "done"},

@@ -9,9 +9,11 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from cllm.api import ApiSettings
+from cllm.api.chat.chat_template import CHATML
 from cllm.engine import Engine, SamplingParams
 from tests.api.api_client import eventually, frozen, idle
-from tests.page.conftest import Faults, Site
+from tests.page.conftest import Faults, Site, serving
 
 if TYPE_CHECKING:
     from playwright.sync_api import Page as Tab
@@ -125,6 +127,59 @@ def test_a_reload_in_mid_stream_loses_nothing_and_continues(tab: Tab, site: Site
     tab.wait_for_selector(DONE)
     assert wait_for_text(tab, len(before)).startswith(before)
     assert len([each for each in stored(tab) if each["role"] == "assistant"]) == 1
+
+
+def test_a_reload_during_reasoning_continues_it(
+    engine: Engine, new_tab: Callable[..., Tab]
+) -> None:
+    """The template begins the thoughts; the built-in model does not end them."""
+    opens = CHATML.replace("assistant\n' }}", "assistant\n<think>\n' }}")
+    thoughts = ".message.assistant .reasoning p"
+    with serving(engine, ApiSettings(chat_template=opens)) as site:
+        site.fields = ENDLESS
+        tab = new_tab()
+        tab.goto(site.url)
+        with paced(engine):
+            send(tab, "Tell me a story about a fox.")
+            shown = tab.locator(thoughts)
+            eventually(lambda: len(shown.text_content() or "") > 20, "thoughts arrive")
+            with frozen(engine):
+                before = shown.text_content() or ""
+                tab.reload()
+                tab.wait_for_selector(".message.assistant[aria-busy=true]")
+                site.fields = {**SHORT, "ignore_eos": True}
+        tab.wait_for_selector(DONE)
+        assert (shown.text_content() or "").startswith(before)
+        [answer] = [each for each in stored(tab) if each["role"] == "assistant"]
+        assert answer["content"] == "" and len(str(answer["reasoning"])) > len(before)
+
+
+def test_an_answer_outlives_a_restart_of_the_server(
+    engine: Engine, new_tab: Callable[..., Tab], faults: Faults
+) -> None:
+    faults.expected = ("net::ERR_",)
+    tab = new_tab()
+    with ExitStack() as stack:
+        first = stack.enter_context(serving(engine))
+        port = first.server.port
+        first.fields = ENDLESS
+        tab.goto(first.url)
+        with paced(engine):
+            send(tab, "Tell me a story about a fox.")
+            wait_for_text(tab, 20)
+            first.server.stop()
+            tab.wait_for_selector(".message.assistant footer .error")
+    text = answer_of(tab)
+    assert len(text) > 20
+    send(tab, "Are you there?")  # nobody listens
+    tab.wait_for_selector(".message.assistant:nth-of-type(4) footer .error")
+    with serving(engine, port=port) as second:
+        second.fields = SHORT
+        tab.click(".message.assistant:nth-of-type(2) footer .continue")
+        tab.wait_for_selector(".message.assistant:nth-of-type(2) footer .statistics")
+        tab.click(".message.assistant:nth-of-type(4) footer .regenerate")
+        tab.wait_for_selector(".message.assistant:nth-of-type(4) footer .statistics")
+        assert tab.locator(ANSWER).first.inner_text().startswith(text)
 
 
 def test_regenerate_and_edit_make_branches(tab: Tab, site: Site) -> None:

@@ -81,6 +81,19 @@ def test_what_the_page_names_exists_and_never_changes(site: Site) -> None:
         assert file.headers["X-Content-Type-Options"] == "nosniff"
 
 
+def test_the_page_names_all_modules_that_the_chat_loads(site: Site) -> None:
+    page = requests.get(site.url, headers={"Accept": BROWSER}, timeout=30).text
+    named = set(re.findall(r'rel="modulepreload" href="page/static/\w+/([^"]+)"', page))
+    sources = {name: (FOLDER / name).read_text() for name in named}
+    imports = {
+        (FOLDER / name).parent.joinpath(path).resolve().relative_to(FOLDER).as_posix()
+        for name, source in sources.items()
+        for path in re.findall(r'from "(\./[^"]+|\.\./[^"]+)"', source)
+    }
+    assert {"app.js", "chat/view.js"} | imports == named
+    assert len(named) > 20 and "monitor/view.js" not in named
+
+
 def test_every_file_is_served_packed_and_plain() -> None:
     assets = Assets()
     for path in sorted(FOLDER.rglob("*.*")):
@@ -167,3 +180,10 @@ def test_the_option_turns_it_off(words: list[str], page: bool) -> None:
     answer = program.handler.handle_request(request)
     assert isinstance(answer, HttpResponse)
     assert (("Content-Type", "application/json") in answer.headers) is not page
+    assert program.service.settings.page is page
+
+
+def test_props_say_whether_there_is_a_page(engine: Engine) -> None:
+    for page in (True, False):
+        with serving(engine, ApiSettings(page=page)) as site:
+            assert requests.get(site.url + "props", timeout=30).json()["ui"] is page

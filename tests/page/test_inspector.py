@@ -90,7 +90,9 @@ def test_a_branch_of_another_question_is_a_conversation_of_its_own(tab: Tab, sit
     tab.click("#to-chat")
     tab.wait_for_selector(".message.user >> text=Tell me a story about a fox.")
     assert tab.locator(".message").count() == 2
-    assert tab.locator(".conversations .title").all_inner_texts() == ["Tell me a story about a fox."]
+    assert tab.locator(".conversations .title").all_inner_texts() == [
+        "Tell me a story about a fox."
+    ]
 
 
 def test_the_tokens_of_a_text(tab: Tab, site: Site) -> None:

@@ -207,7 +207,7 @@ SHOW_ALL = """async () => {
 }"""
 AUDIT = """() => {
     const wrong = [];
-    for (const each of document.querySelectorAll("article *")) {
+    for (const each of document.querySelectorAll("article *, .conversations *, .head *")) {
         const names = each.getAttributeNames();
         const tags = /^(script|style|iframe|object|embed|base|meta|link|svg)$/i;
         if (names.some((name) => name.startsWith("on") || name === "style")
@@ -222,7 +222,7 @@ AUDIT = """() => {
 def test_no_payload_does_harm_in_the_browser(
     site: Site, new_tab: Callable[..., Tab], tmp_path: Path
 ) -> None:
-    """As answer, question, reasoning, tool call, file and title; errors in the console fail too."""
+    """As answer, question, thought, call, result, file, title; errors in the console fail too."""
     messages: list[dict[str, Any]] = []
     for number, text in enumerate(PAYLOADS):
         for role in ("user", "assistant"):
@@ -233,6 +233,10 @@ def test_no_payload_does_harm_in_the_browser(
                 **({"reasoning": text, "toolCalls": [{"id": text, "name": text, "arguments": text}]}
                    if role == "assistant" else {}),
             })  # fmt: skip
+        messages.append({
+            "id": f"tool{number}", "parent": messages[-1]["id"], "created": len(messages) + 1,
+            "role": "tool", "state": "done", "content": text, "toolCallId": text,
+        })  # fmt: skip
     conversations = [
         {"title": text, "settings": {}, "messages": messages if not number else []}
         for number, text in enumerate(PAYLOADS)

@@ -35,6 +35,8 @@ _CUT = "\ufdd2"
 _CUT_AND_SPACE = _CUT + " "
 
 Message = Mapping[str, Any]
+End = Callable[[str], str]
+"""Adds to a rendered prompt. Marks that it adds become control tokens."""
 Adapt = Callable[[list[dict[str, Any]]], list[dict[str, Any]]]
 """Rewrites the messages for a template. Marks that it adds become control tokens."""
 _NOTHING: Mapping[str, Any] = {}
@@ -87,9 +89,10 @@ class ChatTemplate:
         *,
         continued: bool = False,
         adapt: Adapt | None = None,
+        end: End | None = None,
     ) -> str:
         """The prompt as text. Raises TemplateError."""
-        return unframed(self._render(messages, variables, continued, adapt))
+        return unframed(self._render(messages, variables, continued, adapt, end))
 
     def prompt(
         self,
@@ -99,13 +102,14 @@ class ChatTemplate:
         *,
         continued: bool = False,
         adapt: Adapt | None = None,
+        end: End | None = None,
     ) -> Rendered:
         """The prompt as text and as tokens.
 
         The template's special tokens become control tokens; the text of a message stays text, even
         if it spells such a token. Raises TemplateError, InvalidRequest, EngineClosed.
         """
-        text = self._render(messages, variables, continued, adapt)
+        text = self._render(messages, variables, continued, adapt, end)
         add_special = not (self._bos and text.startswith(self._bos))
         return Rendered(unframed(text), self._controls.tokenize(engine, text, add_special))
 
@@ -119,6 +123,7 @@ class ChatTemplate:
         variables: Mapping[str, Any],
         continued: bool,
         adapt: Adapt | None = None,
+        end: End | None = None,
     ) -> str:
         frame = self._controls.frame
         shown = [frame(self._shaped(message)) for message in messages]
@@ -138,7 +143,8 @@ class ChatTemplate:
             Exception
         ) as error:  # a template can fail in any way on messages that it does not expect
             raise TemplateError(f"the chat template refuses the messages: {error}") from None
-        return _cut(text) if continued else text
+        text = _cut(text) if continued else text
+        return text if end is None else end(text)
 
     def _rendered(self, *ways: Mapping[str, Any]) -> str:
         """The text with the first variables that render; raises the first error."""

@@ -42,6 +42,8 @@ def thinking_of(conversation: Conversation, dialect: Dialect, prompt: str) -> Th
         return Thinking.NONE
     begin, end = dialect.think
     if conversation.continued:
+        if conversation.open_thoughts:
+            return Thinking.OPENED
         said = str(conversation.messages[-1].get("content") or "")
         return Thinking.OPENED if begin in said and end not in said else Thinking.NONE
     if prompt.rstrip().endswith(begin.rstrip()):

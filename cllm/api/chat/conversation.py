@@ -61,3 +61,9 @@ class Conversation:
     budget: int | None = None
     soft_budget: bool = False
     shows_thoughts: bool | None = None
+
+    @property
+    def open_thoughts(self) -> str:
+        """The thoughts that are continued: those of a last message without text."""
+        last = self.messages[-1] if self.continued else {}
+        return "" if last.get("content") else str(last.get("reasoning_content") or "")

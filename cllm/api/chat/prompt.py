@@ -6,10 +6,10 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
-from typing import Any
+from typing import Any, TypedDict
 
 from cllm.api.chat.adaptation import adapted
-from cllm.api.chat.chat_template import Adapt, ChatTemplate, Rendered, TemplateError
+from cllm.api.chat.chat_template import Adapt, ChatTemplate, End, Rendered, TemplateError
 from cllm.api.chat.conversation import Conversation
 from cllm.api.chat.dialect import dialect_of, tool_variables, tools_for_template
 from cllm.api.formats.calls import short_id
@@ -20,6 +20,14 @@ from cllm.http import HttpError
 _EFFORTS = {"none": "low", "minimal": "low", "xhigh": "high", "max": "high"}
 
 
+class _Way(TypedDict):
+    """Keywords of ChatTemplate's methods."""
+
+    continued: bool
+    adapt: Adapt
+    end: End | None
+
+
 def prompt_of(service: Service, conversation: Conversation) -> Rendered:
     """The prompt, which the engine accepts.
 
@@ -27,10 +35,9 @@ def prompt_of(service: Service, conversation: Conversation) -> Rendered:
     """
     conversation = completed(service, conversation)
     engine, template = service.engine, service.template_for(bool(conversation.tools))
-    messages, variables, adapt = _shown(template, conversation)
-    continued = conversation.continued
+    messages, variables, way = _shown(template, conversation)
     try:
-        prompt = template.prompt(engine, messages, variables, continued=continued, adapt=adapt)
+        prompt = template.prompt(engine, messages, variables, **way)
     except TemplateError as error:
         raise HttpError(400, f"messages: {error}") from None
     engine.check_prompt_length(len(prompt.tokens))
@@ -67,15 +74,14 @@ def completed(service: Service, conversation: Conversation) -> Conversation:
 
 def rendered(template: ChatTemplate, conversation: Conversation, **variables: Any) -> str:
     """The same with this template. Raises TemplateError."""
-    messages, given, adapt = _shown(template, conversation)
-    continued = conversation.continued
-    return template.render(messages, {**given, **variables}, continued=continued, adapt=adapt)
+    messages, given, way = _shown(template, conversation)
+    return template.render(messages, {**given, **variables}, **way)
 
 
 def _shown(
     template: ChatTemplate, conversation: Conversation
-) -> tuple[Sequence[Mapping[str, Any]], dict[str, Any], Adapt]:
-    """What a template is given: messages, variables, and what rewrites the messages for it."""
+) -> tuple[Sequence[Mapping[str, Any]], dict[str, Any], _Way]:
+    """What a template is given: messages, variables, and what is done to its input and output."""
     dialect = dialect_of(template)
     messages: Sequence[Mapping[str, Any]] = conversation.messages
     tools = tools_for_template(conversation.tools) if conversation.choice != "none" else []
@@ -93,7 +99,17 @@ def _shown(
     def adapt(shown: list[dict[str, Any]]) -> list[dict[str, Any]]:
         return adapted(shown, dialect, [] if dialect.tools else frame(tools))
 
-    return messages, variables, adapt
+    thoughts, begin = conversation.open_thoughts, dialect.think[0]
+    if not thoughts or dialect.format.channels:
+        continued = conversation.continued
+        return messages, variables, {"continued": continued, "adapt": adapt, "end": None}
+
+    def reopen(prompt: str) -> str:
+        """The start of the turn with the thoughts, as the model would have written them."""
+        opened = prompt.rstrip().endswith(begin.rstrip())
+        return (prompt if opened else f"{prompt}{begin}\n") + str(frame(thoughts))
+
+    return messages[:-1], variables, {"continued": False, "adapt": adapt, "end": reopen}
 
 
 def _described(tool: Mapping[str, Any]) -> dict[str, Any]:

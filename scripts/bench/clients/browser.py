@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from playwright.sync_api import Browser, Playwright
+    from playwright.sync_api import Browser, Page, Playwright
 
 PROGRAMS = ("chromium", "chromium-browser", "google-chrome")
 REMEDY = "install it with apt-get install chromium, or python -m playwright install chromium"
@@ -56,6 +56,21 @@ def chromium() -> Iterator[Browser]:
             yield browser
         finally:
             browser.close()
+
+
+class Received:
+    """What a tab receives from now on, as the browser's network layer counts it."""
+
+    def __init__(self, tab: Page) -> None:
+        self.responses = 0
+        self.bytes = 0  # heads included, bodies as they were sent: compressed
+        session = tab.context.new_cdp_session(tab)
+        session.on("Network.loadingFinished", self._add)
+        session.send("Network.enable")
+
+    def _add(self, event: dict[str, float]) -> None:
+        self.responses += 1
+        self.bytes += int(event["encodedDataLength"])
 
 
 def main() -> None:

@@ -41,12 +41,13 @@ export class Answer extends EventTarget {
   start() {
     const { conversation, message } = this;
     const before = conversation.tree.path(message.id);
-    const path = message.content ? before : before.slice(0, -1);
+    const begun = Boolean(message.content || message.reasoning);
+    const path = begun ? before : before.slice(0, -1);
     bodyOf(conversation.record.settings, path);
     message.state = "streaming";
     message.form = Boolean(conversation.record.settings.schema);
     message.error = undefined;
-    if (message.content) message.stats = { ...message.stats, before: message.stats?.pieces ?? 0 };
+    if (begun) message.stats = { ...message.stats, before: message.stats?.pieces ?? 0 };
     running.set(message.id, this);
     remember();
     this.ended = this.run(path);

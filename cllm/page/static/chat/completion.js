@@ -14,6 +14,7 @@ export function fileText(file) {
 function asSent(message) {
   const files = (message.files ?? []).map(fileText);
   const sent = { role: message.role, content: [...files, message.content].filter(Boolean).join("\n\n") };
+  if (message.reasoning && !message.content && !message.toolCalls) sent.reasoning_content = message.reasoning;
   if (message.toolCalls?.length) {
     sent.tool_calls = message.toolCalls.map(({ id, name, arguments: given }) => (
       { id, type: "function", function: { name, arguments: given } }));

@@ -73,8 +73,8 @@ class Chat {
     const conversation = await Conversation.load(id);
     const message = conversation?.tree.nodes.get(messageId);
     if (!message || message.state === "done") return;
-    if (!message.content && (message.reasoning || message.toolCalls)) {
-      message.state = "stopped"; // kept; only text can be continued, so another answer begins
+    if (!message.content && message.toolCalls) {
+      message.state = "stopped"; // kept; a call cannot be continued, so another answer begins
       await conversation.save(message);
       this.start(conversation, conversation.add("assistant", message.parent, { state: "streaming" }));
     } else {
@@ -156,7 +156,7 @@ class Chat {
 
   resume(message) {
     if (this.current()) return;
-    if (message.content) this.start(this.conversation, message);
+    if (message.content || message.reasoning) this.start(this.conversation, message);
     else this.answer(message.parent);
   }
 
