@@ -15,6 +15,14 @@ from cllm.engine.llama.vocab import Vocab
 CANDIDATE = np.dtype([("id", np.int32), ("logit", np.float32), ("p", np.float32)])
 """llama_token_data."""
 
+_HELD = 1024  # candidates up to which giving up the interpreter's lock would cost more than a call
+
+_FIRST_ROOM = 256
+
+# Calls llama.cpp without giving up the interpreter's lock.
+_APPLY: Any = ctypes.cast(C.llama_sampler_apply, ctypes.c_void_p).value
+_apply_held: Any = ctypes.PYFUNCTYPE(None, ctypes.c_void_p, ctypes.c_void_p)(_APPLY)
+
 Link = tuple[str, tuple[Any, ...]]
 """One of llama.cpp's samplers: its name in llama_sampler_init_NAME, and the arguments."""
 
@@ -36,29 +44,38 @@ class SamplerChain:
         for name, arguments in links:
             sampler = getattr(C, f"llama_sampler_init_{name}")(*arguments)
             C.llama_sampler_chain_add(self._handle, sampler)  # the chain owns it from here
-        self._candidates = C.llama_token_data_array()
-        self._address = ctypes.c_void_p.from_buffer(self._candidates)  # of its first field, data
+        self._array = C.llama_token_data_array()
+        self._make_room(_FIRST_ROOM)
+
+    def _make_room(self, count: int) -> None:
+        self._records = records = np.empty(count, dtype=CANDIDATE)
+        self._ids, self._logits = records["id"], records["logit"]
+        self._array.data = ctypes.cast(records.ctypes.data, C.llama_token_data_p)
 
     def accept(self, tokens: Iterable[int]) -> None:
         """Tell the samplers that look back which tokens were chosen."""
         for token in tokens:
             C.llama_sampler_accept(self._handle, token)
 
-    def choose(self, candidates: NDArray[np.void]) -> int:
-        """Draw one token from candidates (CANDIDATE records, which are overwritten)."""
-        array = self._candidates
-        self._address.value = candidates.ctypes.data
-        array.size = len(candidates)
+    def choose(self, ids: NDArray[np.intp], logits: NDArray[np.float32]) -> int:
+        """Draw one of these tokens, which have these logits."""
+        array, count = self._array, len(ids)
+        if count > len(self._records):
+            self._make_room(count)
+        self._ids[:count] = ids
+        self._logits[:count] = logits
+        array.size = count
         array.selected = -1
         array.sorted = False
-        C.llama_sampler_apply(self._handle, ctypes.byref(array))
+        apply = _apply_held if count <= _HELD else C.llama_sampler_apply
+        apply(self._handle, ctypes.byref(array))
         if not 0 <= array.selected < array.size:
             raise RuntimeError("llama.cpp's samplers chose no token")
-        return int(array.data[array.selected].id)
+        return int(self._ids[array.selected])
 
     def candidates(self) -> list[tuple[int, float]]:
         """The tokens that the newest choose() drew from, with their probabilities."""
-        array = self._candidates
+        array = self._array
         return [(array.data[index].id, array.data[index].p) for index in range(array.size)]
 
     def close(self) -> None:

@@ -15,9 +15,8 @@ from collections.abc import Iterator
 import numpy as np
 from numpy.typing import NDArray
 
-from cllm.engine.errors import EngineError, InvalidRequest
+from cllm.engine.errors import EngineError
 from cllm.engine.llama import (
-    CANDIDATE,
     FloatArray,
     IntArray,
     Link,
@@ -28,6 +27,7 @@ from cllm.engine.llama import (
 from cllm.engine.sampling.params import MAX_LAST_N, SamplingParams
 
 _GROUP = 64
+_SMALL_GROUP = 16  # of a small vocabulary: more groups leave fewer candidates
 _WIDE = 2**16  # logits; from here on it is faster to search only groups with large maxima
 _NOTHING_BELOW = 104.0  # exp(-104) is 0 in float32
 _NAN = "the model's output is not a number (NaN)"
@@ -59,20 +59,15 @@ class TokenSampler:
         self._accepted = 0  # tokens shown to the sampler chain
         self._chain = None if params.greedy else SamplerChain(_links(params, vocab))
 
-    def choose(
-        self, row: FloatArray, tokens: array[int], forbidden: NDArray[np.bool_] | None = None
-    ) -> int:
+    def choose(self, row: FloatArray, tokens: array[int]) -> int:
         """Choose the token that follows `tokens`; overwrites `row`, its logits [n_vocab].
 
-        forbidden: excluded tokens, [n_vocab].
-        Raises EngineError if a logit is not a number, or if every token is excluded.
+        Raises EngineError if a logit is not a number.
         """
         if len(self._biased):
             row[self._biased] += self._bias
         if self._params.penalized:
             _penalize(row, tokens, self._params)
-        if forbidden is not None:
-            np.copyto(row, -np.inf, where=forbidden)
         if self._chain is None:
             self._chosen = token = int(row.argmax())
             if row[token] != row[token]:
@@ -82,10 +77,7 @@ class TokenSampler:
                 start = max(self._accepted, len(tokens) - MAX_LAST_N)
                 self._chain.accept(tokens[start:])
                 self._accepted = len(tokens)
-            token = self._chain.choose(candidates(row, self._params, self._first))
-        if forbidden is not None and forbidden[token]:
-            left = "at least one token that both the constraint and logit_bias allow"
-            raise InvalidRequest("logit_bias", "forbidding these tokens", left)
+            token = self._chain.choose(*candidates(row, self._params, self._first))
         return token
 
     def chances(self, token: int, count: int) -> tuple[float, tuple[tuple[int, float], ...]]:
@@ -139,10 +131,12 @@ def _links(params: SamplingParams, vocab: Vocab) -> Iterator[Link]:
         yield "dist", (seed,)
 
 
-def candidates(row: FloatArray, params: SamplingParams, first: str) -> NDArray[np.void]:
+def candidates(
+    row: FloatArray, params: SamplingParams, first: str
+) -> tuple[NDArray[np.intp], FloatArray]:
     """Return the tokens that the samplers, of which `first` is the first, can choose.
 
-    They are CANDIDATE records. Raises EngineError if a logit that matters is not a number.
+    With their logits. Raises EngineError if a logit that matters is not a number.
     """
     if first == "top_k":
         ids = greatest(row, params.top_k)
@@ -153,12 +147,9 @@ def candidates(row: FloatArray, params: SamplingParams, first: str) -> NDArray[n
     else:
         ids = np.arange(len(row))
     logits = row[ids]
-    if not len(ids) or np.isnan(logits).any():
+    if not len(ids) or math.isnan(np.maximum.reduce(logits)):  # which a NaN passes through
         raise EngineError(_NAN)
-    records = np.empty(len(ids), dtype=CANDIDATE)
-    records["id"] = ids
-    records["logit"] = logits
-    return records
+    return ids, logits
 
 
 def greatest(row: FloatArray, top_k: int) -> NDArray[np.intp]:
@@ -167,20 +158,23 @@ def greatest(row: FloatArray, top_k: int) -> NDArray[np.intp]:
     The top_k-th greatest of the maxima of disjoint groups of logits cannot be greater than the
     top_k-th greatest logit, so no logit below it counts.
     """
-    groups = len(row) // _GROUP
+    wide = len(row) >= _WIDE
+    size = _GROUP if wide else _SMALL_GROUP
+    groups = len(row) // size
     if top_k > groups:
         return np.arange(len(row))
-    grid = row[: groups * _GROUP].reshape(_GROUP, groups)
-    maxima = grid.max(axis=0)
-    floor = np.partition(maxima, groups - top_k)[groups - top_k]
-    if floor == -np.inf and maxima.max() > floor:  # a constraint has left fewer than top_k
-        return _positions(row > floor)
-    if len(row) >= _WIDE:
+    grid = row[: groups * size].reshape(size, groups)
+    maxima = np.maximum.reduce(grid, axis=0)
+    least = np.partition(maxima, groups - top_k)
+    floor = least[groups - top_k]
+    if floor == -np.inf and np.maximum.reduce(maxima) > floor:
+        return _positions(row > floor)  # a constraint has left fewer than top_k
+    if wide:
         columns = _positions(~(maxima < floor))  # also groups with a NaN
         if len(columns) <= groups // 4:
             found = _positions((grid.take(columns, axis=1) >= floor).ravel())
             lines, at = np.divmod(found, len(columns))
-            rest = _positions(row[groups * _GROUP :] >= floor) + groups * _GROUP
+            rest = _positions(row[groups * size :] >= floor) + groups * size
             return np.concatenate((lines * groups + columns[at], rest))
     return _positions(row >= floor)
 
