@@ -25,6 +25,7 @@ PACKAGES = (
     "@ai-sdk/openai-compatible@2.0.92",
     "@anthropic-ai/sdk@1.14.0",
     "@openai/agents@0.20.0",
+    "ollama@0.6.4",
 )
 SCRIPT = Path(__file__).with_name("node_clients.mjs")
 
@@ -66,6 +67,10 @@ def packages() -> Path:
         }),
         ("ai", {"same": True}),
         ("anthropic", {"same": True, "name": MODEL}),
+        ("ollama", {
+            "same": True, "made": {"a": 7}, "name": MODEL, "capabilities": ["completion", "tools"],
+            "vectors": 501,
+        }),
         ("agents", {"chat_completions": True, "responses": True, "continued": True}),
     ],
 )  # fmt: skip
