@@ -23,7 +23,7 @@ from cllm.api.route import Family, Route
 from cllm.api.schemas import TOO_DEEP
 from cllm.api.service import Service, State
 from cllm.api.submission import Submission
-from cllm.api.tenants import metered
+from cllm.api.tenants import is_anthropic, metered
 from cllm.engine import ConstraintPending, EngineError, PromptTooLong, QueueFull
 from cllm.http import HttpError, HttpHandler, HttpRequest, HttpResponse
 from cllm.http.incoming import BodyMemory
@@ -102,7 +102,9 @@ def _family(path: str) -> Family:
 
 def _error_body(status: int, message: str, request: HttpRequest | None) -> tuple[bytes, str]:
     """Errors have the shape of the API that was called."""
-    family = NATIVE if request is None else _family(request.path)
+    if request is None:
+        return NATIVE.error_body(status, message)
+    family = anthropic.FAMILY if is_anthropic(request) else _family(request.path)
     return family.error_body(status, message)
 
 

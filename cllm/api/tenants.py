@@ -360,4 +360,6 @@ def metered(tenants: Tenants, uncounted: Collection[str] = ()) -> Middleware:
 
 def is_anthropic(request: HttpRequest) -> bool:
     """Whether Anthropic's clients read the response."""
-    return request.path.startswith("/v1/messages")
+    path = request.path
+    own = path.startswith("/v1/models") and request.headers.get("anthropic-version") is not None
+    return own or path.startswith("/v1/messages")

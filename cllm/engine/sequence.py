@@ -194,7 +194,9 @@ class Sequence:
         if self.params.max_tokens == 0:
             return []
         draft = self.rollback()
-        chosen = self._choose(rows[0], found)
+        if self.guide is not None and self.guide.complete():
+            return []
+        chosen = self._choose(rows[0], found, alone=not draft)
         length = len(self.tokens)
         for drafted, row in zip(draft, rows[1:], strict=True):
             if chosen[-1] != drafted or self._vocab.is_eog(drafted):
@@ -207,26 +209,31 @@ class Sequence:
             self.writer.count_draft(len(draft), len(chosen) - 1)
         return chosen
 
-    def _choose(self, row: FloatArray, found: NDArray[np.void] | None = None) -> list[int]:
+    def _choose(
+        self, row: FloatArray, found: NDArray[np.void] | None = None, alone: bool = False
+    ) -> list[int]:
         """Choose the next token from its logits, which are overwritten, and record it if asked.
 
-        Tokens that the constraint forces after it come with it, unless the request wants the
-        log-probabilities of each.
+        alone: no drafted token follows. Tokens that the constraint forces after it come with it,
+        unless the request wants the log-probabilities of each.
         """
         assert self.sampler is not None
         params, guide = self.params, self.guide
         own = row.copy() if params.logprobs is not None else row
-        forbidden = None if guide is None else guide.forbidden()
-        token = self.sampler.choose(row, self.tokens, forbidden, found)
+        if guide is not None:
+            guide.exclude(row)
+        token = self.sampler.choose(row, self.tokens, found)
+        if guide is not None:
+            guide.check(token)
         if params.logprobs is not None and params.sampled_logprobs:
             self._record(token, *self.sampler.chances(token, params.logprobs))
         elif params.logprobs is not None:
             self._record(token, *logprobs(own, token, params.logprobs, params.logprob_token_ids))
         chosen = [token]
         if guide is not None and not self._vocab.is_eog(token):
-            guide.accept(token)
-            if params.logprobs is None:
-                chosen += guide.forced(max(0, self.max_length - len(self.tokens) - 1))
+            room = self.max_length - len(self.tokens) - 1 if params.logprobs is None else 0
+            word = alone and self._vocab.piece(token).strip().isalnum()
+            chosen += guide.accept(token, room, word)
         return chosen
 
     def _record(self, token: int, logprob: float, top: tuple[tuple[int, float], ...]) -> None:
@@ -237,6 +244,9 @@ class Sequence:
         """Append the next tokens and publish the text they complete; return how it ended, if so."""
         if self.params.max_tokens == 0:
             return FinishReason.LENGTH
+        if not tokens:  # the constraint ends the text here
+            self._publish_rest()
+            return FinishReason.STOP
         self._newest = len(tokens)
         ended = self.guide is not None and self.guide.ended
         for left, token in enumerate(tokens, start=1 - len(tokens)):

@@ -154,7 +154,7 @@ def guided(tokenizer: LLTokenizer, vocab: Vocab) -> Callable[[dict[str, Any]], S
         guide = Guide(matcher, vocab.n_tokens)
 
         def step(row: FloatArray, token: int) -> None:
-            np.copyto(row, -np.inf, where=guide.forbidden())
+            guide.exclude(row)
             guide.accept(token)
 
         return step

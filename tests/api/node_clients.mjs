@@ -62,6 +62,28 @@ const clients = {
     return { same: whole.content[0].text === streamed, name: models.data[0].display_name };
   },
 
+  async ollama() {
+    const { Ollama } = await import("ollama");
+    const ollama = new Ollama({ host: url });
+    const asked = {
+      model, messages: [{ role: "user", content: fox }], options: { temperature: 0, num_predict: 8 },
+    };
+    const whole = await ollama.chat(asked);
+    let streamed = "";
+    for await (const part of await ollama.chat({ ...asked, stream: true })) {
+      streamed += part.message.content;
+    }
+    const format = { type: "object", properties: { a: { enum: [7] } }, required: ["a"] };
+    const made = await ollama.generate({ model, prompt: fox, format });
+    const { models } = await ollama.list();
+    const shown = await ollama.show({ model });
+    const vectors = await ollama.embed({ model, input: fox }).catch((error) => error.status_code);
+    return {
+      same: whole.message.content === streamed && streamed.length > 0, made: JSON.parse(made.response),
+      name: models[0].model, capabilities: shown.capabilities, vectors,
+    };
+  },
+
   async agents() {
     const { Agent, run, setDefaultOpenAIClient, setOpenAIAPI, setTracingDisabled } =
       await import("@openai/agents");

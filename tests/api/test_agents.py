@@ -214,6 +214,10 @@ def test_models_in_the_shape_of_anthropic(stories: Live) -> None:
         assert model.created_at.year >= 2020
         assert (page.has_more, page.first_id, page.last_id) == (False, MODEL, MODEL)
         assert client.models.retrieve(MODEL).display_name == MODEL
+        with pytest.raises(anthropic.NotFoundError) as caught:
+            client.models.retrieve("gpt-4o")
+        assert caught.value.body["type"] == "error"  # type: ignore[index]
+        assert caught.value.body["error"]["type"] == "not_found_error"  # type: ignore[index]
     plain = stories.get("/v1/models").json()
     assert "first_id" not in plain and plain["object"] == "list"
 

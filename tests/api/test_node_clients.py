@@ -39,6 +39,10 @@ def packages() -> Path:
         }),
         ("ai", {"same": True}),
         ("anthropic", {"same": True, "name": MODEL}),
+        ("ollama", {
+            "same": True, "made": {"a": 7}, "name": MODEL, "capabilities": ["completion", "tools"],
+            "vectors": 501,
+        }),
         ("agents", {"chat_completions": True, "responses": True, "continued": True}),
     ],
 )  # fmt: skip

@@ -67,6 +67,38 @@ def test_logprobs_without_alternatives_and_none_at_all(client: openai.OpenAI) ->
     assert answer.choices[0].logprobs is None
 
 
+@pytest.mark.parametrize("stream", [False, True])
+def test_tokens_may_be_shown_by_number(client: openai.OpenAI, stories: Live, stream: bool) -> None:
+    asked: dict[str, Any] = {
+        "model": MODEL, "temperature": 0, "max_tokens": 3, "stream": stream,
+        "extra_body": {"return_tokens_as_token_ids": True},
+    }  # fmt: skip
+    engine = stories.engine
+
+    def choices(answer: Any) -> list[Any]:
+        return [choice for part in (answer if stream else [answer]) for choice in part.choices]
+
+    prompt = "Once upon a time"
+    found = choices(client.completions.create(prompt=prompt, logprobs=2, echo=True, **asked))
+    logprobs = [choice.logprobs for choice in found if choice.logprobs is not None]
+    tokens = [token for part in logprobs for token in part.tokens]
+    numbers = [int(token.removeprefix("token_id:")) for token in tokens]
+    assert len(numbers) == len(engine.tokenize(prompt)) + 3
+    assert numbers[:-3] == engine.tokenize(prompt)
+    assert "".join(choice.text for choice in found).endswith(engine.detokenize(numbers[-3:]))
+    tops = [top for part in logprobs for top in part.top_logprobs]
+    assert tops[0] is None
+    assert all(token in top for token, top in zip(tokens[1:], tops[1:], strict=True))
+    found = choices(
+        client.chat.completions.create(messages=HELLO, logprobs=True, top_logprobs=2, **asked)
+    )
+    shown = [each for choice in found if choice.logprobs for each in choice.logprobs.content]
+    assert len(shown) == 3
+    for each in shown:
+        assert engine.piece(int(each.token.removeprefix("token_id:"))) == bytes(each.bytes)
+        assert len(each.top_logprobs) == 2
+
+
 def test_text_completions_have_the_older_shape(client: openai.OpenAI) -> None:
     def ask(**more: Any) -> Any:
         return client.completions.create(
@@ -97,6 +129,7 @@ def test_text_completions_have_the_older_shape(client: openai.OpenAI) -> None:
         ({"best_of": 129}, "best_of"),
         ({"best_of": 65, "prompt": ["a", "b"]}, "best_of"),
         ({"prompt_logprobs": 21}, "prompt_logprobs"),
+        ({"prompt_logprobs": -1}, "prompt_logprobs"),
         ({"prompt_logprobs": 1, "stream": True}, "prompt_logprobs"),
         ({"logprob_token_ids": [-1]}, "logprob_token_ids[0]"),
         ({"logprob_token_ids": [2**30]}, "logprob_token_ids"),

@@ -3,9 +3,11 @@
     python -m tests.tools.agent_clients --model FILE.gguf --folder FOLDER
 
 Installs Codex CLI, Claude Code and opencode of pinned versions with npm into FOLDER (1 GB), starts
-cLLM on a free port, and gives each client one task. The model decides whether the task is done;
-this program only tells whether the client spoke with the server without an error. Each client runs
-in an empty folder with a home folder of its own.
+cLLM on a free port, and gives each client one task. A small model would not call the right tool by
+itself. So this program forces a call in each conversation: the tool that runs a command, with a
+schema that allows one harmless command only. The table tells whether the model made the call and
+whether the client sent back what the command printed. Each client runs in an empty folder with a
+home folder of its own.
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from cllm.api import Service, create_handler
 from cllm.engine import Engine
@@ -26,7 +29,11 @@ from cllm.http import HttpRequest, HttpResponse, Server
 from cllm.http.deferred import DeferredResponse
 
 PACKAGES = ("@openai/codex@0.171.0", "@anthropic-ai/claude-code@2.1.197", "opencode-ai@1.18.33")
-TASK = "Say hello in one word. Do not use tools."
+TASK = "Run a command that greets."
+COMMAND = "echo cllm-$((40 + 2))"
+PRINTED = "cllm-42"
+RUNNERS = ("exec_command", "shell_command", "shell", "Bash", "bash")
+ANSWER_TOKENS = 32  # of each answer; it has no sense
 Answer = HttpResponse | DeferredResponse
 
 
@@ -42,9 +49,17 @@ class Client:
 
 @dataclass
 class Seen:
-    """The requests that a client sent, and the statuses of refused ones."""
+    """The requests that a client sent, with their statuses, and how far the forced call came."""
 
     requests: list[str] = field(default_factory=list)
+    forced: str = ""
+    returned: bool = False
+
+    def told(self) -> str:
+        """How far the call came."""
+        if not self.forced:
+            return "no tool that runs commands was offered"
+        return f"{self.forced}: " + ("called, result returned" if self.returned else "no result")
 
 
 def clients(url: str, model: str) -> list[Client]:
@@ -70,13 +85,23 @@ def clients(url: str, model: str) -> list[Client]:
     return [
         Client(
             "Codex CLI",
-            ["codex", "exec", "--skip-git-repo-check", TASK],
+            ["codex", "exec", "--skip-git-repo-check", "--sandbox", "danger-full-access", TASK],
             {},
             {".codex/config.toml": codex},
         ),
         Client(
             "Claude Code",
-            ["claude", "--print", TASK, "--system-prompt", "Be brief.", "--tools", "Bash"],
+            [
+                "claude",
+                "--print",
+                TASK,
+                "--system-prompt",
+                "Be brief.",
+                "--tools",
+                "Bash",
+                "--allowedTools",
+                "Bash",
+            ],
             claude,
         ),
         Client(
@@ -111,11 +136,59 @@ def attempt(client: Client, bin: Path, timeout: float) -> tuple[str, float]:
         return ended, time.monotonic() - started
 
 
+def forced(body: dict[str, Any], seen: Seen) -> None:
+    """Change a request: its first turn must call the tool, later ones must not."""
+    for name in ("max_tokens", "max_completion_tokens", "max_output_tokens"):
+        if name in body or (name == "max_output_tokens" and "input" in body):
+            body[name] = 200 if not seen.forced else ANSWER_TOKENS
+    tools = {}
+    for tool in body.get("tools") or ():
+        described = tool.get("function", tool)
+        tools[described.get("name")] = described
+    runner = next((name for name in RUNNERS if name in tools), None)
+    if runner is None:
+        return
+    turns = json.dumps(body.get("messages") or body.get("input"))
+    seen.returned = seen.returned or PRINTED in turns
+    if seen.forced:
+        body["tool_choice"] = (
+            {"type": "none"} if "max_tokens" in body and "system" in body else "none"
+        )
+        return
+    tool = tools[runner]
+    key = next(key for key in ("parameters", "input_schema") if key in tool)
+    known = tool[key].get("properties", {})
+    command = next(name for name in ("cmd", "command") if name in known)
+    listed = known[command].get("type") == "array"
+    values: dict[str, Any] = {command: ["bash", "-c", COMMAND] if listed else COMMAND}
+    if "description" in known:
+        values["description"] = "Greets"
+    tool[key] = {
+        "type": "object",
+        "properties": {name: {"const": value} for name, value in values.items()},
+        "required": list(values),
+        "additionalProperties": False,
+    }
+    seen.forced = runner
+    if key == "input_schema":
+        body["tool_choice"] = {"type": "tool", "name": runner, "disable_parallel_tool_use": True}
+        return
+    body["parallel_tool_calls"] = False
+    named = {"name": runner}
+    body["tool_choice"] = {"type": "function"} | (
+        {"function": named} if "messages" in body else named
+    )
+
+
 def watching(seen: Seen) -> Callable[[HttpRequest, Callable[[HttpRequest], Answer]], Answer]:
-    """Middleware that notes each request and its status."""
+    """Middleware that notes each request and its status, and forces the call."""
 
     def note(request: HttpRequest, next: Callable[[HttpRequest], Answer]) -> Answer:
         line = f"{request.method} {request.path}"
+        if request.method == "POST" and not request.path.endswith("count_tokens"):
+            body = json.loads(request.body)
+            forced(body, seen)
+            request.body = json.dumps(body).encode()
         try:
             answer = next(request)
         except Exception as error:
@@ -151,14 +224,15 @@ def main() -> None:
         server = Server(handler, port=0)
         server.start()
         try:
-            print("| client | ended | seconds | requests |\n|---|---|---|---|")
+            print("| client | ended | seconds | call | requests |\n|---|---|---|---|---|")
             for client in clients(f"http://127.0.0.1:{server.port}", service.model_id):
                 if given.only and given.only not in client.name:
                     continue
                 seen.requests.clear()
+                seen.forced, seen.returned = "", False
                 ended, took = attempt(client, given.folder / "node_modules/.bin", given.timeout)
                 requests = "; ".join(dict.fromkeys(seen.requests)) or "none"
-                cells = (client.name, ended, f"{took:.1f}", requests)
+                cells = (client.name, ended, f"{took:.1f}", seen.told(), requests)
                 print("|", " | ".join(cell.replace("|", "/") for cell in cells), "|", flush=True)
         finally:
             server.stop()

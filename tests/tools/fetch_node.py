@@ -20,6 +20,7 @@ CLIENTS = (
     "@ai-sdk/openai-compatible@2.0.92",
     "@anthropic-ai/sdk@1.14.0",
     "@openai/agents@0.20.0",
+    "ollama@0.6.4",
 )
 AXE = ("axe-core@4.14.1",)
 LONGEST = 240  # seconds for one set; a network that is slower or missing does not hold up the tests

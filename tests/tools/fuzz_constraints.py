@@ -188,8 +188,7 @@ def tried(engine: Engine, kind: Kind, source: Any, rng: random.Random) -> str:
             ends = set(engine._vocab.eog_tokens().tolist())
             if guide.ended or not (allowed := [token for token in allowed if token not in ends]):
                 break
-            guide.accept(rng.choice(allowed))
-            guide.forced(8)
+            guide.accept(rng.choice(allowed), 8)
     except TooIntricate:
         return "compiled, then too intricate"
     return "compiled"

@@ -58,7 +58,7 @@ class ChatCompletions:
         )  # fmt: skip
 
         def respond(generations: Sequence[Generation]) -> HttpResponse:
-            make = partial(whole, reply(generations), prepared, engine, asked.prompt_logprobs)
+            make = partial(whole, reply(generations), prepared, engine, asked)
             return make() if asked.prompt_logprobs is None else made_late(make)
 
         return self._submission.answer(

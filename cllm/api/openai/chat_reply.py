@@ -27,12 +27,10 @@ def _usage(reply: Reply, choices: Sequence[Choice]) -> dict[str, Any]:
 
 
 def whole(
-    reply: Reply, prepared: Prepared, engine: Engine | None, scored: int | None = None
+    reply: Reply, prepared: Prepared, engine: Engine | None, asked: ChatRequest
 ) -> HttpResponse:
-    """The response; engine: spells out the tokens where log-probabilities are wanted.
-
-    scored: how many alternatives of each token of the prompt to show; None: not even the token.
-    """
+    """The response; engine: spells out the tokens where log-probabilities are wanted."""
+    by_number, scored = bool(asked.return_tokens_as_token_ids), asked.prompt_logprobs
     choices, shown = [], []
     for index, generation in enumerate(reply.generations):
         choice = Choice(generation, prepared, engine is not None)
@@ -44,7 +42,7 @@ def whole(
             choice.records.clear()
         message.add(choice.finish())
         records += choice.records
-        logprobs = None if engine is None else chat_logprobs(engine, records)
+        logprobs = None if engine is None else chat_logprobs(engine, records, by_number)
         shown.append(
             {
                 "index": index,
@@ -103,7 +101,7 @@ class _Message:
 class ChatFrames:
     """The chunks of a stream; see `cllm.api.stream.Frames`."""
 
-    __slots__ = ("_choices", "_chunks", "_engine", "_pieces", "_reply", "_timed")
+    __slots__ = ("_by_number", "_choices", "_chunks", "_engine", "_pieces", "_reply", "_timed")
 
     ping = PING
 
@@ -111,6 +109,7 @@ class ChatFrames:
         self, reply: Reply, prepared: Prepared, engine: Engine | None, asked: ChatRequest
     ) -> None:
         self._timed = bool(asked.timings_per_token)
+        self._by_number = bool(asked.return_tokens_as_token_ids)
         self._reply = reply
         self._engine = engine
         self._choices = [
@@ -170,7 +169,7 @@ class ChatFrames:
     def _choice(self, index: int, delta: dict[str, Any], reason: str | None) -> dict[str, Any]:
         logprobs, records = None, self._choices[index].records
         if self._engine is not None and records:
-            logprobs = chat_logprobs(self._engine, records)
+            logprobs = chat_logprobs(self._engine, records, self._by_number)
             records.clear()
         return {"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": reason}
 

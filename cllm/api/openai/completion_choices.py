@@ -61,7 +61,8 @@ def _logprobs(
 ) -> dict[str, Any] | None:
     if asked.shown_logprobs is None:
         return None
-    told = TextLogprobs(engine, asked.shown_logprobs)
+    by_number = bool(asked.return_tokens_as_token_ids)
+    told = TextLogprobs(engine, asked.shown_logprobs, by_number)
     if not asked.echo:
         return told.of(records)
     return joined([told.of_prompt(prompt, echo), told.of(records)])

@@ -134,7 +134,8 @@ class _Frames:
         self._waiting: dict[int, str] = {}  # echoes that come with log-probabilities
         if engine is not None:
             count = asked.shown_logprobs or 0
-            self._logprobs = [TextLogprobs(engine, count) for _ in echoes]
+            by_number = bool(asked.return_tokens_as_token_ids)
+            self._logprobs = [TextLogprobs(engine, count, by_number) for _ in echoes]
             if asked.echo:
                 self._waiting = dict(enumerate(echoes))
         self._pieces = [

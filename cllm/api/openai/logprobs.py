@@ -14,25 +14,27 @@ if TYPE_CHECKING:
 _LEAST = -9999.0  # stands for a probability of 0, as OpenAI has it; JSON knows no infinity
 
 
-def chat_logprobs(engine: Engine, records: Iterable[TokenRecord]) -> dict[str, Any]:
-    """`logprobs` of a chat completion's choice. A token that ends the answer is not shown."""
+def chat_logprobs(
+    engine: Engine, records: Iterable[TokenRecord], by_number: bool = False
+) -> dict[str, Any]:
+    """`logprobs` of a chat completion's choice. A token that ends the answer is not shown.
+
+    by_number: tokens are shown as vLLM's `token_id:N`, not as text.
+    """
+
+    def shown(id: int, piece: bytes, logprob: float) -> dict[str, Any]:
+        text = _numbered(id) if by_number else piece.decode("utf-8", "replace")
+        return {"token": text, "logprob": max(logprob, _LEAST), "bytes": list(piece)}
+
     content = [
         {
-            **_token(record.piece, record.logprob),
-            "top_logprobs": [_token(engine.piece(id), logprob) for id, logprob in record.top],
+            **shown(record.token, record.piece, record.logprob),
+            "top_logprobs": [shown(id, engine.piece(id), logprob) for id, logprob in record.top],
         }
         for record in records
         if record.piece
     ]
     return {"content": content, "refusal": None}
-
-
-def _token(piece: bytes, logprob: float) -> dict[str, Any]:
-    return {
-        "token": piece.decode("utf-8", "replace"),
-        "logprob": max(logprob, _LEAST),
-        "bytes": list(piece),
-    }
 
 
 def prompt_logprobs(
@@ -58,11 +60,12 @@ def prompt_logprobs(
 class TextLogprobs:
     """`logprobs` of a text completion's choice, as its text goes on."""
 
-    __slots__ = ("_count", "_decoder", "_echoed", "_engine", "_offset")
+    __slots__ = ("_by_number", "_count", "_decoder", "_echoed", "_engine", "_offset")
 
-    def __init__(self, engine: Engine, count: int = 0) -> None:
-        """count: alternatives of each token of an echoed prompt."""
+    def __init__(self, engine: Engine, count: int = 0, by_number: bool = False) -> None:
+        """count: alternatives of each token of an echoed prompt. by_number: as in chat_logprobs."""
         self._engine = engine
+        self._by_number = by_number
         self._count = count
         self._echoed = False
         self._offset = 0  # characters of the text so far
@@ -91,10 +94,15 @@ class TextLogprobs:
         for record in records:
             offsets.append(max(0, self._offset))
             self._offset += len(self._decoder.decode(record.piece))
+        if self._by_number:
+            texts = {id: _numbered(id) for id in pieces}
+        else:
+            texts = {id: _text(piece) for id, piece in pieces.items()}
+            texts |= {r.token: _text(r.piece) for r in records if r.piece}
         return {
-            "tokens": [_text(record.piece or pieces[record.token]) for record in records],
+            "tokens": [texts[record.token] for record in records],
             "token_logprobs": [_number(record.logprob) for record in records],
-            "top_logprobs": [_top(record, count, pieces) for record in records],
+            "top_logprobs": [_top(record, count, texts) for record in records],
             "text_offset": offsets,
         }
 
@@ -105,7 +113,7 @@ def joined(parts: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 
 def _top(
-    record: TokenRecord, count: int | None, pieces: Mapping[int, bytes]
+    record: TokenRecord, count: int | None, texts: Mapping[int, str]
 ) -> dict[str, float] | None:
     """Alternatives, and the token itself where it is none of them.
 
@@ -115,7 +123,7 @@ def _top(
         return None
     top: dict[str, float] = {}
     for id, value in [*record.top[:count], (record.token, record.logprob)]:
-        text = _text(pieces[id])
+        text = texts[id]
         top[text] = max(value, top.get(text, _LEAST))
     return top
 
@@ -133,6 +141,10 @@ def _decoder() -> codecs.IncrementalDecoder:
 
 def _number(logprob: float) -> float | None:
     return None if math.isnan(logprob) else max(logprob, _LEAST)
+
+
+def _numbered(token: int) -> str:
+    return f"token_id:{token}"
 
 
 def _text(piece: bytes) -> str:

@@ -7,6 +7,7 @@ from typing import Any
 
 from cllm.api.envelopes import JSON, encode
 from cllm.api.service import Service
+from cllm.api.tenants import is_anthropic
 from cllm.http import HttpError, HttpRequest, HttpResponse
 
 
@@ -23,7 +24,7 @@ class Models:
         own = self._model()
         # llama-server's clients look at both lists.
         body: dict[str, Any] = {"object": "list", "data": [own], "models": [self._described(own)]}
-        if _asks_as_anthropic(request):
+        if is_anthropic(request):
             id = own["id"]
             body = {"data": [own | _anthropic(own)], "has_more": False}
             body |= {"first_id": id, "last_id": id}
@@ -35,7 +36,7 @@ class Models:
         asked = request.path_params["id"]
         if asked not in (own["id"], *own["aliases"]):
             raise HttpError(404, f'the model "{asked[:80]}" does not exist here; use "{own["id"]}"')
-        more = _anthropic(own) if _asks_as_anthropic(request) else {}
+        more = _anthropic(own) if is_anthropic(request) else {}
         return HttpResponse.bytes(encode(own | more), JSON)
 
     def _described(self, own: dict[str, Any]) -> dict[str, Any]:
@@ -82,10 +83,6 @@ class Models:
                 "size": info.size_bytes,
             },
         }
-
-
-def _asks_as_anthropic(request: HttpRequest) -> bool:
-    return request.headers.get("anthropic-version") is not None
 
 
 def _anthropic(own: dict[str, Any]) -> dict[str, Any]:

@@ -55,6 +55,7 @@ class Sampled(SamplingFields, kw_only=True):
     stream_options: StreamOptions | Annotated[list[Any], Meta(max_length=0)] | None = None
     logprob_token_ids: Annotated[list[TokenId], Meta(max_length=MAX_NAMED_LOGPROBS)] | None = None
     prompt_logprobs: Alternatives | None = None
+    return_tokens_as_token_ids: bool | None = None
 
     def __post_init__(self) -> None:
         """Refuse what is not supported: ValueErrors become the 400's text."""

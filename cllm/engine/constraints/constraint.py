@@ -27,6 +27,8 @@ _RULE = re.compile(r"^\s*[?!]?[\w.-]+[^:\n]*:", re.MULTILINE)
 _GBNF_ESCAPE = re.compile(
     r"\\(?:x([0-9A-Fa-f]{2})|u([0-9A-Fa-f]{4})|U([0-9A-Fa-f]{8})|.)", re.DOTALL
 )
+_GBNF_TEXT = re.compile(r'"(?:\\.|[^"\\])*"|(?<!<)\[(?:\\.|[^\]\\])*\]|#[^\n]*')
+_GBNF_TOKEN = re.compile(r"!?<[^<>\n]*>")
 _GBNF_SPELLED = {"\n": "\\n", "\r": "\\r", "\t": "\\t"}
 
 
@@ -112,6 +114,12 @@ def _written(schema: object) -> str:
 
 
 def _lark_of_gbnf(source: str) -> str:
+    token = _GBNF_TOKEN.search(_GBNF_TEXT.sub("", source))
+    if token is not None:
+        expected = (
+            "no tokens in GBNF; use text, or Lark, where <[5]> is token 5 and <|name|> by name"
+        )
+        raise InvalidRequest("gbnf", token[0], expected)
     try:
         return gbnf_to_lark(_GBNF_ESCAPE.sub(_unescaped, source))
     except Exception as error:  # the converter raises bare Exceptions, and RecursionError

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from cllm.engine.errors import TooIntricate
+from cllm.engine.errors import InvalidRequest, TooIntricate
 
 if TYPE_CHECKING:
     from llguidance import LLMatcher
@@ -22,6 +22,7 @@ _log = logging.getLogger("cllm.engine")
 MAX_FORCED = 32
 """Tokens taken at once because nothing else may follow; the rest come with the next step."""
 
+_FEW = 8  # up to this part of the vocabulary is forbidden by number, more by flags: what is faster
 
 TOKEN_S = 0.005
 """Processor seconds for each token on average: its mask and its acceptance."""
@@ -33,12 +34,17 @@ BURST_S = 0.25
 class Guide:
     """A matcher and the mask for the next token. One thread at a time may use it."""
 
-    __slots__ = ("_bits", "_forbidden", "_left_s", "_matcher", "_n_vocab")
+    __slots__ = (
+        "_address", "_bits", "_few", "_forbidden", "_later", "_left_s", "_matcher", "_n_vocab",
+    )  # fmt: skip
 
     def __init__(self, matcher: LLMatcher, n_vocab: int) -> None:
         self._matcher = matcher
         self._n_vocab = n_vocab
         self._bits: NDArray[np.uint32] = np.zeros(-(-n_vocab // 32), dtype=np.uint32)
+        self._address = self._bits.ctypes.data
+        self._few: NDArray[np.intp] | None = None  # the forbidden tokens, if they are few
+        self._later: int | None = None  # a token to accept before the next mask is computed
         self._forbidden: NDArray[np.bool_] | None = None
         self._left_s = BURST_S
 
@@ -50,44 +56,73 @@ class Guide:
         if self._forbidden is None:
             bits = self._bits
             if self._left_s >= 0:  # else the thread of masks has found out
-                began = time.thread_time()
-                self._matcher.unsafe_compute_mask_ptr(bits.ctypes.data, bits.nbytes)
-                self._left_s -= time.thread_time() - began
+                began, accepted = time.thread_time(), self._catch_up()
+                self._matcher.unsafe_compute_mask_ptr(self._address, bits.nbytes)
+                self._charge(began, accepted)
             self._check()
             np.invert(bits, out=bits)
             flags = np.unpackbits(bits.view(np.uint8), count=self._n_vocab, bitorder="little")
-            self._forbidden = flags.view(np.bool_)
+            self._forbidden = forbidden = flags.view(np.bool_)
+            few = np.count_nonzero(forbidden) * _FEW <= self._n_vocab
+            self._few = forbidden.nonzero()[0] if few else None
         return self._forbidden
 
-    def accept(self, token: int) -> None:
+    def exclude(self, row: NDArray[np.float32]) -> None:
+        """Set the logits of forbidden tokens to -infinity. Raises TooIntricate."""
+        forbidden = self.forbidden()
+        if self._few is not None:
+            row[self._few] = -np.inf
+        else:
+            np.copyto(row, -np.inf, where=forbidden)
+
+    def check(self, token: int) -> None:
+        """Raise InvalidRequest for a forbidden token, which was chosen because none was left."""
+        if self.forbidden()[token]:
+            left = "at least one token that both the constraint and logit_bias allow"
+            raise InvalidRequest("logit_bias", "forbidding these tokens", left)
+
+    def accept(self, token: int, room: int = 0, word: bool = False) -> list[int]:
         """Advance by a token that was not forbidden and does not end the text.
 
-        Raises TooIntricate.
+        Also accepts, and returns, the tokens that must follow it, but at most `room`. word: its
+        text is a word, after which nothing must follow where most tokens were allowed. Then it is
+        accepted with the next mask, while llama_decode runs; what must follow after all comes one
+        step later. Raises TooIntricate.
         """
+        free = self._forbidden is not None and self._few is not None
         self._forbidden = None
-        began = time.thread_time()
-        self._matcher.consume_token(token)
-        self._charge(began, 1)
-
-    def forced(self, room: int) -> list[int]:
-        """Accept and return the tokens that must follow, if any, but at most `room`.
-
-        Raises TooIntricate.
-        """
-        if self._matcher.is_stopped():
+        if word and free:
+            self._later = token
             return []
-        began = time.thread_time()
-        tokens = self._matcher.compute_ff_tokens()[: min(room, MAX_FORCED)]
-        if tokens:
-            self._forbidden = None
-            self._matcher.consume_tokens(tokens)
-        self._charge(began, len(tokens))
-        return tokens
+        began, matcher = time.thread_time(), self._matcher
+        self._catch_up()
+        matcher.consume_token(token)
+        forced: list[int] = []
+        if room > 0 and not matcher.is_stopped():
+            forced = matcher.compute_ff_tokens()[: min(room, MAX_FORCED)]
+            if forced:
+                matcher.consume_tokens(forced)
+        self._charge(began, 1 + len(forced))
+        return forced
+
+    def complete(self) -> bool:
+        """Whether the text is complete and nothing may follow. Raises TooIntricate."""
+        if self._later is not None:
+            self.forbidden()  # accepts it
+        return self.ended
 
     @property
     def ended(self) -> bool:
-        """Whether the text is complete and nothing may follow."""
-        return bool(self._matcher.is_stopped())
+        """Whether the text is complete and nothing may follow, as far as tokens are accepted."""
+        return self._later is None and bool(self._matcher.is_stopped())
+
+    def _catch_up(self) -> int:
+        """Accept the token that was left for later; how many those are."""
+        token, self._later = self._later, None
+        if token is None:
+            return 0
+        self._matcher.consume_token(token)
+        return 1
 
     def _charge(self, began: float, tokens: int) -> None:
         """Account for the time since `began` and for tokens accepted."""

@@ -39,7 +39,7 @@ def candidates(row: FloatArray, params: SamplingParams, first: str) -> NDArray[n
 
 def _records(row: FloatArray, ids: NDArray[np.intp]) -> NDArray[np.void]:
     logits = row[ids]
-    if np.isnan(logits).any():
+    if not len(ids) or math.isnan(np.maximum.reduce(logits)):  # which a NaN passes through
         return np.empty(0, dtype=CANDIDATE)
     records = np.empty(len(ids), dtype=CANDIDATE)
     records["id"] = ids
@@ -81,11 +81,14 @@ def _greatest(rows: FloatArray, top_k: int) -> NDArray[np.intp]:
         return np.arange(rows.size)
     grid = rows[:, : groups * _GROUP].reshape(count, _GROUP // _PARTS, groups * _PARTS)
     maxima = grid.max(axis=1)
-    coarse = maxima.reshape(count, _PARTS, groups).max(axis=1)
-    floors = np.partition(coarse, groups - top_k, axis=1)[:, groups - top_k, None]
+    small = rows.size < _WIDE
+    # More groups leave fewer candidates, but take longer to partition.
+    greats = maxima if small else maxima.reshape(count, _PARTS, groups).max(axis=1)
+    cut = greats.shape[1] - top_k
+    floors = np.partition(greats, cut, axis=1)[:, cut, None]
     # Where a constraint has left fewer than top_k, those that it has left.
     floors = np.maximum(floors, _LOWEST)
-    if rows.size < _WIDE:
+    if small:
         return _positions((rows >= floors).ravel())
     parts = _positions(~(maxima < floors).ravel())  # also those with a NaN
     if len(parts) > maxima.size // 4:  # many ties

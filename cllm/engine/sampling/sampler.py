@@ -15,7 +15,7 @@ from collections.abc import Iterator
 import numpy as np
 from numpy.typing import NDArray
 
-from cllm.engine.errors import EngineError, InvalidRequest
+from cllm.engine.errors import EngineError
 from cllm.engine.llama import FloatArray, IntArray, Link, SamplerChain, Vocab, dry_link
 from cllm.engine.sampling.params import MAX_LAST_N, SamplingParams
 from cllm.engine.sampling.prefilter import candidates
@@ -57,31 +57,23 @@ class TokenSampler:
         """The top_k of a first sampler of that kind, else 0."""
         return self._params.top_k if self._chain is not None and self._first == "top_k" else 0
 
-    def prepare(
-        self, row: FloatArray, tokens: array[int], forbidden: NDArray[np.bool_] | None = None
-    ) -> None:
-        """Write bias, penalties and excluded tokens into a row of logits."""
+    def prepare(self, row: FloatArray, tokens: array[int]) -> None:
+        """Write bias and penalties into a row of logits."""
         if len(self._biased):
             row[self._biased] += self._bias
         if self._params.penalized:
             _penalize(row, self._last(tokens, self._params.penalty_last_n), self._params)
-        if forbidden is not None:
-            np.copyto(row, -np.inf, where=forbidden)
 
     def choose(
-        self,
-        row: FloatArray,
-        tokens: array[int],
-        forbidden: NDArray[np.bool_] | None = None,
-        found: NDArray[np.void] | None = None,
+        self, row: FloatArray, tokens: array[int], found: NDArray[np.void] | None = None
     ) -> int:
         """Choose the token that follows `tokens`; overwrites `row`, its logits [n_vocab].
 
-        forbidden: excluded tokens, [n_vocab]. found: the candidates of a row that is prepared.
-        Raises EngineError if a logit is not a number, or if every token is excluded.
+        found: the candidates of a row that is prepared. Raises EngineError if a logit is not a
+        number.
         """
         if found is None:
-            self.prepare(row, tokens, forbidden)
+            self.prepare(row, tokens)
         if self._chain is None:
             self._chosen = token = int(row.argmax())
             if row[token] != row[token]:
@@ -96,9 +88,6 @@ class TokenSampler:
             if not len(found):
                 raise EngineError(_NAN)
             token = self._chain.choose(found)
-        if forbidden is not None and forbidden[token]:
-            left = "at least one token that both the constraint and logit_bias allow"
-            raise InvalidRequest("logit_bias", "forbidding these tokens", left)
         return token
 
     def note_shift(self, before: array[int], length: int) -> None:

@@ -268,7 +268,7 @@ class Scheduler(EngineLoop[Sequence]):
                     continue
                 tokens = sequence.choose(rows[begin + scored : at], found.get(at - last))
                 chosen.append((sequence, tokens))
-                if drafted:
+                if drafted and tokens:
                     self._stats.guesses += 1
                     self._stats.guessed_tokens += drafted
                     self._stats.guessed_right += len(tokens) - 1

@@ -203,6 +203,31 @@ def test_free_texts_are_the_same_beside_constrained_ones(engine: Engine) -> None
         jsonschema.validate(json.loads(finished(other).text), PERSON)
 
 
+def test_a_text_whose_every_token_may_be_its_last_ends(engine: Engine) -> None:
+    """A word in free text is accepted with the next mask, which finds that nothing may follow."""
+    grammar = "start: text\ntext[max_tokens=5]: /(.|\\n)*/"
+    for seed in range(8):
+        done = finished(engine.submit("Hello", held("lark", grammar, seed=seed, ignore_eos=True)))
+        assert (done.finish_reason, done.usage.completion_tokens) == ("stop", 5)
+
+
+def test_words_in_free_text_are_accepted_with_the_next_mask(engine: Engine) -> None:
+    """Which has the same masks and the same text as accepting each at once."""
+    grammar = 'start: (call "x" NAME ">")* TEXT\ncall[lazy]: TEXT "<call"\n'
+    grammar += "TEXT: /(.|\\n)*/\nNAME: /[a-z]{2}/"
+    text = " Once a fox lived here.<callxab> The end <callxcd> and so on"
+    late, at_once = (engine._grammars.guide(Constraint("lark", grammar)) for _ in range(2))
+    left = 0
+    for token in engine.tokenize(text, add_special=False):
+        assert (late.forbidden() == at_once.forbidden()).all()
+        assert not late.forbidden()[token]
+        late.accept(token, 0, engine.piece(token).strip().isalnum())
+        left += late._later is not None
+        at_once.accept(token)
+        assert not (late.ended or at_once.ended)
+    assert left >= 5
+
+
 def test_a_stream_is_the_whole_text(engine: Engine) -> None:
     whole = finished(engine.submit("Hello", held("json_schema", PERSON))).text
     watched = Watched(engine, "Hello", held("json_schema", PERSON))
@@ -335,6 +360,9 @@ def test_what_only_describes_is_no_hindrance(engine: Engine) -> None:
         ("json_schema", '{"anyOf": {}}'),
         ("gbnf", 'root ::= "a'),
         ("gbnf", 'roots ::= "a"'),
+        ("gbnf", 'root ::= "a" <[5]>'),
+        ("gbnf", "root ::= <think> .*"),
+        ("gbnf", "root ::= !<[5]>*"),
         ("gbnf", "root ::= " + "(" * 5000 + '"a"' + ")" * 5000),
         ("regex", "(a"),
         ("regex", "(?=a)b"),
