@@ -9,7 +9,13 @@ from __future__ import annotations
 import math
 from array import array
 
+import numpy as np
+
 _GRAM = 3  # tokens that must match; after two the text too often continues differently
+_SLICE = (
+    1024  # tokens that one call adds to a table: 0.1 ms, of a prompt of 32 000 it would be 7 ms
+)
+_FEW = 32  # tokens for which a loop is faster than numpy
 _TOKEN_BITS = 21  # of a token in a key
 _PROBE = 32  # steps without a draft after which one is tried again
 _PROBE_TOKENS = 2
@@ -27,13 +33,22 @@ class PromptLookup:
         self._read = _GRAM  # tokens before this one are in the table as followers
 
     def draft(self, tokens: array[int], limit: int) -> list[int]:
-        """Return up to `limit` tokens that followed the last ones before; often none."""
+        """Return up to `limit` tokens that followed the last ones before; often none.
+
+        The table of a long prompt is filled over several calls, the beginning first.
+        """
         follower, length = self._follower, len(tokens)
         if length < _GRAM:
             return []
-        for position in range(self._read, length):
-            follower[_key(tokens, position)] = position
-        self._read = max(self._read, length)
+        begin, end = self._read, min(length, self._read + _SLICE)
+        if end - begin < _FEW:
+            for position in range(begin, end):
+                follower[_key(tokens, position)] = position
+        else:
+            grams = np.array(tokens[begin - _GRAM : end - 1], dtype=np.int64)
+            keys = (grams[:-2] << 2 * _TOKEN_BITS) | (grams[1:-1] << _TOKEN_BITS) | grams[2:]
+            follower.update(zip(keys.tolist(), range(begin, end), strict=True))
+        self._read = max(begin, end)
         start = follower.get(_key(tokens, length))
         if start is None:
             return []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from array import array
+from itertools import pairwise
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -37,6 +38,18 @@ def test_drafting_as_the_text_grows_is_drafting_from_the_whole(text: list[int], 
         draft = growing.draft(tokens, limit)
         assert draft == PromptLookup().draft(tokens, limit)
         assert len(draft) in (0, limit)
+
+
+def test_the_table_of_a_long_prompt_is_filled_in_slices() -> None:
+    tokens = tokens_of(*range(4000), 7, 8, 9)
+    lookup = PromptLookup()
+    calls, added = 0, [0]
+    while added[-1] < len(tokens) - 3:
+        assert lookup.draft(tokens, 3) == [10, 11, 12]
+        added.append(len(lookup._follower))
+        calls += 1
+        assert calls < 10
+    assert max(b - a for a, b in pairwise(added)) <= 1024
 
 
 def test_accepted_drafts_grow_and_rejected_ones_stop() -> None:
