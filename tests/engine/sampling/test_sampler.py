@@ -43,10 +43,6 @@ def everything(row: FloatArray) -> Any:
     return records
 
 
-def all_of(row: FloatArray) -> tuple[Any, FloatArray]:
-    return np.arange(len(row)), row
-
-
 def test_greedy_takes_the_greatest_logit() -> None:
     row = logits(1)
     assert sampler(temperature=0.0).choose(row.copy(), array("i", [1])) == int(row.argmax())
@@ -61,8 +57,8 @@ def test_few_candidates_give_the_same_tokens_as_all(top_k: int, top_p: float, mi
     for seed in range(100):
         row = logits(seed)
         few = candidates(row, params, "top_k")
-        assert len(few[0]) < len(row)
-        assert ours.choose(few) == theirs.choose(*all_of(row))
+        assert len(few) < len(row)
+        assert ours.choose(few) == theirs.choose(everything(row))
     ours.close()
     theirs.close()
 
@@ -121,7 +117,7 @@ def test_without_top_k_the_nucleus_is_llama_cpps(top_p: float, min_p: float) -> 
     theirs = SamplerChain([*links, ("dist", (folded_seed(5),))])
     for seed in range(50):
         row = logits(seed)
-        expected = theirs.choose(all_of(row))
+        expected = theirs.choose(everything(row))
         assert mine.choose(row.copy(), array("i", [1])) == expected
     mine.close()
     theirs.close()
