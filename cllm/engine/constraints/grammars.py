@@ -200,7 +200,10 @@ class Grammars:
             while not self._closed:
                 if not quick and (self._slow or len(self._fresh)):
                     self._patient_busy = True
-                    return self._begin(self._slow.popleft() if self._slow else self._fresh.take())
+                    taken = self._begin(self._slow.popleft() if self._slow else self._fresh.take())
+                    if len(self._fresh):
+                        self._changed.notify_all()  # the quick lane may have looked before
+                    return taken
                 if quick and len(self._fresh) and self._patient_busy:
                     return self._begin(self._fresh.take())
                 self._changed.wait()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import gc
 import logging
 import os
@@ -10,8 +12,9 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -135,11 +138,28 @@ def test_who_does_not_wait_is_told_when_to_come_back(doomed: Engine, tmp_path: P
     with pytest.raises(ConstraintPending) as second:
         doomed.check_constraint(held, wait=False)
     assert first.value.settled is second.value.settled, "compiled once for all who ask"
-    pipe.write_bytes(b"")
-    first.value.settled.result(WAIT)
+    let_go(first.value.settled, pipe)
     doomed.check_constraint(held, wait=False)
 
 
+@pytest.mark.usefixtures("unhurried")
+def test_two_that_come_together_are_compiled_side_by_side(doomed: Engine, tmp_path: Path) -> None:
+    for round_ in range(5):
+        pending = []
+        with doomed._grammars._changed:  # the lanes look when both are there, in any order
+            for number in range(2):
+                held, pipe = hold(tmp_path, f"together-{round_}-{number}")
+                with pytest.raises(ConstraintPending) as caught:
+                    doomed.check_constraint(held, wait=False)
+                pending.append((caught.value.settled, pipe))
+        opened = [opened_by_child(pipe) for _, pipe in pending]
+        for descriptor in opened:
+            os.close(descriptor)
+        for settled, _ in pending:
+            settled.result(WAIT)
+
+
+@pytest.mark.usefixtures("unhurried")
 def test_while_one_is_compiled_others_are(doomed: Engine, tmp_path: Path) -> None:
     held, pipe = hold(tmp_path, "slow")
     with ThreadPoolExecutor(1) as pool:
@@ -154,7 +174,32 @@ def test_while_one_is_compiled_others_are(doomed: Engine, tmp_path: Path) -> Non
 
 def opened_by_child(pipe: Path) -> int:
     """Opens once the child reads: from then on it is busy with this."""
-    return os.open(pipe, os.O_WRONLY)
+    limit = time.monotonic() + WAIT
+    while True:
+        try:
+            return os.open(pipe, os.O_WRONLY | os.O_NONBLOCK)
+        except OSError as error:
+            if error.errno != errno.ENXIO or time.monotonic() > limit:
+                raise
+        time.sleep(0.002)
+
+
+def let_go(settled: Future[Any], pipe: Path) -> None:
+    """Let the child finish with what it holds; another one may, if the first was given up."""
+    limit = time.monotonic() + WAIT
+    while not settled.done():
+        assert time.monotonic() < limit
+        with contextlib.suppress(OSError):
+            os.close(os.open(pipe, os.O_WRONLY | os.O_NONBLOCK))
+        time.sleep(0.002)
+    settled.result(0)
+
+
+@pytest.fixture
+def unhurried(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No lane gives a constraint up, however slow the machine is."""
+    monkeypatch.setattr(grammars, "QUICK_S", 4 * WAIT)
+    monkeypatch.setattr(grammars, "PATIENT_S", 4 * WAIT)
 
 
 def test_many_that_hang_do_not_keep_a_good_one_from_its_turn(
@@ -170,14 +215,13 @@ def test_many_that_hang_do_not_keep_a_good_one_from_its_turn(
         hanging.append((caught.value.settled, pipe))
     doomed.check_constraint(Constraint("regex", "after four that hang"))
     assert not any(settled.done() for settled, _ in hanging)
-    # Each write waits until a child reads that pipe; either lane may have taken the first one.
+    # All at once: either lane may have taken the first one.
     with ThreadPoolExecutor(len(hanging)) as pool:
-        for _, pipe in hanging:
-            pool.submit(pipe.write_bytes, b"")
-        for settled, _ in hanging:
-            settled.result(WAIT)
+        for done in [pool.submit(let_go, *each) for each in hanging]:
+            done.result(WAIT)
 
 
+@pytest.mark.usefixtures("unhurried")
 def test_the_queue_is_bounded(tmp_path: Path) -> None:
     with planted(), Engine.load(random_path(), parallel=1, ctx_size=256) as engine:
         held, pipe = hold(tmp_path, "first")
@@ -196,6 +240,7 @@ def test_the_queue_is_bounded(tmp_path: Path) -> None:
         engine.check_constraint(Constraint("regex", "63"))
 
 
+@pytest.mark.usefixtures("unhurried")
 def test_a_full_queue_makes_room_for_another_tenant_and_for_those_who_leave(tmp_path: Path) -> None:
     with planted(), Engine.load(random_path(), parallel=1, ctx_size=256) as engine:
         held, pipe = hold(tmp_path, "first")
@@ -227,6 +272,7 @@ def test_a_full_queue_makes_room_for_another_tenant_and_for_those_who_leave(tmp_
         engine.check_constraint(Constraint("regex", "0"))
 
 
+@pytest.mark.usefixtures("unhurried")
 def test_closing_ends_the_children_and_those_who_wait(tmp_path: Path) -> None:
     before = threading.active_count()
     with planted(), ThreadPoolExecutor(1) as pool:
@@ -261,6 +307,7 @@ def test_a_child_ends_with_the_program(end: signal.Signals | None) -> None:
         [sys.executable, "-c", PROGRAM], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )
     assert program.stdin is not None and program.stdout is not None
+    assert select.select([program.stdout], [], [], WAIT)[0]
     child = os.pidfd_open(int(program.stdout.readline()))
     if end is None:
         program.stdin.close()
