@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import select
 import socket
 import statistics
 import threading
@@ -202,10 +203,14 @@ class Watchers:
             connection.close()
 
     def _read(self) -> None:
-        while not self._ended.is_set():  # each gets events four times a second
-            for connection in self._sockets:
+        poller = select.poll()
+        sockets = {connection.fileno(): connection for connection in self._sockets}
+        for number in sockets:
+            poller.register(number, select.POLLIN)
+        while not self._ended.wait(0.01):
+            for number, _ in poller.poll(200):
                 with contextlib.suppress(OSError):
-                    self.bytes += len(connection.recv(1 << 16))
+                    self.bytes += len(sockets[number].recv(1 << 16))
 
 
 def watchers(report: Report, server: Server, options: argparse.Namespace) -> None:
@@ -266,8 +271,8 @@ def main() -> None:
     )
     options.add_argument("--turns", type=positive, default=300, help="of the mouse wheel (300)")
     options.add_argument("--seconds", type=float, default=10.0, help="of an idle server (10)")
-    options.add_argument("--rounds", type=positive, default=7, help="turns of streams (7)")
-    options.add_argument("--tokens", type=positive, default=400, help="of a stream (400)")
+    options.add_argument("--rounds", type=positive, default=5, help="turns of streams (5)")
+    options.add_argument("--tokens", type=positive, default=300, help="of a stream (300)")
     given = parse(options, loads=2, messages=60, turns=20, seconds=1.0, rounds=1, tokens=20)
     report = Report("The page")
     with cllm_server("--parallel", str(STREAMS)) as server:
