@@ -245,7 +245,7 @@ class EngineConfig:
             try:
                 parse(text)
             except ValueError as error:
-                raise ValueError(f"{name}: {error}") from None
+                raise ValueError(f"{name}={error}") from None
 
     @staticmethod
     def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:

@@ -122,7 +122,7 @@ def test_the_endpoints_are_llama_servers(tuned: Live) -> None:
         ({"id": 0, "scale": 1}, "list"),
         ([{"id": 5, "scale": 1}], "lora[0].id"),
         ([{"id": 0, "scale": "x"}], "scale"),
-        ([7], "list"),
+        ([7], "[0]: 7 is not valid"),
         (b"", "a JSON list"),
         (b"[", "a JSON list"),
     ],

@@ -237,5 +237,5 @@ def test_a_truncated_or_missing_file_is_refused(f32_path: Path, tmp_path: Path) 
 
 @pytest.mark.parametrize("text", ["a.gguf:nan", "a.gguf:inf", "a.gguf:-1e39"])
 def test_a_scale_that_is_not_finite_is_refused_by_the_configuration(text: str) -> None:
-    with pytest.raises(ValueError, match=r"lora: .*finite"):
+    with pytest.raises(ValueError, match=r"lora=.*finite"):
         EngineConfig(lora=(text,))

@@ -179,7 +179,7 @@ class Placer:
     def _can_follow(self, slot: Slot, n: int) -> bool:
         """Whether the memory has all that a token behind the first n looks at."""
         first = self._context.first_position(slot.id)
-        return first <= 0 or (self._window > 0 and first <= n - self._window + 1)
+        return first == 0 or (self._window > 0 and first <= n - self._window + 1)
 
     def _cut(self, slot: Slot, n: int, checkpoint: Checkpoint | None = None) -> None:
         """Keep a slot's first n tokens; nothing if the memory cannot keep a part.

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from cllm.engine import Engine
+from cllm.engine.llama import Batch
 from tests.engine.engine_helpers import PRECISE, WAIT, Loader, finished, greedy, standing
 from tests.engine.engine_models import write_windowed
 
@@ -76,3 +77,30 @@ def test_the_whole_comes_back_from_memory_and_a_part_is_read_again(
     for prompt, cached in (([*FIRST, 7, 8], len(FIRST)), ([*SECOND[:200], 7, 8], 0)):
         done = finished(engine.submit(prompt, greedy(12)))
         assert (done.usage.cached_tokens, done.text) == (cached, fresh(prompt))
+
+
+@pytest.mark.parametrize("unified", [False, True])
+def test_a_step_that_fails_leaves_no_gap_in_a_window(
+    load: Loader, windowed_path: Path, fresh: Callable[[list[int]], str], unified: bool
+) -> None:
+    """Its tokens have taken the cells of those before them, which the next step looks at."""
+    engine = load(
+        windowed_path, **PRECISE, ctx_size=512, parallel=2, ubatch_size=64, swa_full=False,
+        kv_unified=unified,
+    )  # fmt: skip
+    context, failed = engine._scheduler._context, list[int]()
+    real = context.decode
+
+    def decode(batch: Batch, count: int) -> int:
+        code = real(batch, count)
+        if count > 500 and not failed:
+            failed.append(count)
+            return -3
+        return code
+
+    context.decode = decode  # type: ignore[method-assign]
+    prompts = [[20 + (i * 7 + j) % 300 for i in range(480)] for j in range(2)]
+    together = [engine.submit(prompt, greedy(12)) for prompt in prompts]
+    texts = [finished(each).text for each in together]
+    assert failed and engine.stats().failed_decodes == 1
+    assert texts == [fresh(prompt) for prompt in prompts]
