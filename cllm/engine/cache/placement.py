@@ -149,7 +149,7 @@ class Placer:
     def reached(self, slot: Slot) -> None:
         """If a slot's length is one of its marks, keep its state as a checkpoint."""
         cache = self.cache
-        if slot.length not in slot.marks or not cache.saved.max_bytes:
+        if slot.length not in slot.marks or not cache.saved.max_bytes or self._window_pending:
             return
         tokens = slot.tokens[: slot.length]
         known = cache.checkpoints.within(tokens, slot.scope)
@@ -188,13 +188,18 @@ class Placer:
         """
         if n == slot.length:
             return
-        if n and checkpoint is not None:
+        if n and checkpoint is not None and not self._window_pending:
             self._return_to(slot, checkpoint)
         elif n and self._usable(slot, n) and self._context.remove(slot.id, n):
             slot.length = n
         else:
             self._context.remove(slot.id)
             slot.length = 0
+
+    @property
+    def _window_pending(self) -> bool:
+        """Whether the next decode may overwrite the window, which checkpoints hold too."""
+        return self._window > 0 and self._context.copies_pending
 
     def _return_to(self, slot: Slot, checkpoint: Checkpoint) -> None:
         """Let a slot hold what a checkpoint says; nothing if llama.cpp cannot."""

@@ -38,6 +38,7 @@ TARGETS = (
     Target("single", "tokens/s", 1.0),
     Target("many", "tokens/s", 1.1),
     Target("copy", "tokens/s", 1.8),
+    Target("thinking", "tokens/s", 2.0),
     Target("json", "tokens/s", 1.2),
     *(Target(f"ceiling-{n}", "tokens/s", 0.97, ENGINE, BATCHED_BENCH) for n in (1, 8, 16)),
 )

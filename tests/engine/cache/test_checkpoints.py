@@ -36,7 +36,7 @@ def model(
 ) -> tuple[Path, bool]:
     """A model, and whether its cache is unified."""
     write, unified = request.param
-    target = tmp_path_factory.mktemp("models") / "model.gguf"
+    target = tmp_path_factory.mktemp("models") / f"{write.__name__.removeprefix('write_')}.gguf"
     write(model_path, target)
     return target, unified
 
@@ -234,8 +234,19 @@ def test_random_requests_say_what_they_say_alone(
     for (prompt, count, drawn), generation in zip(requests, together, strict=True):
         assert finished(generation).text == fresh(prompt, count, seed=drawn)
     stats = engine.stats()
-    assert stats.failed_decodes == 0 and stats.restored_checkpoints > 3, stats
+    assert stats.failed_decodes == 0 and stats.restored_checkpoints > 3
     assert stats.cache_ram_bytes <= stats.cache_ram_limit
+
+
+def test_preempted_requests_say_what_they_say_alone(
+    load: Loader, model: tuple[Path, bool], fresh: Fresh
+) -> None:
+    engine = load(model[0], **PRECISE, parallel=4, ctx_size=256, kv_unified=True, kv_cells=300)
+    prompts = [[30 + i, *SYSTEM[10 * i : 10 * i + 75]] for i in range(6)]
+    together = [engine.submit(prompt, greedy(60)) for prompt in prompts]
+    for prompt, generation in zip(prompts, together, strict=True):
+        assert finished(generation).text == fresh(prompt, 60)
+    assert engine.stats().preemptions > 0 or model[0].stem == "recurrent"
 
 
 def test_marks_are_at_the_ends_of_messages_and_where_a_prompt_leaves_another() -> None:
