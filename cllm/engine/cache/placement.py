@@ -19,6 +19,7 @@ _log = logging.getLogger("cllm.engine")
 class Placer:
     """Gives sequences slots with as many of their tokens as are held anywhere. Engine thread.
 
+    most_busy: slots in use at once; the others keep their tokens.
     window: tokens that windowed attention looks back; 0: attention is not windowed.
     supports_rollback: False for recurrent memories, which keep only the state at the end.
     """
@@ -29,6 +30,7 @@ class Placer:
         stats: EngineStats,
         *,
         n_slots: int,
+        most_busy: int,
         copy_gain: int,
         split_cache: bool,
         max_saved_bytes: int,
@@ -40,8 +42,11 @@ class Placer:
         self._window = window
         self._whole = window > 0 or not supports_rollback
         self.supports_rollback = supports_rollback
+        self.attends_to_all = supports_rollback and not window
         self._save_failed = False
-        self.cache = PrefixCache(n_slots, copy_gain, split_cache, max_saved_bytes, self._usable)
+        self.cache = PrefixCache(
+            n_slots, copy_gain, split_cache, max_saved_bytes, self._usable, most_busy
+        )
         stats.cache_ram_limit = max_saved_bytes
 
     def place(

@@ -85,6 +85,7 @@ class PrefixCache:
     split_cache: each slot has an equal part of the cache. llama_decode then evaluates only
     neighbouring slots together: 4 of 8 sequences take 41 ms as slots 0 to 3 and 57 ms as slots
     0, 2, 4, 6 (0.6B model, two cores; more cores make the difference greater).
+    most_busy: slots in use at once; None: all.
     usable: whether the memory lets a holder's tokens be cut to the first n.
     """
 
@@ -95,19 +96,21 @@ class PrefixCache:
         split_cache: bool,
         max_saved_bytes: int = 0,
         usable: Usable = lambda holder, n: True,
+        most_busy: int | None = None,
     ) -> None:
+        self.most_busy = most_busy or n_slots
         self.slots = [Slot(i) for i in range(n_slots)]
         self.saved = SavedPrefixes(max_saved_bytes)
         self._trees: RadixForest[Holder] = RadixForest()
         self._copy_gain = copy_gain
-        self._split_cache = split_cache
+        self.split = split_cache
         self._usable = usable
         self._clock = 0
 
     @property
     def has_idle(self) -> bool:
         """Whether a request can be placed."""
-        return any(not slot.busy for slot in self.slots)
+        return self.busy < self.most_busy
 
     def choose(
         self,
@@ -170,7 +173,7 @@ class PrefixCache:
     def _reluctance(self, slot: Slot) -> tuple[int, bool, int, int]:
         """The slot with the least is given to a prompt that no slot has a prefix of."""
         busy_neighbours = 0
-        if self._split_cache:
+        if self.split:
             busy_neighbours = sum(s.busy for s in self.slots if abs(s.id - slot.id) == 1)
         return (-busy_neighbours, slot.length > 0, slot.last_used, slot.id)
 

@@ -86,7 +86,7 @@ class Admission:
 
     def _make_way(self, running: list[Sequence]) -> Sequence | None:
         """Pause a sequence of a tenant with too many slots; return the one to take its slot."""
-        claim = self.waiting.claim(len(self._placer.cache.slots))
+        claim = self.waiting.claim(self._placer.cache.most_busy)
         if claim is None or claim[0].wanted_slot is not None:
             return None
         claimant, tenant = claim

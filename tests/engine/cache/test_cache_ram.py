@@ -19,7 +19,9 @@ SECOND = [400 - i % 300 for i in range(300)]
 def saving(request: pytest.FixtureRequest, load: Loader, f32_path: Path) -> Loader:
     def loader(**config: int) -> Engine:
         unified = request.param == "unified"
-        return load(f32_path, **PRECISE, ctx_size=1024, kv_unified=unified, **config)
+        return load(
+            f32_path, **PRECISE, ctx_size=1024, kv_unified=unified, keep_sequences=0, **config
+        )
 
     return loader
 
