@@ -55,17 +55,21 @@ class Placer:
         wanted: int | None = None,
         fresh: bool = False,
         scope: Scope = COMMON,
+        may_save: bool = True,
     ) -> Slot | None:
         """Give tokens the slot where the most are cached; None: not before the next decode.
 
         wanted: the idle slot to use instead. fresh: reuse nothing. scope: reuse only from it.
+        may_save: False: None if another prefix would have to be saved first.
         """
         cache = self.cache
         slot, start = cache.choose(tokens, wanted, fresh, scope)
         if self._must_wait(start):
             return None
-        self._take(start)
         kept = start.reuse if start.source is None else 0
+        if not may_save and cache.worth_saving(slot, kept):
+            return None
+        self._take(start)
         if cache.worth_saving(slot, kept):
             self._save(slot)
         cache.occupy(slot, tokens, slot.length, scope)

@@ -24,6 +24,8 @@ _COPY_COST = 64
 WORTH_SAVING = 64
 _LOST_SHARE = 8
 
+_LOOKED_AT = 4  # idle slots, for one that need not be saved
+
 
 def copy_gain(split_cache: bool, ctx_size: int) -> int:
     """Tokens that a copy between slots must save to be worth it."""
@@ -137,7 +139,7 @@ class PrefixCache:
         best = max(idle, key=lambda slot: (self._held(slot, shared), -slot.last_used, -slot.id))
         held = self._held(best, shared)
         if not held or 2 * held < best.length:
-            best = min(idle, key=self._reluctance)
+            best = self._given_up(idle)
         return best, self._start(best, shared)
 
     def start(self, slot: Slot) -> Start:
@@ -169,6 +171,16 @@ class PrefixCache:
             if promised - best.reuse >= worth and promised > leader.promised:
                 leader = Start(own, None, other, promised)
         return leader
+
+    def _given_up(self, idle: list[Slot]) -> Slot:
+        """The idle slot to give to a prompt that no slot has a prefix of."""
+        order = sorted(idle, key=self._reluctance)
+        if len(order) > 1 and self.worth_saving(order[0]):
+            neighbours = self._reluctance(order[0])[0]
+            for slot in order[1:_LOOKED_AT]:
+                if self._reluctance(slot)[0] == neighbours and not self.worth_saving(slot):
+                    return slot
+        return order[0]
 
     def _reluctance(self, slot: Slot) -> tuple[int, bool, int, int]:
         """The slot with the least is given to a prompt that no slot has a prefix of."""
