@@ -198,6 +198,12 @@ class Settings:
     parallel: int = option(
         8, ENGINE, integer(1, 256), "sequences generated at the same time; further requests wait"
     )
+    keep_sequences: int | None = option(
+        None, ENGINE, integer(0, 255, auto=True),
+        "further sequences that stay in the cache while they rest, so that more conversations than "
+        "--parallel return without a copy; auto: as many as --parallel with --kv-unified, a "
+        "model with attention only and neither --kv-cells nor --model-draft, else 0",
+    )  # fmt: skip
     ctx_size: int | None = option(
         None, ENGINE, integer(2, 1 << 23, auto=True),
         "tokens per sequence, prompt and answer together; auto: as many as the model and "

@@ -58,7 +58,8 @@ def _generator(loaded: Loaded) -> tuple[Scheduler, Sessions]:
     placer = Placer(
         loaded.context,
         stats,
-        n_slots=config.parallel,
+        n_slots=config.sequences,
+        most_busy=config.parallel,
         copy_gain=copy_gain(split_cache, ctx_size),
         split_cache=split_cache,
         max_saved_bytes=default_cache_ram() if config.cache_ram is None else config.cache_ram,

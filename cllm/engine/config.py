@@ -41,6 +41,9 @@ class EngineConfig:
     """How a model is loaded and shared between requests; raises ValueError with the remedy.
 
     parallel: sequences generated at once.
+    keep_sequences: further sequences whose tokens stay in the cache while they rest, so that more
+        conversations than `parallel` need no copy. None: as many as `parallel` in a unified cache
+        of a model with attention only, without kv_cells and model_draft; else none.
     ctx_size: tokens per sequence, prompt and answer together. None: the length the model was
         trained for, limited by `memory_budget`, in steps of 256.
     memory_budget: bytes for the key/value cache of all sequences, used only when ctx_size is
@@ -96,6 +99,7 @@ class EngineConfig:
     """
 
     parallel: int = 8
+    keep_sequences: int | None = None
     ctx_size: int | None = None
     memory_budget: int | None = None
     context_shift: bool = False
@@ -145,6 +149,7 @@ class EngineConfig:
 
     def __post_init__(self) -> None:
         self._check_range("parallel", self.parallel, 1, MAX_PARALLEL)
+        self._check_range("keep_sequences", self.keep_sequences, 0, MAX_PARALLEL - self.parallel)
         self._check_range("ctx_size", self.ctx_size, 2, 2**31 // MAX_PARALLEL)
         self._check_range("memory_budget", self.memory_budget, 1, None)
         self._check_range("batch_size", self.batch_size, 1, 2**20)
@@ -220,6 +225,11 @@ class EngineConfig:
         """The factor by which the context may be longer than the model was trained for."""
         scale = self.rope_scale or 1 / (self.rope_freq_scale or 1.0)
         return max(1.0, scale) if self.rope_scaling != "none" else 1.0
+
+    @property
+    def sequences(self) -> int:
+        """Those that the cache holds: the ones that run, and the ones that rest."""
+        return self.parallel + (self.keep_sequences or 0)
 
     @staticmethod
     def _check_range(name: str, value: object, least: int, greatest: int | None) -> None:

@@ -151,7 +151,7 @@ class Engine:
         """
         if deadline is not None and not 0 < deadline < math.inf:
             raise InvalidRequest("deadline", deadline, "a positive number of seconds")
-        n_slots = self._info.context.parallel
+        n_slots = self._info.context.parallel + self._info.context.keep_sequences
         if slot is not None and not 0 <= slot < n_slots:
             raise InvalidRequest("slot", slot, f"a slot from 0 to {n_slots - 1}")
         self._scheduler.check_open(tenant, share)

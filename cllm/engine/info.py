@@ -18,6 +18,7 @@ from cllm.engine.layout.tuning import Tuning
 class ContextInfo:
     """The context in use. kv_bytes is an estimate from the model's metadata.
 
+    keep_sequences: those that the cache holds besides the `parallel` ones that run.
     model_draft: the draft model's file name.
     threads_adapt: whether fewer than `threads` compute while other programs need the cores.
     tuning: the measurement behind some values; None: not requested, or not possible.
@@ -27,6 +28,7 @@ class ContextInfo:
     system_info: str
     ctx_size: int
     parallel: int
+    keep_sequences: int
     kv_cells: int
     kv_unified: bool
     kv_bytes: int
@@ -174,6 +176,7 @@ def context_info(
         system_info=llama.system_info(),
         ctx_size=size.ctx_size,
         parallel=config.parallel,
+        keep_sequences=config.keep_sequences or 0,
         kv_cells=context.n_ctx,
         kv_unified=layout.kv_unified,
         kv_bytes=size.kv_bytes,

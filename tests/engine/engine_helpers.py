@@ -105,3 +105,32 @@ def standing(engine: Engine) -> Iterator[None]:
         context.decode = real  # type: ignore[method-assign]
         go_on.set()
         running.generation.cancel()
+
+
+@contextmanager
+def streaming(engine: Engine, count: int, watch: Callable[[Engine], int]) -> Iterator[list[int]]:
+    """Let streams run, and hold the first step in which all of them decode until the block ends.
+
+    Yields a list to which each step adds what `watch` returns, from that one on until one ends.
+    """
+    context = engine._scheduler._context
+    real = context.decode
+    reached, go_on = threading.Event(), threading.Event()
+    streams, watched = list[Generation](), list[int]()
+
+    def decode(batch: Batch, rows: int) -> int:
+        alive = [each for each in streams if each.usage.completion_tokens and not each.done]
+        if len(alive) == count:
+            watched.append(watch(engine))
+            reached.set()
+            assert go_on.wait(WAIT)
+        return real(batch, rows)
+
+    context.decode = decode  # type: ignore[method-assign]
+    for number in range(count):
+        streams.append(engine.submit([3 + number], greedy(None)))
+    try:
+        assert reached.wait(WAIT)
+        yield watched
+    finally:
+        go_on.set()

@@ -55,10 +55,10 @@ class Server:
         if not self._service.settings.slots:
             raise HttpError(501, "this server does not show its slots; start it with --slots")
         engine = self._service.engine
-        slots = engine.slots()
-        if request.query.get("fail_on_no_slot") and all(slot.busy for slot in slots):
+        slots, context = engine.slots(), engine.info().context
+        busy = sum(slot.busy for slot in slots)
+        if request.query.get("fail_on_no_slot") and busy >= context.parallel:
             raise HttpError(503, "no slot available")
-        context = engine.info().context
         all_, own = self._service.tenants.sees_all(request), tenant_of(request)
         told = [_described(slot, context, all_ or slot.tenant == own) for slot in slots]
         return HttpResponse.bytes(encode(told), JSON)

@@ -21,6 +21,7 @@ _log = logging.getLogger("cllm.engine")
 class Placer:
     """Gives sequences slots with as many of their tokens as are held anywhere. Engine thread.
 
+    most_busy: slots in use at once; the others keep their tokens.
     window: tokens that windowed attention looks back; 0: attention is not windowed.
     checkpoints: of recurrent memories, which keep only the state at the end; None: the memory can
     roll back.
@@ -32,6 +33,7 @@ class Placer:
         stats: EngineStats,
         *,
         n_slots: int,
+        most_busy: int,
         copy_gain: int,
         split_cache: bool,
         max_saved_bytes: int,
@@ -43,10 +45,17 @@ class Placer:
         self._window = window
         self._split_cache = split_cache
         self.supports_rollback = checkpoints is None
-        self._whole = window > 0 or not self.supports_rollback
+        self.attends_to_all = self.supports_rollback and not window
+        self._whole = not self.attends_to_all
         self._save_failed = False
         self.cache = PrefixCache(
-            n_slots, copy_gain, split_cache, max_saved_bytes, self._usable, checkpoints
+            n_slots,
+            copy_gain,
+            split_cache,
+            max_saved_bytes,
+            self._usable,
+            checkpoints,
+            most_busy,
         )
         stats.cache_ram_limit = max_saved_bytes
 
@@ -56,17 +65,21 @@ class Placer:
         wanted: int | None = None,
         fresh: bool = False,
         scope: Scope = COMMON,
+        may_save: bool = True,
     ) -> Slot | None:
         """Give tokens the slot where the most are cached; None: not before the next decode.
 
         wanted: the idle slot to use instead. fresh: reuse nothing. scope: reuse only from it.
+        may_save: False: None if another prefix would have to be saved first.
         """
         cache = self.cache
         slot, start = cache.choose(tokens, wanted, fresh, scope)
         if self._must_wait(start):
             return None
-        self._take(start)
         kept = start.reuse if start.source is None else 0
+        if not may_save and cache.worth_saving(slot, kept):
+            return None
+        self._take(start)
         if cache.worth_saving(slot, kept):
             self._save(slot)
         cache.occupy(slot, tokens, slot.length, scope)

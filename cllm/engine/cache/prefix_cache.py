@@ -25,6 +25,8 @@ _COPY_COST = 64
 WORTH_SAVING = 64
 _LOST_SHARE = 8
 
+_LOOKED_AT = 4  # idle slots, for one that need not be saved
+
 
 def copy_gain(split_cache: bool, ctx_size: int) -> int:
     """Tokens that a copy between slots must save to be worth it."""
@@ -112,6 +114,7 @@ class PrefixCache:
     neighbouring slots together: 4 of 8 sequences take 41 ms as slots 0 to 3 and 57 ms as slots
     0, 2, 4, 6 (0.6B model, two cores; more cores make the difference greater).
     usable: whether the memory lets a holder's tokens be cut to the first n, without a checkpoint.
+    most_busy: slots in use at once; None: all.
     """
 
     def __init__(
@@ -122,20 +125,22 @@ class PrefixCache:
         max_saved_bytes: int = 0,
         usable: Usable = lambda holder, n: True,
         checkpoints: Checkpoints | None = None,
+        most_busy: int | None = None,
     ) -> None:
+        self.most_busy = most_busy or n_slots
         self.slots = [Slot(i) for i in range(n_slots)]
         self.saved = SavedPrefixes(max_saved_bytes)
         self.checkpoints = checkpoints or Checkpoints()
         self._trees: RadixForest[Holder] = RadixForest()
         self._copy_gain = copy_gain
-        self._split_cache = split_cache
+        self.split = split_cache
         self._usable = usable
         self._clock = 0
 
     @property
     def has_idle(self) -> bool:
         """Whether a request can be placed."""
-        return any(not slot.busy for slot in self.slots)
+        return self.busy < self.most_busy
 
     def choose(
         self,
@@ -162,7 +167,7 @@ class PrefixCache:
         best = max(idle, key=lambda slot: (self._held(slot, shared), -slot.last_used, -slot.id))
         held = self._held(best, shared)
         if not held or 2 * held < best.length:
-            best = min(idle, key=self._reluctance)
+            best = self._given_up(idle)
         return best, self._start(best, shared)
 
     def start(self, slot: Slot) -> Start:
@@ -209,10 +214,20 @@ class PrefixCache:
                 leader = replace(at_own, leader=other, promised=promised)
         return leader
 
+    def _given_up(self, idle: list[Slot]) -> Slot:
+        """The idle slot to give to a prompt that no slot has a prefix of."""
+        order = sorted(idle, key=self._reluctance)
+        if len(order) > 1 and self.worth_saving(order[0]):
+            neighbours = self._reluctance(order[0])[0]
+            for slot in order[1:_LOOKED_AT]:
+                if self._reluctance(slot)[0] == neighbours and not self.worth_saving(slot):
+                    return slot
+        return order[0]
+
     def _reluctance(self, slot: Slot) -> tuple[int, bool, int, int]:
         """The slot with the least is given to a prompt that no slot has a prefix of."""
         busy_neighbours = 0
-        if self._split_cache:
+        if self.split:
             busy_neighbours = sum(s.busy for s in self.slots if abs(s.id - slot.id) == 1)
         return (-busy_neighbours, slot.length > 0, slot.last_used, slot.id)
 

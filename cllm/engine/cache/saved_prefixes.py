@@ -44,8 +44,9 @@ Entry = Saved | Checkpoint
 class SavedPrefixes:
     """Evicts the least recently used entry, of either kind, when the bytes do not suffice.
 
-    The buffer of a restored entry is kept for the next save, if there is room: filling memory
-    that is new to the process takes up to twenty times as long.
+    The buffer of a restored entry is kept for the next save, if there is room, and that of an
+    evicted one is used for the save that it makes room for: filling memory that is new to the
+    process takes up to twenty times as long.
     bytes: taken by the entries and by the kept buffer. evictions: of prefixes.
     """
 
@@ -77,6 +78,11 @@ class SavedPrefixes:
             self.remove(oldest)
             self.evictions += isinstance(oldest, Saved)
             dropped.append(oldest)
+            if isinstance(oldest, Saved) and not keep_spare and self._holds(oldest.data, size):
+                self._forget_spare()
+                self._spare = oldest.data
+                spare = oldest.data.nbytes
+                self.bytes += spare
         return dropped
 
     def oldest(self, among: Collection[Entry]) -> Entry:
@@ -90,10 +96,14 @@ class SavedPrefixes:
         provides memory for it when it is written to.
         """
         spare = self._forget_spare()
-        # Not for a smaller prefix, which would hold more memory than counted.
-        if spare is None or spare.base is None or not spare.nbytes <= size <= spare.base.nbytes:
+        if spare is None or spare.base is None or not self._holds(spare, size):
             return np.empty(size + size // 2, np.uint8)[:size]
         return spare.base[:size]
+
+    @staticmethod
+    def _holds(data: Bytes, size: int) -> bool:
+        """Whether a buffer suits a prefix; a smaller one would hold more memory than counted."""
+        return data.base is not None and data.nbytes <= size <= data.base.nbytes
 
     def keep_memory(self, saved: Saved) -> None:
         """Keep the buffer of a restored entry for the next save, unless the entry is still here."""

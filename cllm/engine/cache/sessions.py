@@ -144,7 +144,7 @@ class Sessions:
     @cached_property
     def _identity(self) -> Identity:
         config = self._config
-        layout = "unified" if config.kv_unified else f"split in {config.parallel}"
+        layout = "unified" if config.kv_unified else f"split in {config.sequences}"
         model = fingerprint(self._model)
         types = config.cache_type_k, config.cache_type_v
         return Identity(model, layout, *types, config.alterations)
@@ -162,8 +162,8 @@ class Sessions:
         return folder / checked_name(filename)
 
     def _checked(self, slot: int) -> int:
-        if not 0 <= slot < self._config.parallel:
-            raise InvalidRequest("id_slot", slot, f"a slot from 0 to {self._config.parallel - 1}")
+        if not 0 <= slot < self._config.sequences:
+            raise InvalidRequest("id_slot", slot, f"a slot from 0 to {self._config.sequences - 1}")
         return slot
 
     def _file_thread(self, work: Callable[..., _T], *arguments: object) -> Future[_T]:

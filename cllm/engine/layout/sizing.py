@@ -71,7 +71,7 @@ def context_size(
     ctx_size = config.ctx_size
     if ctx_size is None:
         budget = config.memory_budget or default_budget()
-        sharers = 1 if config.kv_cells else config.parallel
+        sharers = 1 if config.kv_cells else _sharers(config)
         fits = budget // max(1, per_token * sharers)
         fits = max(CELLS_STEP, fits // CELLS_STEP * CELLS_STEP)
         ctx_size = min(fits, n_ctx_train, config.kv_cells or fits)
@@ -90,9 +90,14 @@ def context_size(
             )
         cells = rounded_up(config.kv_cells)
     else:
-        cells = rounded_up(ctx_size) * config.parallel
+        cells = rounded_up(ctx_size) * _sharers(config)
     too_high = any(".ssm." in key or ".wkv." in key for key in metadata)
     return ContextSize(ctx_size, cells, cells * per_token, too_high)
+
+
+def _sharers(config: EngineConfig) -> int:
+    """Sequences with cells of their own; in a unified cache those that rest give way."""
+    return config.parallel if config.kv_unified else config.sequences
 
 
 def default_budget() -> int:

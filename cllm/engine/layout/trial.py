@@ -25,7 +25,7 @@ _REPEAT_SECONDS = 0.3  # after which the minimum is enough
 
 def longest_prompt(size: ContextSize, config: EngineConfig) -> int:
     """Tokens that fit into each sequence together with the steps after them."""
-    room = min(size.ctx_size, size.cells // config.parallel) - _REPEATS[1]
+    room = min(size.ctx_size, size.cells // config.sequences) - _REPEATS[1]
     return max(1, min(_LONGEST_PROMPT, room, config.batch_size))
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from cllm.engine import llama
 from cllm.engine.adapters import Adapters
-from cllm.engine.config import POOLINGS, SCORED_ROWS, SPARE_ROWS, EngineConfig
+from cllm.engine.config import MAX_PARALLEL, POOLINGS, SCORED_ROWS, SPARE_ROWS, EngineConfig
 from cllm.engine.embedding.pooling import EmbeddingShape, check_classifier, pooling_of, shape_of
 from cllm.engine.errors import ModelLoadError
 from cllm.engine.info import ModelInfo, context_info, describe
@@ -93,6 +93,8 @@ def load(
             config = replace(config, draft_max=0)
         if shape is None:
             _log_limits(path.name, model, config)
+            if config.keep_sequences is None:
+                config = replace(config, keep_sequences=_kept_by_default(config, model))
             beside = 0 if drafter is None else drafter.kv_bytes_per_token(config)
             size = context_size(header.metadata, model.n_ctx_train, config, beside)
             _check_memory(size, config)
@@ -127,6 +129,19 @@ def load(
         info = describe(path, model, header.metadata, live, header.quantized, pooling)
         undo.pop_all()
     return Loaded(config, model, context, batch, info, shape, draft, adapters)
+
+
+def _kept_by_default(config: EngineConfig, model: llama.Model) -> int:
+    """Resting sequences cost only cells that are not in use, in a unified cache of attention.
+
+    In a split one the sequences that run would lie apart, and llama.cpp evaluates only neighboring
+    ones together. A recurrent model has a state for each. A draft model's cache gives nothing up.
+    With kv_cells, cells are scarce.
+    """
+    whole = model.window or not model.supports_rollback
+    if not config.kv_unified or config.kv_cells is not None or whole or config.model_draft:
+        return 0
+    return min(config.parallel, MAX_PARALLEL - config.parallel)
 
 
 def _part_of(progress: Report | None, begin: float, share: float) -> Report | None:
@@ -177,7 +192,9 @@ def _log_limits(name: str, model: llama.Model, config: EngineConfig) -> None:
 
 
 _LEAST_SHIFTED = 64  # tokens: a constraint forces up to 32 at once
-_REMEDY = "lower ctx_size or parallel, or choose a smaller cache_type_k and cache_type_v"
+_REMEDY = (
+    "lower ctx_size, parallel or keep_sequences, or choose a smaller cache_type_k and cache_type_v"
+)
 
 
 def _check_memory(size: ContextSize, config: EngineConfig) -> None:
@@ -186,7 +203,7 @@ def _check_memory(size: ContextSize, config: EngineConfig) -> None:
     sure = on_host and config.swa_full and not size.too_high
     if sure and available is not None and size.kv_bytes > available:
         raise ModelLoadError(
-            f"{config.parallel} sequences of {size.ctx_size} tokens need {_gib(size.kv_bytes)} of "
+            f"{config.sequences} sequences of {size.ctx_size} tokens need {_gib(size.kv_bytes)} of "
             f"cache and {_gib(available)} of memory are free; {_REMEDY}"
         )
 

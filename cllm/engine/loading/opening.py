@@ -86,7 +86,7 @@ def open_context(
     return llama.Context(
         model,
         n_ctx=cells,
-        n_seq=config.parallel,
+        n_seq=config.sequences,
         n_batch=config.batch_size,
         n_ubatch=layout.ubatch_size,
         n_threads=layout.threads,

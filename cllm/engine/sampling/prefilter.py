@@ -52,6 +52,8 @@ def candidates_together(rows: FloatArray, top_k: int) -> list[NDArray[np.void]]:
 
     rows: [count, n_vocab], contiguous.
     """
+    if len(rows) == 1:
+        return [_records(rows[0], greatest(rows[0], top_k))]
     positions = _greatest(rows, top_k)
     if len(positions) == rows.size:  # all of them, with any that are not numbers
         return [_records(row, np.arange(len(row))) for row in rows]

@@ -15,6 +15,9 @@ from cllm.engine.stats import EngineStats
 
 _PLACING_S = 0.05  # of a step, that running streams wait while prefixes are saved and restored
 
+_GAP_S = 0.001  # the same while fewer have been admitted than there are streams that wait
+
+_SAVE_REST = 10  # times as long as placing a prompt that another prefix was saved for took
 _PAUSE_REST = 10  # times as long as a pause and what it makes room for took, until the next pause
 
 GiveUp = Callable[[Sequence, Exception], None]
@@ -36,6 +39,7 @@ class Admission:
         self._stats = stats
         self._shared_cells = shared_cells
         self._next_pause = 0.0  # time.perf_counter()
+        self._next_save = 0.0
         self.waiting: FairQueue[Sequence] = FairQueue()
 
     def catch_up(self, running: list[Sequence], give_up: GiveUp) -> None:
@@ -55,14 +59,17 @@ class Admission:
         """Give slots to waiting sequences and add these to the running ones; return them."""
         began = time.perf_counter()
         admitted: list[Sequence] = []
+        streams = sum(sequence.decoding for sequence in running)
         while (sequence := self._next(running)) is not None:
             if not self._admit(sequence, running, give_up, admitted):
                 break
-            if len(running) > 1 and time.perf_counter() - began > _PLACING_S:
+            most = _GAP_S if len(admitted) < streams else _PLACING_S
+            if len(running) > 1 and time.perf_counter() - began > most:
                 break
         if self.waiting and not self._placer.cache.has_idle and began >= self._next_pause:
             claimant = self._make_way(running)
             if claimant is not None:
+                self._next_save = 0.0  # pauses have a share of the time of their own
                 self._admit(claimant, running, give_up, admitted)
                 now = time.perf_counter()
                 self._next_pause = now + (now - began) * _PAUSE_REST
@@ -86,7 +93,7 @@ class Admission:
 
     def _make_way(self, running: list[Sequence]) -> Sequence | None:
         """Pause a sequence of a tenant with too many slots; return the one to take its slot."""
-        claim = self.waiting.claim(len(self._placer.cache.slots))
+        claim = self.waiting.claim(self._placer.cache.most_busy)
         if claim is None or claim[0].wanted_slot is not None:
             return None
         claimant, tenant = claim
@@ -113,7 +120,13 @@ class Admission:
         scope = sequence.scope
         # The logits of cached tokens are not known.
         fresh = sequence.fresh or sequence.scores is not None
-        slot = place(sequence.tokens, sequence.wanted_slot, fresh, scope)
+        began, saved = time.perf_counter(), self._stats.saved_prefixes
+        # While streams wait for their next step, saving has a small share of the time.
+        may_save = began >= self._next_save or not any(other.decoding for other in running)
+        slot = place(sequence.tokens, sequence.wanted_slot, fresh, scope, may_save)
+        if self._stats.saved_prefixes > saved:
+            now = time.perf_counter()
+            self._next_save = now + (now - began) * _SAVE_REST
         if slot is None:
             if running:
                 return False

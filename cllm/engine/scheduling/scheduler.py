@@ -25,7 +25,7 @@ from cllm.engine.scheduling.commands import Commands
 from cllm.engine.scheduling.fairness import GENERATED
 from cllm.engine.scheduling.interruption import Interruption
 from cllm.engine.scheduling.loop import EngineLoop
-from cllm.engine.scheduling.planning import Plan, Planner, fill, shape_of
+from cllm.engine.scheduling.planning import Plan, Planner, fill, holes_of, shape_of
 from cllm.engine.scheduling.room import RoomMaker
 from cllm.engine.scheduling.shifting import ContextShift
 from cllm.engine.scheduling.threads import Threads
@@ -68,6 +68,7 @@ class Scheduler(EngineLoop[Sequence]):
         self._masks = MaskThread()
         self._interruption = Interruption(context, placer.supports_rollback)
         self._adapted = False  # the step in progress has other LoRA adapters than the last one
+        self._fills_holes = placer.cache.split and placer.attends_to_all
         self._suspects: list[Sequence] = []  # of a failed step; each is decoded alone
 
     # Any thread.
@@ -223,7 +224,7 @@ class Scheduler(EngineLoop[Sequence]):
         """Decode a plan, or the part of it that fits; return what was tried last and the code."""
         while plan:
             self._adapted = self._context.adapt(plan[0][0].adapters)
-            code = self._context.decode(self._batch, fill(self._batch, plan))
+            code = self._compute(plan)
             if code == DONE:
                 for sequence, count in plan:
                     self._note_decoded(sequence, count)
@@ -236,6 +237,18 @@ class Scheduler(EngineLoop[Sequence]):
                 return plan, code
             plan = smaller
         return plan, DONE
+
+    def _compute(self, plan: Plan) -> int:
+        """Decode a plan; return llama.cpp's code."""
+        holes: list[Slot] = []
+        if self._fills_holes and not self._context.copies_pending:
+            room = self._batch.capacity - len(plan)
+            holes = holes_of(plan, self._cache.slots, self._context.n_ctx_seq)[:room]
+        try:
+            return self._context.decode(self._batch, fill(self._batch, plan, holes))
+        finally:
+            for hole in holes:
+                self._context.remove(hole.id, hole.length)
 
     def _note_decoded(self, sequence: Sequence, count: int) -> None:
         slot = slot_of(sequence)

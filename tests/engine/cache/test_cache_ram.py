@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
 
 from cllm.engine import Engine
-from tests.engine.engine_helpers import PRECISE, Loader, finished, greedy
+from tests.engine.engine_helpers import PRECISE, Loader, finished, greedy, standing, streaming
 from tests.engine.engine_models import write_recurrent
 
 FIRST = [20 + i % 300 for i in range(300)]
@@ -19,7 +20,9 @@ SECOND = [400 - i % 300 for i in range(300)]
 def saving(request: pytest.FixtureRequest, load: Loader, f32_path: Path) -> Loader:
     def loader(**config: int) -> Engine:
         unified = request.param == "unified"
-        return load(f32_path, **PRECISE, ctx_size=1024, kv_unified=unified, **config)
+        return load(
+            f32_path, **PRECISE, ctx_size=1024, kv_unified=unified, keep_sequences=0, **config
+        )
 
     return loader
 
@@ -153,3 +156,20 @@ def test_conversations_that_take_turns_and_grow_in_one_slot_stay_exact(
     prefixes = engine._scheduler._cache.saved
     assert prefixes._spare is not None, "the memory of the last restored one"
     assert all(entry.data.base is not None for entry in prefixes._entries), "with room to grow"
+
+
+def test_while_a_stream_waits_at_most_one_prefix_is_saved_between_two_steps(
+    saving: Loader,
+) -> None:
+    engine = saving(parallel=4)
+    with standing(engine):
+        old = [engine.submit([5 + n, *FIRST], greedy(4)) for n in range(3)]
+    for each in old:
+        finished(each)
+    with streaming(engine, 1, lambda engine: engine.stats().saved_prefixes) as saved:
+        new = [engine.submit([50 + n, *SECOND], greedy(4)) for n in range(3)]
+    for each in new:
+        finished(each)
+    assert saved[0] == 0
+    assert saved[-1] > 0
+    assert max(after - before for before, after in pairwise(saved)) == 1

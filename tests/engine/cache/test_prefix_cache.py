@@ -198,3 +198,24 @@ def test_spare_memory_counts_but_costs_no_saved_prefix_its_place() -> None:
     assert prefixes.make_room(10) == []
     prefixes.add(Saved(SYSTEM, prefixes.take_memory(10), False))
     assert (len(prefixes), prefixes.bytes, prefixes.evictions) == (3, 30, 0)
+
+
+def test_the_memory_of_an_evicted_prefix_serves_the_one_that_it_makes_room_for() -> None:
+    prefixes = SavedPrefixes(30)
+    entries = [Saved(SYSTEM, prefixes.take_memory(10), False) for _ in range(3)]
+    for entry in entries:
+        prefixes.add(entry)
+    assert prefixes.make_room(15) == entries[:2]
+    grown = prefixes.take_memory(15)
+    assert any(np.shares_memory(grown, entry.data) for entry in entries[:2])
+    prefixes.add(Saved(SYSTEM, grown, False))
+    assert (len(prefixes), prefixes.bytes, prefixes.evictions) == (2, 25, 2)
+
+
+def test_of_idle_slots_one_that_need_not_be_saved_is_given_up() -> None:
+    def with_room(size: int) -> PrefixCache:
+        return filled(PrefixCache(3, 1, False, size), SYSTEM, tokens(*range(9)), SYSTEM[::-1])
+
+    prompt = tokens(*range(900, 950))
+    assert with_room(0).choose(prompt)[0].id == 0
+    assert with_room(100).choose(prompt)[0].id == 1

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from cllm.engine import EngineError, Generation, InvalidRequest, QueueFull
+from cllm.engine.scheduling import admission
 from tests.engine.engine_helpers import (
     Loader,
     Watched,
@@ -18,6 +19,7 @@ from tests.engine.engine_helpers import (
     finished,
     greedy,
     standing,
+    streaming,
 )
 
 
@@ -31,6 +33,18 @@ def test_requests_are_served_first_come_first_served(load: Loader) -> None:
         finished(generation)
     finished(engine.submit("last", greedy(1)))
     assert order == list(range(10))
+
+
+def test_admissions_that_take_long_are_spread_over_the_steps_of_streams(
+    load: Loader, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(admission, "_GAP_S", 0.0)
+    engine = load(parallel=6, ctx_size=2048)
+    with streaming(engine, 3, lambda engine: engine.stats().slots_busy) as busy:
+        waiting = [engine.submit([50 + n], greedy(20)) for n in range(3)]
+    for each in waiting:
+        finished(each)
+    assert busy[:4] == [3, 4, 5, 6]
 
 
 def test_a_tenant_with_few_requests_does_not_wait_for_one_with_many(load: Loader) -> None:
