@@ -52,6 +52,7 @@ class Engine:
         self._tokenizer = Tokenizer(self._vocab, self._process)
         self._shape = loaded.shape
         self._shifts = loaded.config.context_shift
+        self._reproducible = loaded.config.reproducible
         self._runner, self._sessions = assemble(loaded)
         thread = threading.Thread(target=self._runner.run, name="cllm-engine", daemon=True)
         # Also runs at interpreter exit and when the engine is collected: freeing the model while
@@ -158,7 +159,10 @@ class Engine:
             self._tokenizer.find_end_tokens()
         guide = self._guide(params.constraint, tenant) if params.constraint else None
         # A constraint forces tokens by itself; of each logged token the own logits are wanted.
-        drafts = guide is None and params.logprobs is None
+        reproducible = self._reproducible or params.reproducible
+        if reproducible and self._info.context.kv_unified:
+            raise InvalidRequest("reproducible", True, "false, as the cache is unified")
+        drafts = guide is None and params.logprobs is None and not reproducible
         generation = Generation(len(tokens), on_update, self._scheduler.cancel, meter)
         self._scheduler.submit(
             EngineSequence(
@@ -177,6 +181,7 @@ class Engine:
                 priority=priority,
                 scope=scope,
                 shifts=self._shifts,
+                reproducible=reproducible,
             )
         )
         return generation

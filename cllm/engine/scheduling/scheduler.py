@@ -125,7 +125,8 @@ class Scheduler(EngineLoop[Sequence]):
         if not plan:
             return
         shape = shape_of(plan)
-        self._threads.prepare(shape)
+        fixed = plan[0][0].reproducible
+        self._threads.prepare(shape, fixed)
         decode_began = time.perf_counter()
         self._masks.start([s.guide for s, _ in plan if s.guide is not None])
         # Keys that are to be rotated; an interruption would leave some of them as they were.
@@ -142,7 +143,7 @@ class Scheduler(EngineLoop[Sequence]):
             shape = shape_of(done)
         # Rows of logits for a prompt take time that no other step needs.
         usual = done is plan and code == DONE and all(s.scores is None for s, _ in plan)
-        usual = usual and not moves
+        usual = usual and not moves and not fixed
         if usual and self._threads.learn(shape, decode_ended - decode_began):
             self._planner.learn(plan, shape, decode_ended - decode_began)
         plan = done
