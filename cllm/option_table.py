@@ -218,6 +218,10 @@ class Settings:
         False, ENGINE, switch(),
         "let a text that fills its context lose old tokens and go on; without, it ends there",
     )  # fmt: skip
+    reproducible: bool = option(
+        False, ENGINE, switch(),
+        "let the same seed give the same text, whatever else runs; slower",
+    )  # fmt: skip
     memory_budget: int | None = option(
         None, ENGINE, size(1 << 20, auto=True),
         "bytes for the key/value cache of all sequences where --ctx-size is auto; "

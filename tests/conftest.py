@@ -43,13 +43,6 @@ def steady_costs(monkeypatch: pytest.MonkeyPatch) -> None:
 
     Whether and how far engines draft then depends on the texts alone, not on the machine's load.
     """
-    from cllm.engine.speculation.drafting import DraftPolicy
-    from cllm.engine.speculation.speculation import Speculation
+    from tests.engine.engine_helpers import assume_costs
 
-    draft = Speculation.draft
-    monkeypatch.setattr(
-        Speculation, "draft", lambda self, sequences, room, _: draft(self, sequences, room, 0.01)
-    )
-    monkeypatch.setattr(Speculation, "observe", lambda *_: None)
-    monkeypatch.setattr(DraftPolicy, "note_rounds", lambda *_: None)
-    monkeypatch.setattr(DraftPolicy, "note_read", lambda *_: None)
+    assume_costs(monkeypatch)

@@ -70,6 +70,8 @@ class LlamaFields(ConstraintFields, kw_only=True):
     samplers: str | list[str] | None = None
     lora: list[LoraScale] | None = None
 
+    reproducible: bool | None = None  # cLLM's own
+
     # Of conversations.
     reasoning_format: Literal["none", "auto", "deepseek"] | None = None
     thinking_budget_tokens: OrAll | None = None
@@ -179,6 +181,8 @@ def llama_sampling(asked: Struct, names: tuple[str, ...] = _OWN) -> dict[str, An
         given["samplers"] = sampler_names(asked.samplers)
     if asked.t_max_predict_ms is not None and asked.t_max_predict_ms > 0:
         given["line_limit"] = asked.t_max_predict_ms / 1000
+    if asked.reproducible is not None:
+        given["reproducible"] = asked.reproducible
     if asked.n_indent:
         given["min_indent"] = asked.n_indent
     return given

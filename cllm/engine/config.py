@@ -52,6 +52,7 @@ class EngineConfig:
     ubatch_size: tokens that llama.cpp evaluates together. None: 512, or batch_size if that is
         smaller.
     context_shift: a text that fills its context loses old tokens and goes on (shifting.py).
+    reproducible: every request is; see SamplingParams. Needs an equal part of the cache for each.
     max_itl_ms: upper bound in ms on the gap between two tokens of a stream while prompts are read.
         None: five times a step without prompts, at least 100, and a second if more prompts wait
         than streams run. A step reads at least 64 tokens of a long prompt, even if slower.
@@ -103,6 +104,7 @@ class EngineConfig:
     ctx_size: int | None = None
     memory_budget: int | None = None
     context_shift: bool = False
+    reproducible: bool = False
     batch_size: int = 2048
     ubatch_size: int | None = None
     max_itl_ms: int | None = None
@@ -206,6 +208,11 @@ class EngineConfig:
             raise ValueError(
                 f"cache_type_v={self.cache_type_v} needs flash attention; "
                 "set flash_attn to auto or on, or cache_type_v to f16"
+            )
+        if self.reproducible and self.kv_unified:
+            raise ValueError(
+                "reproducible needs an equal part of the cache for each sequence; leave out "
+                "kv_unified"
             )
         if self.kv_cells is not None and not self.kv_unified:
             raise ValueError(

@@ -53,6 +53,7 @@ class Engine:
         self._shape = loaded.shape
         self._shifts = loaded.config.context_shift
         self.adapters = loaded.adapters
+        self._reproducible = loaded.config.reproducible
         self._runner, self._sessions = assemble(loaded)
         thread = threading.Thread(target=self._runner.run, name="cllm-engine", daemon=True)
         # Also runs at interpreter exit and when the engine is collected: freeing the model while
@@ -163,7 +164,10 @@ class Engine:
             self._tokenizer.find_end_tokens()
         guide = self._guide(params.constraint, tenant) if params.constraint else None
         # A constraint forces tokens by itself; of each logged token the own logits are wanted.
-        drafts = guide is None and params.logprobs is None
+        reproducible = self._reproducible or params.reproducible
+        if reproducible and self._info.context.kv_unified:
+            raise InvalidRequest("reproducible", True, "false, as the cache is unified")
+        drafts = guide is None and params.logprobs is None and not reproducible
         generation = Generation(len(tokens), on_update, self._scheduler.cancel, meter)
         generation.adapters = adapters
         self._scheduler.submit(
@@ -183,6 +187,7 @@ class Engine:
                 priority=priority,
                 scope=scope._replace(adapters=adapters),
                 shifts=self._shifts,
+                reproducible=reproducible,
             )
         )
         return generation

@@ -55,6 +55,7 @@ class Sequence:
         "params",
         "preempted",
         "priority",
+        "reproducible",
         "sampler",
         "scope",
         "scores",
@@ -83,9 +84,11 @@ class Sequence:
         priority: int = 0,
         scope: Scope = COMMON,
         shifts: bool = False,
+        reproducible: bool = False,
     ) -> None:
         """wanted_slot: the only slot it may run in. fresh: it reuses no cached tokens.
-        shifts: it goes on when the context is full, after a call of shift().
+        shifts: it goes on when the context is full, after a call of shift(). reproducible: its
+        rows are computed alone, in the same parts whatever else runs.
         """
         self.tokens = array("i", prompt)
         self.n_prompt = len(prompt)
@@ -102,7 +105,8 @@ class Sequence:
         self._end = most if shifts else min(ctx_size, most)  # length at which it ends
         self.max_length = min(ctx_size, most)  # that its tokens reach before the next shift
         self.wanted_slot = wanted_slot
-        self.fresh = fresh
+        self.fresh = fresh or reproducible
+        self.reproducible = reproducible
         self.tenant = tenant
         self.share = share
         self.priority = priority

@@ -157,6 +157,16 @@ def test_a_text_that_fills_the_context_is_truncated() -> None:
         assert idle(engine)
 
 
+def test_a_reproducible_text_reads_its_whole_prompt_each_time(stories: Live) -> None:
+    fields = {"prompt": "Once upon a time", "seed": 5, "temperature": 1.5, "n_predict": 12}
+    one, again = (complete(stories, **fields, reproducible=True) for _ in range(2))
+    assert one["content"] == again["content"]
+    assert again["timings"]["cache_n"] == 0 < complete(stories, **fields)["timings"]["cache_n"]
+    assert (
+        "reproducible" in refused(stories, "/completion", {**fields, "reproducible": 3})["message"]
+    )
+
+
 def test_with_context_shift_a_full_text_goes_on() -> None:
     with (
         Engine.load(random_path(), parallel=1, ctx_size=64, context_shift=True) as engine,

@@ -7,8 +7,12 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import pytest
+
 from cllm.engine import Completion, Engine, Generation, SamplingParams
 from cllm.engine.llama import Batch
+from cllm.engine.speculation.drafting import DraftPolicy
+from cllm.engine.speculation.speculation import Speculation
 
 WAIT = 60.0  # seconds until a test that waits in vain fails
 
@@ -68,6 +72,17 @@ def break_decode(engine: Engine, outcomes: Iterable[int | Exception]) -> None:
         return outcome or real(batch, count)
 
     context.decode = decode  # type: ignore[method-assign]
+
+
+def assume_costs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Assume what steps and drafts cost; see the fixture steady_costs."""
+    draft = Speculation.draft
+    monkeypatch.setattr(
+        Speculation, "draft", lambda self, sequences, room, _: draft(self, sequences, room, 0.01)
+    )
+    monkeypatch.setattr(Speculation, "observe", lambda *_: None)
+    monkeypatch.setattr(DraftPolicy, "note_rounds", lambda *_: None)
+    monkeypatch.setattr(DraftPolicy, "note_read", lambda *_: None)
 
 
 def recorded_steps(engine: Engine) -> list[list[int]]:

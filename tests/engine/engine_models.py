@@ -15,7 +15,13 @@ import numpy as np
 Change = Callable[[str, np.ndarray[tuple[int, ...], np.dtype[np.float32]]], None]
 
 
-def write_variant(source: Path, target: Path, change: Change, quantized: bool) -> None:
+def write_variant(
+    source: Path,
+    target: Path,
+    change: Change,
+    quantized: bool,
+    kind: gguf.GGMLQuantizationType = gguf.GGMLQuantizationType.Q8_0,
+) -> None:
     """Copy a Q8_0 model; `change` may alter its F32 tensors before they are stored again."""
     reader = gguf.GGUFReader(source)
     writer = gguf.GGUFWriter(target, reader.fields["general.architecture"].contents())
@@ -29,7 +35,7 @@ def write_variant(source: Path, target: Path, change: Change, quantized: bool) -
         values = np.array(gguf.dequantize(tensor.data, tensor.tensor_type), dtype=np.float32)
         change(tensor.name, values)
         if quantized and tensor.tensor_type == q8_0:
-            writer.add_tensor(tensor.name, gguf.quantize(values, q8_0), raw_dtype=q8_0)
+            writer.add_tensor(tensor.name, gguf.quantize(values, kind), raw_dtype=kind)
         else:
             writer.add_tensor(tensor.name, values)
     writer.write_header_to_file()
@@ -61,6 +67,32 @@ def write_deeper(source: Path, target: Path, layers: int) -> None:
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
+
+
+def write_tiny(source: Path, target: Path, layers: int = 2) -> None:
+    """The first layers of a model, in F32: quick, and with logits as PRECISE as write_f32's."""
+    reader = gguf.GGUFReader(source)
+    writer = gguf.GGUFWriter(target, reader.fields["general.architecture"].contents())
+    for field in reader.fields.values():
+        if field.name.startswith("GGUF.") or field.name == "general.architecture":
+            continue
+        inner = field.types[-1] if field.types[0] == gguf.GGUFValueType.ARRAY else None
+        value = layers if field.name.endswith(".block_count") else field.contents()
+        writer.add_key_value(field.name, value, field.types[0], inner)
+    kept = tuple(f"blk.{layer}." for layer in range(layers))
+    for tensor in reader.tensors:
+        if tensor.name.startswith(kept) or not tensor.name.startswith("blk."):
+            values = gguf.dequantize(tensor.data, tensor.tensor_type)
+            writer.add_tensor(tensor.name, np.array(values, dtype=np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+def write_q4(source: Path, target: Path) -> None:
+    """With Q4_0 weights, of which llama.cpp's repacked kernels compute four rows at a time."""
+    write_variant(source, target, lambda name, values: None, True, gguf.GGMLQuantizationType.Q4_0)
 
 
 def write_memoryless(source: Path, target: Path) -> None:

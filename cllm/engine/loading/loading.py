@@ -74,6 +74,8 @@ def load(
 ) -> Loaded:
     """Load a model and warm it up. Raises ModelLoadError, or ValueError for the configuration."""
     prepare_devices(config)
+    if config.reproducible:
+        config = replace(config, kv_unified=False)  # else tune might choose
     header, drafter = checked_header(path, config), DraftFile.of(config)
     lora = LoraFiles.of(config, path.name, header)
     adapt = config.threads is None and config.threads_batch is None
@@ -106,12 +108,11 @@ def load(
             undo.callback(context.close)
             _check_shift(path, header.metadata, model, context, size, config)
         else:
-            if config.tune:
-                _log.warning("tune has no effect on an embedding model or a reranker")
+            for name in ("tune", "context_shift", "reproducible"):
+                if getattr(config, name):
+                    _log.warning("%s has no effect on an embedding model or a reranker", name)
             kv_bytes = shape.cells * kv_bytes_per_token(header.metadata, config)
             size = ContextSize(shape.longest, shape.cells, kv_bytes, too_high=True)
-            if config.context_shift:
-                _log.warning("context_shift has no effect on an embedding model or a reranker")
             context = _make_embedding_context(model, shape, config, layout)
             undo.callback(context.close)
         capacity = config.batch_size if shape is None else shape.batch

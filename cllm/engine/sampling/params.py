@@ -69,6 +69,7 @@ _INTEGERS: Mapping[str, tuple[int, int, str]] = {
 
 _SWITCHES = (
     "ignore_eos", "record_tokens", "spell_special", "report_progress", "sampled_logprobs",
+    "reproducible",
 )  # fmt: skip
 
 
@@ -102,6 +103,7 @@ class SamplingParams:
     min_indent: the text ends before a line, other than its first, with less white space in front.
     n_keep, n_discard: of a context shift: tokens at the beginning that stay, the BOS not counted
         (-1: the whole prompt), and how many after them are discarded (0: half).
+    reproducible: the same seed gives the same text, whatever else runs; slower.
     report_progress: report each part of the prompt once evaluated; see Generation.take_progress.
 
     Raises InvalidRequest, which names the field, its value and what was expected.
@@ -150,6 +152,7 @@ class SamplingParams:
     n_keep: int = 0
     n_discard: int = 0
     report_progress: bool = False
+    reproducible: bool = False
 
     def __post_init__(self) -> None:
         if self.max_tokens is not None:

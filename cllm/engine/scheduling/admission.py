@@ -98,8 +98,8 @@ class Admission:
             return None
         claimant, tenant = claim
         others = [s for s in running if s.tenant == tenant and s.priority >= claimant.priority]
-        # A prompt that is being scored would begin again.
-        others = [sequence for sequence in others if sequence.scores is None]
+        # A prompt that is being scored would begin again; another's sums would change if it did.
+        others = [s for s in others if s.scores is None and not s.reproducible]
         others.sort(key=lambda sequence: sequence.generation.submitted, reverse=True)
         for youngest in others:
             slot = slot_of(youngest)

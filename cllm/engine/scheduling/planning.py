@@ -53,8 +53,32 @@ class Planner:
         self._ubatch = capacity if ubatch is None else min(capacity, ubatch)
         self._turns = AdapterTurns()
         self._prompts_were_read: set[AdapterSet] = set()
+        self._turn = 0
 
     def plan(self, running: list[Sequence]) -> Plan:
+        """What the next step decodes: a reproducible sequence alone, or some of the others.
+
+        They take turns. The sums of a row depend on how many rows are computed with it, so all
+        rows of a reproducible sequence are computed in steps of its own, in the same parts.
+        """
+        alone = [sequence for sequence in running if sequence.reproducible]
+        if not alone:
+            return self._plan_together(running)
+        together = [sequence for sequence in running if not sequence.reproducible]
+        for _ in range(len(alone) + 1):
+            self._turn = (self._turn + 1) % (len(alone) + 1)
+            if self._turn < len(alone):
+                return [(alone[self._turn], self._fixed_part(alone[self._turn]))]
+            if plan := self._plan_together(together):
+                return plan
+        return []
+
+    def _fixed_part(self, sequence: Sequence) -> int:
+        """All newest tokens; of a prompt, those up to the next whole tile."""
+        most = sequence.pending if sequence.decoding else _TILE - slot_of(sequence).length % _TILE
+        return min(most, sequence.pending, self._capacity)
+
+    def _plan_together(self, running: list[Sequence]) -> Plan:
         """The newest tokens of generating sequences, and as many of prompts as time allows.
 
         All of one set of LoRA adapters, which a step computes with; the sets take turns.

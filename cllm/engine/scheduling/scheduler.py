@@ -132,7 +132,8 @@ class Scheduler(EngineLoop[Sequence]):
         if not plan:
             return
         shape = shape_of(plan)
-        self._threads.prepare(shape)
+        fixed = plan[0][0].reproducible
+        self._threads.prepare(shape, fixed)
         decode_began = time.perf_counter()
         self._masks.start([s.guide for s, _ in plan if s.guide is not None])
         # Keys that are to be rotated; an interruption would leave some of them as they were.
@@ -149,7 +150,7 @@ class Scheduler(EngineLoop[Sequence]):
             shape = shape_of(done)
         # Rows of logits for a prompt take time that no other step needs.
         usual = done is plan and code == DONE and all(s.scores is None for s, _ in plan)
-        usual = usual and not moves
+        usual = usual and not moves and not fixed
         # A change of adapters takes time too; in long steps it is a small part.
         usual = usual and not (self._adapted and decode_ended - decode_began < TURN_S)
         if usual and self._threads.learn(shape, decode_ended - decode_began):

@@ -43,11 +43,11 @@ class Threads:
         stats.threads = stats.threads_limit = self._most
         stats.cores_left = stats.cores = self._watch.cpus
 
-    def prepare(self, shape: Shape) -> None:
-        """Set the number of threads for a step."""
+    def prepare(self, shape: Shape, fixed: bool = False) -> None:
+        """Set the number of threads for a step. fixed: always the same, as sums depend on it."""
         self._look()
         if self._policy is not None:
-            self._use(self._policy.choose(shape))
+            self._use(self._most if fixed else self._policy.choose(shape))
 
     def learn(self, shape: Shape, seconds: float) -> bool:
         """Learn a step's time; False: it was computed with a number of threads on trial."""

@@ -10,12 +10,11 @@ two logits that nearly tie may change places. Without flash attention, in a spli
 Q8_0 weights a token's logits are the same bit for bit in every batch: that is tested here. Two more
 models test the rest: one without attention, whose logits are always exact, shows that no row, token
 or text goes to the wrong request; one with F32 weights shows that sequences attend to their own
-tokens.
+tokens. tests/engine/test_differential.py does both with random requests.
 """
 
 from __future__ import annotations
 
-import random
 from pathlib import Path
 
 import pytest
@@ -64,26 +63,6 @@ def test_a_sequence_attends_to_its_own_tokens_only(
     engine = load(f32_path, parallel=4, ctx_size=256, kv_unified=unified, **PRECISE)
     together = [engine.submit(prompt, greedy(8)) for prompt in PROMPTS]
     assert [finished(generation).text for generation in together] == expected
-
-
-def test_requests_that_come_and_go_at_random_are_not_confused(
-    load: Loader, memoryless_path: Path
-) -> None:
-    rng = random.Random(1)
-    expected = alone(load, memoryless_path)
-    engine = load(memoryless_path, parallel=4, ctx_size=256, ubatch_size=32)
-    pending = []
-    for _ in range(60):
-        which = rng.randrange(len(PROMPTS))
-        watched = Watched(engine, PROMPTS[which], greedy(rng.randint(1, 40)))
-        pending.append((which, watched))
-        if rng.random() < 0.3:
-            watched.generation.cancel()
-        if rng.random() < 0.2:
-            finished(watched.generation)
-    for which, watched in pending:
-        assert expected[which].startswith(finished(watched.generation).text)
-    assert engine.stats().slots_busy == 0
 
 
 def test_sequences_are_decoded_together(load: Loader) -> None:

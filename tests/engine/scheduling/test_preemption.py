@@ -11,8 +11,6 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
-import pytest
-
 from cllm.engine import SamplingParams
 from tests.engine.engine_helpers import PRECISE, Loader, Watched, break_decode, finished, greedy
 
@@ -106,21 +104,6 @@ def test_a_preempted_request_can_be_cancelled(load: Loader, memoryless_path: Pat
     for watched in together:
         watched.wait_until_done()
     assert engine.stats().slots_busy == 0
-
-
-@pytest.mark.parametrize("seed", range(3))
-def test_a_crowd_of_mixed_requests_all_finish(
-    load: Loader, memoryless_path: Path, seed: int
-) -> None:
-    rng = random.Random(seed)
-    engine = load(memoryless_path, **CROWDED, ubatch_size=32)
-    roomy = load(memoryless_path, parallel=1, ctx_size=256)
-    requests = [
-        ([rng.randrange(5, 500)] * rng.randint(1, 200), rng.randint(1, 50)) for _ in range(24)
-    ]
-    together = [engine.submit(prompt, greedy(count)) for prompt, count in requests]
-    for (prompt, count), generation in zip(requests, together, strict=True):
-        assert finished(generation).text == finished(roomy.submit(prompt, greedy(count))).text
 
 
 def test_what_is_computed_again_is_what_was_there(load: Loader, f32_path: Path) -> None:
