@@ -36,10 +36,13 @@ class Scope(NamedTuple):
     """Whose prefixes a request may reuse: those of requests with an equal scope, and no others.
 
     owner: "": all requests without an owner. salt: divides the scope of an owner further.
+    lasting: whether the owner's name means the same after a restart; otherwise nothing of it is
+    put on disk.
     """
 
     owner: str = ""
     salt: str = ""
+    lasting: bool = True
 
 
 COMMON = Scope()

@@ -18,6 +18,10 @@ class EngineStats:
     into host memory, restored_prefixes taken from there with restored_tokens of prompts,
     evicted_prefixes dropped for want of room; cache_ram_bytes of cache_ram_limit are taken for
     them, memory that is kept for the next one included.
+    disk_read_prefixes, disk_written_prefixes, disk_evicted_prefixes: the same for the cache on
+    disk, and disk_dropped_prefixes that were not written because the disk was too slow or full.
+    cache_disk_bytes of cache_disk_limit are taken by all files, of which cache_disk_entries are of
+    use for this model.
     guesses: drafts that were evaluated, with guessed_tokens in all, of which guessed_right were
     accepted.
     decoded_sequences: sequences in all llama_decode calls together. longest: tokens of the longest
@@ -44,6 +48,13 @@ class EngineStats:
     evicted_prefixes: int = 0
     cache_ram_bytes: int = 0
     cache_ram_limit: int = 0
+    disk_read_prefixes: int = 0
+    disk_written_prefixes: int = 0
+    disk_dropped_prefixes: int = 0
+    disk_evicted_prefixes: int = 0
+    cache_disk_bytes: int = 0
+    cache_disk_entries: int = 0
+    cache_disk_limit: int = 0
     preemptions: int = 0
     pauses: int = 0
     failed_decodes: int = 0

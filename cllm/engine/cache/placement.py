@@ -6,6 +6,7 @@ import logging
 from array import array
 from collections.abc import Iterable
 
+from cllm.engine.cache.disk_cache import DiskCache
 from cllm.engine.cache.prefix_cache import WORTH_SAVING, Holder, PrefixCache, Slot, Start
 from cllm.engine.cache.saved_prefixes import Saved
 from cllm.engine.errors import EngineError, InvalidRequest
@@ -21,6 +22,7 @@ class Placer:
 
     window: tokens that windowed attention looks back; 0: attention is not windowed.
     supports_rollback: False for recurrent memories, which keep only the state at the end.
+    whole: whether a part of a saved prefix is useless. disk: where else prefixes are kept.
     """
 
     def __init__(
@@ -35,10 +37,11 @@ class Placer:
         window: int,
         supports_rollback: bool,
     ) -> None:
+        self.disk: DiskCache | None = None
         self._context = context
         self._stats = stats
         self._window = window
-        self._whole = window > 0 or not supports_rollback
+        self.whole = window > 0 or not supports_rollback
         self.supports_rollback = supports_rollback
         self._save_failed = False
         self.cache = PrefixCache(n_slots, copy_gain, split_cache, max_saved_bytes, self._usable)
@@ -98,6 +101,8 @@ class Placer:
         if isinstance(saved, Saved):
             if saved.length - start.reuse < WORTH_SAVING and not saved.whole:
                 self.cache.drop(saved)
+                if self.disk is not None:
+                    self.disk.writer.withdraw(saved)
             else:
                 self.cache.saved.touch(saved)
 
@@ -110,9 +115,10 @@ class Placer:
             self._context.copy(source.id, slot.id)
             slot.length = source.length
         elif isinstance(source, Saved):
-            slot.source = "memory"
+            slot.source = source.origin
             slot.length = self._restore(slot, source)
-            self.cache.saved.keep_memory(source)
+            if self.disk is None or not self.disk.writer.holds(source):
+                self.cache.saved.keep_memory(source)
             reuse = min(reuse, slot.length)
             self._stats.restored_tokens += reuse
         self._cut(slot, reuse)
@@ -147,6 +153,8 @@ class Placer:
             idle = self.cache.oldest_idle()
             if idle is None:
                 self._context.remove(slot.id)
+                if self.disk is not None and saved.origin == "disk":
+                    self.disk.reject(saved)
                 return 0
             self.give_up(idle)
         self._stats.restored_prefixes += 1
@@ -171,9 +179,17 @@ class Placer:
         if data is None:
             _log.warning("llama.cpp could not save slot %d; its cached tokens are dropped", slot.id)
             return
-        self.cache.save(Saved(slot.tokens[: slot.length], data, self._whole, slot.scope))
+        kept = Saved(slot.tokens[: slot.length], data, self.whole, slot.scope)
+        self.cache.save(kept)
+        if self.disk is not None:
+            self.disk.writer.offer(kept)
         self._stats.saved_prefixes += 1
         self._stats.evicted_prefixes = saved.evictions
+
+    def keep(self, saved: Saved) -> None:
+        """Put a prefix that was read from disk into host memory, if there is room."""
+        if self.cache.make_room(saved.data.nbytes):
+            self.cache.save(saved)
 
     def can_pause(self, slot: Slot) -> bool:
         """Whether the sequence in a busy slot can leave it and continue later at little cost."""

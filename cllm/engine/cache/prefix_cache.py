@@ -30,6 +30,16 @@ def copy_gain(split_cache: bool, ctx_size: int) -> int:
     return max(2, ctx_size // _COPY_COST) if split_cache else 1
 
 
+def is_worth_saving(length: int, lost: int) -> bool:
+    """Whether to save a prefix of which `lost` tokens are held nowhere else."""
+    return lost >= max(WORTH_SAVING, length // _LOST_SHARE)
+
+
+def adds_little(length: int, shared: int) -> bool:
+    """Whether a prefix is not worth keeping next to one with which it shares so many tokens."""
+    return length - shared < max(1, length // _LOST_SHARE)
+
+
 class Served(NamedTuple):
     """A request that was given a slot. A slot keeps this of it, not what it computed with."""
 
@@ -180,8 +190,18 @@ class PrefixCache:
             return False
         shared = self._trees.shared(slot.tokens[: slot.length], slot.scope)
         elsewhere = [self._held(holder, shared) for holder in shared if holder is not slot]
-        lost = slot.length - max(kept, *elsewhere, 0)
-        return lost >= max(WORTH_SAVING, slot.length // _LOST_SHARE)
+        return is_worth_saving(slot.length, slot.length - max(kept, *elsewhere, 0))
+
+    def coming(self, tokens: array[int], scope: Scope) -> int:
+        """Leading tokens of a prompt that are held, or are being evaluated in a slot."""
+        shared = self._shared(tokens, scope)
+        return max(
+            (
+                n if isinstance(holder, Slot) and holder.busy else self._held(holder, shared)
+                for holder, n in shared.items()
+            ),
+            default=0,
+        )
 
     def save(self, saved: Saved) -> None:
         """Keep a prefix, and drop those that it contains."""

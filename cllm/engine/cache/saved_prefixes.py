@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from array import array
 from collections import OrderedDict
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,18 +18,29 @@ class Saved:
     """What llama.cpp needs to restore `tokens` into a slot.
 
     whole: whether a part of it is useless: of windowed and recurrent memories only the end is
-    kept. scope: of the requests that may reuse it.
+    kept. scope: of the requests that may reuse it. origin: "memory", or "disk" if it was read
+    from there.
     """
 
     tokens: array[int]
     data: Bytes
     whole: bool
     scope: Scope = COMMON
+    origin: str = "memory"
 
     @property
     def length(self) -> int:
         """Tokens held."""
         return len(self.tokens)
+
+
+def new_memory(size: int) -> Bytes:
+    """A buffer for a prefix.
+
+    It has 50 % spare address space, so that a grown conversation fits into it; the system
+    provides memory for it when it is written to.
+    """
+    return np.empty(size + size // 2, np.uint8)[:size]
 
 
 class SavedPrefixes:
@@ -49,6 +61,10 @@ class SavedPrefixes:
     def __len__(self) -> int:
         return len(self._entries)
 
+    def newest_first(self) -> Iterator[Saved]:
+        """The entries, the most recently used first."""
+        return reversed(self._entries)
+
     def make_room(self, size: int) -> list[Saved] | None:
         """Evict entries for `size` more bytes, for take_memory(); return the evicted ones.
 
@@ -66,15 +82,11 @@ class SavedPrefixes:
         return dropped
 
     def take_memory(self, size: int) -> Bytes:
-        """A buffer for a prefix, after make_room().
-
-        It has 50 % spare address space, so that a grown conversation fits into it; the system
-        provides memory for it when it is written to.
-        """
+        """A buffer for a prefix, after make_room(): the kept one if it fits."""
         spare = self._forget_spare()
         # Not for a smaller prefix, which would hold more memory than counted.
         if spare is None or spare.base is None or not spare.nbytes <= size <= spare.base.nbytes:
-            return np.empty(size + size // 2, np.uint8)[:size]
+            return new_memory(size)
         return spare.base[:size]
 
     def keep_memory(self, saved: Saved) -> None:
