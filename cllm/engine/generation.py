@@ -69,8 +69,8 @@ class Generation(Request):
     slot: where it was computed; None before.
     guessed, guessed_right: drafted tokens that were evaluated, and those that were accepted.
     prefix: where the reused tokens of its prompt came from: "slot" (its own slot held them), "copy"
-    (another slot), "running" (the slot of a running request), "memory" (host memory), "" if none
-    were reused.
+    (another slot), "running" (the slot of a running request), "memory" (host memory), "disk", "" if
+    none were reused.
     """
 
     __slots__ = (

@@ -59,11 +59,15 @@ Script = Sequence[Request]
 
 @dataclass(frozen=True, slots=True)
 class Crowd:
-    """The requests of one round: scripts that `clients` share, and late ones."""
+    """The requests of one round: scripts that `clients` share, and late ones.
+
+    earlier: scripts before a restart of the server, which is not measured.
+    """
 
     clients: int
     scripts: Sequence[Script]
     late: Sequence[Script] = ()
+    earlier: Sequence[Script] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +83,7 @@ class Workload:
     probed: bool = False  # with /health meanwhile
     copies: bool = False  # needs the model that copies
     json: bool = False
+    restarts: bool = False  # the servers restart between a crowd's earlier scripts and the others
 
 
 class Writer:
@@ -139,6 +144,17 @@ def _multi_turn(writer: Writer, quick: bool) -> Crowd:
         [turn for turns in zip(conversation(), conversation(), strict=True) for turn in turns]
         for _ in range(2 if quick else 8)
     ])  # fmt: skip
+
+
+def _restart(writer: Writer, quick: bool) -> Crowd:
+    """Conversations whose first turn is before the restart, and whose second is measured."""
+    earlier, later = [], []
+    for _ in range(2 if quick else 8):
+        text = writer.text(100 if quick else 1000)
+        earlier.append([Request(text, 4, SAMPLING)])
+        text += f"\n{writer.text(24)}\n{writer.text(56)}"
+        later.append([Request(text, 4 if quick else 24, SAMPLING)])
+    return Crowd(8, later, earlier=earlier)
 
 
 def _long_prompt(writer: Writer, quick: bool) -> Crowd:
@@ -215,6 +231,10 @@ WORKLOADS = {
         Workload(
             "multi-turn", "16 conversations of 3 turns, 8 at a time: each comes back",
             _multi_turn, ctx_size=1024,
+        ),
+        Workload(
+            "restart", "8 conversations of 1 000 tokens that come back after a restart", _restart,
+            ctx_size=1536, restarts=True,
         ),
         Workload(
             "long-prompt", "8 running streams while prompts of 2 000 tokens arrive one by one",

@@ -6,10 +6,12 @@ import logging
 import os
 import threading
 from array import array
+from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from time import monotonic, perf_counter
+from weakref import WeakValueDictionary
 
 from cllm.engine.cache import prefix_file
 from cllm.engine.cache.disk_index import DiskIndex, Entry, digest_of
@@ -27,12 +29,12 @@ _TELLING = 1 << 20  # bytes of a file from which the time to read it tells the d
 _RETRY = 1.02  # growth of the expected rate with each file that is not read because of it
 
 
-@dataclass(slots=True, eq=False)
+@dataclass(eq=False)  # no slots: it is referred to weakly
 class Load:
     """A prefix on its way from the disk.
 
     until: by time.monotonic(), when evaluating it is faster. saved: what was read, once it is
-    `done`; None if it could not be used.
+    `done`; None if it could not be used, or was taken.
     """
 
     entry: Entry
@@ -53,7 +55,9 @@ class DiskReader:
         self._rate = _FIRST_RATE
         self._wake: Callable[[], None] = lambda: None
         self._changed = threading.Condition()
-        self._loads: dict[Entry, Load] = {}
+        self._queue: deque[Load] = deque()  # the first is being read
+        # As long as requests wait for them.
+        self._loads: WeakValueDictionary[Entry, Load] = WeakValueDictionary()
         self._closing = False
         self._thread = threading.Thread(target=self._run, name="cllm-cache-reader", daemon=True)
 
@@ -81,14 +85,16 @@ class DiskReader:
         with self._changed:
             if self._closing or entry.head.n_state > self._most:
                 return None
-            if entry in self._loads:
-                return self._loads[entry]
-            queued = sum(each.head.n_state for each in self._loads)
+            known = self._loads.get(entry)
+            if known is not None and not (known.done and known.saved is None):
+                return known
+            queued = sum(each.entry.head.n_state for each in self._queue)
             if entry.head.n_state + queued > self._rate * limit:
                 self._rate *= _RETRY
                 return None
             load = Load(entry, scope, monotonic() + limit + _PATIENCE_S)
             self._loads[entry] = load
+            self._queue.append(load)
             self._changed.notify_all()
             return load
 
@@ -114,13 +120,14 @@ class DiskReader:
             finally:
                 with self._changed:
                     load.done = True
-                    del self._loads[load.entry]
+                    self._queue.popleft()
                 self._wake()
+                del load
 
     def _next(self) -> Load | None:
         with self._changed:
-            self._changed.wait_for(lambda: self._loads or self._closing)
-            return None if self._closing else next(iter(self._loads.values()))
+            self._changed.wait_for(lambda: self._queue or self._closing)
+            return None if self._closing else self._queue[0]
 
     def _read(self, load: Load) -> Saved | None:
         entry, began = load.entry, perf_counter()

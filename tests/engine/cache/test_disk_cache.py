@@ -471,11 +471,11 @@ def test_closing_does_not_wait_for_a_disk_that_hangs(
     slow = Gate(prefix_file.write)
     monkeypatch.setattr(prefix_file, "write", slow)
     engine = start()
+    writer = disk_of(engine).writer
     remembered(engine, FIRST)
     assert slow.reached.is_set() and not files(folder)
     slow.open.set()
-    disk_of_closed = engine._runner._disk  # type: ignore[union-attr]
-    disk_of_closed.writer._thread.join(WAIT)
+    writer.join(WAIT)
     assert not files(folder), "too late"
 
 
