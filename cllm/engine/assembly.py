@@ -120,8 +120,10 @@ def _disk_cache(loaded: Loaded, placer: Placer) -> DiskCache | None:
     config = loaded.config
     if config.cache_disk is None:
         return None
-    saved = placer.cache.saved
-    copies = IdleCopies(loaded.context, placer.cache, placer.whole)
+    saved, model = placer.cache.saved, loaded.model
+    copies = IdleCopies(
+        loaded.context, placer.cache, whole=model.window > 0 or not model.supports_rollback
+    )
     return DiskCache(
         Path(config.cache_disk),
         config.cache_disk_size,

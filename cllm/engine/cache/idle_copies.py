@@ -46,7 +46,9 @@ class IdleCopies:
                 if size <= most:
                     return slot, size
         for saved in self._cache.saved.newest_first():
-            if saved not in self._seen and worth(saved.tokens, saved.scope, saved.whole):
+            if saved in self._seen:
+                continue
+            if worth(saved.tokens, saved.scope, saved.whole):
                 self._seen.add(saved)
                 if saved.data.nbytes <= most:
                     return saved, saved.data.nbytes

@@ -22,7 +22,7 @@ class Placer:
 
     window: tokens that windowed attention looks back; 0: attention is not windowed.
     supports_rollback: False for recurrent memories, which keep only the state at the end.
-    whole: whether a part of a saved prefix is useless. disk: where else prefixes are kept.
+    disk: where else prefixes are kept.
     """
 
     def __init__(
@@ -41,7 +41,7 @@ class Placer:
         self._context = context
         self._stats = stats
         self._window = window
-        self.whole = window > 0 or not supports_rollback
+        self._whole = window > 0 or not supports_rollback
         self.supports_rollback = supports_rollback
         self._save_failed = False
         self.cache = PrefixCache(n_slots, copy_gain, split_cache, max_saved_bytes, self._usable)
@@ -179,7 +179,7 @@ class Placer:
         if data is None:
             _log.warning("llama.cpp could not save slot %d; its cached tokens are dropped", slot.id)
             return
-        kept = Saved(slot.tokens[: slot.length], data, self.whole, slot.scope)
+        kept = Saved(slot.tokens[: slot.length], data, self._whole, slot.scope)
         self.cache.save(kept)
         if self.disk is not None:
             self.disk.writer.offer(kept)

@@ -194,14 +194,13 @@ class PrefixCache:
 
     def coming(self, tokens: array[int], scope: Scope) -> int:
         """Leading tokens of a prompt that are held, or are being evaluated in a slot."""
-        shared = self._shared(tokens, scope)
-        return max(
-            (
-                n if isinstance(holder, Slot) and holder.busy else self._held(holder, shared)
-                for holder, n in shared.items()
-            ),
-            default=0,
-        )
+        shared = self._trees.shared(tokens[:-1], scope)
+        return max((self._soon(holder, n) for holder, n in shared.items()), default=0)
+
+    def _soon(self, holder: Holder, n: int) -> int:
+        if not (isinstance(holder, Slot) and holder.busy):
+            n = min(n, holder.length)
+        return n if n and self._usable(holder, n) else 0
 
     def save(self, saved: Saved) -> None:
         """Keep a prefix, and drop those that it contains."""

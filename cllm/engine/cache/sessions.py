@@ -77,8 +77,12 @@ class Sessions:
         found = self._command(self._checked(slot), take)
         return _then(found, lambda snapshot: self._file_thread(write, snapshot))
 
-    def restore(self, slot: int, filename: str, owner: str = "") -> Future[Session]:
+    def restore(
+        self, slot: int, filename: str, owner: str = "", lasting: bool = True
+    ) -> Future[Session]:
         """Put a file's prefix into a slot; prompts of its scope that begin with it reuse it.
+
+        lasting: see Scope.
 
         Raises as save does; the future raises InvalidRequest if the file is missing, damaged, or
         saved with another model or another cache layout.
@@ -91,7 +95,7 @@ class Sessions:
             if len(content.tokens) >= self._ctx_size:
                 expected = f"a file of fewer tokens than ctx_size={self._ctx_size}"
                 raise InvalidRequest("filename", filename, expected)
-            return content.tokens, content.state, content.size, Scope(owner, content.salt)
+            return content.tokens, content.state, content.size, Scope(owner, content.salt, lasting)
 
         def put(content: tuple[array[int], Bytes, int, Scope]) -> Future[Session]:
             tokens, state, size, scope = content

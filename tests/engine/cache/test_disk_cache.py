@@ -12,6 +12,7 @@ import sys
 import threading
 from array import array
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -125,15 +126,16 @@ def test_an_evicted_prefix_is_written_while_a_stream_runs(
     start: Loader, monkeypatch: pytest.MonkeyPatch, folder: Path
 ) -> None:
     monkeypatch.setattr(disk_writer, "_SETTLE_S", 0.0)
+    monkeypatch.setattr(disk_writer, "_IDLE_S", 10 * WAIT)  # so it is not an idle slot's
     engine = start(parallel=2)
     running = Watched(engine, [3], greedy(None))
     running.wait_for_tokens(1)
     ask(engine, FIRST)
     ask(engine, SECOND)
     wait_for_writer(engine, lambda: bool(engine.stats().disk_written_prefixes))
-    assert len(files(folder)) == 1
-    assert not running.generation.done
     running.generation.cancel()
+    (path,) = files(folder)
+    assert prefix_file.read_head(path)[1].tolist()[:300] == FIRST
 
 
 def test_a_prefix_that_returns_to_a_slot_soon_is_not_written(start: Loader) -> None:
@@ -197,7 +199,7 @@ def test_memories_of_which_only_the_end_is_kept(
 # Damage
 
 
-@pytest.mark.parametrize("where", [3, 40, 200, 500, 5000, -2])
+@pytest.mark.parametrize("where", [3, 40, 5000, -2])
 def test_a_damaged_file_is_computed_again_and_removed(
     start: Loader,
     fresh: Callable[[list[int]], str],
@@ -211,27 +213,30 @@ def test_a_damaged_file_is_computed_again_and_removed(
     data[where] ^= 0x04
     path.write_bytes(data)
     with caplog.at_level(logging.WARNING, "cllm.engine"):
-        engine = start()
-        assert ask(engine, [*FIRST, 7])[0] == fresh([*FIRST, 7])
-        assert len([r for r in caplog.records if "cache on disk" in r.message]) <= 1
-    # A flipped bit in a token hides the file from its prompt until it is found by another.
-    if caplog.records:
-        assert path not in files(folder)
-    else:
-        assert engine.stats().disk_read_prefixes == 0
+        assert ask(start(), [*FIRST, 7]) == (fresh([*FIRST, 7]), 0)
+    assert len([r for r in caplog.records if "is removed" in r.message]) == 1
+    assert path not in files(folder)
 
 
-@pytest.mark.parametrize("size", [0, 10, 100, 1000, 5000, -1])
-def test_a_truncated_file_is_removed(
-    start: Loader, fresh: Callable[[list[int]], str], folder: Path, size: int
-) -> None:
-    remembered(start(), FIRST)
-    (path,) = files(folder)
-    data = path.read_bytes()
-    path.write_bytes(data[:size])
-    engine = start()
-    assert not files(folder)
-    assert ask(engine, [*FIRST, 7]) == (fresh([*FIRST, 7]), 0)
+def test_every_changed_bit_and_every_missing_byte_is_noticed(tmp_path: Path) -> None:
+    path, tokens = tmp_path / "a.prefix", array("i", range(70, 90))
+    head, state = Head("i" * 8, "k", "s", False, 20, 64), np.arange(64, dtype=np.uint8)
+    prefix_file.write(path, head, tokens, state, lambda: True)
+    whole, found = path.read_bytes(), np.zeros(64, np.uint8)
+    prefix_file.read(path, head, tokens, found, lambda: True)
+    assert found.tolist() == state.tolist()
+    assert prefix_file.read_head(path) == (head, tokens)
+    damaged = [whole[:size] for size in range(len(whole))]
+    for at in range(len(whole)):
+        changed = bytearray(whole)
+        changed[at] ^= 1 << at % 8
+        damaged.append(bytes(changed))
+    for content in damaged:
+        path.write_bytes(content)
+        with pytest.raises(prefix_file.DamagedError):
+            prefix_file.read(path, head, tokens, found, lambda: True)
+        with suppress(prefix_file.DamagedError):
+            prefix_file.read_head(path)
 
 
 def test_what_is_no_readable_file_is_left_alone(
