@@ -28,6 +28,7 @@ from cllm.engine.sharing import Scope
 _log = logging.getLogger("cllm.engine")
 
 SUFFIX = ".prefix"
+KIND = "llama_state_seq"  # what llama_state_seq_get_data returns
 DEFAULT_LIMIT = 8 << 30  # bytes of all files, or a quarter of the free space if that is less
 _LEFT_OVER_S = 3600.0  # after which a temporary file is one that a crash left
 
@@ -173,7 +174,7 @@ class DiskIndex:
             _log.warning("cache on disk: %s cannot be read: %s", path, error)
             self._useless.add(path.name)
         else:
-            if len(tokens) < self._longest:
+            if len(tokens) < self._longest and head.kind == KIND:
                 self.add(Entry(path, head, tokens))
             else:
                 self._useless.add(path.name)

@@ -19,7 +19,7 @@ from time import monotonic
 from typing import TypeVar
 
 from cllm.engine.cache import prefix_file
-from cllm.engine.cache.disk_index import DiskIndex, Entry, digest_of
+from cllm.engine.cache.disk_index import KIND, DiskIndex, Entry, digest_of
 from cllm.engine.cache.idle_copies import IdleCopies
 from cllm.engine.cache.prefix_cache import Slot, adds_little, is_worth_saving
 from cllm.engine.cache.prefix_file import Head, StoppedError
@@ -29,7 +29,6 @@ from cllm.engine.sharing import Scope
 
 _log = logging.getLogger("cllm.engine")
 
-_KIND = "llama_state_seq"  # what llama_state_seq_get_data returns
 _HEAD = 1024  # bytes of a file next to tokens and state, at most
 _SETTLE_S = 2.0  # a prefix that returns to a slot within this time is not written
 _IDLE_S = 1.0  # without a request, after which slots are copied
@@ -253,7 +252,7 @@ class DiskWriter:
     def _write(self, saved: Saved) -> None:
         index, scope = self._index, digest_of(saved.scope)
         tokens, state = saved.tokens, saved.data
-        head = Head(index.identity, _KIND, scope, saved.whole, len(tokens), state.nbytes)
+        head = Head(index.identity, KIND, scope, saved.whole, len(tokens), state.nbytes)
         entry = Entry(index.path_of(tokens, scope), head, tokens)
         try:
             self.evicted += index.make_room(state.nbytes + 4 * len(tokens) + _HEAD)

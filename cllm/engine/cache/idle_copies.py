@@ -24,7 +24,7 @@ class IdleCopies:
         self._context = context
         self._cache = cache
         self._whole = whole
-        self._seen: set[object] = set()
+        self._seen: set[int] = set()
 
     def begin(self) -> None:
         """Begin a round."""
@@ -39,20 +39,23 @@ class IdleCopies:
             return None
         slots = [slot for slot in self._cache.slots if slot.length >= WORTH_SAVING]
         for slot in sorted(slots, key=lambda slot: -slot.last_used):
-            held = slot.tokens[: slot.length]
-            if slot not in self._seen and worth(held, slot.scope, self._whole):
-                self._seen.add(slot)
-                size = self._context.state_size(slot.id)
-                if size <= most:
-                    return slot, size
-        for saved in self._cache.saved.newest_first():
-            if saved in self._seen:
+            if self._saw(slot) or not worth(slot.tokens[: slot.length], slot.scope, self._whole):
                 continue
-            if worth(saved.tokens, saved.scope, saved.whole):
-                self._seen.add(saved)
-                if saved.data.nbytes <= most:
-                    return saved, saved.data.nbytes
+            size = self._context.state_size(slot.id)
+            if size <= most:
+                return slot, size
+        for saved in self._cache.saved.newest_first():
+            if self._saw(saved) or not worth(saved.tokens, saved.scope, saved.whole):
+                continue
+            if saved.data.nbytes <= most:
+                return saved, saved.data.nbytes
         return None
+
+    def _saw(self, holder: object) -> bool:
+        """Whether it was considered in this round; it was now."""
+        known = id(holder) in self._seen  # a reference would keep its memory
+        self._seen.add(id(holder))
+        return known
 
     def copy(self, slot: Slot, data: Bytes) -> Saved | None:
         """Copy the state of a slot into `data`; None if it is busy or holds something else now."""

@@ -22,7 +22,7 @@ import pytest
 from cllm.engine import Engine
 from cllm.engine.cache import disk_cache, disk_reader, disk_writer, prefix_file
 from cllm.engine.cache.disk_cache import DiskCache
-from cllm.engine.cache.disk_index import DiskIndex
+from cllm.engine.cache.disk_index import KIND, DiskIndex
 from cllm.engine.cache.prefix_file import Head
 from cllm.engine.errors import DeadlineExceeded
 from cllm.engine.sharing import COMMON, Scope
@@ -594,7 +594,7 @@ def test_the_longest_usable_file_is_found(tmp_path: Path) -> None:
     index = DiskIndex(tmp_path, 1 << 20, 100)
     index.open("i" * 64)
     for tokens, whole in (([1, 2, 3], False), ([1, 2, 3, 4, 5], True), ([1, 2, 9, 9], False)):
-        head = Head(index.identity, "k", "s", whole, len(tokens), 8)
+        head = Head(index.identity, KIND, "s", whole, len(tokens), 8)
         path = index.path_of(array("i", tokens), "s")
         prefix_file.write(path, head, array("i", tokens), np.zeros(8, np.uint8), lambda: True)
     index.refresh()
