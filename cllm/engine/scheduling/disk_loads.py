@@ -54,12 +54,10 @@ class DiskLoads:
         self._loads.pop(sequence, None)
 
     def rest(self, waiting: Iterable[Sequence]) -> float:
-        """Seconds until a prefix that is being read is late, or a deadline passes; 0: look now.
+        """Seconds until a prefix that is being read is late, or a deadline passes.
 
-        When a prefix was read, the engine thread is woken.
+        When one was read, the engine thread is woken.
         """
-        until = min((sequence.deadline for sequence in waiting), default=math.inf)
-        for load in self._loads.values():
-            if load is not None:
-                until = 0.0 if load.done else min(until, load.until)
-        return max(0.0, until - time.monotonic())
+        times = [sequence.deadline for sequence in waiting]
+        times += [load.until for load in self._loads.values() if load and not load.done]
+        return max(0.0, min(times, default=math.inf) - time.monotonic())
