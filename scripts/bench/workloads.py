@@ -150,7 +150,7 @@ def _restart(writer: Writer, quick: bool) -> Crowd:
     """Conversations whose first turn is before the restart, and whose second is measured."""
     earlier, later = [], []
     for _ in range(2 if quick else 8):
-        text = writer.text(100 if quick else 1000)
+        text = writer.text(100 if quick else 600)
         earlier.append([Request(text, 4, SAMPLING)])
         text += f"\n{writer.text(24)}\n{writer.text(56)}"
         later.append([Request(text, 4 if quick else 24, SAMPLING)])
@@ -233,8 +233,8 @@ WORKLOADS = {
             _multi_turn, ctx_size=1024,
         ),
         Workload(
-            "restart", "8 conversations of 1 000 tokens that come back after a restart", _restart,
-            ctx_size=1536, restarts=True,
+            "restart", "8 conversations of 600 tokens that come back after a restart", _restart,
+            ctx_size=1024, restarts=True,
         ),
         Workload(
             "long-prompt", "8 running streams while prompts of 2 000 tokens arrive one by one",

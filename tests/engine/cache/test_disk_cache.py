@@ -50,10 +50,11 @@ def start(load: Loader, f32_path: Path, folder: Path) -> Loader:
     return loader
 
 
-@pytest.fixture
-def fresh(load: Loader, f32_path: Path) -> Callable[[list[int]], str]:
-    engine = load(f32_path, **PRECISE, parallel=1, ctx_size=1024, cache_ram=0)
-    return lambda prompt: finished(engine.submit(prompt, greedy(12))).text
+@pytest.fixture(scope="module")
+def fresh(f32_path: Path) -> Iterator[Callable[[list[int]], str]]:
+    """The text that an engine without any cache gives."""
+    with Engine.load(f32_path, **PRECISE, parallel=1, ctx_size=1024, cache_ram=0) as engine:
+        yield lambda prompt: finished(engine.submit(prompt, greedy(12), fresh=True)).text
 
 
 def ask(engine: Engine, prompt: list[int], scope: Scope = COMMON) -> tuple[str, int]:
