@@ -141,7 +141,7 @@ def _identity(loaded: Loaded) -> str:
     if config.kv_unified:
         del settings["parallel"]
     known = [settings, live.flash_attn, live.n_gpu_layers, llama.library().key()]
-    text = fingerprint(loaded.info.path) + json.dumps(known, sort_keys=True)
+    text = fingerprint(loaded.info.path) + json.dumps(known, sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
