@@ -253,6 +253,16 @@ class Settings:
         "bytes of host memory for prefixes whose slot was given to another sequence; 0: none; "
         "auto: 1G, or a quarter of the free memory if that is less",
     )  # fmt: skip
+    cache_disk: str | None = option(
+        None, ENGINE, path("DIRECTORY"),
+        "directory for prefixes that outlive the process; made if it is missing; what users write "
+        "lies there",
+    )  # fmt: skip
+    cache_disk_size: int | None = option(
+        None, ENGINE, size(1 << 20, auto=True),
+        "bytes of the files in --cache-disk; the least recently used go first; auto: 8G, or a "
+        "quarter of the free space if that is less",
+    )  # fmt: skip
     draft_max: int = option(
         32, ENGINE, integer(0, 32),
         "maximum number of draft tokens of a sequence in a step, from its own text or from "

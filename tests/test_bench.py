@@ -259,6 +259,12 @@ def test_workloads_are_served_whole_over_http_and_by_the_engine(tmp_path: Path) 
     assert [row["server"] for row in rows_of(found, "ceiling-1: ")] == ["engine without HTTP"]
 
 
+def test_conversations_come_back_to_a_server_that_was_restarted(tmp_path: Path) -> None:
+    found, _ = results(tmp_path, "serve", "--workload", "restart")
+    (row,) = rows_of(found, "restart: ")
+    assert (row["server"], row["failures"]) == ("cLLM", 0)
+
+
 def test_serving_is_measured_next_to_busy_processes(tmp_path: Path) -> None:
     given = ("--workload", "churn", "--server", "engine", "--busy", "0", "1")
     found, _ = results(tmp_path, "serve", *given)

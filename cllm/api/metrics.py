@@ -42,6 +42,14 @@ _ENGINE_COUNTERS = (
     ("prefixes_evicted", "Prefixes dropped from host memory for others", "evicted_prefixes"),
     ("checkpoints_saved", "States of recurrent layers kept", "saved_checkpoints"),
     ("checkpoints_restored", "Prompts that began at such a state", "restored_checkpoints"),
+    ("disk_prefixes_read", "Prefixes read from disk", "disk_read_prefixes"),
+    ("disk_prefixes_written", "Prefixes written to disk", "disk_written_prefixes"),
+    (
+        "disk_prefixes_dropped",
+        "Prefixes not written because the disk was full or too slow",
+        "disk_dropped_prefixes",
+    ),
+    ("disk_prefixes_evicted", "Prefixes removed from disk for others", "disk_evicted_prefixes"),
     ("guessed_tokens", "Draft tokens evaluated", "guessed_tokens"),
     ("guessed_right_tokens", "Draft tokens accepted", "guessed_right"),
     ("recomputed_tokens", "Tokens evaluated again after a preemption", "recomputed_tokens"),
@@ -76,6 +84,9 @@ _ENGINE_GAUGES = (
     ("cores", "Cores that the process may use", "cores"),
     ("cores_left", "Cores recently free of other programs", "cores_left"),
     ("prefix_ram_limit_bytes", "Limit of host memory for saved prefixes", "cache_ram_limit"),
+    ("disk_prefixes", "Prefixes on disk for this model", "cache_disk_entries"),
+    ("disk_bytes", "Bytes of all prefixes on disk", "cache_disk_bytes"),
+    ("disk_limit_bytes", "Limit of the bytes of all prefixes on disk", "cache_disk_limit"),
 )
 # The same for ServerStats.
 _SERVER_COUNTERS = (

@@ -65,11 +65,13 @@ class Tenant:
 
     A running request costs nothing while it runs: its tokens are read when the next one asks.
     limited: whether there is a limit of requests or tokens. requests: POST requests taken.
-    refused: by the limit that refused them: "requests", "tokens", "queue".
+    refused: by the limit that refused them: "requests", "tokens", "queue". lasting: whether the
+    name means the same key after a restart.
     """
 
-    def __init__(self, name: str, terms: Terms) -> None:
+    def __init__(self, name: str, terms: Terms, lasting: bool = True) -> None:
         self.name = name
+        self.lasting = lasting
         self._lock = threading.Lock()
         self._running: dict[Request, float] = {}  # what was counted of each
         self._requests: Bucket | None = None
@@ -261,7 +263,8 @@ class Tenants:
         for key in (*wanted, *ring.keys):  # a key of the file takes precedence
             tenant = known.get(key.name)
             if tenant is None:
-                tenant = Tenant(key.name, key.terms)
+                # "key 1" is another key when the options name others.
+                tenant = Tenant(key.name, key.terms, lasting=key.digest not in self._plain)
             elif tenant.terms != key.terms:
                 tenant.renew(key.terms)
             by_digest[key.digest] = tenant
@@ -327,7 +330,10 @@ def scope_of(request: HttpRequest, divided: bool, salt: str | None) -> Scope:
     if not divided and salt is None:
         return COMMON
     digest = "" if salt is None else sha256(salt.encode()).hexdigest()  # of any length
-    return Scope(tenant_of(request) if divided else "", digest)
+    if not divided:
+        return Scope("", digest)
+    tenant: Tenant | None = request.context.get(TENANT)
+    return Scope(tenant_of(request), digest, tenant is None or tenant.lasting)
 
 
 def metered(tenants: Tenants, uncounted: Collection[str] = ()) -> Middleware:

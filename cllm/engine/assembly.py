@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+import logging
 import threading
+from dataclasses import asdict, dataclass
+from pathlib import Path
 
+from cllm.engine import llama
 from cllm.engine.cache.checkpoints import Checkpoints
+from cllm.engine.cache.disk_cache import DiskCache
+from cllm.engine.cache.idle_copies import IdleCopies
 from cllm.engine.cache.placement import Placer
 from cllm.engine.cache.prefix_cache import copy_gain
 from cllm.engine.cache.sessions import Sessions
@@ -12,8 +20,10 @@ from cllm.engine.constraints.grammars import Grammars
 from cllm.engine.embedding.embedding_scheduler import EmbeddingScheduler
 from cllm.engine.layout.sizing import default_cache_ram
 from cllm.engine.loading.loading import Loaded
+from cllm.engine.machine.fingerprint import fingerprint
 from cllm.engine.machine.own_process import OwnProcess
 from cllm.engine.scheduling.admission import Admission
+from cllm.engine.scheduling.disk_loads import DiskLoads
 from cllm.engine.scheduling.pacing import Pacer
 from cllm.engine.scheduling.planning import Planner
 from cllm.engine.scheduling.scheduler import Scheduler
@@ -24,15 +34,37 @@ from cllm.engine.speculation.speculation import Speculation
 from cllm.engine.stats import EngineStats
 from cllm.engine.text.tokenizer import Tokenizer
 
+_log = logging.getLogger("cllm.engine")
+
 # How many checkpoints are found in a moment at the start of each prompt.
 _CHECKPOINTS = 32
 _CHECKPOINTS_A_SLOT = 8
 
+# Options that do not change a saved state.
+_INDIFFERENT = ("parallel", "keep_sequences", "ctx_size", "memory_budget", "batch_size",
+                "ubatch_size", "max_itl_ms", "cache_ram", "cache_disk", "cache_disk_size",
+                "draft_max", "model_draft", "slot_save_path", "threads", "threads_batch", "mlock",
+                "mmap", "direct_io", "numa", "max_queue", "extra_bufts", "kv_cells", "pooling",
+                "tune", "context_shift", "reproducible", "lora", "lora_init_without_apply")  # fmt: skip
 
-def assemble(loaded: Loaded) -> tuple[Scheduler | EmbeddingScheduler, Sessions | None]:
-    """The scheduler for the engine thread, and the saved sessions of a model that generates."""
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """What an engine runs on: the scheduler for its thread, and of a model that generates the
+    saved sessions and the cache on disk.
+    """
+
+    scheduler: Scheduler | EmbeddingScheduler
+    sessions: Sessions | None = None
+    disk: DiskCache | None = None
+
+
+def assemble(loaded: Loaded) -> Parts:
+    """The parts of an engine; none of them runs yet, except the threads of the cache on disk."""
     if loaded.shape is None:
         return _generator(loaded)
+    if loaded.config.cache_disk is not None:
+        _log.warning("cache_disk has no effect on an embedding model or a reranker")
     width = loaded.info.embedding_size or loaded.model.n_cls_out
     scheduler = EmbeddingScheduler(
         loaded.context,
@@ -43,10 +75,10 @@ def assemble(loaded: Loaded) -> tuple[Scheduler | EmbeddingScheduler, Sessions |
         loaded.config.max_queue,
         loaded.adapters,
     )
-    return scheduler, None
+    return Parts(scheduler)
 
 
-def _generator(loaded: Loaded) -> tuple[Scheduler, Sessions]:
+def _generator(loaded: Loaded) -> Parts:
     config, live = loaded.config, loaded.info.context
     ctx_size, draft_max = live.ctx_size, live.draft_max
     split_cache = not config.kv_unified
@@ -70,8 +102,9 @@ def _generator(loaded: Loaded) -> tuple[Scheduler, Sessions]:
     if loaded.draft is not None:
         policy = DraftPolicy(loaded.draft.size_bytes / loaded.info.size_bytes)
         drafting = Drafting(loaded.draft, policy, stats, split_cache)
+    pacer = Pacer(None if config.max_itl_ms is None else config.max_itl_ms / 1000)
     planner = Planner(
-        Pacer(None if config.max_itl_ms is None else config.max_itl_ms / 1000),
+        pacer,
         Speculation(draft_max, split_cache, drafting) if draft_max else None,
         loaded.batch.capacity,
         split_cache,
@@ -82,12 +115,47 @@ def _generator(loaded: Loaded) -> tuple[Scheduler, Sessions]:
     threads = Threads(loaded.contexts, live, stats)
     adds_bos = loaded.model.vocab.adds_bos
     shift = ContextShift(placer, stats, ctx_size, adds_bos) if config.context_shift else None
+    disk = _disk_cache(loaded, placer)
+    if disk is not None:
+        placer.use_disk(disk)
+        admission.loads = DiskLoads(disk.reader, placer, pacer.prompt_s)
     scheduler = Scheduler(
-        loaded.context, loaded.batch, placer, admission, planner, threads, stats, shift
+        loaded.context, loaded.batch, placer, admission, planner, threads, stats, shift, disk
     )
-    return scheduler, Sessions(
+    if disk is not None:
+        disk.start(scheduler.wake)
+    sessions = Sessions(
         scheduler.command, placer, config, loaded.info.path, ctx_size, loaded.adapters
     )
+    return Parts(scheduler, sessions, disk)
+
+
+def _disk_cache(loaded: Loaded, placer: Placer) -> DiskCache | None:
+    config = loaded.config
+    if config.cache_disk is None:
+        return None
+    saved, model = placer.cache.saved, loaded.model
+    copies = IdleCopies(
+        loaded.context, placer.cache, whole=model.window > 0 or not model.supports_rollback
+    )
+    return DiskCache(
+        Path(config.cache_disk),
+        config.cache_disk_size,
+        lambda: _identity(loaded),
+        loaded.info.context.ctx_size,
+        saved.max_bytes,
+        copies,
+    )
+
+
+def _identity(loaded: Loaded) -> str:
+    """64 hex digits for what can restore a state: model, settings that change it, and build."""
+    config, live = loaded.config, loaded.info.context
+    settings = {k: v for k, v in asdict(config).items() if k not in _INDIFFERENT}
+    settings["sequences"] = None if config.kv_unified else config.sequences
+    known = [settings, live.flash_attn, live.n_gpu_layers, llama.library().key()]
+    text = fingerprint(loaded.info.path) + json.dumps(known, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _checkpoints(loaded: Loaded) -> Checkpoints | None:
@@ -100,11 +168,10 @@ def _checkpoints(loaded: Loaded) -> Checkpoints | None:
 
 
 def release(
-    runner: Scheduler | EmbeddingScheduler,
     thread: threading.Thread,
     process: OwnProcess,
     tokenizer: Tokenizer,
-    sessions: Sessions | None,
+    parts: Parts,
     grammars: Grammars,
     loaded: Loaded,
 ) -> None:
@@ -114,6 +181,7 @@ def release(
     """
     if not process.is_current:
         return  # A fork: the process that loaded the engine frees it; this copy ends with the fork.
+    runner, sessions, disk = parts.scheduler, parts.sessions, parts.disk
     runner.stop()
     if threading.current_thread() is thread:
         return  # The last reference was dropped in a callback; the process's end frees the rest.
@@ -121,6 +189,8 @@ def release(
         thread.join()
     if sessions is not None:
         sessions.close()
+    if disk is not None:
+        disk.close(keep=runner.failure is None)
     grammars.close()
     tokenizer.close()
     loaded.close()

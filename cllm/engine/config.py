@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import os
+import stat
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -58,6 +60,10 @@ class EngineConfig:
         than streams run. A step reads at least 64 tokens of a long prompt, even if slower.
     cache_ram: bytes of host memory for prefixes of evicted slots; 0: none.
         None: 1 GiB, or a quarter of the memory now available if that is less.
+    cache_disk: directory for prefixes that outlive the process; made if only itself is missing.
+        Needs cache_ram. None: none are written.
+    cache_disk_size: bytes of its files. None: 8 GiB, or a quarter of the free space if that is
+        less.
     draft_max: tokens that a sequence may draft, at most as many as there are rows for;
         0: none.
     model_draft: GGUF file of a smaller model with the same vocabulary, for drafts that go beyond
@@ -109,6 +115,8 @@ class EngineConfig:
     ubatch_size: int | None = None
     max_itl_ms: int | None = None
     cache_ram: int | None = None
+    cache_disk: str | None = None
+    cache_disk_size: int | None = None
     draft_max: int = SPARE_ROWS
     model_draft: str | None = None
     slot_save_path: str | None = None
@@ -158,6 +166,7 @@ class EngineConfig:
         self._check_range("ubatch_size", self.ubatch_size, 1, 2**20)
         self._check_range("max_itl_ms", self.max_itl_ms, 1, 60_000)
         self._check_range("cache_ram", self.cache_ram, 0, None)
+        self._check_range("cache_disk_size", self.cache_disk_size, 1 << 20, None)
         self._check_range("draft_max", self.draft_max, 0, SPARE_ROWS)
         self._check_range("threads", self.threads, 1, 512)
         self._check_range("threads_batch", self.threads_batch, 1, 512)
@@ -193,6 +202,8 @@ class EngineConfig:
             raise ValueError(
                 f"slot_save_path={self.slot_save_path} is not a directory; create it first"
             )
+        if self.cache_disk is not None:
+            self._check_cache_disk(Path(self.cache_disk))
         self._check_choice("pooling", self.pooling, ("auto", *POOLINGS))
         if self.batch_size < self.parallel:
             raise ValueError(
@@ -237,6 +248,25 @@ class EngineConfig:
     def sequences(self) -> int:
         """Those that the cache holds: the ones that run, and the ones that rest."""
         return self.parallel + (self.keep_sequences or 0)
+
+    def _check_cache_disk(self, path: Path) -> None:
+        if self.cache_ram == 0:
+            raise ValueError("cache_disk needs host memory; set cache_ram above 0, or to auto")
+        if not path.exists():
+            if not path.parent.is_dir():
+                raise ValueError(f"cache_disk={path} is in no directory; create {path.parent}")
+            return
+        if not path.is_dir():
+            raise ValueError(f"cache_disk={path} is not a directory; name a directory")
+        status = path.stat()
+        # Its files are restored into llama.cpp's memory.
+        if hasattr(os, "geteuid") and (
+            status.st_uid != os.geteuid() or status.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
+        ):
+            raise ValueError(
+                f"cache_disk={path} can be written by other users; name a directory of this user "
+                "with mode 700, or a new one in it"
+            )
 
     @staticmethod
     def _check_range(name: str, value: object, least: int, greatest: int | None) -> None:

@@ -54,18 +54,18 @@ class Engine:
         self._shifts = loaded.config.context_shift
         self.adapters = loaded.adapters
         self._reproducible = loaded.config.reproducible
-        self._runner, self._sessions = assemble(loaded)
+        parts = assemble(loaded)
+        self._runner, self._sessions = parts.scheduler, parts.sessions
         thread = threading.Thread(target=self._runner.run, name="cllm-engine", daemon=True)
         # Also runs at interpreter exit and when the engine is collected: freeing the model while
         # the thread decodes, or leaving the thread to a finished interpreter, would crash.
         self._finalizer = weakref.finalize(
             self,
             release,
-            self._runner,
             thread,
             self._process,
             self._tokenizer,
-            self._sessions,
+            parts,
             self._grammars,
             loaded,
         )

@@ -71,8 +71,8 @@ class Generation(Request):
     discarded: tokens that context shifts took out of the context.
     guessed, guessed_right: drafted tokens that were evaluated, and those that were accepted.
     prefix: where the reused tokens of its prompt came from: "slot" (its own slot held them), "copy"
-    (another slot), "running" (the slot of a running request), "memory" (host memory), "" if none
-    were reused.
+    (another slot), "running" (the slot of a running request), "memory" (host memory), "disk", "" if
+    none were reused.
     adapters: the LoRA adapters that it is computed with.
     """
 

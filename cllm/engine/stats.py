@@ -19,6 +19,10 @@ class EngineStats:
     evicted_prefixes dropped for want of room; saved_checkpoints of recurrent states were put there,
     and sequences began at restored_checkpoints; cache_ram_bytes of cache_ram_limit are taken for
     them, memory that is kept for the next one included.
+    disk_read_prefixes, disk_written_prefixes, disk_evicted_prefixes: the same for the cache on
+    disk, and disk_dropped_prefixes that were not written because the disk was too slow or full.
+    cache_disk_bytes of cache_disk_limit are taken by all files, of which cache_disk_entries are of
+    use for this model.
     guesses: drafts that were evaluated, with guessed_tokens in all, of which guessed_right were
     accepted.
     decoded_sequences: sequences in all llama_decode calls together. longest: tokens of the longest
@@ -47,6 +51,13 @@ class EngineStats:
     restored_checkpoints: int = 0
     cache_ram_bytes: int = 0
     cache_ram_limit: int = 0
+    disk_read_prefixes: int = 0
+    disk_written_prefixes: int = 0
+    disk_dropped_prefixes: int = 0
+    disk_evicted_prefixes: int = 0
+    cache_disk_bytes: int = 0
+    cache_disk_entries: int = 0
+    cache_disk_limit: int = 0
     preemptions: int = 0
     context_shifts: int = 0
     pauses: int = 0

@@ -7,7 +7,7 @@ import os
 import shutil
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, nullcontext
-from itertools import pairwise, product
+from itertools import chain, pairwise, product
 from pathlib import Path
 
 from tqdm import tqdm
@@ -31,7 +31,7 @@ from .servers.contenders import (
 )
 from .servers.engine_alone import BATCHED_BENCH, BatchedBench, EngineContender
 from .servers.server import PeakRss, cpu_seconds
-from .workloads import WORKLOADS, Crowd, Workload, Writer
+from .workloads import WORKLOADS, Crowd, Script, Workload, Writer
 
 GUESSING = "llama-server-ngram"
 CONTENDERS: dict[str, Callable[[Setup, Workload], Contender]] = {
@@ -77,6 +77,8 @@ def takes_part(name: str, work: Workload) -> bool:
     """Whether a contender takes part in a workload."""
     if name == GUESSING:
         return work.copies
+    if work.restarts and name in ALONE:
+        return False
     return name == "engine" or (name in ALONE) == work.alone
 
 
@@ -144,7 +146,7 @@ def run_workload(
             work.make(writer.seed(f"{work.name} {number}"), given.quick)
             for number in range(given.rounds)
         ]
-        size = sum(map(len, (*crowds[0].scripts, *crowds[0].late))) if crowds else 0
+        size = sum(map(len, chain(*_scripts(crowds[0])))) if crowds else 0
         total = size * given.rounds * len(given.busy) * len(contenders)
         warm_up = WORKLOADS["single"].make(writer.seed("warm up"), True)
         with tqdm(total=total, desc=work.name, unit="req", disable=None) as bar:
@@ -152,6 +154,9 @@ def run_workload(
                 contender.ask(warm_up, lambda: None)
                 before[contender.name] = contender.steps()
             for crowd, busy, contender in product(crowds, given.busy, contenders):
+                if crowd.earlier:
+                    contender.ask(Crowd(crowd.clients, crowd.earlier), bar.update)
+                    contender.restart()
                 with BusyProcesses(busy):
                     found, faults = measure(contender, work, crowd, bar.update)
                 row = results.setdefault(busy, {}).setdefault(contender.name, {})
@@ -165,6 +170,10 @@ def run_workload(
             if now is not None and then is not None:
                 steps[contender.name] = now.since(then)
     return results, steps
+
+
+def _scripts(crowd: Crowd) -> tuple[Sequence[Script], ...]:
+    return crowd.scripts, crowd.late, crowd.earlier
 
 
 def _name(kind: str, names: Sequence[str]) -> Callable[[str], str]:

@@ -59,11 +59,15 @@ Script = Sequence[Request]
 
 @dataclass(frozen=True, slots=True)
 class Crowd:
-    """The requests of one round: scripts that `clients` share, and late ones."""
+    """The requests of one round: scripts that `clients` share, and late ones.
+
+    earlier: scripts before a restart of the server, which is not measured.
+    """
 
     clients: int
     scripts: Sequence[Script]
     late: Sequence[Script] = ()
+    earlier: Sequence[Script] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +84,7 @@ class Workload:
     copies: bool = False  # needs the model that copies
     hybrid: bool = False  # needs a model with recurrent layers
     json: bool = False
+    restarts: bool = False  # the servers restart between a crowd's earlier scripts and the others
 
 
 class Writer:
@@ -145,6 +150,17 @@ def _multi_turn(writer: Writer, quick: bool, tokens: int = 24) -> Crowd:
 def _thinking(writer: Writer, quick: bool) -> Crowd:
     """The same, but of each answer the history has less than was generated."""
     return _multi_turn(writer, quick, 64)
+
+
+def _restart(writer: Writer, quick: bool) -> Crowd:
+    """Conversations whose first turn is before the restart, and whose second is measured."""
+    earlier, later = [], []
+    for _ in range(2 if quick else 8):
+        text = writer.text(100 if quick else 600)
+        earlier.append([Request(text, 4, SAMPLING)])
+        text += f"\n{writer.text(24)}\n{writer.text(56)}"
+        later.append([Request(text, 4 if quick else 24, SAMPLING)])
+    return Crowd(8, later, earlier=earlier)
 
 
 def _long_prompt(writer: Writer, quick: bool) -> Crowd:
@@ -225,6 +241,10 @@ WORKLOADS = {
         Workload(
             "thinking", "multi-turn with a hybrid model; the history leaves the thinking out",
             _thinking, ctx_size=1024, hybrid=True,
+        ),
+        Workload(
+            "restart", "8 conversations of 600 tokens that come back after a restart", _restart,
+            ctx_size=1024, restarts=True,
         ),
         Workload(
             "long-prompt", "8 running streams while prompts of 2 000 tokens arrive one by one",

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import re
 import time
+from hashlib import sha256
 from typing import Any
 
 import pytest
 import requests
 
 from cllm.api import ApiSettings
+from cllm.api.tenants import Tenants
 from cllm.engine import Engine
 from cllm.http import ServerConfig
 from tests.api.api_client import Live, begin_post, read_until, serving
@@ -121,6 +123,20 @@ def test_a_saved_slot_is_restored_by_its_key_only(keyed: Live) -> None:
     assert cached(keyed, "bob", id_slot=3) == 0
     assert act("alice", "restore", slot=3).status_code == 200
     assert cached(keyed, "alice", id_slot=3) > 100
+    cached(keyed, "plain", id_slot=1)
+    assert act("plain", "save").status_code == act("plain", "restore", slot=3).status_code == 200
+    assert cached(keyed, "plain", id_slot=3) > 100
+
+
+def test_only_names_that_mean_the_same_after_a_restart_last() -> None:
+    tenants = Tenants(["plain"], RING)
+    lasting = {}
+    for key in ("plain", "alice"):
+        tenant = tenants.find(sha256(key.encode()).digest())
+        assert tenant is not None
+        lasting[tenant.name] = tenant.lasting
+    assert lasting == {"key 1": False, "alice": True}
+    assert tenants.anyone.lasting
 
 
 @pytest.mark.parametrize("path", [*GENERATING, "/generate_stream"])

@@ -51,12 +51,15 @@ class SlotActions:
         sessions = self._service.engine.sessions
         slot = _slot(request.path_params["id"])
         action = request.query.get("action", "")
-        owner = scope_of(request, self._service.divides_prefixes, None).owner
+        scope = scope_of(request, self._service.divides_prefixes, None)
+        owner = scope.owner
         if action == "save":
             return self._answer(sessions.save(slot, _filename(request), owner), _saved, request)
         if action == "restore":
             return self._answer(
-                sessions.restore(slot, _filename(request), owner), _restored, request
+                sessions.restore(slot, _filename(request), owner, scope.lasting),
+                _restored,
+                request,
             )
         if action == "erase":
             erased = sessions.erase(slot, owner)

@@ -39,9 +39,9 @@ class Gaps(Struct):
 class ShownRequest(Struct):
     """A request that waits, runs or has ended; times in seconds, 0 for a phase not begun.
 
-    prefix: where cached_tokens came from: "slot", "copy", "running", "memory", or "". read_tokens:
-    of the prompt that are in the cache. gaps: of the steps that are still known; null without
-    any. others_prompts_s: of decode_s, in steps that also read prompts of other requests.
+    prefix: where cached_tokens came from: "slot", "copy", "running", "memory", "disk" or "".
+    read_tokens: of the prompt that are in the cache. gaps: of the steps that are still known; null
+    without any. others_prompts_s: of decode_s, in steps that also read prompts of other requests.
     """
 
     id: str
@@ -120,6 +120,9 @@ class ShownEngine(Struct):
     kv_cells: int
     cache_ram_bytes: int
     cache_ram_limit: int
+    cache_disk_bytes: int
+    cache_disk_limit: int
+    cache_disk_entries: int
     prompt_tokens: int
     cached_tokens: int
     prefix_hits: int
@@ -282,6 +285,9 @@ class View:
             stats.kv_cells,
             stats.cache_ram_bytes,
             stats.cache_ram_limit,
+            stats.cache_disk_bytes,
+            stats.cache_disk_limit,
+            stats.cache_disk_entries,
             stats.prompt_tokens,
             stats.cached_tokens,
             stats.prefix_hits,

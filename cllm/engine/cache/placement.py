@@ -7,6 +7,7 @@ from array import array
 from collections.abc import Iterable
 
 from cllm.engine.cache.checkpoints import Checkpoint, Checkpoints
+from cllm.engine.cache.disk_cache import DiskCache
 from cllm.engine.cache.prefix_cache import WORTH_SAVING, Holder, PrefixCache, Slot, Start
 from cllm.engine.cache.radix import common_prefix
 from cllm.engine.cache.saved_prefixes import Saved
@@ -25,6 +26,7 @@ class Placer:
     window: tokens that windowed attention looks back; 0: attention is not windowed.
     checkpoints: of recurrent memories, which keep only the state at the end; None: the memory can
     roll back.
+    disk: where else prefixes are kept; see use_disk().
     """
 
     def __init__(
@@ -40,6 +42,7 @@ class Placer:
         window: int,
         checkpoints: Checkpoints | None,
     ) -> None:
+        self.disk: DiskCache | None = None
         self._context = context
         self._stats = stats
         self._window = window
@@ -58,6 +61,11 @@ class Placer:
             most_busy,
         )
         stats.cache_ram_limit = max_saved_bytes
+
+    def use_disk(self, disk: DiskCache) -> None:
+        """Keep prefixes there too. Memory that it still writes is not used for others."""
+        self.disk = disk
+        self.cache.saved.lent = disk.writer.holds
 
     def place(
         self,
@@ -123,6 +131,8 @@ class Placer:
         if isinstance(saved, Saved):
             if saved.length - start.reuse < WORTH_SAVING and not saved.whole:
                 self.cache.drop(saved)
+                if self.disk is not None:
+                    self.disk.writer.withdraw(saved)
             else:
                 self.cache.saved.touch(saved)
 
@@ -135,7 +145,7 @@ class Placer:
             self._context.copy(source.id, slot.id)
             slot.length = source.length
         elif isinstance(source, Saved):
-            slot.source = "memory"
+            slot.source = source.origin
             slot.length = self._restore(slot, source)
             self.cache.saved.keep_memory(source)
             reuse = min(reuse, slot.length)
@@ -226,6 +236,8 @@ class Placer:
     def _restore(self, slot: Slot, saved: Saved) -> int:
         """Bring a saved prefix into a slot; return its tokens, 0 if there was no room for it."""
         if not self._fill(slot, saved.data):
+            if self.disk is not None and saved.origin == "disk":
+                self.disk.reject(saved)
             return 0
         self._stats.restored_prefixes += 1
         return saved.length
@@ -254,7 +266,10 @@ class Placer:
         if data is None:
             _log.warning("llama.cpp could not save slot %d; its cached tokens are dropped", slot.id)
             return
-        self.cache.save(Saved(slot.tokens[: slot.length], data, self._whole, slot.scope))
+        kept = Saved(slot.tokens[: slot.length], data, self._whole, slot.scope)
+        self.cache.save(kept)
+        if self.disk is not None:
+            self.disk.writer.offer(kept)
         self._stats.saved_prefixes += 1
         self._stats.evicted_prefixes = saved.evictions
 
@@ -266,6 +281,11 @@ class Placer:
                 "lower cache_ram (logged once)",
                 size / 2**20,
             )
+
+    def keep(self, saved: Saved) -> None:
+        """Put a prefix that was read from disk into host memory, if there is room."""
+        if self.cache.make_room(saved.data.nbytes):
+            self.cache.save(saved)
 
     def can_pause(self, slot: Slot) -> bool:
         """Whether the sequence in a busy slot can leave it and continue later at little cost."""

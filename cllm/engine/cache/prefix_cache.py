@@ -33,6 +33,16 @@ def copy_gain(split_cache: bool, ctx_size: int) -> int:
     return max(2, ctx_size // _COPY_COST) if split_cache else 1
 
 
+def is_worth_saving(length: int, lost: int) -> bool:
+    """Whether to save a prefix of which `lost` tokens are held nowhere else."""
+    return lost >= max(WORTH_SAVING, length // _LOST_SHARE)
+
+
+def adds_little(length: int, shared: int) -> bool:
+    """Whether a prefix is not worth keeping next to one with which it shares so many tokens."""
+    return length - shared < max(1, length // _LOST_SHARE)
+
+
 class Served(NamedTuple):
     """A request that was given a slot. A slot keeps this of it, not what it computed with."""
 
@@ -238,8 +248,21 @@ class PrefixCache:
         shared = self._shared(slot.tokens[: slot.length], slot.scope)
         others = [holder for holder in shared.lengths if holder is not slot]
         elsewhere = [self._held(holder, shared) for holder in others]
-        lost = slot.length - max(kept, *elsewhere, 0)
-        return lost >= max(WORTH_SAVING, slot.length // _LOST_SHARE)
+        return is_worth_saving(slot.length, slot.length - max(kept, *elsewhere, 0))
+
+    def coming(self, tokens: array[int], scope: Scope) -> int:
+        """Leading tokens of a prompt that are held, or are being evaluated in a slot."""
+        shared = self._shared(tokens[:-1], scope)
+        found = [self._soon(holder, shared) for holder in shared.lengths]
+        if self.checkpoints.suffice and shared.checkpoints:
+            found.append(shared.checkpoints[0].length)
+        return max(found, default=0)
+
+    def _soon(self, holder: Holder, shared: _Shared) -> int:
+        if isinstance(holder, Slot) and holder.busy:
+            n = shared.lengths[holder]
+            return n if n and self._usable(holder, n) else 0
+        return self._held(holder, shared)
 
     def save(self, saved: Saved) -> None:
         """Keep a prefix, and drop those that it contains."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from array import array
 from collections import OrderedDict
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,13 +19,15 @@ class Saved:
     """What llama.cpp needs to restore `tokens` into a slot.
 
     whole: whether a part of it is useless: of windowed and recurrent memories only the end is
-    kept. scope: of the requests that may reuse it.
+    kept. scope: of the requests that may reuse it. origin: "memory", or "disk" if it was read
+    from there.
     """
 
     tokens: array[int]
     data: Bytes
     whole: bool
     scope: Scope = COMMON
+    origin: str = "memory"
 
     @property
     def length(self) -> int:
@@ -41,24 +43,39 @@ class Saved:
 Entry = Saved | Checkpoint
 
 
+def new_memory(size: int) -> Bytes:
+    """A buffer for a prefix.
+
+    It has 50 % spare address space, so that a grown conversation fits into it; the system
+    provides memory for it when it is written to.
+    """
+    return np.empty(size + size // 2, np.uint8)[:size]
+
+
 class SavedPrefixes:
     """Evicts the least recently used entry, of either kind, when the bytes do not suffice.
 
     The buffer of a restored entry is kept for the next save, if there is room, and that of an
     evicted one is used for the save that it makes room for: filling memory that is new to the
     process takes up to twenty times as long.
-    bytes: taken by the entries and by the kept buffer. evictions: of prefixes.
+    bytes: taken by the entries and by the kept buffer. evictions: of prefixes. lent: whether
+    somebody else still reads the buffer of a prefix.
     """
 
     def __init__(self, max_bytes: int) -> None:
         self.max_bytes = max_bytes
         self.bytes = 0
         self.evictions = 0
+        self.lent: Callable[[Saved], bool] = lambda _: False
         self._entries: OrderedDict[Entry, None] = OrderedDict()
         self._spare: Bytes | None = None
 
     def __len__(self) -> int:
         return len(self._entries)
+
+    def newest_first(self) -> Iterator[Saved]:
+        """The prefixes, the most recently used first."""
+        return (entry for entry in reversed(self._entries) if isinstance(entry, Saved))
 
     def make_room(self, size: int, keep_spare: bool = False) -> list[Entry] | None:
         """Evict entries for `size` more bytes, for take_memory(); return the evicted ones.
@@ -78,7 +95,12 @@ class SavedPrefixes:
             self.remove(oldest)
             self.evictions += isinstance(oldest, Saved)
             dropped.append(oldest)
-            if isinstance(oldest, Saved) and not keep_spare and self._holds(oldest.data, size):
+            if (
+                isinstance(oldest, Saved)
+                and not keep_spare
+                and self._holds(oldest.data, size)
+                and not self.lent(oldest)
+            ):
                 self._forget_spare()
                 self._spare = oldest.data
                 spare = oldest.data.nbytes
@@ -90,14 +112,10 @@ class SavedPrefixes:
         return next(entry for entry in self._entries if entry in among)
 
     def take_memory(self, size: int) -> Bytes:
-        """A buffer for a prefix, after make_room().
-
-        It has 50 % spare address space, so that a grown conversation fits into it; the system
-        provides memory for it when it is written to.
-        """
+        """A buffer for a prefix, after make_room(): the kept one if it fits."""
         spare = self._forget_spare()
         if spare is None or spare.base is None or not self._holds(spare, size):
-            return np.empty(size + size // 2, np.uint8)[:size]
+            return new_memory(size)
         return spare.base[:size]
 
     @staticmethod
@@ -107,7 +125,7 @@ class SavedPrefixes:
 
     def keep_memory(self, saved: Saved) -> None:
         """Keep the buffer of a restored entry for the next save, unless the entry is still here."""
-        if saved in self._entries:
+        if saved in self._entries or self.lent(saved):
             return
         self._forget_spare()
         if self.bytes + saved.data.nbytes <= self.max_bytes:

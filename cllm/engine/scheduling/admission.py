@@ -9,6 +9,7 @@ from cllm.engine.cache.placement import Placer
 from cllm.engine.cache.prefix_cache import Served
 from cllm.engine.llama import Vocab
 from cllm.engine.sampling.sampler import TokenSampler
+from cllm.engine.scheduling.disk_loads import DiskLoads
 from cllm.engine.scheduling.fairness import FairQueue
 from cllm.engine.sequence import Sequence, slot_of
 from cllm.engine.stats import EngineStats
@@ -40,6 +41,8 @@ class Admission:
         self._shared_cells = shared_cells
         self._next_pause = 0.0  # time.perf_counter()
         self._next_save = 0.0
+        self.loads: DiskLoads | None = None
+        self._awaits_loads = False  # the first requests that could be admitted do
         self.waiting: FairQueue[Sequence] = FairQueue()
 
     def catch_up(self, running: list[Sequence], give_up: GiveUp) -> None:
@@ -97,6 +100,8 @@ class Admission:
         if claim is None or claim[0].wanted_slot is not None:
             return None
         claimant, tenant = claim
+        if self.loads is not None and self.loads.delays(claimant):
+            return None
         others = [s for s in running if s.tenant == tenant and s.priority >= claimant.priority]
         # A prompt that is being scored would begin again; another's sums would change if it did.
         others = [s for s in others if s.scores is None and not s.reproducible]
@@ -134,6 +139,7 @@ class Admission:
             slot = place(sequence.tokens, sequence.wanted_slot, fresh=True, scope=scope)
             assert slot is not None
         self.waiting.take(sequence)
+        self.forget(sequence)
         running.append(sequence)
         sequence.slot = slot
         sequence.generation.slot = slot.id
@@ -147,13 +153,37 @@ class Admission:
         return True
 
     def _next(self, running: list[Sequence]) -> Sequence | None:
-        """The first that can be admitted; one that wants a busy slot is passed over."""
+        """The first that can be admitted.
+
+        One that wants a busy slot is passed over, and so is one whose prefix is being read from
+        disk; for that a slot stays free.
+        """
         cache = self._placer.cache
+        self._awaits_loads = False
         if self.waiting and cache.has_idle:
+            free = cache.most_busy - cache.busy
             for sequence in self.waiting.candidates():
-                if sequence.wanted_slot is None or not cache.slots[sequence.wanted_slot].busy:
-                    return sequence if self._fits(sequence, running) else None
+                if sequence.wanted_slot is not None and cache.slots[sequence.wanted_slot].busy:
+                    continue
+                if self.loads is not None and self.loads.delays(sequence):
+                    self._awaits_loads = True
+                    free -= 1
+                    if not free:
+                        return None
+                    continue
+                return sequence if self._fits(sequence, running) else None
         return None
+
+    def rest(self) -> float:
+        """Seconds for which nothing can be done for the waiting requests while none runs."""
+        if self.loads is None or not self._awaits_loads:
+            return 0.0
+        return self.loads.rest(self.waiting)
+
+    def forget(self, sequence: Sequence) -> None:
+        """A request has ended."""
+        if self.loads is not None:
+            self.loads.forget(sequence)
 
     def _fits(self, sequence: Sequence, running: list[Sequence]) -> bool:
         """Whether a cache that is too small for all slots fits one more at the present lengths."""

@@ -144,16 +144,19 @@ class Inbox(Generic[T]):
 
     # The engine thread.
 
-    def take(self, *, wait: bool, gather_s: float = 0.0) -> Messages[T] | None:
+    def take(
+        self, *, wait: bool, gather_s: float = 0.0, longest: float = math.inf
+    ) -> Messages[T] | None:
         """New requests and those that must end; None: stop.
 
-        wait: sleep until there is a message, then until gather_s seconds pass without another
-        request, so that requests that arrive together begin together.
+        wait: sleep until there is a message, `longest` seconds at most, then until gather_s
+        seconds pass without another request, so that requests that arrive together begin together.
         """
         with self._changed:
-            while wait and not (self._arrivals or self._is_urgent()):
-                self._changed.wait()
-            if wait and gather_s:
+            if wait:
+                timeout = None if longest == math.inf else longest
+                self._changed.wait_for(lambda: self._arrivals or self._is_urgent(), timeout)
+            if wait and gather_s and self._arrivals:
                 self._gather(gather_s)
             if self._stopping:
                 return None

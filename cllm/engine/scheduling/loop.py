@@ -127,6 +127,10 @@ class EngineLoop(ABC, Generic[W]):
     def _release(self, work: W) -> None:
         """Free what a request that ends holds."""
 
+    def _rest(self) -> float:
+        """Seconds that the engine thread may sleep if no message comes; 0: there is work."""
+        return 0.0 if self._running or self._waiting else math.inf
+
     def _close(self, ending: EngineError) -> None:
         """The loop has ended: end what waits outside the queue."""
 
@@ -154,8 +158,8 @@ class EngineLoop(ABC, Generic[W]):
 
     def _take_messages(self) -> bool:
         """Take what other threads left; sleep while there is nothing to do. False: stop."""
-        idle = not (self._running or self._waiting)
-        messages = self._inbox.take(wait=idle, gather_s=self._gather_s)
+        rest = self._rest()
+        messages = self._inbox.take(wait=rest > 0, gather_s=self._gather_s, longest=rest)
         if messages is None:
             return False
         self._waiting.extend(messages.arrivals)

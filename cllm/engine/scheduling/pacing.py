@@ -61,6 +61,10 @@ class Pacer:
         """Seconds of a step with only this number of generating sequences; None: unknown."""
         return self._decode.at(decoding) if self._decode.known else None
 
+    def prompt_s(self, tokens: int) -> float | None:
+        """Seconds that evaluating some prompt tokens takes; None: unknown."""
+        return self._prompt.at(tokens) if self._prompt.known else None
+
     def due(self, arrived: float, pending: int) -> float:
         """A prompt's deadline: arrival plus the time it still needs alone; earliest deadline first.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
@@ -11,6 +12,7 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from cllm.engine.cache.disk_cache import DiskCache
 from cllm.engine.cache.placement import Placer
 from cllm.engine.cache.prefix_cache import Slot
 from cllm.engine.constraints.guide import MaskThread
@@ -52,6 +54,7 @@ class Scheduler(EngineLoop[Sequence]):
         threads: Threads,
         stats: EngineStats,
         shift: ContextShift | None = None,
+        disk: DiskCache | None = None,
     ) -> None:
         """shift: lets full sequences go on; None: they end."""
         super().__init__(stats, admission.waiting, _GATHER_S)
@@ -63,6 +66,7 @@ class Scheduler(EngineLoop[Sequence]):
         self._threads = threads
         self._admission = admission
         self._shift = shift
+        self._disk = disk
         self._room = RoomMaker(placer, planner, self._running, admission.waiting, stats)
         self._commands = Commands(self._inbox.wake)
         self._masks = MaskThread()
@@ -76,6 +80,10 @@ class Scheduler(EngineLoop[Sequence]):
     def command(self, slot: int, run: Callable[[Slot], _T]) -> Future[_T]:
         """Run something on a slot as soon as no request is in it; see Commands.put."""
         return self._commands.put(slot, run)
+
+    def wake(self) -> None:
+        """Let the engine thread look for work."""
+        self._inbox.wake()
 
     def cancel(self, request: Request) -> None:
         """End a request before the next step; a step that reads its prompt is interrupted."""
@@ -95,6 +103,7 @@ class Scheduler(EngineLoop[Sequence]):
             slots_busy=cache.busy,
             kv_tokens=cache.held,
             cache_ram_bytes=cache.saved.bytes,
+            **({} if self._disk is None else self._disk.gauges()),
         )
 
     @property
@@ -110,6 +119,16 @@ class Scheduler(EngineLoop[Sequence]):
             super().run()
         finally:
             self._masks.close()
+
+    def _rest(self) -> float:
+        rest = super()._rest()
+        if self._disk is None:
+            return rest
+        if rest == math.inf:
+            self._disk.writer.note_idle()
+            return rest
+        self._disk.writer.note_busy()
+        return rest if self._running else self._admission.rest()
 
     def _close(self, ending: EngineError) -> None:
         self._commands.close(str(ending))
@@ -130,6 +149,8 @@ class Scheduler(EngineLoop[Sequence]):
             self._shift.apply(self._running)
         plan = self._plan()
         if not plan:
+            if self._disk is not None and not (self._running or self._waiting):
+                self._disk.writer.serve()
             return
         shape = shape_of(plan)
         fixed = plan[0][0].reproducible
@@ -329,6 +350,7 @@ class Scheduler(EngineLoop[Sequence]):
             self._running.remove(sequence)
             sequence.slot = None
             self._placer.release(slot)
+        self._admission.forget(sequence)
         sequence.close()
 
 

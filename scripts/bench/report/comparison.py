@@ -33,6 +33,7 @@ TARGETS = (
     Target("seed", "tokens/s", 4.0, theirs="llama_cpp.server"),
     Target("shared-prefix", "tokens/s", 1.3),
     Target("multi-turn", "tokens/s", 1.1),
+    Target("restart", "tokens/s", 3.0),
     Target("long-prompt", "tokens/s", 1.0),
     Target("long-prompt", "ITL p99", 0.5, at_most=True),
     Target("single", "tokens/s", 1.0),

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import atexit
 import importlib.util
 import json
 import os
+import shutil
 import sys
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
@@ -97,7 +100,10 @@ class Contender(Protocol):
     """Something that generates."""
 
     name: str
-    pid: int | None  # of the process that generates; None where it lives for one turn only
+
+    @property
+    def pid(self) -> int | None:
+        """Of the process that generates; None where it lives for one turn only."""
 
     def probe(self) -> Probe | None:
         """A client that requests its health; None if it does not listen."""
@@ -107,17 +113,24 @@ class Contender(Protocol):
     def steps(self) -> Steps | None:
         """The counters now; None if there are none."""
 
+    def restart(self) -> None:
+        """End it as its user would, and start it again."""
+
     def close(self) -> None: ...
 
 
 class HttpContender:
     """A server with OpenAI's completions, streamed."""
 
-    def __init__(self, server: Server, counters: bool = False) -> None:
-        self.name = server.name
-        self.pid: int | None = server.pid
-        self._server = server
+    def __init__(self, start: Callable[[], Server], counters: bool = False) -> None:
+        self._start = start
+        self._server = start()
         self._counters = counters
+        self.name = self._server.name
+
+    @property
+    def pid(self) -> int | None:
+        return self._server.pid
 
     def probe(self) -> Probe:
         return Probe(HOST, self._server.port, self._server.health, interval=0.05, patience=5.0)
@@ -148,6 +161,10 @@ class HttpContender:
             float(values["cllm_sampling_seconds_total"]),
             float(values["cllm_other_step_seconds_total"]),
         )
+
+    def restart(self) -> None:
+        self._server.close()
+        self._server = self._start()
 
     def close(self) -> None:
         self._server.close()
@@ -243,13 +260,17 @@ def check_shape(value: Any, schema: dict[str, Any]) -> None:
 
 
 def cllm(setup: Setup, work: Workload) -> Contender:
-    """The real server."""
+    """The real server; with a cache on disk if it is to restart."""
     more = ["--model-draft", str(setup.draft)] if setup.draft else []
     more += ["--threads", str(setup.threads)] if setup.threads else []
-    return HttpContender(cllm_server(
+    if work.restarts:
+        folder = tempfile.mkdtemp(prefix="cllm-bench-")
+        atexit.register(shutil.rmtree, folder, ignore_errors=True)
+        more += ["--cache-disk", folder]
+    return HttpContender(lambda: cllm_server(
         "--model", str(setup.model), "--parallel", str(work.parallel),
         "--ctx-size", str(work.ctx_size), *more,
-    ), counters=True)  # fmt: skip
+    ), counters=not work.restarts)  # fmt: skip
 
 
 def llama_server(setup: Setup, work: Workload) -> Contender:
@@ -266,39 +287,46 @@ def llama_server_ngram(setup: Setup, work: Workload) -> Contender:
 def _llama_server(setup: Setup, work: Workload, name: str, *more: str) -> Contender:
     if setup.llama_server is None:
         raise BenchError("llama-server: name the program with --llama-server PATH")
-    port = free_port()
     command = [
-        str(setup.llama_server), "--model", str(setup.model), "--host", HOST, "--port", str(port),
+        str(setup.llama_server), "--model", str(setup.model), "--host", HOST,
         "--parallel", str(work.parallel), "--ctx-size", str(work.parallel * work.ctx_size),
         "--threads", setup.some_threads, "--flash-attn", "auto", "--no-webui", "--log-disable",
         *more,
     ]  # fmt: skip
-    return HttpContender(Server(name, command, port, start_timeout=120))
+    return HttpContender(lambda: _on_port(name, command))
 
 
 def llama_cpp_server(setup: Setup, work: Workload) -> Contender:
     """llama-cpp-python's server; one request at a time."""
     needed = ("starlette_context", "sse_starlette", "pydantic_settings", "fastapi", "uvicorn")
     _need("llama_cpp.server", "'llama-cpp-python[server]'", *needed)
-    port = free_port()
     command = [
         sys.executable, "-m", "llama_cpp.server", "--model", str(setup.model), "--host", HOST,
-        "--port", str(port), "--n_ctx", str(work.ctx_size), "--n_threads", setup.some_threads,
+        "--n_ctx", str(work.ctx_size), "--n_threads", setup.some_threads,
         "--interrupt_requests", "false",
     ]  # fmt: skip
-    server = Server("llama_cpp.server", command, port, start_timeout=120, health="/v1/models")
-    return HttpContender(server)
+    return HttpContender(lambda: _on_port("llama_cpp.server", command, "/v1/models"))
+
+
+def _on_port(name: str, command: Sequence[str], health: str = "/health") -> Server:
+    port = free_port()
+    command = [*command, "--port", str(port)]
+    return Server(name, command, port, start_timeout=120, health=health)
 
 
 def xllamacpp(setup: Setup, work: Workload) -> Contender:
     """llama-server's code in a Python extension, with libraries of its own."""
     _need("xllamacpp", "xllamacpp", "xllamacpp")
-    port = free_port()
-    command = [
-        sys.executable, "-c", _XLLAMACPP, str(setup.model), HOST, str(port), str(work.parallel),
-        str(work.ctx_size), setup.some_threads,
-    ]  # fmt: skip
-    return HttpContender(Server("xllamacpp", command, port, start_timeout=120))
+
+    def start() -> Server:
+        port = free_port()
+        command = [
+            sys.executable, "-c", _XLLAMACPP, str(setup.model), HOST, str(port), str(work.parallel),
+            str(work.ctx_size), setup.some_threads,
+        ]  # fmt: skip
+        return Server("xllamacpp", command, port, start_timeout=120)
+
+    return HttpContender(start)
 
 
 def _need(name: str, install: str, *packages: str) -> None:

@@ -64,6 +64,9 @@ class EngineContender:
         assert isinstance(steps, Steps)
         return steps
 
+    def restart(self) -> None:
+        raise BenchError(f"{self.name} does not restart")
+
     def _exchange(self, message: object) -> object:
         try:
             self._pipe.send(message)
@@ -206,6 +209,9 @@ class BatchedBench:
                     progress()
                 return Turn(found["pl"] * tokens, found["t_pp"] + found["t_tg"], [])
         raise BenchError(f"{self.name} gave no result:\n{done.stderr[-1000:]}")
+
+    def restart(self) -> None:
+        raise BenchError(f"{self.name} does not restart")
 
     def steps(self) -> None:
         return None

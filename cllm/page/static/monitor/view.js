@@ -177,10 +177,12 @@ class Monitor {
       return [element("p", {}, text), shares.length ? bar.element : null];
     };
     const { kv_tokens: held, kv_cells: cells, cache_ram_bytes: ram, cache_ram_limit: most } = engine;
+    const { cache_disk_bytes: disk, cache_disk_limit: room, cache_disk_entries: entries } = engine;
     const { cached_tokens: hits, prompt_tokens: read, guessed_tokens: drafted, guessed_right_tokens: right } = engine;
     const parts = [
       ...line(t("mon.cache.fill", { n: held, m: cells }), held / cells),
       ...(most ? line(t("mon.cache.ram", { n: Math.round(ram / MIB), m: Math.round(most / MIB) }), ram / most) : []),
+      ...(room ? line(t("mon.cache.disk", { count: entries, n: Math.round(disk / MIB), m: Math.round(room / MIB) }), disk / room) : []),
       ...line(t("mon.cache.hits", { share: share(hits, read), n: hits, m: read }), hits / (read || 1)),
       ...(drafted ? line(t("mon.drafts", { share: share(right, drafted), n: right, m: drafted }), right / drafted) : line(t("mon.drafts.none"))),
     ];
