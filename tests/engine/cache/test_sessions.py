@@ -17,7 +17,13 @@ LONGER = [*PROMPT, 7, 8, 9]
 @pytest.fixture(params=["split", "unified"])
 def saving(request: pytest.FixtureRequest, load: Loader, f32_path: Path, tmp_path: Path) -> Loader:
     def loader(path: Path = f32_path, **config: object) -> Engine:
-        fields = {**PRECISE, "parallel": 2, "ctx_size": 512, "slot_save_path": str(tmp_path)}
+        fields = {
+            **PRECISE,
+            "parallel": 2,
+            "keep_sequences": 0,
+            "ctx_size": 512,
+            "slot_save_path": str(tmp_path),
+        }
         fields["kv_unified"] = request.param == "unified"
         return load(path, **{**fields, **config})
 
