@@ -30,10 +30,10 @@ from cllm.http.deferred import DeferredResponse
 
 PACKAGES = ("@openai/codex@0.171.0", "@anthropic-ai/claude-code@2.1.197", "opencode-ai@1.18.33")
 TASK = "Run a command that greets."
-COMMAND = "echo cllm-$((40 + 2))"
+COMMAND = "printf %s-%s cllm 42"
 PRINTED = "cllm-42"
 RUNNERS = ("exec_command", "shell_command", "shell", "Bash", "bash")
-ANSWER_TOKENS = 32  # of each answer; it has no sense
+ANSWER = "The command greeted."
 Answer = HttpResponse | DeferredResponse
 
 
@@ -137,24 +137,18 @@ def attempt(client: Client, bin: Path, timeout: float) -> tuple[str, float]:
 
 
 def forced(body: dict[str, Any], seen: Seen) -> None:
-    """Change a request: its first turn must call the tool, later ones must not."""
-    for name in ("max_tokens", "max_completion_tokens", "max_output_tokens"):
-        if name in body or (name == "max_output_tokens" and "input" in body):
-            body[name] = 200 if not seen.forced else ANSWER_TOKENS
-    tools = {}
-    for tool in body.get("tools") or ():
-        described = tool.get("function", tool)
-        tools[described.get("name")] = described
+    """Change a request: the first with the tool must call it, others must say the answer."""
+    seen.returned = seen.returned or PRINTED in json.dumps(body.get("messages", body.get("input")))
+    tools = {
+        (each := tool.get("function", tool)).get("name"): each for tool in body.get("tools", ())
+    }
     runner = next((name for name in RUNNERS if name in tools), None)
-    if runner is None:
+    if runner is None or seen.forced:
+        for name in ("tools", "tool_choice", "parallel_tool_calls", "output_config"):
+            body.pop(name, None)
+        body["guided_choice"] = [ANSWER]
         return
-    turns = json.dumps(body.get("messages") or body.get("input"))
-    seen.returned = seen.returned or PRINTED in turns
-    if seen.forced:
-        body["tool_choice"] = (
-            {"type": "none"} if "max_tokens" in body and "system" in body else "none"
-        )
-        return
+    seen.forced = runner
     tool = tools[runner]
     key = next(key for key in ("parameters", "input_schema") if key in tool)
     known = tool[key].get("properties", {})
@@ -169,15 +163,11 @@ def forced(body: dict[str, Any], seen: Seen) -> None:
         "required": list(values),
         "additionalProperties": False,
     }
-    seen.forced = runner
     if key == "input_schema":
         body["tool_choice"] = {"type": "tool", "name": runner, "disable_parallel_tool_use": True}
         return
-    body["parallel_tool_calls"] = False
-    named = {"name": runner}
-    body["tool_choice"] = {"type": "function"} | (
-        {"function": named} if "messages" in body else named
-    )
+    named = {"function": {"name": runner}} if "messages" in body else {"name": runner}
+    body |= {"parallel_tool_calls": False, "tool_choice": {"type": "function", **named}}
 
 
 def watching(seen: Seen) -> Callable[[HttpRequest, Callable[[HttpRequest], Answer]], Answer]:
