@@ -251,7 +251,7 @@ def test_watchers_of_http2_end_when_the_server_stops(engine: Engine) -> None:
         stopper.join(PATIENCE)
         assert not stopper.is_alive()
     for reply in replies:
-        last = list(events([reply.body]))[-1]
+        last = list(events(iter([reply.body])))[-1]
         assert last["done"] is True and "stopping" in last["error"]
     unwatched()
 

@@ -8,8 +8,9 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Callable
+from itertools import product
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from playwright.sync_api import Page as Tab
 
 FOLDER = Path(__file__).resolve().parent.parent.parent / "docs" / "images"
-SIZE = {"width": 960, "height": 640}
+SIZE: Any = {"width": 960, "height": 640}
 COLORS = 64
 ANSWER = """The mean of $n$ numbers is $\\bar{x} = \\frac{1}{n}\\sum_{i=1}^{n} x_i$. In Python:
 
@@ -57,7 +58,7 @@ def chat(tab: Tab, site: Site) -> None:
     tab.wait_for_selector(".message.assistant:nth-of-type(4) footer .regenerate")
 
 
-def exported(title: str, messages: list[dict[str, str]]) -> dict[str, object]:
+def exported(title: str, messages: list[dict[str, str]]) -> Any:
     """A file of one conversation."""
     record = {"title": title, "leaf": messages[-1]["id"], "messages": messages}
     file = {"format": "cllm-conversations", "version": 1, "conversations": [record]}
@@ -77,13 +78,13 @@ def inspector(tab: Tab, site: Site) -> None:
 
 
 def monitor(tab: Tab, site: Site) -> None:
-    """Eight slots at work and two requests that wait; they end with the tab."""
+    """Eight slots at work and two requests that wait."""
     params = SamplingParams(ignore_eos=True)
-    running = [site.engine.submit(f"Story {n}:", params, tenant="fox") for n in range(10)]
+    for number in range(10):
+        site.engine.submit(f"Story {number}:", params, tenant="fox")
     tab.goto(f"{site.url}#/monitor")
     tab.wait_for_selector(".minute svg")
     tab.wait_for_timeout(6000)  # so that the curves have a few seconds
-    tab.once("close", lambda _: [request.cancel() for request in running])
 
 
 def bench(tab: Tab, site: Site) -> None:
@@ -109,13 +110,10 @@ def small(picture: bytes) -> bytes:
 def main() -> None:
     """Write the pictures; one line for each."""
     FOLDER.mkdir(exist_ok=True)
-    with (
-        Engine.load(demo_path(), parallel=8) as engine,
-        serving(engine) as site,
-        chromium() as browser,
-    ):
-        for show in VIEWS:
-            for theme in ("light", "dark"):
+    with chromium() as browser:
+        for show, theme in product(VIEWS, ("light", "dark")):
+            # Each picture has an engine of its own: no request of another one is in it.
+            with Engine.load(demo_path(), parallel=8) as engine, serving(engine) as site:
                 site.fields = {"max_tokens": 40, "temperature": 0, "ignore_eos": True}
                 dark = theme == "dark"
                 context = browser.new_context(
@@ -128,7 +126,6 @@ def main() -> None:
                 file = FOLDER / f"page_{show.__name__}_{theme}.png"
                 file.write_bytes(small(tab.screenshot()))
                 print(f"{file}: {file.stat().st_size} bytes", flush=True)
-                tab.close()
                 context.close()
 
 
