@@ -106,6 +106,7 @@ def _generator(loaded: Loaded) -> Parts:
     disk = _disk_cache(loaded, placer)
     if disk is not None:
         placer.disk = disk
+        placer.cache.saved.in_use = disk.writer.uses
         admission.loads = DiskLoads(disk.reader, placer, pacer.prompt_s)
     scheduler = Scheduler(
         loaded.context, loaded.batch, placer, admission, planner, threads, stats, disk

@@ -117,8 +117,7 @@ class Placer:
         elif isinstance(source, Saved):
             slot.source = source.origin
             slot.length = self._restore(slot, source)
-            if self.disk is None or not self.disk.writer.holds(source):
-                self.cache.saved.keep_memory(source)
+            self.cache.saved.keep_memory(source)
             reuse = min(reuse, slot.length)
             self._stats.restored_tokens += reuse
         self._cut(slot, reuse)

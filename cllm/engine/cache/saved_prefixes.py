@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from array import array
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -48,7 +48,8 @@ class SavedPrefixes:
 
     The buffer of a restored entry is kept for the next save, if there is room: filling memory
     that is new to the process takes up to twenty times as long.
-    bytes: taken by the entries and by the kept buffer.
+    bytes: taken by the entries and by the kept buffer. in_use: whether another thread still reads
+    a buffer, which must not be filled again then.
     """
 
     def __init__(self, max_bytes: int) -> None:
@@ -57,6 +58,7 @@ class SavedPrefixes:
         self.evictions = 0
         self._entries: OrderedDict[Saved, None] = OrderedDict()
         self._spare: Bytes | None = None
+        self.in_use: Callable[[Bytes], bool] = lambda data: False
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -102,6 +104,8 @@ class SavedPrefixes:
         spare, self._spare = self._spare, None
         if spare is not None:
             self.bytes -= spare.nbytes
+            if self.in_use(spare):
+                return None
         return spare
 
     def add(self, saved: Saved) -> None:
