@@ -45,7 +45,8 @@ _INDIFFERENT = ("parallel", "keep_sequences", "ctx_size", "memory_budget", "batc
                 "ubatch_size", "max_itl_ms", "cache_ram", "cache_disk", "cache_disk_size",
                 "draft_max", "model_draft", "slot_save_path", "threads", "threads_batch", "mlock",
                 "mmap", "direct_io", "numa", "max_queue", "extra_bufts", "kv_cells", "pooling",
-                "tune", "context_shift", "reproducible", "lora", "lora_init_without_apply")  # fmt: skip
+                "tune", "context_shift", "reproducible", "lora",
+                "lora_init_without_apply")  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,7 +118,8 @@ def _generator(loaded: Loaded) -> Parts:
     shift = ContextShift(placer, stats, ctx_size, adds_bos) if config.context_shift else None
     disk = _disk_cache(loaded, placer)
     if disk is not None:
-        placer.use_disk(disk)
+        placer.disk = disk
+        placer.cache.saved.in_use = disk.writer.uses
         admission.loads = DiskLoads(disk.reader, placer, pacer.prompt_s)
     scheduler = Scheduler(
         loaded.context, loaded.batch, placer, admission, planner, threads, stats, shift, disk

@@ -1,4 +1,7 @@
-"""All attacks at once next to ordinary clients: none of the ordinary requests may fail."""
+"""All attacks at once next to ordinary clients; over 400 lines: each attack is a few of them.
+
+None of the ordinary requests may fail.
+"""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ from tests.api.test_llama_fields import HELLO, PATHS, STORY, answered, model_of,
 from tests.engine.lora_files import write_lora
 from tests.random_model import random_path
 
-STRONG = {"lora": [{"id": 0, "scale": 1.0}], "temperature": 0}
+STRONG: dict[str, Any] = {"lora": [{"id": 0, "scale": 1.0}], "temperature": 0}
 OTHER = {"lora": [{"id": 1, "scale": 2.0}, {"id": 0, "scale": 0}], "temperature": 0}
 PLAIN = {"lora": [{"id": 0, "scale": 0}], "temperature": 0}
 

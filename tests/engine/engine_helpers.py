@@ -141,7 +141,7 @@ def streaming(engine: Engine, count: int, watch: Callable[[Engine], int]) -> Ite
             assert go_on.wait(WAIT)
         return real(batch, rows)
 
-    context.decode = decode  # type: ignore[method-assign]
+    context.decode = decode  # type: ignore[assignment, method-assign]
     for number in range(count):
         streams.append(engine.submit([3 + number], greedy(None)))
     try:

@@ -74,4 +74,4 @@ def difference(
 ) -> float:
     """The greatest one of two distributions, of the tokens that the first one names."""
     assert found and not any(map(math.isnan, found.values()))
-    return max(abs(value - plain[token]) for token, value in found.items())
+    return max(abs(value - float(plain[token])) for token, value in found.items())

@@ -25,6 +25,7 @@ from cllm.engine.cache.prefix_cache import Slot, adds_little, is_worth_saving
 from cllm.engine.cache.prefix_file import Head, StoppedError
 from cllm.engine.cache.radix import common_prefix
 from cllm.engine.cache.saved_prefixes import Saved, new_memory
+from cllm.engine.llama import Bytes
 from cllm.engine.sharing import Scope
 
 _log = logging.getLogger("cllm.engine")
@@ -88,10 +89,11 @@ class DiskWriter:
         with self._changed:
             self._pending = deque(item for item in self._pending if item[1] is not saved)
 
-    def holds(self, saved: Saved) -> bool:
-        """Whether the memory of a prefix is still needed for writing."""
+    def uses(self, data: Bytes) -> bool:
+        """Whether a buffer is still needed for writing."""
         with self._changed:
-            return saved is self._writing or any(saved is each for _, each in self._pending)
+            coming = [*(saved for _, saved in self._pending), self._writing]
+        return any(saved is not None and saved.data.base is data.base for saved in coming)
 
     def note_busy(self) -> None:
         """There are requests: slots are not copied."""

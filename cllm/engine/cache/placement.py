@@ -26,7 +26,7 @@ class Placer:
     window: tokens that windowed attention looks back; 0: attention is not windowed.
     checkpoints: of recurrent memories, which keep only the state at the end; None: the memory can
     roll back.
-    disk: where else prefixes are kept; see use_disk().
+    disk: where else prefixes are kept.
     """
 
     def __init__(
@@ -61,11 +61,6 @@ class Placer:
             most_busy,
         )
         stats.cache_ram_limit = max_saved_bytes
-
-    def use_disk(self, disk: DiskCache) -> None:
-        """Keep prefixes there too. Memory that it still writes is not used for others."""
-        self.disk = disk
-        self.cache.saved.lent = disk.writer.holds
 
     def place(
         self,

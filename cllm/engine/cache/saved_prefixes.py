@@ -58,17 +58,17 @@ class SavedPrefixes:
     The buffer of a restored entry is kept for the next save, if there is room, and that of an
     evicted one is used for the save that it makes room for: filling memory that is new to the
     process takes up to twenty times as long.
-    bytes: taken by the entries and by the kept buffer. evictions: of prefixes. lent: whether
-    somebody else still reads the buffer of a prefix.
+    bytes: taken by the entries and by the kept buffer. evictions: of prefixes. in_use: whether
+    another thread still reads a buffer, which must not be filled again then.
     """
 
     def __init__(self, max_bytes: int) -> None:
         self.max_bytes = max_bytes
         self.bytes = 0
         self.evictions = 0
-        self.lent: Callable[[Saved], bool] = lambda _: False
         self._entries: OrderedDict[Entry, None] = OrderedDict()
         self._spare: Bytes | None = None
+        self.in_use: Callable[[Bytes], bool] = lambda data: False
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -95,12 +95,7 @@ class SavedPrefixes:
             self.remove(oldest)
             self.evictions += isinstance(oldest, Saved)
             dropped.append(oldest)
-            if (
-                isinstance(oldest, Saved)
-                and not keep_spare
-                and self._holds(oldest.data, size)
-                and not self.lent(oldest)
-            ):
+            if isinstance(oldest, Saved) and not keep_spare and self._holds(oldest.data, size):
                 self._forget_spare()
                 self._spare = oldest.data
                 spare = oldest.data.nbytes
@@ -125,7 +120,7 @@ class SavedPrefixes:
 
     def keep_memory(self, saved: Saved) -> None:
         """Keep the buffer of a restored entry for the next save, unless the entry is still here."""
-        if saved in self._entries or self.lent(saved):
+        if saved in self._entries:
             return
         self._forget_spare()
         if self.bytes + saved.data.nbytes <= self.max_bytes:
@@ -136,6 +131,8 @@ class SavedPrefixes:
         spare, self._spare = self._spare, None
         if spare is not None:
             self.bytes -= spare.nbytes
+            if self.in_use(spare):
+                return None
         return spare
 
     def add(self, entry: Entry) -> None:

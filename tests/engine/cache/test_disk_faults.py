@@ -241,6 +241,23 @@ def test_a_slow_disk_drops_prefixes_and_holds_up_nothing(
     slow.open.set()
 
 
+def test_memory_is_not_filled_again_while_it_is_written(
+    start: Loader, fresh: Callable[[list[int]], str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(disk_writer, "_SETTLE_S", 0.0)
+    slow = Gate(prefix_file.write)
+    monkeypatch.setattr(prefix_file, "write", slow)
+    engine = start()
+    ask(engine, FIRST)
+    ask(engine, SECOND)  # the first is written
+    assert slow.reached.wait(WAIT)
+    ask(engine, [*FIRST, 7])  # its memory is kept
+    ask(engine, THIRD)  # another save
+    slow.open.set()
+    engine.close()
+    assert ask(start(), [*FIRST, 8]) == (fresh([*FIRST, 8]), 300)
+
+
 def test_reading_that_takes_longer_than_computing_is_given_up(
     start: Loader, fresh: Callable[[list[int]], str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
