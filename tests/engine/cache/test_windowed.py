@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,8 @@ from typing import Any
 import pytest
 
 from cllm.engine import Engine
-from cllm.engine.llama import Batch
+from cllm.engine.cache.placement import Placer
+from cllm.engine.stats import EngineStats
 from tests.engine.engine_helpers import PRECISE, WAIT, Loader, finished, greedy, standing
 from tests.engine.engine_models import write_windowed
 
@@ -79,28 +81,32 @@ def test_the_whole_comes_back_from_memory_and_a_part_is_read_again(
         assert (done.usage.cached_tokens, done.text) == (cached, fresh(prompt))
 
 
-@pytest.mark.parametrize("unified", [False, True])
-def test_a_step_that_fails_leaves_no_gap_in_a_window(
-    load: Loader, windowed_path: Path, fresh: Callable[[list[int]], str], unified: bool
+class Remembering:
+    """A memory that can be cut everywhere and holds tokens from a position on."""
+
+    def __init__(self, first: int) -> None:
+        self.first = first
+        self.removed: list[tuple[int, int]] = []
+
+    def remove(self, seq: int, start: int = -1) -> bool:
+        self.removed.append((seq, start))
+        return True
+
+    def first_position(self, seq: int) -> int:
+        return self.first
+
+
+@pytest.mark.parametrize(("first", "kept"), [(0, 64), (33, 64), (34, 0)])
+def test_a_window_that_an_incomplete_step_overwrote_is_computed_again(
+    first: int, kept: int
 ) -> None:
-    """Its tokens have taken the cells of those before them, which the next step looks at."""
-    engine = load(
-        windowed_path, **PRECISE, ctx_size=512, parallel=2, ubatch_size=64, swa_full=False,
-        kv_unified=unified,
+    """The token behind 64 looks at 31 of them; llama.cpp reuses the cells of those before."""
+    context: Any = Remembering(first)
+    placer = Placer(
+        context, EngineStats(), n_slots=1, copy_gain=1, split_cache=True, max_saved_bytes=0,
+        window=32, supports_rollback=True,
     )  # fmt: skip
-    context, failed = engine._scheduler._context, list[int]()
-    real = context.decode
-
-    def decode(batch: Batch, count: int) -> int:
-        code = real(batch, count)
-        if count > 500 and not failed:
-            failed.append(count)
-            return -3
-        return code
-
-    context.decode = decode  # type: ignore[method-assign]
-    prompts = [[20 + (i * 7 + j) % 300 for i in range(480)] for j in range(2)]
-    together = [engine.submit(prompt, greedy(12)) for prompt in prompts]
-    texts = [finished(each).text for each in together]
-    assert failed and engine.stats().failed_decodes == 1
-    assert texts == [fresh(prompt) for prompt in prompts]
+    slot = placer.cache.slots[0]
+    placer.cache.occupy(slot, array("i", range(100)), 64)
+    placer.undo([slot])
+    assert slot.length == kept
