@@ -80,7 +80,7 @@ def clients(url: str, model: str) -> list[Client]:
         "ANTHROPIC_MODEL": model,
         "ANTHROPIC_SMALL_FAST_MODEL": model,
         "CLAUDE_CODE_DISABLE_NONESSENTIAL_TRAFFIC": "1",
-        "CLAUDE_CODE_MAX_OUTPUT_TOKENS": "64",
+        "CLAUDE_CODE_MAX_OUTPUT_TOKENS": "512",
     }
     return [
         Client(
