@@ -23,7 +23,8 @@ from .http2 import http2, http2_streams
 from .https import access_log, tls
 from .servers import peers
 from .servers.server import HOST, Server, cllm_server, raise_file_limit
-from .siege import KEY, MAX_CONNECTIONS, siege
+from .siege import MAX_CONNECTIONS, siege
+from .siege_http2 import KEY
 from .soak import soak_server
 
 EPILOG = """\

@@ -21,12 +21,11 @@ from typing import Any
 
 from tqdm import tqdm
 
-from . import siege_http2
 from .clients.load import Client, ClientError
 from .common import BenchError, percentile
 from .servers.server import HOST, Server, rss
+from .siege_http2 import KEY, closed_windows, endless_blocks, rapid_resets
 
-KEY = "sk-siege"
 MAX_CONNECTIONS = 400
 ORDINARY = 6  # clients that ask and wait for the answer
 PACE = 0.02  # s between two steps of an attacker: the attacks share two cores with the server
@@ -111,9 +110,6 @@ def _settled(server: Server, before: dict[str, int], patience: float = 90.0) -> 
     while (after := _held(server.pid))["fds"] > before["fds"] and time.monotonic() < deadline:
         time.sleep(0.5)
     return after
-
-
-# Ordinary clients
 
 
 def _request(method: str, path: str, body: object = None, *, key: str = KEY) -> bytes:
@@ -395,19 +391,11 @@ def wrong_keys(port: int, dice: random.Random, end: float) -> None:
                 raise BenchError(f"a wrong key got {answer.status}")
 
 
-def _over_http2(
-    attack: Callable[[int, str, random.Random, float], None],
-) -> Callable[[int, random.Random, float], None]:
-    return lambda port, dice, end: attack(port, KEY, dice, end)
-
-
 ATTACKS = {
     attack.__name__.replace("_", " "): attack
     for attack in (
         keyless_bodies, keyless_expect, dripping_bodies, idle_connections, slow_heads, non_readers,
-        leavers, tiny_chunks, bombs, nonsense, hostile_schemas, wrong_keys,
+        leavers, tiny_chunks, bombs, nonsense, hostile_schemas, wrong_keys, rapid_resets,
+        endless_blocks, closed_windows,
     )
-} | {
-    attack.__name__.replace("_", " "): _over_http2(attack)
-    for attack in (siege_http2.rapid_resets, siege_http2.endless_blocks, siege_http2.closed_windows)
 }  # fmt: skip

@@ -16,6 +16,7 @@ END_STREAM, END_HEADERS = 1, 4
 CANCEL = struct.pack(">I", 8)
 STREAMS = 100  # that a server allows at once
 PATIENCE = 10.0  # s
+KEY = "sk-siege"
 
 
 def _frame(kind: int, flags: int, stream: int, payload: bytes = b"") -> bytes:
@@ -26,10 +27,10 @@ def _text(value: str) -> bytes:
     return bytes([len(value)]) + value.encode()
 
 
-def _fields(path: str, key: str) -> bytes:
+def _fields(path: str) -> bytes:
     """GET without a dynamic table (RFC 7541 section 6.2.2, 6.2.3)."""
     fixed = b"\x82\x86\x04" + _text(path) + b"\x01" + _text("x")
-    return fixed + b"\x1f\x08" + _text(f"Bearer {key}")
+    return fixed + b"\x1f\x08" + _text(f"Bearer {KEY}")
 
 
 def _connect(port: int, first: bytes = b"") -> socket.socket:
@@ -50,9 +51,9 @@ def _must_end(sock: socket.socket, what: str) -> None:
         return
 
 
-def rapid_resets(port: int, key: str, dice: random.Random, end: float) -> None:
+def rapid_resets(port: int, dice: random.Random, end: float) -> None:
     """Requests that are reset at once, as many as the server takes (CVE-2023-44487)."""
-    block = _fields(dice.choice(("/health", "/openapi.json")), key)
+    block = _fields(dice.choice(("/health", "/openapi.json")))
     with _connect(port) as sock:
         for first in range(1, 2000, 100):
             pairs = (
@@ -67,11 +68,11 @@ def rapid_resets(port: int, key: str, dice: random.Random, end: float) -> None:
         _must_end(sock, "1 000 resets")
 
 
-def endless_blocks(port: int, key: str, dice: random.Random, end: float) -> None:
+def endless_blocks(port: int, dice: random.Random, end: float) -> None:
     """A block of fields that goes on, and frames that carry no request."""
     flood = dice.choice(
         (
-            _frame(HEADERS, END_STREAM, 1, _fields("/health", key))
+            _frame(HEADERS, END_STREAM, 1, _fields("/health"))
             + _frame(CONTINUATION, 0, 1, b"\x00\x01a\x01b" * 100) * 500,
             _frame(HEADERS, END_STREAM, 1) + _frame(CONTINUATION, 0, 1) * 5000,
             _frame(PING, 0, 0, bytes(8)) * 5000,
@@ -84,10 +85,10 @@ def endless_blocks(port: int, key: str, dice: random.Random, end: float) -> None
         _must_end(sock, "a flood of frames")
 
 
-def closed_windows(port: int, key: str, dice: random.Random, end: float) -> None:
+def closed_windows(port: int, dice: random.Random, end: float) -> None:
     """Streams with large responses and no window for them."""
     window = struct.pack(">HI", 4, dice.randrange(2))
-    block = _fields("/openapi.json", key)
+    block = _fields("/openapi.json")
     sockets = []
     try:
         for _ in range(4):
