@@ -103,8 +103,8 @@ def test_a_window_that_an_incomplete_step_overwrote_is_computed_again(
     """The token behind 64 looks at 31 of them; llama.cpp reuses the cells of those before."""
     context: Any = Remembering(first)
     placer = Placer(
-        context, EngineStats(), n_slots=1, copy_gain=1, split_cache=True, max_saved_bytes=0,
-        window=32, supports_rollback=True,
+        context, EngineStats(), n_slots=1, most_busy=1, copy_gain=1, split_cache=True,
+        max_saved_bytes=0, window=32, checkpoints=None,
     )  # fmt: skip
     slot = placer.cache.slots[0]
     placer.cache.occupy(slot, array("i", range(100)), 64)
