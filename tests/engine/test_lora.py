@@ -205,6 +205,23 @@ def test_a_file_of_a_slot_belongs_to_its_set(
         lacking.sessions.restore(0, "talk").result(WAIT)
 
 
+def test_what_adapters_computed_is_not_kept_on_disk(
+    load: Loader, f32_path: Path, adapters: tuple[Path, Path], tmp_path: Path
+) -> None:
+    shared: dict[str, Any] = {"parallel": 2, "cache_disk": str(tmp_path / "cache"), **CONFIG}
+    first, second = map(str, adapters)
+    writing = load(f32_path, lora=(first,), **shared)
+    finished(writing.submit(LONG, greedy(1), lora=[(0, 1.0)]))
+    finished(writing.submit(LONG, greedy(1), lora=[]))
+    writing.close()
+    assert writing.stats().disk_written_prefixes == 1
+    # The adapter of the same number is another one now.
+    reading = load(f32_path, lora=(second,), **shared)
+    for chosen, cached in (([(0, 1.0)], 0), ([], len(LONG) - 1)):
+        done = finished(reading.submit(LONG, greedy(1), lora=chosen))
+        assert done.usage.cached_tokens == cached, chosen
+
+
 @pytest.mark.parametrize(
     ("fields", "says"),
     [
