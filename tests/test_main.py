@@ -295,7 +295,7 @@ def test_an_address_of_another_machine() -> None:
 
 def test_more_memory_than_there_is() -> None:
     said = refusal("--port", "0", "--parallel", "256", "--ctx-size", "8000000")
-    assert "lower ctx_size or parallel" in said
+    assert "lower ctx_size, parallel or keep_sequences" in said
 
 
 def test_a_log_file_that_cannot_be_written(tmp_path: Path) -> None:

@@ -144,7 +144,10 @@ def test_an_invalid_tool_in_a_namespace_is_named_by_its_place(client: Any) -> No
     assert str(caught.value.param).startswith("tools[1].tools[1]."), caught.value.param
 
 
-@pytest.mark.parametrize("schema", EXAMPLES, ids=lambda kind: getattr(kind, "__name__", str(kind)))
+OBJECTS = [kind for kind in EXAMPLES if isinstance(kind, type) and issubclass(kind, msgspec.Struct)]
+
+
+@pytest.mark.parametrize("schema", OBJECTS)
 def test_null_is_left_out_for_every_optional_field(schema: Any) -> None:
     info = msgspec.inspect.type_info(schema)
     assert isinstance(info, msgspec.inspect.StructType)

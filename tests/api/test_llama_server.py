@@ -122,7 +122,7 @@ def test_a_completion_says_how_it_ended_and_what_it_took(stories: Live) -> None:
     assert timings["predicted_per_second"] == pytest.approx(4000 / timings["predicted_ms"])
     assert answer["prompt"] == "<|startoftext|>" + STORY
     assert not answer["truncated"]
-    again = complete(stories, prompt=STORY, n_predict=5)
+    again = complete(stories, prompt=STORY, n_predict=5, id_slot=answer["id_slot"])
     assert again["content"] == answer["content"]
     assert again["timings"]["cache_n"] == answer["tokens_evaluated"] - 1
     fresh = complete(stories, prompt=STORY, n_predict=5, cache_prompt=False)
