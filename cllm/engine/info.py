@@ -48,6 +48,11 @@ class ContextInfo:
     model_draft: str | None
     tuning: Tuning | None
 
+    @property
+    def n_slots(self) -> int:
+        """The sequences that the cache holds, each in a slot."""
+        return self.parallel + self.keep_sequences
+
 
 @dataclass(frozen=True, slots=True)
 class FimTokens:

@@ -50,7 +50,7 @@ class Messages:
             prepared = prepare(self._service, conversation(asked), tenant_of(request))
             service = self._service
             params = _params(asked, prepared, service)
-            place = place_of(asked, service.engine.info().context.parallel)
+            place = place_of(asked, service.engine.info().context.n_slots)
             wanted = [Wanted(prepared.tokens, params, *place)]
 
         def reply(generations: Sequence[Generation]) -> Reply:

@@ -47,7 +47,7 @@ class Completion:
         if len(found) * count > MOST_RESULTS:
             most = f"at most {MOST_RESULTS} completions in all, prompts times n_cmpl"
             raise InvalidRequest("n_cmpl", count, most)
-        slot, fresh = place_of(asked, engine.info().context.parallel)
+        slot, fresh = place_of(asked, engine.info().context.n_slots)
         defaults, tenant = self._service.settings.sampling, tenant_of(request)
         wanted = [
             Wanted(tokens, sampling(engine, asked, defaults, choice, tenant), slot, fresh)

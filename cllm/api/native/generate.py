@@ -52,7 +52,7 @@ class Generating:
 
     def _wanted(self, request: HttpRequest, asked: GenerateRequest) -> list[Wanted]:
         service = self._service
-        place = place_of(asked, service.engine.info().context.parallel)
+        place = place_of(asked, service.engine.info().context.n_slots)
         constraint = checked(service.engine, asked_constraint(asked), tenant_of(request))
         return [Wanted(asked.prompt, asked.sampling(service, constraint), *place)]
 

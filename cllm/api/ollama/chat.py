@@ -47,7 +47,7 @@ class Chat:
                 constraint=prepared.constraint,
                 spell_special=prepared.spell_special,
             )
-            place = place_of(asked, service.engine.info().context.parallel)
+            place = place_of(asked, service.engine.info().context.n_slots)
         engine = service.engine if asked.logprobs or asked.n_probs else None
         job = Job(asked.model, message_of, prepared, engine)
         return self._submission.answer(

@@ -51,7 +51,7 @@ class Generate:
                 spell_special=prepared.spell_special,
                 record_tokens=talks,
             )
-            place = place_of(asked, self._service.engine.info().context.parallel)
+            place = place_of(asked, self._service.engine.info().context.n_slots)
         engine = self._service.engine if asked.logprobs or asked.n_probs else None
         job = Job(asked.model, _response, prepared, engine, tokens if talks else None)
         return self._submission.answer(

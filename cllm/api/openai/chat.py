@@ -79,7 +79,7 @@ class ChatCompletions:
 
     def _wanted(self, asked: ChatRequest, prepared: Prepared, count: int) -> list[Wanted]:
         service = self._service
-        slot, fresh = place_of(asked, service.engine.info().context.parallel)
+        slot, fresh = place_of(asked, service.engine.info().context.n_slots)
         most = most_tokens(
             service.settings.sampling,
             asked.n_predict,

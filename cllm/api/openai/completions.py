@@ -60,7 +60,7 @@ class Completions:
         constraint = checked(engine, asked_constraint(asked), tenant_of(request))
         defaults = self._service.settings.sampling
         most = most_tokens(defaults, asked.n_predict, asked.max_tokens, otherwise=_MOST_TOKENS)
-        slot, fresh = place_of(asked, engine.info().context.parallel)
+        slot, fresh = place_of(asked, engine.info().context.n_slots)
         logprobs = asked.shown_logprobs
         if logprobs is None and count > (asked.n or 1):
             logprobs = 0  # the best are found by them

@@ -61,6 +61,7 @@ class DiskWriter:
         self._changed = threading.Condition()
         self._pending: deque[tuple[float, Saved]] = deque()  # and when to write it
         self._writing: Saved | None = None
+        self._found: Saved | None = None  # in host memory, and about to be pending
         self._blocked_until = 0.0  # after a failed write
         self._failed = False
         self._idle_since: float | None = None
@@ -92,7 +93,7 @@ class DiskWriter:
     def uses(self, data: Bytes) -> bool:
         """Whether a buffer is still needed for writing."""
         with self._changed:
-            coming = [*(saved for _, saved in self._pending), self._writing]
+            coming = [*(saved for _, saved in self._pending), self._writing, self._found]
         return any(saved is not None and saved.data.base is data.base for saved in coming)
 
     def note_busy(self) -> None:
@@ -291,7 +292,15 @@ class DiskWriter:
             self._ask(copies.begin)
             with suppress(OSError):
                 index.refresh()  # another process may have written some
-        found = self._ask(lambda: copies.find(self._is_worth, index.limit - self._round_bytes))
+
+        def find() -> tuple[Saved | Slot, int] | None:
+            found = copies.find(self._is_worth, index.limit - self._round_bytes)
+            if found is not None and isinstance(found[0], Saved):
+                with self._changed:
+                    self._found = found[0]
+            return found
+
+        found = self._ask(find)
         saved: Saved | None = None
         if found is not None:
             source, size = found
@@ -303,6 +312,7 @@ class DiskWriter:
             else:
                 saved = source
         with self._changed:
+            self._found = None
             if saved is not None:
                 self._pending.appendleft((0.0, saved))
             elif found is None and self._idle_since is not None:

@@ -120,6 +120,7 @@ class Placer:
     def _take(self, start: Start) -> None:
         """Remove a saved prefix that moves into a slot; keep one of which much is not used."""
         saved = start.source
+        self.cache.saved.restoring = saved.data if isinstance(saved, Saved) else None
         for used in (saved, start.checkpoint):
             if isinstance(used, Checkpoint):
                 self.cache.saved.touch(used)
@@ -142,6 +143,7 @@ class Placer:
         elif isinstance(source, Saved):
             slot.source = source.origin
             slot.length = self._restore(slot, source)
+            self.cache.saved.restoring = None
             self.cache.saved.keep_memory(source)
             reuse = min(reuse, slot.length)
             self._stats.restored_tokens += reuse
@@ -231,7 +233,9 @@ class Placer:
     def _restore(self, slot: Slot, saved: Saved) -> int:
         """Bring a saved prefix into a slot; return its tokens, 0 if there was no room for it."""
         if not self._fill(slot, saved.data):
-            if self.disk is not None and saved.origin == "disk":
+            # It was not for want of room if nothing else takes room.
+            alone = self._split_cache or self.cache.busy == 1
+            if self.disk is not None and saved.origin == "disk" and alone:
                 self.disk.reject(saved)
             return 0
         self._stats.restored_prefixes += 1
@@ -279,7 +283,7 @@ class Placer:
 
     def keep(self, saved: Saved) -> None:
         """Put a prefix that was read from disk into host memory, if there is room."""
-        if self.cache.make_room(saved.data.nbytes):
+        if self.cache.make_room(saved.data.nbytes, keep_spare=True):
             self.cache.save(saved)
 
     def can_pause(self, slot: Slot) -> bool:
@@ -298,12 +302,13 @@ class Placer:
 
         If nothing of it can be kept, the slot is empty afterwards.
         """
-        if self._shares_beyond(slot, keep + discard) and not self._detach(slot):
+        detached = not self._shares_beyond(slot, keep + discard) or self._detach(slot)
+        moved_from = keep if slot.moved_from is None else min(keep, slot.moved_from)
+        self.cache.note_shift(slot, moved_from)
+        if not detached:
             self.forget(slot)
             return
         self._context.shift(slot.id, keep, discard)
-        moved_from = keep if slot.moved_from is None else min(keep, slot.moved_from)
-        self.cache.note_shift(slot, moved_from)
         slot.length -= discard
 
     def _shares_beyond(self, slot: Slot, n: int) -> bool:
@@ -349,9 +354,7 @@ class Placer:
     def load(self, slot: Slot, tokens: array[int], data: Bytes, scope: Scope = COMMON) -> bool:
         """Put the content of a file into an idle slot; False if llama.cpp rejects it."""
         self.give_up(slot)
-        taken = self._context.restore(slot.id, data)
-        if not taken:
-            self._context.remove(slot.id)
+        taken = self._fill(slot, data)
         self.cache.fill(slot, tokens if taken else array("i"), scope)
         return taken
 

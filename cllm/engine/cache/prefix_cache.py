@@ -62,6 +62,7 @@ class Slot:
     moved_from: position from which on a context shift moved its tokens; None: no shift. What was
         moved was computed after tokens that are gone, so nobody else may reuse it.
     source: where its present request found the tokens that it reuses; see Generation.prefix.
+    fixed: its prompt is read in parts that are not changed for others.
     marks: lengths at which reading its prompt pauses, ascending; see Placer.reached.
     """
 
@@ -77,6 +78,7 @@ class Slot:
     moved_from: int | None = None
     source: str = "slot"
     marks: list[int] = field(default_factory=list)
+    fixed: bool = False
 
     @property
     def next_mark(self) -> int:
@@ -219,6 +221,8 @@ class PrefixCache:
             promised = shared.lengths.get(other, 0)
             if other is slot or not other.busy or other.leader or promised <= other.length:
                 continue
+            if other.fixed and not self._usable(other, promised):
+                continue  # it does not pause there
             worth = max(self._copy_gain, WORTH)
             if promised - best.reuse >= worth and promised > leader.promised:
                 leader = replace(at_own, leader=other, promised=promised)
@@ -307,7 +311,7 @@ class PrefixCache:
     def occupy(self, slot: Slot, tokens: array[int], length: int, scope: Scope = COMMON) -> None:
         """Give a slot to a request of a scope, whose `tokens` it fills from here on."""
         slot.tokens, slot.length, slot.busy, slot.scope = tokens, length, True, scope
-        slot.marks = []
+        slot.marks, slot.fixed = [], False
         slot.moved_from = None
         self._trees.insert(slot, tokens, scope)
 

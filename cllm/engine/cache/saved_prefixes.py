@@ -59,7 +59,8 @@ class SavedPrefixes:
     evicted one is used for the save that it makes room for: filling memory that is new to the
     process takes up to twenty times as long.
     bytes: taken by the entries and by the kept buffer. evictions: of prefixes. in_use: whether
-    another thread still reads a buffer, which must not be filled again then.
+    another thread still reads a buffer, which must not be filled again then. restoring: the buffer
+    that a slot is being filled from, likewise.
     """
 
     def __init__(self, max_bytes: int) -> None:
@@ -69,6 +70,7 @@ class SavedPrefixes:
         self._entries: OrderedDict[Entry, None] = OrderedDict()
         self._spare: Bytes | None = None
         self.in_use: Callable[[Bytes], bool] = lambda data: False
+        self.restoring: Bytes | None = None
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -132,6 +134,8 @@ class SavedPrefixes:
         if spare is not None:
             self.bytes -= spare.nbytes
             if self.in_use(spare):
+                return None
+            if self.restoring is not None and self.restoring.base is spare.base:
                 return None
         return spare
 

@@ -109,6 +109,7 @@ class Guide:
         """Whether the text is complete and nothing may follow. Raises TooIntricate."""
         if self._later is not None:
             self.forbidden()  # accepts it
+        self._check()
         return self.ended
 
     @property

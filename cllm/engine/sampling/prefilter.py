@@ -100,7 +100,7 @@ def _greatest(rows: FloatArray, top_k: int) -> NDArray[np.intp]:
     here, lines = np.divmod(_positions((values >= floors[at]).ravel()), values.shape[1])
     found = at[here] * width + lines * (groups * _PARTS) + columns[here]
     at, tail = (rows[:, groups * _GROUP :] >= floors).nonzero()
-    positions = np.concatenate((found, at * width + (groups * _GROUP + tail)))
+    positions: NDArray[np.intp] = np.concatenate((found, at * width + (groups * _GROUP + tail)))
     positions.sort()
     return positions
 

@@ -142,6 +142,7 @@ class Admission:
         self.forget(sequence)
         running.append(sequence)
         sequence.slot = slot
+        slot.fixed = sequence.reproducible
         sequence.generation.slot = slot.id
         slot.served = Served(sequence.generation, sequence.params, sequence.tenant)
         if sequence.sampler is None:

@@ -52,6 +52,22 @@ def test_a_conversation_comes_back_after_its_slot_was_given_up(
     assert 0 < stats.cache_ram_bytes <= stats.cache_ram_limit
 
 
+@pytest.mark.parametrize("room", [1.1, 1.4, 1.8])
+def test_a_prefix_is_restored_unchanged_where_the_slot_is_saved_in_its_place(
+    saving: Loader, fresh: Callable[..., str], room: float
+) -> None:
+    measured = saving(parallel=1)
+    for prompt in (FIRST, SECOND):
+        finished(measured.submit(prompt, greedy(12)))
+    engine = saving(parallel=1, cache_ram=int(room * measured.stats().cache_ram_bytes))
+    for prompt in (FIRST, SECOND):
+        finished(engine.submit(prompt, greedy(12)))
+    prompt = [*FIRST[:150], 7, 8, 9]  # uses half of it, so it stays where it can
+    back = finished(engine.submit(prompt, greedy(12)))
+    assert back.usage.cached_tokens == 150
+    assert back.text == fresh(prompt)
+
+
 def test_a_part_of_a_saved_prefix_is_of_use_and_the_rest_stays(
     saving: Loader, fresh: Callable[..., str]
 ) -> None:

@@ -54,6 +54,20 @@ def test_a_prefix_is_restored_by_another_engine(saving: Loader, tmp_path: Path) 
     assert (done.usage.cached_tokens, done.text) == (len(PROMPT), expected)
 
 
+def test_a_file_is_restored_where_resting_slots_hold_all_cells(
+    load: Loader, f32_path: Path, tmp_path: Path
+) -> None:
+    engine = load(
+        f32_path, **PRECISE, parallel=1, ctx_size=256, kv_unified=True, keep_sequences=1,
+        slot_save_path=str(tmp_path),
+    )  # fmt: skip
+    finished(engine.submit([20 + i for i in range(200)], greedy(1), slot=0))
+    engine.sessions.save(0, "talk").result(WAIT)
+    engine.sessions.erase(0).result(WAIT)
+    finished(engine.submit([300 - i for i in range(200)], greedy(1), slot=1))
+    assert engine.sessions.restore(0, "talk").result(WAIT).n_tokens == 200
+
+
 def test_a_file_of_another_model_is_refused(
     saving: Loader, memoryless_path: Path, model_path: Path
 ) -> None:

@@ -441,6 +441,21 @@ def test_a_constraint_that_is_slow_at_every_token_is_given_up(engine: Engine) ->
     assert finished(other).usage.completion_tokens == 40
 
 
+def test_an_error_of_the_matcher_is_no_end_of_the_text(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The thread of masks meets it while it accepts a word that was left for later."""
+    monkeypatch.setattr("cllm.engine.constraints.guide.BURST_S", 50.0)
+    rules = [
+        f"r{i}: /(.|\\n)/ r{(i * 7 + 1) % 60} | r{(i * 3 + 2) % 60} r{(i * 5 + 4) % 60} | /(.|\\n)/"
+        for i in range(60)
+    ]
+    grammar = "start: " + " | ".join(f"r{i}" for i in range(60)) + "\n" + "\n".join(rules)
+    params = SamplingParams(max_tokens=60, seed=1, constraint=Constraint("lark", grammar))
+    with pytest.raises(TooIntricate, match="Too many items"):
+        engine.submit("Hello", params).result(WAIT)
+
+
 def test_a_rule_for_json_can_stand_in_a_grammar(engine: Engine) -> None:
     source = f'start: "<call>" {json_rule(PERSON)} "</call>"'
     text = finished(engine.submit("Hello", held("lark", source))).text

@@ -79,7 +79,7 @@ class Responses:
         with named(_names(given)):
             prepared = self._prepared(given, tenant_of(request))
         params = _params(asked, prepared, service)
-        place = place_of(asked, service.engine.info().context.parallel)
+        place = place_of(asked, service.engine.info().context.n_slots)
         wanted = [Wanted(prepared.tokens, params, *place)]
         keep = None
         if asked.store is not False and self._store.most_bytes:
