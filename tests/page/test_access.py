@@ -71,9 +71,13 @@ def tabbed_to(tab: Tab, selector: str) -> None:
     raise AssertionError(f"Tab does not lead to {selector}")
 
 
+def writing(tab: Tab) -> None:
+    eventually(lambda: tab.evaluate("document.activeElement.id") == "prompt", "one can write")
+
+
 def test_everything_is_reached_by_keyboard(tab: Tab, site: Site) -> None:
     site.fields = dict(SHORT)
-    assert tab.evaluate("document.activeElement.id") == "prompt"
+    writing(tab)
     tab.keyboard.type("Hello")
     tab.keyboard.press("Shift+Enter")
     tab.keyboard.type("there")
@@ -94,7 +98,7 @@ def test_everything_is_reached_by_keyboard(tab: Tab, site: Site) -> None:
     eventually(lambda: tab.locator("dialog").count() == 0, "Escape closes the dialog")
     tab.keyboard.press("Control+Shift+O")
     tab.wait_for_selector(".empty")
-    assert tab.evaluate("document.activeElement.id") == "prompt"
+    writing(tab)
     tabbed_to(tab, "#bar nav a[href='#/bench']")
     tab.keyboard.press("Enter")
     tab.wait_for_selector(".root.bench")
