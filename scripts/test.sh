@@ -99,10 +99,11 @@ step smoke env PYTHON="$VENV/bin/python" scripts/smoke.sh
 step model fetch_model
 printf '\n'
 fetch_node </dev/null || say "the tests that need these packages are skipped"
-# Two processes, which share the files of tests and the processors (tests/conftest.py). Once one of
+# Three processes, which share the files of tests and the processors (tests/conftest.py): many tests
+# wait more than they compute. Once one of
 # them has died, the plugin may wait for it forever: the run ends there.
 step pytest timeout --foreground --kill-after=10 24m \
-    "$VENV/bin/python" -m pytest -n 2 --dist loadfile --max-worker-restart=0
+    "$VENV/bin/python" -m pytest -n 3 --dist loadfile --max-worker-restart=0
 
 printf '\n'
 printf '%s\n' "${results[@]}"
