@@ -140,6 +140,8 @@ class JsonFormatter(logging.Formatter):
 
     def access_lines(self, lines: Sequence[AccessLine], epoch: float) -> str:
         """As `format` makes them of records of the logger cllm.access."""
+        from cllm.http.access_log import LONG_PATH
+
         text = []
         tick = 0
         stamp = ""
@@ -149,7 +151,8 @@ class JsonFormatter(logging.Formatter):
                 tick = now
                 whole = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(now // 1000))
                 stamp = f"{whole}.{now % 1000:03d}"
-            message, fields = _access_parts(client, method, path, status, size)
+            parts = _access_parts if len(path) <= LONG_PATH else _access_parts.__wrapped__
+            message, fields = parts(client, method, path, status, size)
             took = seconds * 1000
             text.append(
                 f'{{"time": "{stamp}Z", "level": "info", "logger": "cllm.access", '

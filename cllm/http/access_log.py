@@ -30,6 +30,7 @@ _own_log = logging.getLogger("cllm.http")
 INTERVAL = 0.02  # s that a line may wait for others
 BATCH = 512  # lines formatted at a time, so that other threads get the interpreter lock in between
 JOIN_TIME = 2.0  # s
+LONG_PATH = 256  # characters; lines of longer ones are not remembered, which would take memory
 MOST_WAITING = 16_384  # lines; beyond it, workers wait for the log as for any other slow handler
 
 _PLAIN = re.compile(r"[!#-<>-~]+").fullmatch  # visible ASCII without '"' and "="
@@ -57,9 +58,14 @@ def request_id(request: HttpRequest) -> str:
 AccessLine = tuple[float, tuple[str, int], str, str, int, int, float, str]
 
 
-@lru_cache(1024)  # clients repeat their requests
 def beginning(client: tuple[str, int], method: str, path: str, status: int, size: int) -> str:
     """`client=… method=… path=… status=… bytes=…`."""
+    make = _beginning if len(path) <= LONG_PATH else _beginning.__wrapped__
+    return make(client, method, path, status, size)
+
+
+@lru_cache(1024)  # clients repeat their requests
+def _beginning(client: tuple[str, int], method: str, path: str, status: int, size: int) -> str:
     return (
         f"client={_client(client)} method={method} path={_path(path)} status={status} bytes={size}"
     )

@@ -164,6 +164,16 @@ def test_a_line_and_its_record_say_the_same() -> None:
         assert message(line) == access_log_module._LINE % fields(line)
 
 
+@pytest.mark.parametrize(("length", "kept"), [(256, 1), (257, 0), (30_000, 0)])
+def test_lines_with_long_paths_are_not_remembered(length: int, kept: int) -> None:
+    path = "/" * length
+    access_log_module._beginning.cache_clear()
+    for _ in range(2):
+        start = access_log_module.beginning(("::1", 80), "GET", path, 200, 5)
+        assert start == f"client=[::1]:80 method=GET path={path} status=200 bytes=5"
+    assert access_log_module._beginning.cache_info().currsize == kept
+
+
 def test_workers_wait_for_a_log_that_is_far_behind(
     batches: Batches, monkeypatch: pytest.MonkeyPatch
 ) -> None:
