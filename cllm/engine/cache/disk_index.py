@@ -106,7 +106,7 @@ class DiskIndex:
         return best
 
     def contained(self, entry: Entry) -> list[Entry]:
-        """The files whose prefixes another one contains, but for a few tokens at the end."""
+        """The files whose prefixes another one contains, except for a few tokens at the end."""
         return [
             other
             for other, n in self._shared(entry.tokens, entry.head.scope).items()
