@@ -145,6 +145,7 @@ def test_a_command_calls_itself_as_it_is_called(name: str) -> None:
         "http",
         "streams",
         "serve",
+        "curve",
         "embeddings",
         "cache",
         "fairness",

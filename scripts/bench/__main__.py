@@ -12,6 +12,7 @@ PROGRAM = "python -m scripts.bench"
 # Command: the module whose main() runs, what it does.
 COMMANDS = {
     "serve": ("serve", "named workloads on cLLM, llama-server and other servers, in turns"),
+    "curve": ("curve", "prompt and generated tokens a second at 1 to 64 sequences, in turns"),
     "http": ("http", "the HTTP server: throughput, idle and slow crowds, memory, start-up"),
     "streams": ("streams", "many concurrent SSE streams, and /health next to them"),
     "chat": ("chat", "processor time of Python for one streamed chat token"),

@@ -176,7 +176,9 @@ def _scripts(crowd: Crowd) -> tuple[Sequence[Script], ...]:
     return crowd.scripts, crowd.late, crowd.earlier
 
 
-def _name(kind: str, names: Sequence[str]) -> Callable[[str], str]:
+def named(kind: str, names: Sequence[str]) -> Callable[[str], str]:
+    """An argument that is one of `names`, which are of a kind that an error names."""
+
     def known(text: str) -> str:
         if text not in names:
             raise argparse.ArgumentTypeError(f"{text!r} is no {kind}; there are {', '.join(names)}")
@@ -203,11 +205,11 @@ def _options() -> argparse.ArgumentParser:
         "with recurrent layers (scripts.bench make-model --shape lfm2-350m)",
     )  # fmt: skip
     options.add_argument(
-        "--workload", nargs="+", type=_name("workload", [*WORKLOADS]), default=[*WORKLOADS],
+        "--workload", nargs="+", type=named("workload", [*WORKLOADS]), default=[*WORKLOADS],
         metavar="NAME", help="default: all",
     )  # fmt: skip
     options.add_argument(
-        "--server", nargs="+", type=_name("server", [*CONTENDERS]), metavar="NAME",
+        "--server", nargs="+", type=named("server", [*CONTENDERS]), metavar="NAME",
         help=f"default: {', '.join(BY_DEFAULT)}, as far as they are available",
     )  # fmt: skip
     options.add_argument(
@@ -226,7 +228,7 @@ def _options() -> argparse.ArgumentParser:
     return options
 
 
-def _program(path: str | None) -> Path | None:
+def program_of(path: str | None) -> Path | None:
     """The program's path; its libraries become those of every Python process started here."""
     if path is None:
         return None
@@ -242,7 +244,7 @@ def _program(path: str | None) -> Path | None:
 def main() -> None:
     """Parse the command line, run each workload, report."""
     given = parse(_options(), rounds=1)
-    program = _program(given.llama_server)
+    program = program_of(given.llama_server)
     names = given.server or [name for name in BY_DEFAULT if program or name in ("cllm", "engine")]
     report = Report("Serving")
     for work in (WORKLOADS[name] for name in given.workload):

@@ -62,12 +62,14 @@ class Crowd:
     """The requests of one round: scripts that `clients` share, and late ones.
 
     earlier: scripts before a restart of the server, which is not measured.
+    limit: seconds after which the answers that are not complete are cut.
     """
 
     clients: int
     scripts: Sequence[Script]
     late: Sequence[Script] = ()
     earlier: Sequence[Script] = ()
+    limit: float = float("inf")
 
 
 @dataclass(frozen=True, slots=True)

@@ -42,6 +42,15 @@ class Stream:
     arrivals: list[tuple[int, float]] = field(default_factory=list)  # (bytes so far, when)
     left: bool = False  # its client disconnected as planned
     broken: bool = False  # the server closed before the end
+    cut: bool = False  # it was not over when the time was
+
+    def pieces(self) -> list[float]:
+        """When each event so far was received; of a response that may be incomplete."""
+        raw = bytes(self.raw)
+        found: list[float] = []
+        for size, when in self.arrivals:
+            found += [when] * (raw.count(b"data: ", 0, size) - len(found))
+        return found
 
     def events(self) -> tuple[list[bytes], list[float]]:
         """The data of each event and when its last byte was received.
@@ -137,6 +146,9 @@ class _Client:
         stream.broken = not data
         return stream.left or stream.broken or _whole(stream.raw)
 
+    def cut(self) -> None:
+        self._stream.cut = True
+
     def close(self) -> None:
         self.connection.close()
 
@@ -158,6 +170,7 @@ def read_streams(
     progress: Callable[[], object],
     clients: int | None = None,
     late: Sequence[Script] = (),
+    limit: float = float("inf"),
 ) -> list[list[Stream]]:
     """Work through the scripts, then `late`, and return each one's streams.
 
@@ -166,6 +179,7 @@ def read_streams(
     one. One more works on the late ones as soon as every other has received something.
     silence: seconds without a byte on any connection after which it raises `ClientError`.
     progress: called as each stream ends.
+    limit: seconds after which the running streams are cut; what waits is not begun.
     """
     done: list[list[Stream]] = [[] for _ in (*scripts, *late)]
     waiting = deque(zip(scripts, done, strict=False))
@@ -183,6 +197,7 @@ def read_streams(
         if member.begin():
             watch(member)
 
+    until = time.monotonic() + limit
     try:
         for _ in range(clients or len(scripts)):
             members.append(_Client(host, port, waiting))
@@ -193,7 +208,12 @@ def read_streams(
                 late = ()
                 members.append(_Client(host, port, behind))
                 begin(members[-1])
-            ready = poller.poll(silence * 1e3)
+            left = until - time.monotonic()
+            ready = poller.poll(max(0.0, min(silence, left)) * 1e3)
+            if time.monotonic() >= until:
+                for member in crowd.values():
+                    member.cut()
+                break
             if not ready:
                 raise ClientError(f"{len(crowd)} streams silent for {silence:g} s")
             for number, _event in ready:

@@ -15,20 +15,25 @@ PANELS = {
 }
 
 
+def new_figure(figsize: tuple[float, float]) -> Any:
+    """An empty figure of this size in inches. Raises BenchError if matplotlib is missing."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        raise BenchError("--picture needs matplotlib: pip install matplotlib") from None
+    return Figure(figsize=figsize, layout="constrained")
+
+
 def draw(workloads: dict[str, dict[str, dict[str, list[float]]]], base: str, path: Path) -> None:
     """Bars of the median ratio to `base` for each workload that it took part in.
 
     Raises BenchError if matplotlib is missing or there is nothing to compare with.
     """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise BenchError("--picture needs matplotlib: pip install matplotlib") from None
     drawn = {name: servers for name, servers in workloads.items() if base in servers}
     if not drawn:
         raise BenchError(f"--picture: {base} took part in no workload")
     names = sorted({server for servers in drawn.values() for server in servers} - {base})
-    figure = Figure(figsize=(9, 1.5 + 0.16 * len(drawn) * (len(names) + 1)), layout="constrained")
+    figure = new_figure((9, 1.5 + 0.16 * len(drawn) * (len(names) + 1)))
     panels: Any = figure.subplots(1, len(PANELS), sharey=True)
     height = 0.8 / max(1, len(names))
     for axes, (measured, title) in zip(panels, PANELS.items(), strict=True):

@@ -9,6 +9,7 @@ import os
 import shutil
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
@@ -66,6 +67,7 @@ class Answer:
     times: list[float] = field(default_factory=list)  # of each piece of text
     tokens: int = 0
     fault: str | None = None
+    cut: bool = False  # it was not complete at the crowd's limit; tokens: its events so far
 
 
 @dataclass(slots=True)
@@ -141,12 +143,15 @@ class HttpContender:
         late = [[_call(request) for request in script] for script in crowd.late]
         streams = read_streams(
             HOST, self._server.port, calls, silence=SILENCE, progress=progress,
-            clients=crowd.clients, late=late,
+            clients=crowd.clients, late=late, limit=crowd.limit,
         )  # fmt: skip
         asked = chain.from_iterable((*crowd.scripts, *crowd.late))
         got = chain.from_iterable(streams)
         answers = [judge(*pair) for pair in zip(asked, got, strict=True)]
-        return turn_of(answers, max(s.arrivals[-1][1] for script in streams for s in script))
+        ends = [s.arrivals[-1][1] for script in streams for s in script if s.arrivals]
+        if any(answer.cut for answer in answers):
+            ends.append(time.monotonic())
+        return turn_of(answers, max(ends))
 
     def steps(self) -> Steps | None:
         """From cLLM's /metrics."""
@@ -195,10 +200,14 @@ def _call(request: Request) -> Call:
 def judge(request: Request, stream: Stream) -> Answer:
     """Parse a response; `fault` says what is wrong with it, if anything.
 
-    If the client left, only the times count.
+    If the client left, only the times count; if the answer was cut, nothing is checked.
     """
     answer = Answer(request, stream.sent)
     if stream.left:
+        return answer
+    if stream.cut:
+        answer.cut, answer.times = True, stream.pieces()
+        answer.tokens = len(answer.times)
         return answer
     try:
         events, times = stream.events()
@@ -303,7 +312,7 @@ def llama_cpp_server(setup: Setup, work: Workload) -> Contender:
     command = [
         sys.executable, "-m", "llama_cpp.server", "--model", str(setup.model), "--host", HOST,
         "--n_ctx", str(work.ctx_size), "--n_threads", setup.some_threads,
-        "--interrupt_requests", "false",
+        "--interrupt_requests", "false", "--n_gpu_layers", "-1",
     ]  # fmt: skip
     return HttpContender(lambda: _on_port("llama_cpp.server", command, "/v1/models"))
 
