@@ -14,7 +14,7 @@ from scripts.bench.curve import rate_of, steady
 from scripts.bench.report.curve import Point, from_json, ratio, to_json
 from scripts.bench.servers.contenders import Answer, Turn, judge
 from scripts.bench.workloads import GREEDY, Request
-from tests.test_bench import HEAD, answering, results, rows_of, run_script
+from tests.test_bench import HEAD, OK, answering, results, rows_of, run_script
 
 POINT = Point("run", 0, "model", 0, "decode", 1, "cLLM", 16, 10.0)
 
@@ -61,7 +61,7 @@ def test_prompts_count_only_if_they_were_answered() -> None:
 
 def test_a_stream_that_takes_too_long_is_cut_with_what_had_arrived() -> None:
     raw = HEAD + b"9\r\ndata: 1\n\n\r\n"
-    with answering(raw) as port:
+    with answering(raw, OK) as port:  # it waits for a second request
         ((stream,),) = read_streams(
             "127.0.0.1", port, [[Call(b"GET / HTTP/1.1\r\n\r\n")]], silence=60,
             progress=lambda: None, limit=0.5,

@@ -7,6 +7,7 @@ import statistics
 from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 
 from tqdm import tqdm
@@ -27,8 +28,8 @@ SEQUENCES = (1, 2, 4, 8, 16, 32, 64)
 CONTEXT = 512  # tokens of each sequence
 START = 6  # tokens of the prompts of decode: few, but no two alike
 # Tokens of each prompt, and of each answer: at least, at most.
-LENGTHS = {"prompt": (16, 256), "decode": (16, CONTEXT - 4 * START)}
-PATIENCE = 10  # times the seconds that a point should take, until it is cut
+LENGTHS = {"prompt": (8, 256), "decode": (10, CONTEXT - 4 * START)}
+PATIENCE = 10  # times the seconds that a point is expected to take, until it is cut
 SHORTEST_CUT = 30.0  # seconds
 
 EPILOG = f"""\
@@ -39,8 +40,8 @@ Servers take turns at each point. They have as many sequences as the largest N, 
 and otherwise their defaults. A point should take --seconds on the idle machine: prompts have
 {LENGTHS["prompt"][1]} tokens or as many as can be read in that time, at least {LENGTHS["prompt"][0]}; answers as many as can be generated.
 {ONE_AT_A_TIME} works on one request at a time: it is measured at {" and ".join(map(str, ITS_SEQUENCES))} sequences only. Next to busy
-processes every second N is measured. A point that takes {PATIENCE} times as long is cut: its rate is that of
-what had arrived, and the server's larger numbers of sequences are left out.
+processes every second N is measured. A point that takes {PATIENCE} times as long as expected, and
+{SHORTEST_CUT:g} s, is cut: its rate is that of what had arrived, and the server's larger N are left out.
 
 servers: {", ".join(SERVERS)}
 Tables show medians of the rounds, in parentheses the median of the rounds' ratios to {REFERENCE}.
@@ -62,8 +63,9 @@ class Curve:
         self._model, self._given, self._run = model, given, run
         self._writer = Writer(model)
         self._contenders: list[Contender] = []
-        self._lengths: dict[tuple[int, str, int], int] = {}
-        self._rates: dict[str, float] = {}  # of the last point of each kind
+        self._sizes: dict[tuple[int, str, int], tuple[int, float]] = {}  # see _size
+        self._first: dict[str, float] = {}  # tokens a second at the fewest sequences, idle
+        self._rates: dict[tuple[int, str], float] = {}  # of the last point
         self._ended: set[tuple[str, int, str]] = set()  # (server, busy, kind) after a cut
         self.failures: dict[str, int] = {}
 
@@ -86,7 +88,7 @@ class Curve:
                 for contender in self._contenders
                 if (rate := self._warm_up(contender, kind, given.sequences[0])) > 0
             ]
-            self._rates[kind] = statistics.median(rates) if rates else 1.0
+            self._first[kind] = statistics.median(rates) if rates else 1.0
 
     @staticmethod
     def _empty(writer: Writer, quick: bool) -> Crowd:
@@ -108,12 +110,9 @@ class Curve:
 
     def measure(self, number: int, busy: int, kind: str, sequences: int) -> list[Point]:
         """One round of one place of the curves: a point of each server."""
-        length = self._lengths.get((busy, kind, sequences))
-        if length is None:
-            low, high = LENGTHS[kind]
-            fits = self._given.seconds * self._rates[kind] / sequences
-            length = self._lengths[busy, kind, sequences] = max(low, min(high, round(fits)))
+        length, limit = self._size(busy, kind, sequences)
         crowd, sizes = self._crowd(f"{busy} {kind} {sequences} {number}", kind, sequences, length)
+        crowd = replace(crowd, limit=limit)
         points = []
         for contender in self.turns(kind, sequences, busy):
             before = contender.steps()
@@ -136,8 +135,19 @@ class Curve:
                 self._warm_up(contender, kind, 1)
         complete = [point.rate for point in points if not point.cut and point.rate]
         if complete:
-            self._rates[kind] = statistics.median(complete)
+            self._rates[busy, kind] = statistics.median(complete)
         return points
+
+    def _size(self, busy: int, kind: str, sequences: int) -> tuple[int, float]:
+        """The length of a place's prompts or answers, and the limit; the same in each round."""
+        found = self._sizes.get((busy, kind, sequences))
+        if found is None:
+            low, high = LENGTHS[kind]
+            rate = self._rates.get((busy, kind), self._first[kind])
+            length = max(low, min(high, round(self._given.seconds * rate / sequences)))
+            limit = max(SHORTEST_CUT, round(PATIENCE * length * sequences / rate))
+            found = self._sizes[busy, kind, sequences] = length, limit
+        return found
 
     def _judge(self, contender: Contender, turn: Turn) -> None:
         faults = [answer.fault for answer in turn.answers if answer.fault is not None]
@@ -147,7 +157,7 @@ class Curve:
             tqdm.write(f"{contender.name}: {len(faults)} failed: {faults[0][:300]}")
 
     def _warm_up(self, contender: Contender, kind: str, sequences: int) -> float:
-        crowd, sizes = self._crowd("warm up", kind, sequences, LENGTHS[kind][0])
+        crowd, sizes = self._crowd("warm up", kind, sequences, 4 * LENGTHS[kind][0])
         return rate_of(kind, contender.ask(crowd, lambda: None), sizes)
 
     def _crowd(self, seed: str, kind: str, sequences: int, length: int) -> tuple[Crowd, list[int]]:
@@ -228,8 +238,8 @@ def _options() -> argparse.ArgumentParser:
     )  # fmt: skip
     options.add_argument("--rounds", type=positive, default=3, metavar="N", help="default: 3")
     options.add_argument(
-        "--seconds", type=float, default=3.0, metavar="S",
-        help="that a point should take; default: 3",
+        "--seconds", type=float, default=2.0, metavar="S",
+        help="that a point should take; default: 2",
     )  # fmt: skip
     options.add_argument(
         "--from", nargs="+", type=Path, default=[], dest="earlier", metavar="FILE.json",
