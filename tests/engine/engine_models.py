@@ -38,10 +38,7 @@ def write_variant(
             writer.add_tensor(tensor.name, gguf.quantize(values, kind), raw_dtype=kind)
         else:
             writer.add_tensor(tensor.name, values)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
+    finish(writer)
 
 
 def write_deeper(source: Path, target: Path, layers: int) -> None:
@@ -63,10 +60,7 @@ def write_deeper(source: Path, target: Path, layers: int) -> None:
             data = np.zeros_like(tensor.data) if adds else tensor.data
             for layer in range(count, count + layers):
                 writer.add_tensor(f"blk.{layer}.{part}", data, raw_dtype=tensor.tensor_type)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
+    finish(writer)
 
 
 def write_tiny(source: Path, target: Path, layers: int = 2) -> None:
@@ -84,10 +78,7 @@ def write_tiny(source: Path, target: Path, layers: int = 2) -> None:
         if tensor.name.startswith(kept) or not tensor.name.startswith("blk."):
             values = gguf.dequantize(tensor.data, tensor.tensor_type)
             writer.add_tensor(tensor.name, np.array(values, dtype=np.float32))
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
+    finish(writer)
 
 
 def write_q4(source: Path, target: Path) -> None:
@@ -131,7 +122,7 @@ def write_mixed(vocabulary: Path, target: Path) -> None:
 
 
 def _write_mamba(vocabulary: Path, target: Path, attention: bool) -> None:
-    writer, n_vocab = _with_vocabulary(vocabulary, target, "jamba" if attention else "mamba")
+    writer, n_vocab = with_vocabulary(vocabulary, target, "jamba" if attention else "mamba")
     width, inner_width, state, rank, kernel, heads = 64, 128, 16, 4, 4, 4
     writer.add_context_length(1024)
     writer.add_embedding_length(width)
@@ -176,15 +167,12 @@ def _write_mamba(vocabulary: Path, target: Path, attention: bool) -> None:
         writer.add_tensor(f"{layer}.ssm_a", decay)
         add(f"{layer}.ssm_d", inner_width)
         add(f"{layer}.ssm_out.weight", width, inner_width)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
+    finish(writer)
 
 
 def write_hybrid(vocabulary: Path, target: Path) -> None:
     """An LFM2 model of four layers with random weights: convolutions and attention in turns."""
-    writer, n_vocab = _with_vocabulary(vocabulary, target, "lfm2")
+    writer, n_vocab = with_vocabulary(vocabulary, target, "lfm2")
     width, heads, inner_width, kernel, layers = 64, 4, 128, 3, 4
     writer.add_context_length(1024)
     writer.add_embedding_length(width)
@@ -219,15 +207,12 @@ def write_hybrid(vocabulary: Path, target: Path) -> None:
             add(f"{name}shortconv.conv.weight", width, kernel)
             add(f"{name}shortconv.in_proj.weight", 3 * width, width)
             add(f"{name}shortconv.out_proj.weight", width, width)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
+    finish(writer)
 
 
 def write_windowed(vocabulary: Path, target: Path) -> None:
     """A Gemma 2 model of four layers with random weights: every other one looks 32 tokens back."""
-    writer, n_vocab = _with_vocabulary(vocabulary, target, "gemma2")
+    writer, n_vocab = with_vocabulary(vocabulary, target, "gemma2")
     width, heads, head, inner_width = 64, 4, 16, 128
     writer.add_context_length(1024)
     writer.add_embedding_length(width)
@@ -255,13 +240,10 @@ def write_windowed(vocabulary: Path, target: Path) -> None:
         add(f"{layer}.ffn_gate.weight", inner_width, width)
         add(f"{layer}.ffn_up.weight", inner_width, width)
         add(f"{layer}.ffn_down.weight", width, inner_width)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
+    finish(writer)
 
 
-def _with_vocabulary(vocabulary: Path, target: Path, arch: str) -> tuple[gguf.GGUFWriter, int]:
+def with_vocabulary(vocabulary: Path, target: Path, arch: str) -> tuple[gguf.GGUFWriter, int]:
     """Begin a model of another architecture with a model's tokenizer; its size is given too."""
     reader = gguf.GGUFReader(vocabulary)
     writer = gguf.GGUFWriter(target, arch)
@@ -270,3 +252,11 @@ def _with_vocabulary(vocabulary: Path, target: Path, arch: str) -> tuple[gguf.GG
             inner = field.types[-1] if field.types[0] == gguf.GGUFValueType.ARRAY else None
             writer.add_key_value(field.name, field.contents(), field.types[0], inner)
     return writer, len(reader.fields["tokenizer.ggml.tokens"].contents())
+
+
+def finish(writer: gguf.GGUFWriter) -> None:
+    """Write all that was added, and close the file."""
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
