@@ -206,16 +206,28 @@ class DiskWriter:
                 os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICE)
         try:
             self._open()
-        except OSError as error:
-            _log.error("cache on disk: %s cannot be used: %s", self._index.directory, error)
+        except Exception as error:
+            _log.error(
+                "cache on disk: %s cannot be used: %s",
+                self._index.directory,
+                error,
+                exc_info=_unexpected(error),
+            )
             return
         finally:
             self.opened.set()
         while self._wait_for_work():
-            if self._writing is not None:
-                self._write(self._writing)
-            else:
-                self._take_from_idle()
+            try:
+                if self._writing is not None:
+                    self._write(self._writing)
+                else:
+                    self._take_from_idle()
+            except Exception as error:
+                self._rest_after(error)
+            finally:
+                with self._changed:
+                    self._writing = self._found = None
+                    self._changed.notify_all()
 
     def _open(self) -> None:
         index = self._index
@@ -269,18 +281,20 @@ class DiskWriter:
             self._failed = False
         except StoppedError:
             self.dropped += 1
-        except (OSError, MemoryError) as error:
-            self._blocked_until = monotonic() + _REST_S
-            with self._changed:
-                self.dropped += 1 + len(self._pending)
-                self._pending.clear()
-            if not self._failed:  # until a write succeeds
-                self._failed = True
-                _log.warning("cache on disk: a prefix is not written: %s (logged once)", error)
-        finally:
-            with self._changed:
-                self._writing = None
-                self._changed.notify_all()
+
+    def _rest_after(self, error: Exception) -> None:
+        """Drop what waits, and do nothing for a while; log it once, until a write succeeds."""
+        self._blocked_until = monotonic() + _REST_S
+        with self._changed:
+            self.dropped += len(self._pending) + (self._writing is not None)
+            self._pending.clear()
+        if not self._failed:
+            self._failed = True
+            _log.warning(
+                "cache on disk: a prefix is not written: %s (logged once)",
+                error,
+                exc_info=_unexpected(error),
+            )
 
     def _may_write(self) -> bool:
         return self._closing is None or monotonic() < self._closing
@@ -312,7 +326,6 @@ class DiskWriter:
             else:
                 saved = source
         with self._changed:
-            self._found = None
             if saved is not None:
                 self._pending.appendleft((0.0, saved))
             elif found is None and self._idle_since is not None:
@@ -338,6 +351,11 @@ class DiskWriter:
         except Exception as error:
             _log.warning("cache on disk: an idle slot is not copied: %s", error)
             return None
+
+
+def _unexpected(error: Exception) -> bool:
+    """Whether a line does not explain it."""
+    return not isinstance(error, (OSError, MemoryError))
 
 
 def _contains(longer: Saved, shorter: Saved) -> bool:

@@ -207,6 +207,36 @@ def test_a_directory_that_cannot_be_made_is_one_line(
     assert len([r for r in caplog.records if "cannot be used" in r.message]) == 1
 
 
+@pytest.mark.parametrize(
+    ("owner", "name"), [(prefix_file, "write"), (disk_writer, "new_memory")], ids=["write", "copy"]
+)
+def test_an_unexpected_error_costs_one_line_and_what_comes_next_is_written(
+    start: Loader, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture,
+    owner: Any, name: str,
+) -> None:  # fmt: skip
+    monkeypatch.setattr(disk_writer, "_IDLE_S", 0.0)
+    monkeypatch.setattr(disk_writer, "_REST_S", 0.0)
+    real = getattr(owner, name)
+    failed: list[Any] = []
+
+    def fails_twice(*arguments: Any) -> Any:
+        if len(failed) < 2:
+            failed.append(arguments)
+            raise ValueError("a bug")
+        return real(*arguments)
+
+    monkeypatch.setattr(owner, name, fails_twice)
+    engine = start()
+    with caplog.at_level(logging.WARNING, "cllm.engine"):
+        for count, prompt in enumerate((FIRST, SECOND), 1):
+            ask(engine, prompt)
+            wait_for_writer(engine, lambda count=count: len(failed) >= count)  # type: ignore[misc]
+        ask(engine, THIRD)
+        wait_for_writer(engine, lambda: bool(engine.stats().disk_written_prefixes))
+    (record,) = [r for r in caplog.records if "a bug" in r.message]
+    assert record.exc_info, "a bug is reported with where it is"
+
+
 # A slow disk
 
 
