@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import statistics
 from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
@@ -262,7 +263,7 @@ def main() -> None:
     failures: dict[str, int] = {}
     for model in given.model or ([] if given.earlier else [demo_path()]):
         with ExitStack() as stack:
-            curve = Curve(model, given, report.facts["date"])
+            curve = Curve(model, given, f"{report.facts['date']}, process {os.getpid()}")
             curve.start(program, stack)
             measured = [
                 (number, busy, kind, sequences)
