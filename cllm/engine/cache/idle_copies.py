@@ -33,10 +33,12 @@ class IdleCopies:
     def find(self, worth: Worth, most: int) -> tuple[Saved | Slot, int] | None:
         """The most recent prefix that should be written, and its bytes, at most `most`.
 
-        None: there is none left, or a slot is busy.
+        One that host memory has no room for is left out: it could not be read again. None: there
+        is none left, or a slot is busy.
         """
         if self._cache.busy or self._context.copies_pending:
             return None
+        most = min(most, self._cache.saved.max_bytes)
         slots = [slot for slot in self._cache.slots if slot.length >= WORTH_SAVING]
         for slot in sorted(slots, key=lambda slot: -slot.last_used):
             if self._saw(slot) or not worth(slot.tokens[: slot.length], slot.scope, self._whole):

@@ -158,6 +158,18 @@ def test_a_smaller_limit_holds_from_the_start(start: Loader, folder: Path) -> No
     assert len(files(folder)) == 1
 
 
+def test_what_host_memory_has_no_room_for_is_neither_written_nor_read(
+    start: Loader, folder: Path
+) -> None:
+    engine = start(cache_ram=64 << 10)
+    remembered(engine, FIRST)
+    assert files(folder) == [] and engine.stats().disk_written_prefixes == 0
+    remembered(start(), FIRST)
+    assert files(folder)[0].stat().st_size > 64 << 10
+    assert ask(start(cache_ram=64 << 10), [*FIRST, 7])[1] == 0
+    assert ask(start(), [*FIRST, 7])[1] == 300
+
+
 @pytest.fixture(params=["tmpfs", "limit of a file's size"])
 def full(request: pytest.FixtureRequest, folder: Path) -> Iterator[None]:
     """The directory's disk has no room for a prefix."""
