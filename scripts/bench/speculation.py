@@ -27,7 +27,7 @@ from .real_texts import KINDS, Kind, answers_schema
 from .workloads import GREEDY, SAMPLING
 
 CTX_SIZE = 1024
-WAYS = {"greedy": GREEDY, "sampled": SAMPLING}
+WAYS: dict[str, dict[str, Any]] = {"greedy": GREEDY, "sampled": SAMPLING}
 WITH, WITHOUT = "with", "without"
 
 
@@ -78,9 +78,9 @@ class Case:
                 done = generation.result()
                 made += done.usage.completion_tokens
                 texts.append(done.text)
-                if self.kind.schema and done.finish_reason == "stop":
-                    if not answers_schema(done.text):
-                        raise BenchError(f"{done.text!r} does not have the shape of its schema")
+                whole = self.kind.schema is not None and done.finish_reason == "stop"
+                if whole and not answers_schema(done.text):
+                    raise BenchError(f"{done.text!r} does not have the shape of its schema")
         seconds, cpu_s, after = time.perf_counter(), time.process_time(), engine.stats()
         return Turn(
             made, seconds - began, cpu_s - cpu_began, after.steps - before.steps,
