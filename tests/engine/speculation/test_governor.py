@@ -41,6 +41,7 @@ class Play:
         self.fixed, self.each = costs
         self.time = 0.0
         self.steps = self.drafted = self.rejected = 0
+        self.lengths: list[set[int]] = []  # of the drafts of each step
 
     def run(self, sequences: list[Sequence], texts: list[list[int]]) -> None:
         """Generate until the first text is over."""
@@ -48,6 +49,7 @@ class Play:
         while all(a < len(text) for a, text in zip(at, texts, strict=True)):
             self.speculation.draft(sequences, 512, STEP_S)
             rows = 0
+            self.lengths.append({sequence.drafted for sequence in sequences})
             for i, (sequence, text) in enumerate(zip(sequences, texts, strict=True)):
                 draft, rest = sequence.rollback(), text[at[i] :]
                 right = next((n for n, t in enumerate(draft) if rest[n : n + 1] != [t]), len(draft))
@@ -118,15 +120,8 @@ def test_in_a_split_cache_all_draft_equally_many_where_most_of_them_copy(make: M
         prompts = [source(dice) for _ in range(8)]
         texts = [p[:200] if i < copying else source(dice) for i, p in enumerate(prompts)]
         play = Play(speculation, costs)
-        drafted: list[set[int]] = []
-        add, sequences = Sequence.add_draft, [make(prompt) for prompt in prompts]
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(
-                Sequence, "add_draft", lambda s, d: (drafted.append({len(d)}), add(s, d))[1]
-            )
-            play.run(sequences, texts)
-        steps = [set.union(*drafted[i : i + 8]) for i in range(0, len(drafted), 8)]
-        assert all(len(lengths) == 1 for lengths in steps)
+        play.run([make(prompt) for prompt in prompts], texts)
+        assert all(len(lengths) == 1 for lengths in play.lengths)
         plain = play.drafted < 0.1 * 8 * play.steps
         assert plain != pays, (copying, costs)
         assert play.time <= 1.01 * 200
