@@ -38,7 +38,7 @@ class Turn:
     tokens: int
     seconds: float
     cpu_s: float
-    steps: int
+    steps: int  # of each sequence
     drafted: int
     accepted: int
     texts: list[str]
@@ -83,10 +83,14 @@ class Case:
                     raise BenchError(f"{done.text!r} does not have the shape of its schema")
         seconds, cpu_s, after = time.perf_counter(), time.process_time(), engine.stats()
         return Turn(
-            made, seconds - began, cpu_s - cpu_began, after.steps - before.steps,
+            made,
+            seconds - began,
+            cpu_s - cpu_began,
+            after.decoded_sequences - before.decoded_sequences,
             after.guessed_tokens - before.guessed_tokens,
-            after.guessed_right - before.guessed_right, texts,
-        )  # fmt: skip
+            after.guessed_right - before.guessed_right,
+            texts,
+        )
 
     def row(self) -> dict[str, Any]:
         """The medians of the ratios of the turns, and counts of all of them."""
@@ -103,7 +107,7 @@ class Case:
             "CPU": self.cpu,
             "drafted": drafted,
             "accepted %": 100 * accepted / drafted if drafted else "",
-            "tokens a step": tokens / sum(on.steps for on, _ in pairs) / self.streams,
+            "tokens a step": tokens / sum(on.steps for on, _ in pairs),
             "rejected rows": 100 * (drafted - accepted) / tokens,
             "equal texts %": 100 * sum(on == off for on, off in texts) / len(texts),
         }
@@ -139,12 +143,16 @@ def main() -> None:
     for streams in given.streams:
         cases = measured(given, streams)
         rows = [case.row() for case in cases]
-        plural = "s" if streams > 1 else ""
-        report.table(f"{streams} stream{plural}, {given.rounds} rounds", rows)
+        heading = f"{_counted(streams, 'stream')}, {_counted(given.rounds, 'round')}"
+        report.table(heading, rows)
         report.data[f"texts, {streams}"] = {
             f"{case.kind.name}, {case.way}": case.turns[WITH][0].texts for case in cases
         }
     report.write(given.json)
+
+
+def _counted(count: int, what: str) -> str:
+    return f"{count} {what}{'s' if count > 1 else ''}"
 
 
 def measured(given: argparse.Namespace, streams: int) -> Sequence[Case]:

@@ -71,7 +71,7 @@ class Speculation:
     def _cost(self, count: int, step_s: float) -> DraftCost:
         cost = self._costs.get(count > 1)
         if cost is None:
-            cost = self._costs[count > 1] = DraftCost(step_s / 8, step_s / (count + 3))
+            cost = self._costs[count > 1] = DraftCost(step_s / 3, step_s / (count + 2))
         return cost
 
     def _from_texts(
