@@ -307,6 +307,19 @@ def test_embeddings_are_measured_alone_and_together(tmp_path: Path) -> None:
     assert all(row["cLLM, texts/s"] > 0 for row in rows)
 
 
+def test_speculation_is_measured_by_kind_of_request(tmp_path: Path) -> None:
+    kinds = ("typos", "json, constrained")
+    model = ("--model", str(demo_path()), "--way", "greedy", "--kind", *kinds)
+    found, _ = results(tmp_path, "speculation", *model)
+    rows = rows_of(found, "2 streams, 1 round")
+    assert [row["kind"] for row in rows] == list(kinds)
+    for row in rows:
+        assert row["tokens/s"] > 0 and row["speed"] > 0 and row["CPU"] > 0
+        assert 0 <= row["equal texts %"] <= 100 and row["tokens a step"] > 0
+    assert rows[1]["drafted"] == 0, "a constraint forces tokens by itself"
+    assert [len(texts) for texts in found["texts, 2"].values()] == [4, 4]
+
+
 def test_an_unknown_mode_is_named_with_those_there_are() -> None:
     done = run_script("http", "speed")
     assert done.returncode == 2

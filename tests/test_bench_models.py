@@ -133,6 +133,27 @@ def test_a_bad_source_of_the_vocabulary_is_one_line(tmp_path: Path) -> None:
     assert sorted(os.listdir(tmp_path)) == ["not.gguf"]
 
 
+def test_a_deeper_model_says_the_same(tiny: Path, tmp_path: Path) -> None:
+    deep = tmp_path / "deep.gguf"
+    assert "5 layers" in made("--deepen", tiny, "--layers", "5", deep)
+    texts = []
+    for path, layers in ((tiny, 2), (deep, 7)):
+        with Engine.load(path, parallel=1, threads=1) as engine:
+            assert engine.info().num_layers == layers
+            texts.append(engine.generate("hello there", max_tokens=20, temperature=0.0).text)
+    assert texts[0] == texts[1]
+
+
+def test_what_cannot_be_deepened_is_one_line(tmp_path: Path) -> None:
+    bad = tmp_path / "not.gguf"
+    bad.write_text("this is not a model file at all, whatever its name")
+    for source in (bad, tmp_path / "missing.gguf"):
+        result = make("--deepen", source, tmp_path / "out.gguf")
+        assert result.returncode == 2
+        assert len(result.stderr.splitlines()) == 1 and result.stderr.startswith("error: ")
+    assert sorted(os.listdir(tmp_path)) == ["not.gguf"]
+
+
 def test_help_names_every_shape() -> None:
     text = made("--help")
     for name in ("qwen3-0.6b", "qwen3-1.7b", "llama-1b", "tiny"):

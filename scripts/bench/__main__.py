@@ -18,6 +18,7 @@ COMMANDS = {
     "chat": ("chat", "processor time of Python for one streamed chat token"),
     "cache": ("cache", "the engine alone: shared prefixes, returning conversations, pacing"),
     "fairness": ("fairness", "time to the first token of a small client next to a big one"),
+    "speculation": ("speculation", "drafts on real text: speed with and without, by kind"),
     "constraints": ("constraints", "constrained generation against llama.cpp's grammar sampler"),
     "page": ("page", "the page in a browser: first paint, bytes, frames; what watchers cost"),
     "embeddings": ("embeddings", "texts embedded per second, against llama-server"),

@@ -10,8 +10,10 @@ from typing import Any
 import pytest
 
 from cllm.engine import Completion, Engine, Generation, SamplingParams
+from cllm.engine.config import SPARE_ROWS
 from cllm.engine.llama import Batch
 from cllm.engine.speculation.drafting import DraftPolicy
+from cllm.engine.speculation.lengths import DraftCost
 from cllm.engine.speculation.speculation import Speculation
 
 WAIT = 60.0  # seconds until a test that waits in vain fails
@@ -81,6 +83,7 @@ def assume_costs(monkeypatch: pytest.MonkeyPatch) -> None:
         Speculation, "draft", lambda self, sequences, room, _: draft(self, sequences, room, 0.01)
     )
     monkeypatch.setattr(Speculation, "observe", lambda *_: None)
+    monkeypatch.setattr(DraftCost, "trusted", SPARE_ROWS)
     monkeypatch.setattr(DraftPolicy, "note_rounds", lambda *_: None)
     monkeypatch.setattr(DraftPolicy, "note_read", lambda *_: None)
 

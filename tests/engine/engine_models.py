@@ -41,28 +41,6 @@ def write_variant(
     finish(writer)
 
 
-def write_deeper(source: Path, target: Path, layers: int) -> None:
-    """The same model, bit for bit, with so many further layers that take time and add nothing."""
-    reader = gguf.GGUFReader(source)
-    writer = gguf.GGUFWriter(target, arch := reader.fields["general.architecture"].contents())
-    count = int(reader.fields[f"{arch}.block_count"].contents())
-    for field in reader.fields.values():
-        if field.name.startswith("GGUF.") or field.name == "general.architecture":
-            continue
-        inner = field.types[-1] if field.types[0] == gguf.GGUFValueType.ARRAY else None
-        value = count + layers if field.name.endswith(".block_count") else field.contents()
-        writer.add_key_value(field.name, value, field.types[0], inner)
-    for tensor in reader.tensors:
-        writer.add_tensor(tensor.name, tensor.data, raw_dtype=tensor.tensor_type)
-        if tensor.name.startswith("blk.0."):
-            part = tensor.name.removeprefix("blk.0.")
-            adds = part in ("attn_output.weight", "ffn_down.weight")
-            data = np.zeros_like(tensor.data) if adds else tensor.data
-            for layer in range(count, count + layers):
-                writer.add_tensor(f"blk.{layer}.{part}", data, raw_dtype=tensor.tensor_type)
-    finish(writer)
-
-
 def write_tiny(source: Path, target: Path, layers: int = 2) -> None:
     """The first layers of a model, in F32: quick, and with logits as PRECISE as write_f32's."""
     reader = gguf.GGUFReader(source)

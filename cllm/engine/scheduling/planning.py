@@ -176,7 +176,7 @@ class Planner:
         elif self._speculation is not None:
             step_s = self._pacer.step_s(shape.generating)
             if step_s is not None:
-                self._speculation.observe(drafted, seconds, step_s)
+                self._speculation.observe(shape.generating, drafted, seconds, step_s)
 
 
 def _part(pending: int, room: int, behind: int, over: int = _TILE // 2) -> int:

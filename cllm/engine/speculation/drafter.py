@@ -1,12 +1,13 @@
-"""One sequence's drafts from its own text: what they are, and how far ahead they pay.
+"""One sequence's drafts from its own text, and the chance that each drafted token is accepted.
 
-Pure policy. Prompt lookup (Saxena 2023) drafts the tokens that followed the same last tokens
-earlier in the prompt or the answer. The measured acceptance rate bounds the length of a draft.
+Pure policy. Prompt lookup (Saxena 2023) predicts the tokens that followed the same last tokens
+earlier in the prompt or the answer. A draft never changes a text, so a prediction need not be
+evaluated to learn whether it is right: the next tokens of the text say so. The longer the run of
+right predictions, the likelier is the next one.
 """
 
 from __future__ import annotations
 
-import math
 from array import array
 
 import numpy as np
@@ -17,30 +18,102 @@ _SLICE = (
 )
 _FEW = 32  # tokens for which a loop is faster than numpy
 _TOKEN_BITS = 21  # of a token in a key
-_PROBE = 32  # steps without a draft after which one is tried again
-_PROBE_TOKENS = 2
-_MEMORY = 0.8  # weight of the past at each observation
-_PRIOR_RATE, _PRIOR_TRIES = 2 / 3, 3.0  # what a sequence begins with
+_USUAL = (0.5, 0.65, 0.75, 0.85, 0.92, 0.96)
+"""Share of right predictions after a run of 0, 1, 2 to 3, 4 to 7, 8 to 15 and more right ones."""
+_USUAL_TRIES = 4.0  # that what was known before counts for
+_SHARED_MEMORY = 0.98  # weight of the past at each observation, of all sequences together
+_OWN_MEMORY = 0.9
+
+
+class CopyRates:
+    """The share of right predictions after runs of right ones; the latest count most."""
+
+    __slots__ = ("_before", "_hits", "_memory", "_tries")
+
+    def __init__(self, before: CopyRates | None = None) -> None:
+        """before: the rates of all sequences, which those of this one begin with and add to."""
+        self._before = before
+        self._memory = _SHARED_MEMORY if before is None else _OWN_MEMORY
+        self._hits = [0.0] * len(_USUAL)
+        self._tries = [0.0] * len(_USUAL)
+
+    def values(self) -> list[float]:
+        """The probability that the next prediction is right, after each kind of run."""
+        usual = _USUAL if self._before is None else self._before.values()
+        return [
+            (_USUAL_TRIES * share + hits) / (_USUAL_TRIES + tries)
+            for share, hits, tries in zip(usual, self._hits, self._tries, strict=True)
+        ]
+
+    def observe(self, run: int, right: bool) -> None:
+        """Learn whether a prediction was right."""
+        kind = _kind(run)
+        self._hits[kind] = self._hits[kind] * self._memory + right
+        self._tries[kind] = self._tries[kind] * self._memory + 1
+        if self._before is not None:
+            self._before.observe(run, right)
+
+
+def _kind(run: int) -> int:
+    return min(run.bit_length(), len(_USUAL) - 1)
 
 
 class PromptLookup:
-    """Every run of three tokens in a sequence, and the position of what last followed it."""
+    """Every run of three tokens in a sequence, and the position of what last followed it.
 
-    __slots__ = ("_follower", "_read")
+    run: how many of the latest predictions were right, one after the other.
+    """
+
+    __slots__ = ("_follower", "_next", "_read", "_seen", "run")
 
     def __init__(self) -> None:
         self._follower: dict[int, int] = {}
         self._read = _GRAM  # tokens before this one are in the table as followers
+        self._seen: int | None = None  # tokens that were there at the last call
+        self._next = 0  # position of the token that is predicted to come; 0: none is
+        self.run = 0
 
-    def draft(self, tokens: array[int], limit: int) -> list[int]:
-        """Return up to `limit` tokens that followed the last ones before; often none.
+    def follow(self, tokens: array[int], rates: CopyRates) -> bool:
+        """Compare new tokens with the predictions; return whether there is one now.
 
         The table of a long prompt is filled over several calls, the beginning first.
         """
-        follower, length = self._follower, len(tokens)
-        if length < _GRAM:
-            return []
-        begin, end = self._read, min(length, self._read + _SLICE)
+        length = len(tokens)
+        seen = length if self._seen is None else self._seen
+        self._fill(tokens, min(seen, self._read + _SLICE))
+        for position in range(seen, length):
+            right = False
+            if self._next:
+                right = tokens[self._next] == tokens[position]
+                rates.observe(self.run, right)
+            if self._read == position:
+                self._follower[_key(tokens, position)] = position
+                self._read += 1
+            if right:
+                self.run += 1
+                self._next += 1
+            else:
+                self.run, self._next = 0, self._find(tokens, position + 1)
+        self._seen = length
+        if not self._next:
+            self._next = self._find(tokens, length)
+        return self._next > 0
+
+    def draft(self, tokens: array[int], limit: int) -> list[int]:
+        """The next `limit` tokens, after follow() has found a prediction."""
+        start, length = self._next, len(tokens)
+        draft = tokens[start : start + limit].tolist()
+        while len(draft) < limit:  # a text that repeats itself is expected to go on repeating
+            draft.append(draft[len(draft) - (length - start)])
+        return draft
+
+    def _find(self, tokens: array[int], end: int) -> int:
+        return self._follower.get(_key(tokens, end), 0) if end >= _GRAM else 0
+
+    def _fill(self, tokens: array[int], end: int) -> None:
+        follower, begin = self._follower, self._read
+        if end <= begin:
+            return
         if end - begin < _FEW:
             for position in range(begin, end):
                 follower[_key(tokens, position)] = position
@@ -48,14 +121,7 @@ class PromptLookup:
             grams = np.array(tokens[begin - _GRAM : end - 1], dtype=np.int64)
             keys = (grams[:-2] << 2 * _TOKEN_BITS) | (grams[1:-1] << _TOKEN_BITS) | grams[2:]
             follower.update(zip(keys.tolist(), range(begin, end), strict=True))
-        self._read = max(begin, end)
-        start = follower.get(_key(tokens, length))
-        if start is None:
-            return []
-        draft = tokens[start : start + limit].tolist()
-        while len(draft) < limit:  # a text that repeats itself is expected to go on repeating
-            draft.append(draft[len(draft) - (length - start)])
-        return draft
+        self._read = end
 
 
 def _key(tokens: array[int], end: int) -> int:
@@ -64,14 +130,16 @@ def _key(tokens: array[int], end: int) -> int:
 
 
 class AcceptanceRate:
-    """The share of drafted tokens of one kind that are accepted; the latest count most."""
+    """The share of a draft model's tokens that are accepted; the latest count most."""
 
     __slots__ = ("_accepted", "_memory", "_shared", "_tries")
 
-    def __init__(self, memory: float = _MEMORY, shared: AcceptanceRate | None = None) -> None:
-        """shared: the rate of all sequences, which is the prior of this one and learns too."""
-        self._accepted = _PRIOR_TRIES * (_PRIOR_RATE if shared is None else shared.value)
-        self._tries = _PRIOR_TRIES
+    def __init__(self, memory: float = 0.8, shared: AcceptanceRate | None = None) -> None:
+        """memory: weight of the past at each observation. shared: the rate of all sequences, which
+        is the prior of this one and learns too.
+        """
+        self._accepted = 3.0 * (2 / 3 if shared is None else shared.value)
+        self._tries = 3.0
         self._memory = memory
         self._shared = shared
 
@@ -89,47 +157,48 @@ class AcceptanceRate:
             self._shared.observe(drafted, accepted)
 
 
-def draft_length(rate: float, cost: float) -> int:
-    """How many tokens to draft: as long as the probability of acceptance exceeds the cost.
-
-    rate: the acceptance rate of one token. cost: of a drafted token, relative to a generated one.
-    """
-    if cost >= 1.0 or rate <= 0:
-        return 0
-    return int(math.log(max(cost, 0.01)) / math.log(rate))
-
-
 class Drafter:
-    """One sequence's drafts from its text, and the acceptance rates that bound their length.
+    """One sequence's drafts from its text.
 
     model_rate: the acceptance rate of the draft model, once that was considered. from_model:
     whether the last draft is the draft model's.
     """
 
-    __slots__ = ("_lookup", "_rate", "_since_probe", "from_model", "model_rate")
+    __slots__ = ("_lookup", "_rates", "from_model", "model_rate")
 
     def __init__(self) -> None:
         self._lookup = PromptLookup()
-        self._rate = AcceptanceRate()
-        self._since_probe = 0
+        self._rates: CopyRates | None = None
         self.model_rate: AcceptanceRate | None = None
         self.from_model = False
 
-    def draft(self, tokens: array[int], limit: int, cost: float) -> list[int]:
-        """Return up to `limit` tokens from the text, at most as many as pay their cost."""
+    def chances(
+        self, tokens: array[int], limit: int, least: float, before: CopyRates
+    ) -> list[float]:
+        """Of each token that can be drafted, the chance that it and those before are accepted.
+
+        Up to `limit`, and while the chance exceeds `least`. before: the rates of all sequences.
+        """
         self.from_model = False
-        length = draft_length(self._rate.value, cost)
-        if not length:
-            self._since_probe += 1
-            if self._since_probe < _PROBE:
-                return []
-            length = _PROBE_TOKENS
-        draft = self._lookup.draft(tokens, min(limit, length))
-        if draft:
-            self._since_probe = 0
-        return draft
+        rates = self._rates
+        if rates is None:
+            rates = self._rates = CopyRates(before)
+        if not self._lookup.follow(tokens, rates):
+            return []
+        found, chance, run, values = list[float](), 1.0, self._lookup.run, rates.values()
+        while len(found) < limit:
+            chance *= values[_kind(run)]
+            if chance <= least:
+                break
+            found.append(chance)
+            run += 1
+        return found
+
+    def draft(self, tokens: array[int], limit: int) -> list[int]:
+        """The next `limit` tokens; chances() must have found some."""
+        return self._lookup.draft(tokens, limit)
 
     def observe(self, drafted: int, accepted: int) -> None:
-        """Learn that the first `accepted` of `drafted` tokens were accepted."""
-        rate = self.model_rate if self.from_model and self.model_rate is not None else self._rate
-        rate.observe(drafted, accepted)
+        """Learn how many of a draft were accepted; the text's own are learned from the text."""
+        if self.from_model and self.model_rate is not None:
+            self.model_rate.observe(drafted, accepted)

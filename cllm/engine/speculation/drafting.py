@@ -9,13 +9,16 @@ from __future__ import annotations
 
 import time
 
+from cllm.engine.config import SPARE_ROWS
 from cllm.engine.sequence import Sequence
 from cllm.engine.speculation.draft_model import DraftModel
-from cllm.engine.speculation.drafter import AcceptanceRate, draft_length
+from cllm.engine.speculation.drafter import AcceptanceRate
+from cllm.engine.speculation.lengths import best_lengths
 from cllm.engine.stats import EngineStats
 
 _MEMORY = 0.8  # weight of the past at each measurement
 _SHARED_MEMORY = 0.98  # the same, in the acceptance rate that new sequences begin with
+_MOST = SPARE_ROWS  # tokens of a draft
 _MAX_GROWTH = 2.0  # of a round's time from one to the next: one delay is no measure
 _PROBE_TOKENS = 2
 _PROBE_SHARE = 0.02  # of the time, for drafting although it does not pay
@@ -39,13 +42,17 @@ class DraftPolicy:
         self._saved_s = 0.0
         self.shared_rate = AcceptanceRate(_SHARED_MEMORY)
 
-    def length(self, rates: list[AcceptanceRate], cost: float) -> int:
+    def length(
+        self, rates: list[AcceptanceRate], fixed: float, each: float, most: int = _MOST
+    ) -> int:
         """Tokens to draft for sequences with drafts of equal length; 0: drafting does not pay.
 
-        cost: of evaluating a drafted token, relative to a generated one.
+        fixed, each: what drafts, and a drafted token of each sequence, add to a step.
+        most: tokens to draft at most.
         """
         rate = sum(each.value for each in rates) / len(rates)
-        return draft_length(rate, cost + self._round)
+        chances = [rate**n for n in range(1, most + 1)]
+        return best_lengths([chances], fixed, each + self._round)[0][0]
 
     def save_up(self, step_s: float) -> int:
         """Count a step in which nothing may pay; return how many tokens to draft anyway."""
@@ -95,21 +102,22 @@ class Drafting:
         sequences: list[Sequence],
         drafts: list[list[int]],
         limits: list[int],
-        cost: float,
+        costs: tuple[float, float],
         step_s: float,
     ) -> None:
         """Replace drafts by the draft model's where those are longer.
 
         drafts, limits: of each sequence, the draft from its text, and the most tokens to draft.
-        cost: of evaluating a drafted token, relative to a generated one. step_s: seconds of a step
-        without drafts. Where too much is unread the model reads instead, for a step's time at most.
+        costs: what drafts add to a step, relative to its time, and a drafted token, relative to a
+        generated one. step_s: seconds of a step without drafts. Where too much is unread the model
+        reads instead, for a step's time at most.
         """
         model, policy = self._model, self._policy
         lengths = [len(s.tokens) + limit for s, limit in zip(sequences, limits, strict=True)]
         if model.broken or sum(lengths) > model.cells:
             return
         began = time.perf_counter()
-        wanted, probes = self._wanted(sequences, drafts, limits, cost, step_s)
+        wanted, probes = self._wanted(sequences, drafts, limits, costs, step_s)
         if not wanted:
             return
         readable = min(model.capacity, max(policy.reading(step_s), 2 * len(wanted)))
@@ -123,7 +131,7 @@ class Drafting:
             seconds = time.perf_counter() - began
             policy.note_rounds(max(wanted.values()), seconds, step_s)
         self._stats.draft_s += seconds
-        evaluation_s = sum(map(len, drafted.values())) * cost * step_s / len(sequences)
+        evaluation_s = sum(map(len, drafted.values())) * costs[1] * step_s / len(sequences)
         policy.spend((seconds + evaluation_s) * probes / len(wanted))
         for i, sequence in enumerate(sequences):
             if sequence in drafted and sequence.drafter is not None:
@@ -139,7 +147,7 @@ class Drafting:
         sequences: list[Sequence],
         drafts: list[list[int]],
         limits: list[int],
-        cost: float,
+        costs: tuple[float, float],
         step_s: float,
     ) -> tuple[dict[Sequence, int], int]:
         """Tokens to draft for each sequence, and for how many of these drafting does not pay."""
@@ -151,9 +159,10 @@ class Drafting:
             rates = [r for i in group if (r := self._rate(sequences[i], limits[i])) is not None]
             if len(rates) < len(group):
                 continue
-            length = self._policy.length(rates, cost)
+            most = min(limits[i] for i in group)
+            length = self._policy.length(rates, *costs, most)
             pays = length > 0
-            length = min(length or probe, *(limits[i] for i in group))
+            length = min(length or probe, most)
             if length <= min(len(drafts[i]) for i in group):
                 continue
             longer = {sequences[i]: length for i in group if len(drafts[i]) < length}

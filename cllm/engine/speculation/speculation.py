@@ -8,21 +8,27 @@ needs a step of its own. So speculation changes neither the text nor its distrib
 from __future__ import annotations
 
 import logging
+from itertools import islice, zip_longest
 
 from cllm.engine.config import SPARE_ROWS
 from cllm.engine.sequence import Sequence
+from cllm.engine.speculation.drafter import CopyRates
 from cllm.engine.speculation.drafting import Drafting
+from cllm.engine.speculation.lengths import DraftCost, best_lengths, lost
 
 _log = logging.getLogger("cllm.engine")
 
 _PLAIN = 32  # steps with drafts after which one goes without, so that its time is measured anew
-_MEMORY = 0.8  # weight of the past at each observation
+_PROBE_SHARE = 0.004  # of the steps' time, for drafts that measure what drafts cost
+_PROBE_MOST = 1.0  # steps that may be saved up for it
+_PROBE_TOKENS = 2
+_LEAST_CHANCE = 0.5  # of a token in such a draft
 
 
 class Speculation:
     """Decides how many tokens each sequence drafts for the next step. Engine thread only."""
 
-    __slots__ = ("_drafting", "_extra_s", "_max_draft", "_split_cache", "_steps")
+    __slots__ = ("_costs", "_drafting", "_max_draft", "_rates", "_saved", "_split_cache", "_steps")
 
     def __init__(self, max_draft: int, split_cache: bool, drafting: Drafting | None = None) -> None:
         """max_draft: tokens that one sequence drafts. split_cache: sequences are evaluated together
@@ -32,7 +38,9 @@ class Speculation:
         self._max_draft = max_draft
         self._split_cache = split_cache
         self._drafting = drafting
-        self._extra_s: float | None = None  # that a drafted token adds to a step
+        self._rates = CopyRates()  # of all sequences
+        self._costs: dict[bool, DraftCost] = {}  # of several sequences, and of a lone one
+        self._saved = _PROBE_MOST
         self._steps = 0  # with drafts, since the last one without
 
     def draft(self, sequences: list[Sequence], room: int, step_s: float | None) -> None:
@@ -47,26 +55,62 @@ class Speculation:
             self._steps = 0
             return
         count = len(sequences)
-        if self._extra_s is None:
-            self._extra_s = step_s / (count + 1) / 4
-        cost = self._extra_s * count / step_s
-        room = min(room, SPARE_ROWS) // count
-        limits = [min(self._max_draft, room, s.max_length - len(s.tokens) - 1) for s in sequences]
-        all_or_none = self._split_cache and count > 1
-        drafts = []
-        for sequence, limit in zip(sequences, limits, strict=True):
-            drafter = sequence.drafter
-            drafts.append(drafter.draft(sequence.tokens, limit, cost) if drafter else [])
-            if all_or_none and not drafts[-1] and self._drafting is None:
-                return
+        cost = self._cost(count, step_s)
+        fixed, each = cost.relative(step_s)
+        most = min(self._max_draft, min(room, SPARE_ROWS) // count, cost.trusted)
+        limits = [min(most, s.max_length - len(s.tokens) - 1) for s in sequences]
+        drafts = self._from_texts(sequences, limits, fixed, each)
         if self._drafting is not None:
-            self._improve(self._drafting, sequences, drafts, limits, cost, step_s)
-            if all_or_none and not all(drafts):
-                return
+            self._improve(self._drafting, sequences, drafts, limits, (fixed, each * count), step_s)
+        if self._split_cache and count > 1:
+            _equalize(sequences, drafts)
         self._steps = self._steps + 1 if any(drafts) else 0
-        shortest = min(map(len, drafts)) if self._split_cache else self._max_draft
         for sequence, draft in zip(sequences, drafts, strict=True):
-            sequence.add_draft(draft[:shortest])
+            sequence.add_draft(draft)
+
+    def _cost(self, count: int, step_s: float) -> DraftCost:
+        cost = self._costs.get(count > 1)
+        if cost is None:
+            cost = self._costs[count > 1] = DraftCost(step_s / 3, step_s / (count + 2))
+        return cost
+
+    def _from_texts(
+        self, sequences: list[Sequence], limits: list[int], fixed: float, each: float
+    ) -> list[list[int]]:
+        """Drafts from each sequence's own text, of the lengths that pay best."""
+        count = len(sequences)
+        least = min(each * count, _LEAST_CHANCE)
+        chances = [
+            [] if s.drafter is None else s.drafter.chances(s.tokens, limit, least, self._rates)
+            for s, limit in zip(sequences, limits, strict=True)
+        ]
+        self._saved = min(_PROBE_MOST, self._saved + _PROBE_SHARE)
+        if self._split_cache and count > 1:  # all draft equally many, or none does
+            room = min(limits) if all(s.drafter is not None for s in sequences) else 0
+            columns = zip_longest(*chances, fillvalue=0.0)
+            mean = [sum(column) / count for column in islice(columns, max(0, room))]
+            length = self._paying([mean], fixed, each * count)[0]
+            lengths = [length if own else 0 for own in chances]
+        else:
+            lengths = self._paying(chances, fixed, each)
+        return [
+            s.drafter.draft(s.tokens, n) if n and s.drafter is not None else []
+            for s, n in zip(sequences, lengths, strict=True)
+        ]
+
+    def _paying(self, chances: list[list[float]], fixed: float, each: float) -> list[int]:
+        """The lengths that pay best; short ones now and then where it seems that none pays."""
+        if not any(chances):
+            return [0] * len(chances)
+        lengths, speed = best_lengths(chances, fixed, each)
+        if speed > 1:
+            return lengths
+        lengths = [min(_PROBE_TOKENS, len(own)) for own in chances]
+        loss = lost(chances, lengths, fixed, each)
+        if loss > self._saved:
+            return [0] * len(chances)
+        self._saved -= loss
+        return lengths
 
     def _improve(
         self,
@@ -74,20 +118,26 @@ class Speculation:
         sequences: list[Sequence],
         drafts: list[list[int]],
         limits: list[int],
-        cost: float,
+        costs: tuple[float, float],
         step_s: float,
     ) -> None:
         """Let the draft model draft. If it fails it is dropped, and no request is affected."""
         try:
-            drafting.improve(sequences, drafts, limits, cost, step_s)
+            drafting.improve(sequences, drafts, limits, costs, step_s)
         except Exception:
             _log.exception("the draft model failed and is no longer used")
             drafting.stop()
             self._drafting = None
 
-    def observe(self, drafted: int, seconds: float, step_s: float) -> None:
-        """Learn from a step with drafts what a drafted token costs; one delay changes little."""
-        before = 0.0 if self._extra_s is None else self._extra_s
-        most = max(2 * before, step_s / 16)
-        extra_s = min(max(0.0, seconds - step_s) / drafted, most)
-        self._extra_s = before * _MEMORY + extra_s * (1 - _MEMORY)
+    def observe(self, count: int, drafted: int, seconds: float, step_s: float) -> None:
+        """Learn what drafts cost from a step of `count` sequences with drafts."""
+        self._cost(count, step_s).observe(drafted, seconds - step_s)
+
+
+def _equalize(sequences: list[Sequence], drafts: list[list[int]]) -> None:
+    """Make drafts equally long: a sequence without one gets tokens that will be rejected."""
+    length = min(map(len, filter(None, drafts)), default=0)
+    if any(s.drafter is None for s in sequences):
+        length = 0
+    for i, sequence in enumerate(sequences):
+        drafts[i] = drafts[i][:length] or [sequence.tokens[-1]] * length

@@ -1,7 +1,7 @@
 """Make a GGUF model to measure speed with: the shape of a real model, and random weights.
 
 Speed depends on how many weights there are and how they are stored, not on their values. Use such
-a model where a real one cannot or must not be downloaded.
+a model where a real one cannot or must not be downloaded. Or make a given model deeper.
 """
 
 from __future__ import annotations
@@ -20,7 +20,9 @@ import llama_cpp
 import numpy as np
 from tqdm import tqdm
 
+from ..common import positive
 from .copying import copying
+from .deeper import write_deeper
 from .vocabulary import Vocabulary, copy_vocabulary, synthetic_vocabulary
 from .weights import KERNEL, SHAPES, tensors
 
@@ -40,6 +42,7 @@ examples:
   %(prog)s --copying qwen3-0.6b-copying-q4_k_m.gguf
   %(prog)s --shape llama-1b --type Q8_0 llama-1b-q8_0.gguf
   %(prog)s --shape tiny --type Q4_0 /tmp/tiny.gguf
+  %(prog)s --deepen SmolLM2-135M-Instruct.Q4_1.gguf --layers 90 deep.gguf
 
 The weights are first written next to OUTPUT as 16-bit floats, which takes four times the final
 size. They are deleted when llama.cpp has quantized them.
@@ -54,8 +57,11 @@ def main() -> None:
         _refuse(f"{output} exists already; pass --force to replace it")
     if not output.parent.is_dir():
         _refuse(f"there is no directory {output.parent}")
-    shape = SHAPES[options.shape]
     try:
+        if options.deepen is not None:
+            _deepen(options.deepen, output, options.layers)
+            return
+        shape = SHAPES[options.shape]
         if options.vocab_from:
             vocabulary = copy_vocabulary(options.vocab_from)
         else:
@@ -73,6 +79,16 @@ def main() -> None:
         _refuse(str(error))
     size = output.stat().st_size / 2**20
     print(f"{output}: {options.shape}, {options.type}, {len(vocabulary)} tokens, {size:.0f} MiB")
+
+
+def _deepen(source: Path, output: Path, layers: int) -> None:
+    if not source.is_file():
+        _refuse(f"--deepen: there is no file {source}")
+    with tempfile.TemporaryDirectory(prefix=f".{output.name}.", dir=output.parent) as work:
+        finished = Path(work) / "deeper.gguf"
+        write_deeper(source, finished, layers)
+        os.replace(finished, output)
+    print(f"{output}: {source.name} and {layers} layers, {output.stat().st_size / 2**20:.0f} MiB")
 
 
 def _refuse(message: str) -> NoReturn:
@@ -117,6 +133,16 @@ def _parser() -> argparse.ArgumentParser:
         action="store_true",
         help="let the model repeat texts of its prompt, as models do that quote or edit: weights "
         "of its first two layers are an induction circuit instead of random",
+    )
+    parser.add_argument(
+        "--deepen",
+        type=Path,
+        metavar="FILE.gguf",
+        help="make no random weights: take this model and add --layers that change nothing but "
+        "the time; the model itself can then draft for the deeper one",
+    )
+    parser.add_argument(
+        "--layers", type=positive, default=90, help="that --deepen adds; default: %(default)s"
     )
     parser.add_argument("--force", action="store_true", help="replace OUTPUT if it exists")
     return parser

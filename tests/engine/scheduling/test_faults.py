@@ -170,7 +170,7 @@ def test_a_draft_that_raises_is_the_last_and_no_request_notices(
 ) -> None:
     expected = finished(drafting(draft_max=0).submit("Hello", greedy(60))).text
     engine = drafting()
-    monkeypatch.setattr(Drafter, "draft", raising(RuntimeError("lost")))
+    monkeypatch.setattr(Drafter, "chances", raising(RuntimeError("lost")))
     for _ in range(2):
         assert finished(engine.submit("Hello", greedy(60))).text == expected
     assert times(caplog.messages, "speculation failed and is switched off") == 1

@@ -8,36 +8,52 @@ from itertools import pairwise
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cllm.engine.speculation.drafter import Drafter, PromptLookup
+from cllm.engine.speculation.drafter import CopyRates, Drafter, PromptLookup
 
 
 def tokens_of(*values: int) -> array[int]:
     return array("i", values)
 
 
+def drafted(tokens: array[int], limit: int, lookup: PromptLookup | None = None) -> list[int]:
+    lookup = lookup or PromptLookup()
+    return lookup.draft(tokens, limit) if lookup.follow(tokens, CopyRates()) else []
+
+
 def test_what_followed_the_same_three_tokens_is_drafted() -> None:
-    lookup = PromptLookup()
-    assert lookup.draft(tokens_of(1, 2, 3, 4, 5, 1, 2, 3), 2) == [4, 5]
-    assert lookup.draft(tokens_of(1, 2, 3, 4, 5, 1, 2, 3, 9), 2) == []
-    assert PromptLookup().draft(tokens_of(1, 2), 4) == []
+    assert drafted(tokens_of(1, 2, 3, 4, 5, 1, 2, 3), 2) == [4, 5]
+    assert drafted(tokens_of(1, 2, 3, 4, 5, 1, 2, 3, 9), 2) == []
+    assert drafted(tokens_of(1, 2), 4) == []
 
 
 def test_the_newest_follower_counts() -> None:
-    assert PromptLookup().draft(tokens_of(1, 2, 3, 4, 1, 2, 3, 5, 1, 2, 3), 1) == [5]
+    assert drafted(tokens_of(1, 2, 3, 4, 1, 2, 3, 5, 1, 2, 3), 1) == [5]
 
 
 def test_a_text_that_repeats_itself_is_expected_to_go_on() -> None:
-    assert PromptLookup().draft(tokens_of(7, 8, 7, 8, 7, 8), 5) == [7, 8, 7, 8, 7]
+    assert drafted(tokens_of(7, 8, 7, 8, 7, 8), 5) == [7, 8, 7, 8, 7]
 
 
-@given(st.lists(st.integers(0, 3), max_size=60), st.integers(1, 8))
-def test_drafting_as_the_text_grows_is_drafting_from_the_whole(text: list[int], limit: int) -> None:
+def test_a_place_that_is_being_copied_is_copied_to_its_end() -> None:
+    lookup, text = PromptLookup(), tokens_of(1, 2, 3, 4, 5, 6, 9, 3, 4, 5, 7, 9, 1, 2, 3)
+    assert drafted(text, 3, lookup) == [4, 5, 6]
+    text.extend([4, 5])
+    assert drafted(text, 1, lookup) == [6], "not 7, although that followed 3, 4, 5 later"
+    assert lookup.run == 2
+
+
+@given(st.lists(st.integers(0, 3), max_size=60), st.integers(1, 8), st.integers(1, 5))
+def test_what_is_drafted_as_the_text_grows_followed_the_same_tokens(
+    text: list[int], limit: int, step: int
+) -> None:
     growing = PromptLookup()
-    for length in range(len(text) + 1):
+    for length in range(0, len(text) + 1, step):
         tokens = array("i", text[:length])
-        draft = growing.draft(tokens, limit)
-        assert draft == PromptLookup().draft(tokens, limit)
-        assert len(draft) in (0, limit)
+        draft = drafted(tokens, limit, growing)
+        last = tokens[-3:]
+        followers = [tokens[i] for i in range(3, length) if tokens[i - 3 : i] == last]
+        assert len(draft) == (limit if followers else 0)
+        assert not draft or draft[0] in followers
 
 
 def test_the_table_of_a_long_prompt_is_filled_in_slices() -> None:
@@ -45,25 +61,60 @@ def test_the_table_of_a_long_prompt_is_filled_in_slices() -> None:
     lookup = PromptLookup()
     calls, added = 0, [0]
     while added[-1] < len(tokens) - 3:
-        assert lookup.draft(tokens, 3) == [10, 11, 12]
+        assert drafted(tokens, 3, lookup) == [10, 11, 12]
         added.append(len(lookup._follower))
         calls += 1
         assert calls < 10
     assert max(b - a for a, b in pairwise(added)) <= 1024
 
 
-def test_accepted_drafts_grow_and_rejected_ones_stop() -> None:
-    drafter, text = Drafter(), tokens_of(*([1, 2, 3, 4] * 20))
-    first = len(drafter.draft(text, 16, 0.3))
-    for _ in range(20):
-        drafter.observe(8, 8)
-    assert len(drafter.draft(text, 16, 0.3)) == 16 > first > 0
-    for _ in range(20):
-        drafter.observe(4, 0)
-    tried = [len(drafter.draft(text, 16, 0.3)) for _ in range(100)]
-    assert 0 < sum(map(bool, tried)) <= 4, "only a probe now and then"
+def test_tokens_that_come_before_a_table_is_full_are_in_it_later() -> None:
+    tokens, lookup = tokens_of(*range(4000)), PromptLookup()
+    assert drafted(tokens, 1, lookup) == []
+    tokens.extend([5000, 5001, 5002, 5003])
+    for _ in range(5):
+        drafted(tokens, 1, lookup)
+        tokens.append(9000 + len(tokens))
+    tokens.extend([5000, 5001, 5002])
+    assert drafted(tokens, 1, lookup) == [5003]
 
 
-def test_a_token_that_costs_as_much_as_a_step_is_not_drafted() -> None:
-    drafter = Drafter()
-    assert drafter.draft(tokens_of(*([1, 2, 3, 4] * 20)), 16, 1.0) == []
+def chances(drafter: Drafter, tokens: array[int], before: CopyRates) -> list[float]:
+    return drafter.chances(tokens, 16, 0.0, before)
+
+
+def test_predictions_are_judged_by_the_text_without_being_drafted() -> None:
+    drafter, before = Drafter(), CopyRates()
+    text = tokens_of(*range(1, 50))
+    at_first = 0.0
+    for number in range(60):  # each comes after three known tokens and never again
+        text.extend([10, 11, 12])
+        found = chances(drafter, text, before)
+        at_first = max(at_first, found[0])
+        text.append(10_000 + number)
+    assert 0 < found[0] < at_first / 5
+    fresh = chances(Drafter(), text, before)
+    text.extend([20, 21, 22])
+    assert chances(Drafter(), text, before)[0] < at_first, "others begin with what was learned"
+    assert fresh == []
+
+
+def test_the_longer_a_run_of_right_predictions_the_likelier_the_next() -> None:
+    drafter, before = Drafter(), CopyRates()
+    source = list(range(1, 200))
+    text = tokens_of(*source, 10, 11, 12)
+    first = []
+    for token in source[12:60]:
+        first.append(chances(drafter, text, before)[0])
+        text.append(token)
+    assert first[0] < 0.7 < first[5] < 0.95 < first[-1]
+
+
+def test_chances_are_of_all_tokens_up_to_one_and_end_where_they_are_too_small() -> None:
+    drafter, before, text = Drafter(), CopyRates(), tokens_of(*([1, 2, 3, 4] * 20))
+    found = drafter.chances(text, 16, 0.0, before)
+    assert len(found) == 16 and all(a > b for a, b in pairwise(found))
+    least = found[3]
+    assert drafter.chances(text, 16, least, before) == found[:3]
+    assert drafter.chances(text, 0, 0.0, before) == []
+    assert drafter.draft(text, 3) == [1, 2, 3]

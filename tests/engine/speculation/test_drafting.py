@@ -14,8 +14,9 @@ from cllm.engine import Engine, SamplingParams
 from cllm.engine.speculation.draft_model import DraftModel
 from cllm.engine.speculation.drafter import AcceptanceRate
 from cllm.engine.speculation.drafting import DraftPolicy
+from scripts.bench.models.deeper import write_deeper
 from tests.engine.engine_helpers import Loader, Watched, break_decode, finished, greedy
-from tests.engine.engine_models import write_deeper, write_shuffled
+from tests.engine.engine_models import write_shuffled
 
 COUNT = 50  # tokens
 LAYERS = 12  # that the main model has on top: drafting costs a quarter of a step
@@ -87,7 +88,7 @@ def test_a_draft_model_that_does_not_pay_takes_a_50th_of_the_time() -> None:
     asked = 0
     for _ in range(10_000):
         step_s = 0.01
-        assert policy.length([rate], 0.2) == 0
+        assert policy.length([rate], 0.0, 0.2) == 0
         if policy.save_up(step_s):
             policy.spend(0.005)
             spent += 0.005
@@ -99,15 +100,15 @@ def test_a_draft_model_that_does_not_pay_takes_a_50th_of_the_time() -> None:
 
 def test_new_sequences_begin_with_the_acceptance_rate_of_the_others() -> None:
     policy = DraftPolicy(share=0.1)
-    assert policy.length([AcceptanceRate(shared=policy.shared_rate)], 0.1) > 0
+    assert policy.length([AcceptanceRate(shared=policy.shared_rate)], 0.0, 0.1) > 0
     for _ in range(20):
         sequence = AcceptanceRate(shared=policy.shared_rate)
         for _ in range(5):
             sequence.observe(3, 0)
-    assert policy.length([AcceptanceRate(shared=policy.shared_rate)], 0.1) == 0
+    assert policy.length([AcceptanceRate(shared=policy.shared_rate)], 0.0, 0.1) == 0
     for _ in range(100):
         sequence.observe(3, 3)
-    assert policy.length([AcceptanceRate(shared=policy.shared_rate)], 0.1) > 2
+    assert policy.length([AcceptanceRate(shared=policy.shared_rate)], 0.0, 0.1) > 2
 
 
 def test_drafts_are_longer_where_they_are_accepted_and_shorter_where_the_model_is_slow() -> None:
@@ -116,23 +117,24 @@ def test_drafts_are_longer_where_they_are_accepted_and_shorter_where_the_model_i
         good.observe(4, 4)
         doubtful.observe(4, 1)
     quick, slow = DraftPolicy(share=0.05), DraftPolicy(share=0.4)
-    assert quick.length([good], 0.1) > quick.length([doubtful], 0.1) > 0
-    assert quick.length([good], 0.1) > slow.length([good], 0.1) > 0
-    assert slow.length([good], 0.7) == 0
-    together = quick.length([good, doubtful], 0.1)
-    assert quick.length([good], 0.1) > together > quick.length([doubtful], 0.1)
+    assert quick.length([good], 0.0, 0.1) > quick.length([doubtful], 0.0, 0.1) > 0
+    assert quick.length([good], 0.0, 0.1) > slow.length([good], 0.0, 0.1) > 0
+    assert slow.length([good], 0.0, 0.7) == 0
+    assert quick.length([doubtful], 1.0, 0.1) == 0, "what any draft costs counts too"
+    together = quick.length([good, doubtful], 0.0, 0.1)
+    assert quick.length([good], 0.0, 0.1) > together > quick.length([doubtful], 0.0, 0.1)
 
 
 def test_what_a_round_takes_is_measured_and_one_delay_changes_little() -> None:
     rate = AcceptanceRate()
     policy = DraftPolicy(share=0.9)
-    assert policy.length([rate], 0.2) == 0
+    assert policy.length([rate], 0.0, 0.2) == 0
     for _ in range(20):
         policy.note_rounds(4, 0.004, step_s=0.01)
-    usual = policy.length([rate], 0.2)
+    usual = policy.length([rate], 0.0, 0.2)
     assert usual > 0
     policy.note_rounds(4, 4.0, step_s=0.01)
-    assert policy.length([rate], 0.2) >= usual - 1
+    assert policy.length([rate], 0.0, 0.2) >= usual - 1
 
 
 def test_reading_adds_no_more_than_a_step_to_a_step() -> None:

@@ -56,7 +56,7 @@ def test_right_and_wrong_drafts_change_no_answer(
     expected = answers(alone, asked)
     known = [prompt + answer for prompt, answer in zip(asked, expected, strict=True)]
 
-    def draft(self: Drafter, tokens: array[int], limit: int, cost: float) -> list[int]:
+    def draft(self: Drafter, tokens: array[int], limit: int) -> list[int]:
         length = len(tokens)
         text = next(text for text in known if text[:length] == tokens.tolist())
         drafted = text[length : length + limit][: rng.randint(1, 20)]
@@ -64,6 +64,7 @@ def test_right_and_wrong_drafts_change_no_answer(
             drafted[rng.randrange(len(drafted))] = 7
         return drafted
 
+    monkeypatch.setattr(Drafter, "chances", lambda self, tokens, limit, *_: [0.99] * limit)
     monkeypatch.setattr(Drafter, "draft", draft)
     engine = load(path, **PRECISE, parallel=4, ctx_size=256, **config)
     assert answers(engine, asked) == expected
