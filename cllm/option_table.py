@@ -455,6 +455,11 @@ class Settings:
         "time for requests in flight to finish when the server stops",
     )
 
+    sleep_idle_seconds: float = option(
+        0.0, LIMITS, seconds(0.0, _DAY),
+        "time without a request after which the model is unloaded until the next one; 0: never",
+    )  # fmt: skip
+
     log_level: str = option(
         "info", LOGGING, choice("debug", "info", "warning", "error"), "lowest severity to log"
     )

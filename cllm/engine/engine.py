@@ -33,6 +33,7 @@ from cllm.engine.sharing import COMMON, EQUAL, Scope, Share
 from cllm.engine.speculation.drafter import Drafter
 from cllm.engine.stats import EngineStats
 from cllm.engine.text.tokenizer import Tokenizer, check_prompt_length
+from cllm.engine.unloaded import Unloaded
 
 _DEFAULTS = SamplingParams()
 
@@ -43,8 +44,9 @@ class Engine:
     submit, generate, stream, cancel, tokenize, detokenize, info and stats are for any thread.
     """
 
-    def __init__(self, loaded: Loaded) -> None:
+    def __init__(self, loaded: Loaded, before: Unloaded | None = None) -> None:
         self._info = loaded.info
+        self._earlier = None if before is None else before.stats()
         self._vocab = loaded.model.vocab
         self._ctx_size = loaded.info.context.ctx_size
         self._grammars = Grammars(self._vocab)
@@ -56,6 +58,9 @@ class Engine:
         self._reproducible = loaded.config.reproducible
         parts = assemble(loaded)
         self._runner, self._sessions = parts.scheduler, parts.sessions
+        if before is not None:
+            self._runner.history = before.history
+            self.adapters.defaults = before.adapters.defaults
         thread = threading.Thread(target=self._runner.run, name="cllm-engine", daemon=True)
         # Also runs at interpreter exit and when the engine is collected: freeing the model while
         # the thread decodes, or leaving the thread to a finished interpreter, would crash.
@@ -80,16 +85,19 @@ class Engine:
         *,
         progress: Callable[[float], None] | None = None,
         tuning_progress: Callable[[float], None] | None = None,
+        before: Unloaded | None = None,
         **overrides: Any,
     ) -> Engine:
         """Load a GGUF file; the file's other parts are found if it is split.
 
         overrides: fields of EngineConfig, over `config`. progress: called with 0.0 to 1.0 while
-        the file is read; tuning_progress: the same while `tune` measures.
+        the file is read; tuning_progress: the same while `tune` measures. before: an engine with
+        the same configuration that was unloaded; this one continues its counters, its history and
+        its adapters' default scales.
         Raises ModelLoadError (one line with the remedy) or ValueError (a bad configuration).
         """
         config = replace(config or EngineConfig(), **overrides)
-        return cls(load(Path(path), config, progress, tuning_progress))
+        return cls(load(Path(path), config, progress, tuning_progress), before)
 
     @property
     def _scheduler(self) -> Scheduler:
@@ -289,13 +297,14 @@ class Engine:
     def stats(self) -> EngineStats:
         """Counters and gauges at this moment."""
         grammars = self._grammars
-        return replace(
+        now = replace(
             self._runner.snapshot(),
             healthy=self.healthy,
             constraints_compiled=grammars.compiled,
             constraints_refused=grammars.refused,
             constraint_deaths=grammars.deaths,
         )
+        return now if self._earlier is None else now.after(self._earlier)
 
     def slots(self) -> list[SlotInfo]:
         """What each slot serves, or served last, at this moment. Raises Unsupported."""
@@ -341,6 +350,10 @@ class Engine:
         if threading.current_thread() is self._thread:
             raise EngineError("close() must not be called on the engine thread")
         self._finalizer()
+
+    def at_rest(self) -> Unloaded:
+        """What is known of this idle engine once it is closed; Engine.load continues from that."""
+        return Unloaded(self._info, self.stats().resting(), self.history, self.adapters)
 
     def __enter__(self) -> Engine:
         return self
