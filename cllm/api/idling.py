@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("cllm.api")
 
-_LOOKS = 4  # a period; how often streams are asked whether they have ended
+_LOOKS = 4  # in an idle period, at streams, whether they have ended
+_STREAMS = 64  # that are kept before those that have ended are dropped
 
 
 class Idling:
@@ -44,7 +45,8 @@ class Idling:
         self._changed = threading.Condition()
         # Under its lock:
         self._holders = 0  # requests that hold the model and have no stream yet
-        self._streams: list[BodyStream] = []  # of responses that hold it
+        self._streams: list[BodyStream] = []  # of responses that hold it, or did
+        self._most_streams = _STREAMS
         self._idle_since = 0.0
         self._waking: Future[None] | None = None  # the model is unloaded until this is done
         self._wanted = False  # a request waits for it
@@ -100,6 +102,13 @@ class Idling:
             self._idle_since = monotonic()
             if stream is not None:
                 self._streams.append(stream)
+                if len(self._streams) > self._most_streams:
+                    self._drop_ended()
+                    self._most_streams = max(_STREAMS, 2 * len(self._streams))
+
+    def _drop_ended(self) -> None:
+        """Under the lock."""
+        self._streams = [s for s in self._streams if not (s.finished or s.cancelled)]
 
     # The thread
 
@@ -118,7 +127,7 @@ class Idling:
         with self._changed:
             while not self._stopping:
                 before = len(self._streams)
-                self._streams = [s for s in self._streams if not (s.finished or s.cancelled)]
+                self._drop_ended()
                 now = monotonic()
                 if len(self._streams) < before:
                     self._idle_since = now  # at the latest

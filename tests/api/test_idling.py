@@ -6,6 +6,7 @@ import threading
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from cllm.api import ApiSettings, Service, create_handler
 from cllm.api.idling import Idling
 from cllm.engine import Engine, ModelLoadError
 from cllm.engine.unloaded import Unloaded
-from cllm.http import Server, ServerConfig
+from cllm.http import BodyStream, HttpRequest, HttpResponse, Server, ServerConfig
 from tests.api.api_client import PATIENCE, Live, begin_post, eventually, read_until
 from tests.embedding_models import bert
 from tests.engine.lora_files import write_lora
@@ -221,6 +222,21 @@ def test_a_stream_holds_the_model_until_it_has_ended() -> None:
                 assert program.engine is engine
         wait_for_rest(live)
         assert program.engine is None
+
+
+def streaming(stream: BodyStream, request: HttpRequest) -> HttpResponse:
+    return HttpResponse.stream(stream)
+
+
+def test_streams_that_have_ended_are_not_kept() -> None:
+    idling = Idling(3600, lambda: pytest.fail("not idle"), lambda known: None)
+    request = HttpRequest.build("POST", "/generate_stream")
+    for _ in range(1000):
+        stream = BodyStream()
+        stream.close()
+        assert idling.enter() is None
+        idling.held(partial(streaming, stream), request)
+    assert len(idling._streams) <= 64
 
 
 def test_an_embedding_model_is_unloaded_too() -> None:
