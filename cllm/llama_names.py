@@ -231,7 +231,7 @@ _FLAGS: dict[tuple[str, ...], Name] = {
     ("--api-prefix", "--path"): _refused(1, "cLLM serves its paths at the root and no files"),
     ("-l", "--logit-bias", "--grammar", "--grammar-file", "-j", "--json-schema", "-jf",
      "--json-schema-file", "--dry-sequence-breaker"): _refused(1, "give it in each request"),
-    ("--spec-synth-len", "--spec-synth-rates"): _refused(1, "it only tests speculation"),
+    ("--spec-synth-len",): _refused(1, "give --spec-synth-rates"),
     ("-C", "--cpu-mask", "-Cr", "--cpu-range", "-Cb", "--cpu-mask-batch", "-Crb",
      "--cpu-range-batch"): _refused(1, "start cLLM under taskset or numactl"),
 }  # fmt: skip

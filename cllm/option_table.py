@@ -268,6 +268,11 @@ class Settings:
         "maximum number of draft tokens of a sequence in a step, from its own text or from "
         "--model-draft; 0: no speculation",
     )  # fmt: skip
+    spec_synth_rates: tuple[float, ...] = option(
+        (), ENGINE, shares(),
+        "for benchmarks: probabilities of accepting the first, the first two, … tokens of a draft, "
+        "whatever the model would choose; the texts have no meaning",
+    )  # fmt: skip
     slot_save_path: str | None = option(
         None, ENGINE, path("DIRECTORY"), "existing directory for saved slots"
     )

@@ -30,6 +30,7 @@ from cllm.engine.sampling.params import SamplingParams
 from cllm.engine.scheduling.scheduler import Scheduler
 from cllm.engine.sequence import Sequence as EngineSequence
 from cllm.engine.sharing import COMMON, EQUAL, Scope, Share
+from cllm.engine.speculation.chance import Chance
 from cllm.engine.speculation.drafter import Drafter
 from cllm.engine.stats import EngineStats
 from cllm.engine.text.tokenizer import Tokenizer, check_prompt_length
@@ -56,6 +57,7 @@ class Engine:
         self._shifts = loaded.config.context_shift
         self.adapters = loaded.adapters
         self._reproducible = loaded.config.reproducible
+        self._synthetic_rates = loaded.config.spec_synth_rates
         parts = assemble(loaded)
         self._runner, self._sessions = parts.scheduler, parts.sessions
         if before is not None:
@@ -189,7 +191,7 @@ class Engine:
                 guide,
                 wanted_slot=slot,
                 fresh=fresh,
-                drafter=Drafter() if drafts and self._info.context.draft_max else None,
+                drafter=self._drafter(params) if drafts else None,
                 tenant=tenant,
                 share=share,
                 priority=priority,
@@ -360,6 +362,12 @@ class Engine:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    def _drafter(self, params: SamplingParams) -> Drafter | None:
+        if not self._info.context.draft_max:
+            return None
+        rates = self._synthetic_rates
+        return Drafter(Chance(rates, params.seed) if rates else None)
 
     def _guide(self, constraint: Constraint, tenant: str) -> Guide:
         with self._tokenizer.borrowed():
