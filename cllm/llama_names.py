@@ -103,12 +103,6 @@ def _speculation(value: str) -> Words:
     return ["--draft-max=0"] if value == "none" else []
 
 
-def _sleep(value: str) -> Words:
-    if value != "-1":
-        raise ValueError("cLLM keeps its model loaded")
-    return []
-
-
 _NO_IMAGES = "images and sounds are not supported"
 _NO_HUB = "cLLM does not download models; download the file and give it with --model"
 _NO_ROUTER = "one server serves one model; start one for each"
@@ -231,13 +225,13 @@ _FLAGS: dict[tuple[str, ...], Name] = {
     ),
     ("--special", "-sp"): _refused(0, "cLLM leaves control tokens out of texts"),
     ("--spm-infill",): _refused(0, "cLLM puts the prefix before the suffix"),
-    ("--sleep-idle-seconds",): Name(1, _sleep),
+    ("--sleep-idle-seconds",): _unlike("--sleep-idle-seconds", unless="-1"),
     ("--props",): _refused(0, "properties cannot be changed"),
     ("-to", "--timeout"): _refused(1, "give --request-timeout, which counts the whole answer"),
     ("--api-prefix", "--path"): _refused(1, "cLLM serves its paths at the root and no files"),
     ("-l", "--logit-bias", "--grammar", "--grammar-file", "-j", "--json-schema", "-jf",
      "--json-schema-file", "--dry-sequence-breaker"): _refused(1, "give it in each request"),
-    ("--spec-synth-len", "--spec-synth-rates"): _refused(1, "it only tests speculation"),
+    ("--spec-synth-len",): _refused(1, "give --spec-synth-rates"),
     ("-C", "--cpu-mask", "-Cr", "--cpu-range", "-Cb", "--cpu-mask-batch", "-Crb",
      "--cpu-range-batch"): _refused(1, "start cLLM under taskset or numactl"),
 }  # fmt: skip
@@ -323,7 +317,7 @@ def in_own_words(argv: Sequence[str]) -> Words:
             if not value:
                 raise SettingsError(f"{flag}: expected one argument")
         found += _words(flag, name, value)
-        if flag not in ("-m", "--flash-attn"):
+        if flag not in ("-m", "--flash-attn", "--sleep-idle-seconds"):
             spoken = spoken or flag
     if total is not None and spoken:
         raise SettingsError(

@@ -30,7 +30,9 @@ from cllm.wiring import (
 if TYPE_CHECKING:
     from types import FrameType
 
+    from cllm.api.idling import Idling
     from cllm.engine import Engine
+    from cllm.engine.unloaded import Unloaded
 
 log = logging.getLogger("cllm.main")
 
@@ -183,6 +185,7 @@ class Program:
 
     def __init__(self, settings: Settings, mailbox: SimpleQueue[Message]) -> None:
         from cllm.api import Service, create_handler
+        from cllm.api.idling import Idling
         from cllm.http import Server
         from cllm.page import UNCOUNTED, Page, needs_no_key
 
@@ -202,6 +205,11 @@ class Program:
         self.service.server_stats = self.server.stats
         self.engine: Engine | None = None
         self.stopping = False
+        self.idling: Idling | None = None
+        if settings.sleep_idle_seconds:
+            self.idling = self.service.idling = Idling(
+                settings.sleep_idle_seconds, self._unload, self._load_again
+            )
 
     def run(self) -> int:
         """Listen at once, load meanwhile, serve until a stop; returns the exit status."""
@@ -252,17 +260,38 @@ class Program:
         """On the loader's thread: read the model, send the engine or the error."""
         try:
             from cllm.engine import Engine
-            from cllm.models import demo_path
             from cllm.startup import showing_progress
 
-            model = self.settings.model or demo_path()
             with showing_progress(self.settings, self.service.loading_progress) as (read, tuned):
                 engine = Engine.load(
-                    model, self.engine_config, progress=read, tuning_progress=tuned
+                    self._model(), self.engine_config, progress=read, tuning_progress=tuned
                 )
             self.mailbox.put(Loaded(engine))
         except BaseException as error:
             self.mailbox.put(LoadFailed(error))
+
+    def _model(self) -> str:
+        from cllm.models import demo_path
+
+        return self.settings.model or str(demo_path())
+
+    def _unload(self) -> Unloaded:
+        """On the thread of `idling`."""
+        known = self.service.rest()
+        self._close_engine()
+        return known
+
+    def _close_engine(self) -> None:
+        engine, self.engine = self.engine, None
+        if engine is not None:
+            engine.close()
+
+    def _load_again(self, before: Unloaded) -> None:
+        """On the same thread."""
+        from cllm.engine import Engine
+
+        self.engine = Engine.load(self._model(), self.engine_config, before=before)
+        self.service.ready(self.engine)
 
     def _reload(self) -> None:
         """Read the files of certificates and keys again; what cannot be used stays as it is."""
@@ -285,6 +314,8 @@ class Program:
         self.engine = engine
         if not self.stopping:
             self.service.ready(engine)
+            if self.idling is not None:
+                self.idling.start()
             announce(self.settings, self.url, engine.info(), self.handler.routes(), self.trust)
 
     def _explain(self, error: BaseException) -> int:
@@ -306,7 +337,8 @@ class Program:
         self.stopping = True
         name = signal.Signals(number).name
         if self.engine is None:
-            log.info("%s: stopping while the model is loading", name)
+            state = "loading" if self.service.resting is None else "unloaded"
+            log.info("%s: stopping while the model is %s", name, state)
             grace = 0.0
         else:
             grace = self.settings.grace
@@ -322,8 +354,9 @@ class Program:
     def _stop(self, grace: float) -> None:
         try:
             self.server.stop(grace)
-            if self.engine is not None:
-                self.engine.close()
+            if self.idling is not None:
+                self.idling.stop()
+            self._close_engine()
             self.mailbox.put(Stopped())
         except BaseException as error:
             self.mailbox.put(Stopped(error))

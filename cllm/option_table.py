@@ -268,6 +268,11 @@ class Settings:
         "maximum number of draft tokens of a sequence in a step, from its own text or from "
         "--model-draft; 0: no speculation",
     )  # fmt: skip
+    spec_synth_rates: tuple[float, ...] = option(
+        (), ENGINE, shares(),
+        "for benchmarks: probabilities of accepting the first, the first two, … tokens of a draft, "
+        "whatever the model would choose; the texts have no meaning",
+    )  # fmt: skip
     slot_save_path: str | None = option(
         None, ENGINE, path("DIRECTORY"), "existing directory for saved slots"
     )
@@ -454,6 +459,11 @@ class Settings:
         seconds(0.0, _DAY),
         "time for requests in flight to finish when the server stops",
     )
+
+    sleep_idle_seconds: float = option(
+        0.0, LIMITS, seconds(0.0, _DAY),
+        "time without a request after which the model is unloaded until the next one; 0: never",
+    )  # fmt: skip
 
     log_level: str = option(
         "info", LOGGING, choice("debug", "info", "warning", "error"), "lowest severity to log"

@@ -157,7 +157,7 @@ def test_variables_are_below_our_own_and_above_the_file() -> None:
         ("--numa mirror", {}, ("--numa", "mirror", "distribute")),
         ("--mmproj a.gguf", {}, ("--mmproj", "images")),
         ("--timeout 5", {}, ("--timeout", "--request-timeout")),
-        ("--sleep-idle-seconds 5", {}, ("--sleep-idle-seconds", "loaded")),
+        ("--sleep-idle-seconds -5", {}, ("--sleep-idle-seconds", "from 0")),
         ("-lm nonsense", {}, ("-lm", "nonsense", "mmap+mlock")),
         ("--temp", {}, ("--temp", "argument")),
         ("--nonsense 5", {}, ("--nonsense",)),

@@ -571,6 +571,22 @@ def test_an_idle_server_stops_with_status_0(start: Start, number: signal.Signals
     child.until(rf"{number.name}: stopping; a second signal ends the process now")
 
 
+def test_an_unloaded_model_is_loaded_for_a_request_and_no_hindrance_to_the_exit(
+    start: Start,
+) -> None:
+    child = start("--sleep-idle-seconds", "0.1").ready()
+    child.until("unloading the model")
+    status, answer = child.ask("POST", "/tokenize", {"content": "Hello"})
+    assert (status, bool(answer["tokens"])) == (200, True)
+    child.until("the model is loaded after")
+    child.until("unloading the model")
+    while child.get("/props")[1]["is_sleeping"] is False:
+        pass  # the line precedes the state
+    child.signal(signal.SIGTERM)
+    assert child.wait() == 0
+    child.until("SIGTERM: stopping while the model is unloaded")
+
+
 def test_a_stream_in_flight_is_finished_before_the_exit(start: Start) -> None:
     child = start("--grace", "600").ready()
     with contextlib.closing(child.connection()) as connection:

@@ -3,7 +3,8 @@
 Large bodies: tokenizing megabytes takes seconds, and sixteen clients with 16 MiB of text each would
 keep every worker busy. Generations for which no slot is free: they wait in any case, and a thousand
 that arrive at once would delay ``/health`` until all are tokenized and submitted. Constraints
-that are being compiled: their requests run again once that is done.
+that are being compiled: their requests run again once that is done. So do requests that need the
+model while it is unloaded.
 """
 
 from __future__ import annotations
@@ -12,7 +13,9 @@ import logging
 import threading
 from collections import OrderedDict
 from collections.abc import Callable
+from concurrent.futures import Future
 from time import monotonic
+from typing import Any
 
 from cllm.api.tenants import tenant_of
 from cllm.engine import ConstraintPending, QueueFull
@@ -86,10 +89,17 @@ class Lane:
         self, pending: ConstraintPending, endpoint: Endpoint, request: HttpRequest
     ) -> DeferredResponse:
         """The same, once the constraint is compiled or refused."""
-        waiting = self._enter(endpoint, request)
-        waiting.answer.on_cancel(lambda _: pending.leave())
         request.context.setdefault(AWAITED, []).append(pending.settled)
-        pending.settled.add_done_callback(lambda _: self._put(waiting))
+        answer = self.run_when(pending.settled, endpoint, request)
+        answer.on_cancel(lambda _: pending.leave())
+        return answer
+
+    def run_when(
+        self, settled: Future[Any], endpoint: Endpoint, request: HttpRequest
+    ) -> DeferredResponse:
+        """The same, once the future is done."""
+        waiting = self._enter(endpoint, request)
+        settled.add_done_callback(lambda _: self._put(waiting))
         return waiting.answer
 
     def _enter(self, endpoint: Endpoint, request: HttpRequest) -> _Waiting:

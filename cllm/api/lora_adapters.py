@@ -40,7 +40,7 @@ class LoraAdapters:
 
 def described(service: Service) -> list[dict[str, Any]]:
     """The adapters with the scales that apply by default."""
-    adapters, whole = service.engine.adapters, service.settings.expose_model_path
+    adapters, whole = service.known.adapters, service.settings.expose_model_path
     return [
         {
             "id": id_,

@@ -185,7 +185,7 @@ class _Figures(Collector):
         yield GaugeMetricFamily(
             "cllm_uptime_seconds", "Seconds since the service started", service.uptime
         )
-        yield from _engine(service.engine.stats())
+        yield from _engine(service.known.stats())
         if service.server_stats is not None:
             yield from _server(service.server_stats())
 

@@ -23,6 +23,7 @@ class Route:
     description; None: not JSON. query: the parameters of the query, and their values.
     content_type: of an answer that is not JSON. events: whether it can answer with a stream of
     events; event_type: their content type; event: the type of each one's data, for its description.
+    asleep: a POST that is answered while the model is unloaded.
     """
 
     method: str
@@ -34,6 +35,7 @@ class Route:
     query: Mapping[str, Sequence[str]] = field(default_factory=dict)
     content_type: str = "text/plain"
     events: bool = False
+    asleep: bool = False
     event_type: str = EVENT_STREAM
     event: Any = None
 
@@ -41,6 +43,11 @@ class Route:
     def generates(self) -> bool:
         """Whether it gives generations to the engine."""
         return self.events and self.body is not None
+
+    @property
+    def wakes(self) -> bool:
+        """Whether it needs the model itself, which then is loaded if it is unloaded."""
+        return (self.method == "POST" and not self.asleep) or self.path == "/tokenizer_info"
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
+from concurrent.futures import Future
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from cllm.api.anthropic import routes as anthropic
@@ -90,6 +92,8 @@ def create_handler(
         family, endpoint = _family(route.path), route.endpoint
         if route.path not in _UNGUARDED:
             endpoint = _guarded(service, family, endpoint, lanes, generates=route.generates)
+            if route.wakes:
+                endpoint = _waking(service, endpoint, lanes)
         if family.around is not None:
             endpoint = family.around(endpoint)
         register[route.method](route.path, endpoint)
@@ -159,3 +163,22 @@ def _guarded(
         return refusing(request)
 
     return guarded
+
+
+def _waking(service: Service, endpoint: Endpoint, lanes: _Lanes) -> Endpoint:
+    """Hold the model while the endpoint and its answer use it; load it first if it is unloaded."""
+
+    def waking(request: HttpRequest) -> Answer:
+        idling = service.idling
+        if idling is None:
+            return endpoint(request)
+        loaded = idling.enter()
+        if loaded is None:
+            return idling.held(endpoint, request)
+        return lanes.submissions.run_when(loaded, partial(woken, loaded), request)
+
+    def woken(loaded: Future[None], request: HttpRequest) -> Answer:
+        loaded.result()  # raises HttpError 503
+        return waking(request)
+
+    return waking

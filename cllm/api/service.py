@@ -17,7 +17,9 @@ from cllm.http import HttpError
 
 if TYPE_CHECKING:
     # For types only: the port listens before llama.cpp is loaded.
+    from cllm.api.idling import Idling
     from cllm.engine import Engine
+    from cllm.engine.unloaded import Unloaded
     from cllm.http.stats import ServerStats
 
 log = logging.getLogger("cllm.api")
@@ -69,6 +71,9 @@ class ApiSettings:
 class Service:
     """One model behind one handler.
 
+    idling: unloads the model while the service is idle, if it is to be unloaded. resting: what is
+    known of the model while it is unloaded; the service is READY meanwhile.
+
     It starts as LOADING, so that the port can listen before the model is loaded; the loader
     reports ``loading_progress(fraction)`` and then ``ready(engine)`` or ``failed(reason)``.
     Any thread may call these. The engine stays the caller's: the service never closes it.
@@ -80,6 +85,8 @@ class Service:
         share = self.settings.share_prefixes or ("tenant" if self.tenants.isolated else "all")
         self.divides_prefixes = share == "tenant"
         self.server_stats: Callable[[], ServerStats] | None = None
+        self.idling: Idling | None = None
+        self.resting: Unloaded | None = None
         self.started = time.monotonic()
         self.started_at = time.time()
         self.progress = 0.0  # of the load, 0 … 1
@@ -112,6 +119,11 @@ class Service:
             raise self.unavailable()
         return engine
 
+    @property
+    def known(self) -> Engine | Unloaded:
+        """The engine, or what is known of it while its model is unloaded; raises HttpError 503."""
+        return self.resting or self.engine
+
     def unavailable(self) -> HttpError:
         """503 with the reason why no engine is ready."""
         return HttpError(503, self.reason, self.retry_fields())
@@ -127,7 +139,7 @@ class Service:
     def model_id(self) -> str:
         """The name under which the model is served; raises HttpError 503."""
         names = self.settings.alias
-        return names[0] if names else self.engine.info().path.stem
+        return names[0] if names else self.known.info().path.stem
 
     @property
     def chat_template(self) -> ChatTemplate:
@@ -158,9 +170,15 @@ class Service:
             self._tool_template = made if isinstance(made, ChatTemplate) else None
         source = self.settings.chat_template or info.chat_template or CHATML
         self._chat_template = _template(engine, source)
-        self._engine = engine
+        self._engine, self.resting = engine, None
         self.progress = 1.0
         self._state = State.READY
+
+    def rest(self) -> Unloaded:
+        """Answer without the engine, which is closed after this, until another one is ready."""
+        self.resting = known = self.engine.at_rest()
+        self._engine = None
+        return known
 
     def failed(self, reason: str) -> None:
         """Answer every request with 503 and this reason from now on."""

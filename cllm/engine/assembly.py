@@ -31,6 +31,7 @@ from cllm.engine.scheduling.shifting import ContextShift
 from cllm.engine.scheduling.threads import Threads
 from cllm.engine.speculation.drafting import Drafting, DraftPolicy
 from cllm.engine.speculation.speculation import Speculation
+from cllm.engine.speculation.synthetic import SyntheticSpeculation
 from cllm.engine.stats import EngineStats
 from cllm.engine.text.tokenizer import Tokenizer
 
@@ -43,9 +44,9 @@ _CHECKPOINTS_A_SLOT = 8
 # Options that do not change a saved state.
 _INDIFFERENT = ("parallel", "keep_sequences", "ctx_size", "memory_budget", "batch_size",
                 "ubatch_size", "max_itl_ms", "cache_ram", "cache_disk", "cache_disk_size",
-                "draft_max", "model_draft", "slot_save_path", "threads", "threads_batch", "mlock",
-                "mmap", "direct_io", "numa", "max_queue", "extra_bufts", "kv_cells", "pooling",
-                "tune", "context_shift", "reproducible", "lora",
+                "draft_max", "model_draft", "spec_synth_rates", "slot_save_path", "threads",
+                "threads_batch", "mlock", "mmap", "direct_io", "numa", "max_queue", "extra_bufts",
+                "kv_cells", "pooling", "tune", "context_shift", "reproducible", "lora",
                 "lora_init_without_apply")  # fmt: skip
 
 
@@ -81,7 +82,7 @@ def assemble(loaded: Loaded) -> Parts:
 
 def _generator(loaded: Loaded) -> Parts:
     config, live = loaded.config, loaded.info.context
-    ctx_size, draft_max = live.ctx_size, live.draft_max
+    ctx_size = live.ctx_size
     split_cache = not config.kv_unified
     stats = EngineStats(
         queue_limit=config.max_queue,
@@ -99,14 +100,10 @@ def _generator(loaded: Loaded) -> Parts:
         window=loaded.model.window,
         checkpoints=_checkpoints(loaded),
     )
-    drafting = None
-    if loaded.draft is not None:
-        policy = DraftPolicy(loaded.draft.size_bytes / loaded.info.size_bytes)
-        drafting = Drafting(loaded.draft, policy, stats, split_cache)
     pacer = Pacer(None if config.max_itl_ms is None else config.max_itl_ms / 1000)
     planner = Planner(
         pacer,
-        Speculation(draft_max, split_cache, drafting) if draft_max else None,
+        _speculation(loaded, stats) if live.draft_max else None,
         loaded.batch.capacity,
         split_cache,
         loaded.context.n_ubatch,
@@ -130,6 +127,18 @@ def _generator(loaded: Loaded) -> Parts:
         scheduler.command, placer, config, loaded.info.path, ctx_size, loaded.adapters
     )
     return Parts(scheduler, sessions, disk)
+
+
+def _speculation(loaded: Loaded, stats: EngineStats) -> Speculation | SyntheticSpeculation:
+    config, draft = loaded.config, loaded.draft
+    if config.spec_synth_rates:
+        _log.warning("spec_synth_rates: chance accepts drafted tokens; texts have no meaning")
+        return SyntheticSpeculation(len(config.spec_synth_rates), draft)
+    split_cache, drafting = not config.kv_unified, None
+    if draft is not None:
+        policy = DraftPolicy(draft.size_bytes / loaded.info.size_bytes)
+        drafting = Drafting(draft, policy, stats, split_cache)
+    return Speculation(config.draft_max, split_cache, drafting)
 
 
 def _disk_cache(loaded: Loaded, placer: Placer) -> DiskCache | None:

@@ -68,6 +68,8 @@ class EngineConfig:
         0: none.
     model_draft: GGUF file of a smaller model with the same vocabulary, for drafts that go beyond
         those from the sequence's own text. None: drafts come from the text alone.
+    spec_synth_rates: for benchmarks, the probabilities with which the first n tokens of a draft are
+        accepted, whatever the model would choose. (): it decides.
     slot_save_path: directory for the files of saved slots. None: slots cannot be saved.
     threads, threads_batch: for single tokens and for prompts. None: the physical cores that this
         process may use; threads_batch: as threads.
@@ -119,6 +121,7 @@ class EngineConfig:
     cache_disk_size: int | None = None
     draft_max: int = SPARE_ROWS
     model_draft: str | None = None
+    spec_synth_rates: tuple[float, ...] = ()
     slot_save_path: str | None = None
     threads: int | None = None
     threads_batch: int | None = None
@@ -191,6 +194,7 @@ class EngineConfig:
             self._check_number("tensor_split", share)
         if self.tensor_split and not any(self.tensor_split):
             raise ValueError("tensor_split has no share above 0; give each GPU's share, as 3,1")
+        self._check_synthetic_rates()
         if self.rope_scale is not None and self.rope_freq_scale is not None:
             raise ValueError("rope_scale and rope_freq_scale: give one of them")
         if self.direct_io and self.mlock:
@@ -248,6 +252,19 @@ class EngineConfig:
     def sequences(self) -> int:
         """Those that the cache holds: the ones that run, and the ones that rest."""
         return self.parallel + (self.keep_sequences or 0)
+
+    def _check_synthetic_rates(self) -> None:
+        rates = self.spec_synth_rates
+        falling = all(b <= a for a, b in zip((1.0, *rates), rates, strict=False))
+        if not falling or any(rate < 0 for rate in rates):
+            raise ValueError(
+                f"spec_synth_rates={rates}: give probabilities from 0 to 1, none of them higher "
+                "than the one before it"
+            )
+        if len(rates) > self.draft_max:
+            raise ValueError(
+                f"spec_synth_rates has {len(rates)} values; give at most draft_max={self.draft_max}"
+            )
 
     def _check_cache_disk(self, path: Path) -> None:
         if self.cache_ram == 0:

@@ -30,9 +30,11 @@ from cllm.engine.sampling.params import SamplingParams
 from cllm.engine.scheduling.scheduler import Scheduler
 from cllm.engine.sequence import Sequence as EngineSequence
 from cllm.engine.sharing import COMMON, EQUAL, Scope, Share
+from cllm.engine.speculation.chance import Chance
 from cllm.engine.speculation.drafter import Drafter
 from cllm.engine.stats import EngineStats
 from cllm.engine.text.tokenizer import Tokenizer, check_prompt_length
+from cllm.engine.unloaded import Unloaded
 
 _DEFAULTS = SamplingParams()
 
@@ -43,8 +45,9 @@ class Engine:
     submit, generate, stream, cancel, tokenize, detokenize, info and stats are for any thread.
     """
 
-    def __init__(self, loaded: Loaded) -> None:
+    def __init__(self, loaded: Loaded, before: Unloaded | None = None) -> None:
         self._info = loaded.info
+        self._earlier = None if before is None else before.stats()
         self._vocab = loaded.model.vocab
         self._ctx_size = loaded.info.context.ctx_size
         self._grammars = Grammars(self._vocab)
@@ -54,8 +57,12 @@ class Engine:
         self._shifts = loaded.config.context_shift
         self.adapters = loaded.adapters
         self._reproducible = loaded.config.reproducible
+        self._synthetic_rates = loaded.config.spec_synth_rates
         parts = assemble(loaded)
         self._runner, self._sessions = parts.scheduler, parts.sessions
+        if before is not None:
+            self._runner.history = before.history
+            self.adapters.defaults = before.adapters.defaults
         thread = threading.Thread(target=self._runner.run, name="cllm-engine", daemon=True)
         # Also runs at interpreter exit and when the engine is collected: freeing the model while
         # the thread decodes, or leaving the thread to a finished interpreter, would crash.
@@ -80,16 +87,19 @@ class Engine:
         *,
         progress: Callable[[float], None] | None = None,
         tuning_progress: Callable[[float], None] | None = None,
+        before: Unloaded | None = None,
         **overrides: Any,
     ) -> Engine:
         """Load a GGUF file; the file's other parts are found if it is split.
 
         overrides: fields of EngineConfig, over `config`. progress: called with 0.0 to 1.0 while
-        the file is read; tuning_progress: the same while `tune` measures.
+        the file is read; tuning_progress: the same while `tune` measures. before: an engine with
+        the same configuration that was unloaded; this one continues its counters, its history and
+        its adapters' default scales.
         Raises ModelLoadError (one line with the remedy) or ValueError (a bad configuration).
         """
         config = replace(config or EngineConfig(), **overrides)
-        return cls(load(Path(path), config, progress, tuning_progress))
+        return cls(load(Path(path), config, progress, tuning_progress), before)
 
     @property
     def _scheduler(self) -> Scheduler:
@@ -181,7 +191,7 @@ class Engine:
                 guide,
                 wanted_slot=slot,
                 fresh=fresh,
-                drafter=Drafter() if drafts and self._info.context.draft_max else None,
+                drafter=self._drafter(params) if drafts else None,
                 tenant=tenant,
                 share=share,
                 priority=priority,
@@ -289,13 +299,14 @@ class Engine:
     def stats(self) -> EngineStats:
         """Counters and gauges at this moment."""
         grammars = self._grammars
-        return replace(
+        now = replace(
             self._runner.snapshot(),
             healthy=self.healthy,
             constraints_compiled=grammars.compiled,
             constraints_refused=grammars.refused,
             constraint_deaths=grammars.deaths,
         )
+        return now if self._earlier is None else now.after(self._earlier)
 
     def slots(self) -> list[SlotInfo]:
         """What each slot serves, or served last, at this moment. Raises Unsupported."""
@@ -342,11 +353,21 @@ class Engine:
             raise EngineError("close() must not be called on the engine thread")
         self._finalizer()
 
+    def at_rest(self) -> Unloaded:
+        """What is known of this idle engine once it is closed; Engine.load continues from that."""
+        return Unloaded(self._info, self.stats().resting(), self.history, self.adapters)
+
     def __enter__(self) -> Engine:
         return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    def _drafter(self, params: SamplingParams) -> Drafter | None:
+        if not self._info.context.draft_max:
+            return None
+        rates = self._synthetic_rates
+        return Drafter(Chance(rates, params.seed) if rates else None)
 
     def _guide(self, constraint: Constraint, tenant: str) -> Guide:
         with self._tokenizer.borrowed():

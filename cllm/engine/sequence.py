@@ -173,7 +173,7 @@ class Sequence:
         if self.sampler is not None:
             self.sampler.note_shift(before, len(self.tokens))
         if self.drafter is not None:
-            self.drafter = Drafter()  # its positions are those of before
+            self.drafter = Drafter(self.drafter.chance)  # its positions are those of before
         self.generation.discarded += discard
 
     def prepare(self, row: FloatArray) -> int:
@@ -192,8 +192,9 @@ class Sequence:
         """Choose what follows from the logits of the newest token and of each drafted one.
 
         rows: [1 + drafted, n_vocab]; overwritten. found: the candidates of the first row, after
-        prepare(). Removes the draft. A drafted token is accepted if it is the one chosen; then the
-        next row counts too. Raises EngineError if no token can be chosen.
+        prepare(). Removes the draft. A drafted token is accepted if it is the one chosen, or if
+        chance has it chosen; then the next row counts too. Raises EngineError if no token can be
+        chosen.
         """
         if self.params.max_tokens == 0:
             return []
@@ -202,8 +203,13 @@ class Sequence:
             return []
         chosen = self._choose(rows[0], found, alone=not draft)
         length = len(self.tokens)
-        for drafted, row in zip(draft, rows[1:], strict=True):
-            if chosen[-1] != drafted or self._vocab.is_eog(drafted):
+        chance = None if self.drafter is None else self.drafter.chance
+        for index, (drafted, row) in enumerate(zip(draft, rows[1:], strict=True)):
+            if chance is not None:
+                if not chance.accepts(index) or self._vocab.is_eog(drafted):
+                    break
+                chosen[-1] = drafted
+            elif chosen[-1] != drafted or self._vocab.is_eog(drafted):
                 break
             self.tokens.append(drafted)
             chosen += self._choose(row)

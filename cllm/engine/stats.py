@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, replace
 
 
 @dataclass(slots=True)
@@ -87,3 +87,32 @@ class EngineStats:
     constraints_refused: int = 0
     constraint_deaths: int = 0
     healthy: bool = True
+
+    def resting(self) -> EngineStats:
+        """The same of an engine whose model is unloaded."""
+        return replace(self, queue_depth=0, slots_busy=0, kv_tokens=0, cache_ram_bytes=0)
+
+    def after(self, earlier: EngineStats) -> EngineStats:
+        """Gauges of this engine, counters of this one and an earlier one together."""
+        sums = {
+            each.name: getattr(earlier, each.name) + getattr(self, each.name)
+            for each in fields(self)
+            if each.name not in _GAUGES
+        }
+        reasons = {**earlier.requests_finished, **self.requests_finished}
+        finished = {
+            reason: earlier.requests_finished.get(reason, 0) + self.requests_finished.get(reason, 0)
+            for reason in reasons
+        }
+        longest = max(earlier.longest, self.longest)
+        return replace(self, **sums, requests_finished=finished, longest=longest)
+
+
+_GAUGES = frozenset(
+    (
+        *("queue_depth", "queue_limit", "slots_busy", "slots_total", "kv_tokens", "kv_cells"),
+        *("cache_ram_bytes", "cache_ram_limit", "cache_disk_bytes", "cache_disk_entries"),
+        *("cache_disk_limit", "threads", "threads_limit", "cores", "cores_left", "healthy"),
+        *("longest", "requests_finished"),  # neither is a sum of numbers
+    )
+)

@@ -478,11 +478,12 @@ def test_metrics_count_in_llama_servers_names(stories: Live) -> None:
 
     before = figure("tokens_predicted_total")
     answer = complete(stories, prompt=STORY, n_predict=9)
+    assert figure("predicted_tokens_seconds") > 0
+    assert figure("predicted_tokens_seconds") == 0  # of what ended since the previous scrape
     assert figure("tokens_predicted_total") == before + 9
     assert figure("n_tokens_max") >= answer["tokens_cached"]
     assert figure("tokens_predicted_seconds_total") > 0
     assert 1 <= figure("n_busy_slots_per_decode") <= 4
-    assert figure("predicted_tokens_seconds") > 0
 
 
 def test_other_paths_of_llama_server(stories: Live) -> None:

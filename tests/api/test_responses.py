@@ -129,6 +129,17 @@ def test_too_few_tokens_make_it_incomplete(client: Any) -> None:
     assert last.usage.output_tokens == 3
 
 
+def test_llama_servers_path_calls_it_completed_and_says_why_it_ended(stories: Live) -> None:
+    asked = {"input": FOX, "max_output_tokens": 3}
+    whole = stories.post("/responses", asked).json()
+    lines = stories.post("/responses", {**asked, "stream": True}).text.splitlines()
+    last = json.loads([line for line in lines if line.startswith("data: ")][-1][6:])
+    assert last["type"] == "response.completed"
+    for answer in (whole, last["response"]):
+        assert answer["status"] == answer["output"][0]["status"] == "completed"
+        assert answer["incomplete_details"] == {"reason": "max_output_tokens"}
+
+
 @pytest.mark.parametrize("seed", range(3))
 def test_a_forced_call_is_always_valid(client: Any, seed: int) -> None:
     asked: dict[str, Any] = {

@@ -1,7 +1,7 @@
 """llama-server's names in ``/metrics``, in addition to ours.
 
-Source: llama.cpp, tools/server/server-task.cpp, to_metrics. Averages are over all requests, not
-since the last scrape.
+Source: llama.cpp, tools/server/server-task.cpp, to_metrics. As there, the two rates are those of
+the requests that ended since the previous scrape, and 0 without any.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ class LlamaFigures(Collector):
         self._lock = threading.Lock()
         self._reading_s = self._making_s = 0.0
         self._read = self._made = 0  # tokens that took this time
+        self._scraped = (0.0, 0.0, 0, 0)  # the four at the previous scrape
 
     def finished(self, request: Request) -> None:
         """Count an answered request with at least one token. Any thread."""
@@ -42,10 +43,12 @@ class LlamaFigures(Collector):
         return []
 
     def collect(self) -> Iterator[Metric]:
-        stats = self._service.engine.stats()
+        stats = self._service.known.stats()
         with self._lock:
             reading_s, making_s = self._reading_s, self._making_s
             read, made = self._read, self._made
+            old_reading_s, old_making_s, old_read, old_made = self._scraped
+            self._scraped = (reading_s, making_s, read, made)
         decodes = max(stats.steps, 1)
         counters = (
             ("prompt_tokens", "Prompt tokens evaluated", stats.prompt_tokens - stats.cached_tokens),
@@ -60,8 +63,16 @@ class LlamaFigures(Collector):
             ("spec_decode_num_drafts", "Verifications of drafts", stats.guesses),
         )
         gauges = (
-            ("prompt_tokens_seconds", "Prompt tokens/s", read / reading_s if read else 0.0),
-            ("predicted_tokens_seconds", "Generated tokens/s", made / making_s if made else 0.0),
+            (
+                "prompt_tokens_seconds",
+                "Prompt tokens/s",
+                _rate(read - old_read, reading_s - old_reading_s),
+            ),
+            (
+                "predicted_tokens_seconds",
+                "Generated tokens/s",
+                _rate(made - old_made, making_s - old_making_s),
+            ),
             ("requests_processing", "Requests that run", stats.slots_busy),
             ("requests_deferred", "Requests that wait", stats.queue_depth),
             (
@@ -74,3 +85,7 @@ class LlamaFigures(Collector):
             yield CounterMetricFamily(f"llamacpp:{name}", text, value)
         for name, text, value in gauges:
             yield GaugeMetricFamily(f"llamacpp:{name}", text, value)
+
+
+def _rate(tokens: float, seconds: float) -> float:
+    return tokens / seconds if tokens and seconds else 0.0

@@ -69,7 +69,7 @@ def routes(service: Service, submission: Submission, handler: HttpHandler) -> tu
               text.apply_template, APPLY_TEMPLATE, llama.Applied),
         Route("GET", "/props", "llama-server: server properties",
               server.props, None, llama.Props),
-        Route("POST", "/props", "llama-server: not supported", server.change_props),
+        Route("POST", "/props", "llama-server: not supported", server.change_props, asleep=True),
         Route("GET", "/slots", "llama-server: state of the slots",
               server.slots, None, list[llama.Slot], {"fail_on_no_slot": ("1",)}),
         Route("GET", "/lora-adapters", "llama-server: LoRA adapters and their default scales",

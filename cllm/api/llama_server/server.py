@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from cllm.api.envelopes import JSON, encode
@@ -17,7 +16,7 @@ from cllm.version import __version__
 
 if TYPE_CHECKING:
     from cllm.engine.cache.slot_info import SlotInfo
-    from cllm.engine.info import ContextInfo
+    from cllm.engine.info import ContextInfo, ModelInfo
 
 
 class Server:
@@ -25,19 +24,21 @@ class Server:
 
     def __init__(self, service: Service) -> None:
         self._service = service
+        self._kept: tuple[ModelInfo, dict[str, Any]] | None = None
 
     def props(self, request: HttpRequest) -> HttpResponse:
         """GET ``/props``."""
         service = self._service
         params = short_settings(
-            SamplingParams(**service.settings.sampling), service.engine.adapters.defaults
+            SamplingParams(**service.settings.sampling), service.known.adapters.defaults
         )
         told = {
             "default_generation_settings": {
                 "params": params,
-                "n_ctx": service.engine.info().context.ctx_size,
+                "n_ctx": service.known.info().context.ctx_size,
             },
-            **self._props,
+            **self._lasting(),
+            "is_sleeping": service.resting is not None,
             "lora_adapters": described(service),
         }
         return HttpResponse.bytes(encode(told), JSON)
@@ -54,19 +55,26 @@ class Server:
         """
         if not self._service.settings.slots:
             raise HttpError(501, "this server does not show its slots; start it with --slots")
-        engine = self._service.engine
+        engine = self._service.known
         slots, context = engine.slots(), engine.info().context
         busy = sum(slot.busy for slot in slots)
         if request.query.get("fail_on_no_slot") and busy >= context.parallel:
             raise HttpError(503, "no slot available")
         all_, own = self._service.tenants.sees_all(request), tenant_of(request)
-        told = [_described(slot, context, all_ or slot.tenant == own) for slot in slots]
+        told = [_slot(slot, context, all_ or slot.tenant == own) for slot in slots]
         return HttpResponse.bytes(encode(told), JSON)
 
-    @cached_property
-    def _props(self) -> dict[str, Any]:
+    def _lasting(self) -> dict[str, Any]:
+        """What changes only if the model is loaded again; kept, as its making takes long."""
+        info = self._service.known.info()
+        kept = self._kept
+        if kept is None or kept[0] is not info:
+            self._kept = kept = info, self._described(info)
+        return kept[1]
+
+    def _described(self, info: ModelInfo) -> dict[str, Any]:
         service = self._service
-        info, template = service.engine.info(), service.chat_template
+        template = service.chat_template
         return {
             "total_slots": info.context.parallel,
             "model_alias": service.model_id,
@@ -84,12 +92,11 @@ class Server:
             "bos_token": info.bos_text,
             "eos_token": info.eos_text,
             "build_info": f"cllm {__version__}, llama.cpp {info.context.version}",
-            "is_sleeping": False,
             "cors_proxy_enabled": False,
         }
 
 
-def _described(slot: SlotInfo, context: ContextInfo, whole: bool) -> dict[str, Any]:
+def _slot(slot: SlotInfo, context: ContextInfo, whole: bool) -> dict[str, Any]:
     told: dict[str, Any] = {
         "id": slot.id,
         "n_ctx": context.ctx_size,

@@ -15,8 +15,10 @@ from cllm.http import HttpError, HttpRequest, HttpResponse
 LEVELS = ("basic", "detailed", "full")
 
 _HEALTHY = {"status": State.READY.value, "model_loaded": True}
+_ASLEEP = {"status": State.READY.value, "model_loaded": False}
 _OK = {"success": True, "status": "ok"}  # "status" is for clients of llama-server
 _HEALTHY_BODY = encode({**_OK, "data": _HEALTHY})
+_ASLEEP_BODY = encode({**_OK, "data": _ASLEEP})
 _JSON_FIELD = (("Content-Type", JSON),)
 _DEPENDENCIES = ("llama-cpp-python", "numpy", "msgspec", "prometheus-client", "gguf")
 
@@ -35,8 +37,10 @@ def health(service: Service, request: HttpRequest) -> HttpResponse:
     if service.state is not State.READY:
         return unavailable(service)
     if level == "basic":
-        return HttpResponse(200, _JSON_FIELD, _HEALTHY_BODY)
-    data: dict[str, Any] = {**_HEALTHY, "components": _components(service)}
+        asleep = service.resting is not None
+        return HttpResponse(200, _JSON_FIELD, _ASLEEP_BODY if asleep else _HEALTHY_BODY)
+    state = _HEALTHY if service.resting is None else _ASLEEP
+    data: dict[str, Any] = {**state, "components": _components(service)}
     if level == "full":
         data["metrics"] = _metrics(service)
         data["dependencies"] = _dependencies()
@@ -53,9 +57,9 @@ def unavailable(service: Service) -> HttpResponse:
 
 
 def _components(service: Service) -> dict[str, Any]:
-    stats = service.engine.stats()
+    stats = service.known.stats()
     components: dict[str, Any] = {
-        "model": {"status": "healthy", "name": service.engine.info().name},
+        "model": {"status": "healthy", "name": service.known.info().name},
         "engine": {
             "status": "healthy",
             "slots_busy": stats.slots_busy,
@@ -83,7 +87,7 @@ def _components(service: Service) -> dict[str, Any]:
 def _metrics(service: Service) -> dict[str, Any]:
     metrics: dict[str, Any] = {
         "uptime_seconds": service.uptime,
-        "engine": asdict(service.engine.stats()),
+        "engine": asdict(service.known.stats()),
     }
     if service.server_stats is not None:
         metrics["http_server"] = asdict(service.server_stats())

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 def model_info(service: Service, request: HttpRequest) -> HttpResponse:
     """The model's shape and the context in use; raises HttpError 503."""
-    info, threads = service.engine.info(), service.engine.stats().threads
+    info, threads = service.known.info(), service.known.stats().threads
     told = _described(info, threads, service.settings.expose_model_path)
     return success({**told, "lora_adapters": described(service)})
 

@@ -119,7 +119,7 @@ class Monitor:
 
     def endpoint(self, request: HttpRequest) -> HttpResponse:
         """GET ``/monitor``. Raises HttpError 503 without a model or with too many watchers."""
-        _ = self._service.engine
+        _ = self._service.known
         watch = Watch(request.without_body())
         watch.on_cancel(lambda _: self._leave(watch))
         with self._lock:
@@ -200,7 +200,7 @@ class Monitor:
 
     def _encode_ended(self, view: View) -> None:
         """Each request once: what its steps were is known best right after its end."""
-        kept = self._service.engine.history.ended_since(0)
+        kept = self._service.known.history.ended_since(0)
         known = self._ended
         self._ended = {
             number: known.get(number) or (record, encode(ended_request(record, view.pace)))

@@ -219,7 +219,7 @@ class View:
 
     def __init__(self, service: Service, number: int, before: Steps | None = None) -> None:
         """before: the steps of the view before."""
-        engine = service.engine
+        engine = service.known
         self._service = service
         self._number = number
         self._at = time.monotonic()

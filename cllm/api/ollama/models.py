@@ -52,7 +52,7 @@ class Models:
 
     def running(self, request: HttpRequest) -> HttpResponse:
         """GET ``/api/ps``."""
-        info = self._service.engine.info()
+        info = self._service.known.info()
         layers, on_gpu = info.num_layers, info.context.n_gpu_layers
         on_gpu = layers if on_gpu < 0 else min(on_gpu, layers)
         entry = self._entry()
@@ -66,7 +66,7 @@ class Models:
         """POST ``/api/show``. Raises HttpError 400, 404 and 503."""
         asked = MODEL.decode(request.body)
         check_model(self._service, asked.named)
-        info = self._service.engine.info()
+        info = self._service.known.info()
         return _json(
             {
                 "license": str(info.metadata.get("general.license", "")),
@@ -112,7 +112,7 @@ class Models:
         )
 
     def _entry(self) -> dict[str, Any]:
-        info, name = self._service.engine.info(), self._service.model_id
+        info, name = self._service.known.info(), self._service.model_id
         return {
             "name": name,
             "model": name,

@@ -38,12 +38,13 @@ def routes(service: Service, submission: Submission) -> tuple[Route, ...]:
         Route("GET", "/api/ps", "Ollama: list the running model",
               models.running, None, answers.OllamaModels),
         Route("POST", "/api/show", "Ollama: describe the loaded model",
-              models.show, MODEL, answers.OllamaShow),
+              models.show, MODEL, answers.OllamaShow, asleep=True),
         Route("POST", "/api/pull", "Ollama: succeeds for the loaded model",
-              models.pull, MODEL, answers.OllamaStatus, events=True, event_type=LINES),
+              models.pull, MODEL, answers.OllamaStatus, events=True, event_type=LINES,
+              asleep=True),
         *(
             Route(method, f"/api/{name}", "Ollama: not supported",
-                  models.unsupported, None, answers.OllamaFailure)
+                  models.unsupported, None, answers.OllamaFailure, asleep=True)
             for method, name in (
                 ("POST", "create"), ("POST", "copy"), ("POST", "push"), ("DELETE", "delete"),
             )

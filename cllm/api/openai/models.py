@@ -41,7 +41,7 @@ class Models:
 
     def _described(self, own: dict[str, Any]) -> dict[str, Any]:
         """The model as Ollama's clients expect it."""
-        info = self._service.engine.info()
+        info = self._service.known.info()
         return {
             "name": own["id"],
             "model": own["id"],
@@ -64,7 +64,7 @@ class Models:
         }
 
     def _model(self) -> dict[str, Any]:
-        info = self._service.engine.info()
+        info = self._service.known.info()
         created = int(info.path.stat().st_mtime) if info.path.exists() else 0
         return {
             "id": self._service.model_id,

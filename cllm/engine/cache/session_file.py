@@ -1,7 +1,10 @@
 """Files with a slot's prefix: its tokens and llama.cpp's state, checked when read.
 
-Layout: a line that names the format, a line of JSON (`_Head`), the tokens as 32-bit integers, the
-state. A file is written under a temporary name and renamed, so that no reader sees a part of it.
+Layout: that of llama.cpp (`llama_state_seq_save_file`) with llama-server's list of tokens in it, so
+that its programs read the file too: magic, version, number of words; the words; the state. Ours
+follows: JSON (`_Head`), its size and checksum, and a mark. llama-server's older list, which is the
+tokens alone, is read as well. A file is written under a temporary name and renamed, so that no
+reader sees a part of it.
 """
 
 from __future__ import annotations
@@ -9,12 +12,13 @@ from __future__ import annotations
 import json
 import os
 import re
+import struct
 import zlib
 from array import array
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 from uuid import uuid4
 
 import numpy as np
@@ -22,7 +26,13 @@ import numpy as np
 from cllm.engine.errors import EngineError, InvalidRequest
 from cllm.engine.llama import Bytes
 
-_FORMAT = b"cLLM prefix 1\n"
+_START = struct.Struct("<3I")  # magic, version, number of words
+_MAGIC, _VERSION = 0x67677371, 3  # LLAMA_STATE_SEQ_MAGIC, LLAMA_STATE_SEQ_VERSION
+_LIST = struct.Struct("<i2I")  # before the tokens: no token, version, number of tokens
+_LIST_MARK = (-1, 1)  # LLAMA_TOKEN_NULL, SERVER_TOKENS_STATE_VERSION
+_NO_MEDIA = struct.pack("<I", 0)  # after them: how many images
+_END = struct.Struct("<2I8s")  # size and checksum of the head, mark
+_MARK = b"cLLM 1\r\n"
 _LONGEST_HEAD = 65536  # bytes
 _NAME = re.compile(r"[^\W_][\w.+=@,-]{0,199}")
 
@@ -90,10 +100,11 @@ def write(
     try:
         path.parent.mkdir(exist_ok=True)
         with beside.open("wb") as file:
-            file.write(_FORMAT)
-            file.write(json.dumps(asdict(head)).encode() + b"\n")
-            file.write(tokens.tobytes())
+            words = _LIST.pack(*_LIST_MARK, len(tokens)) + tokens.tobytes() + _NO_MEDIA
+            file.write(_START.pack(_MAGIC, _VERSION, len(words) // 4) + words)
             file.write(state.data)
+            last = json.dumps(asdict(head)).encode()
+            file.write(last + _END.pack(len(last), zlib.crc32(last), _MARK))
             written = file.tell()
         os.replace(beside, path)
         return written
@@ -109,15 +120,17 @@ def read(path: Path, identity: Identity) -> Content:
     """
     try:
         with path.open("rb") as file:
-            if file.readline(len(_FORMAT)) != _FORMAT:
-                raise _refused(path, "a file that cLLM saved")
-            head = _head(path, file.readline(_LONGEST_HEAD))
-            _check_identity(path, head.identity, identity)
             size = os.fstat(file.fileno()).st_size
-            if file.tell() + 4 * head.n_tokens + head.n_state != size:
-                raise _refused(path, "a whole file")
-            tokens = array("i", file.read(4 * head.n_tokens))
-            state = np.fromfile(file, np.uint8)
+            end, head = _head(path, file, size)
+            _check_identity(path, head.identity, identity)
+            file.seek(0)
+            magic, version, n_words = _START.unpack(file.read(_START.size))
+            if (magic, version) != (_MAGIC, _VERSION):
+                raise _refused(path, f"a state file of version {_VERSION} of llama.cpp")
+            if _START.size + 4 * n_words + head.n_state != end:
+                raise _refused(path, "a file that is not damaged")
+            tokens = _tokens(path, file.read(4 * n_words), head.n_tokens)
+            state = np.fromfile(file, np.uint8, head.n_state)
     except FileNotFoundError:
         raise _refused(path, "a file in --slot-save-path") from None
     except OSError as error:
@@ -133,17 +146,41 @@ def _checksum(tokens: array[int], state: Bytes) -> int:
     return zlib.crc32(state.data, zlib.crc32(tokens))
 
 
-def _head(path: Path, line: bytes) -> _Head:
+def _head(path: Path, file: BinaryIO, size: int) -> tuple[int, _Head]:
+    """Where the head begins, and the head."""
+    end = size - _END.size
+    if end < _START.size:
+        raise _refused(path, "a whole file that cLLM saved")
+    file.seek(end)
+    length, crc32, mark = _END.unpack(file.read(_END.size))
+    if mark != _MARK or length > min(_LONGEST_HEAD, end - _START.size):
+        raise _refused(path, "a whole file that cLLM saved")
+    file.seek(end - length)
+    text = file.read(length)
+    if zlib.crc32(text) != crc32:
+        raise _refused(path, "a file that is not damaged")
     try:
-        fields: dict[str, Any] = json.loads(line)
+        fields: dict[str, Any] = json.loads(text)
         identity = Identity(**fields.pop("identity"))
         adapters = [(str(digest), float(scale)) for digest, scale in fields.pop("adapters", ())]
         head = _Head(identity, **fields, adapters=adapters)
         if not (head.n_tokens > 0 and head.n_state > 0 and isinstance(head.salt, str)):
             raise ValueError
-        return head
+        return end - length, head
     except (ValueError, TypeError, KeyError, AttributeError):
         raise _refused(path, "a file that is not damaged") from None
+
+
+def _tokens(path: Path, words: bytes, count: int) -> array[int]:
+    """The tokens of llama-server's list of either kind; their checksum is checked later."""
+    size = 4 * count
+    if len(words) == _LIST.size + size + len(_NO_MEDIA):
+        begins = _LIST.unpack_from(words) == (*_LIST_MARK, count)
+        if begins and words.endswith(_NO_MEDIA):
+            return array("i", words[_LIST.size : _LIST.size + size])
+    if len(words) == size:
+        return array("i", words)
+    raise _refused(path, "a file with a list of tokens alone")
 
 
 def _check_identity(path: Path, saved: Identity, here: Identity) -> None:

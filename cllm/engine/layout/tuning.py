@@ -35,8 +35,8 @@ _REVISION = 1
 _THREADING = ("OMP_", "GOMP_", "KMP_", "GGML_")
 # Options that do not affect which layout is fastest.
 _INDIFFERENT = ("max_queue", "max_itl_ms", "cache_ram", "cache_disk", "cache_disk_size",
-                "slot_save_path", "draft_max", "model_draft", "mmap", "mlock", "direct_io",
-                "memory_budget", "extra_bufts", "pooling", "tune", "lora",
+                "slot_save_path", "draft_max", "model_draft", "spec_synth_rates", "mmap",
+                "mlock", "direct_io", "memory_budget", "extra_bufts", "pooling", "tune", "lora",
                 "lora_init_without_apply")  # fmt: skip
 
 

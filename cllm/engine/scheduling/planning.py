@@ -15,6 +15,7 @@ from cllm.engine.scheduling.thread_policy import Shape
 from cllm.engine.sequence import Sequence, slot_of
 from cllm.engine.sharing import AdapterSet
 from cllm.engine.speculation.speculation import Speculation
+from cllm.engine.speculation.synthetic import SyntheticSpeculation
 
 _log = logging.getLogger("cllm.engine")
 
@@ -36,7 +37,7 @@ class Planner:
     def __init__(
         self,
         pacer: Pacer,
-        speculation: Speculation | None,
+        speculation: Speculation | SyntheticSpeculation | None,
         capacity: int,
         split_cache: bool,
         ubatch: int | None = None,

@@ -12,6 +12,8 @@ from array import array
 
 import numpy as np
 
+from cllm.engine.speculation.chance import Chance
+
 _GRAM = 3  # tokens that must match; after two the text too often continues differently
 _SLICE = (
     1024  # tokens that one call adds to a table: 0.1 ms, of a prompt of 32 000 it would be 7 ms
@@ -161,12 +163,14 @@ class Drafter:
     """One sequence's drafts from its text.
 
     model_rate: the acceptance rate of the draft model, once that was considered. from_model:
-    whether the last draft is the draft model's.
+    whether the last draft is the draft model's. chance: decides which tokens are accepted, in place
+    of the model's own choice.
     """
 
-    __slots__ = ("_lookup", "_rates", "from_model", "model_rate")
+    __slots__ = ("_lookup", "_rates", "chance", "from_model", "model_rate")
 
-    def __init__(self) -> None:
+    def __init__(self, chance: Chance | None = None) -> None:
+        self.chance = chance
         self._lookup = PromptLookup()
         self._rates: CopyRates | None = None
         self.model_rate: AcceptanceRate | None = None

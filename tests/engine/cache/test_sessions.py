@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
+import struct
+import zlib
 from pathlib import Path
 
+import llama_cpp
 import pytest
 
 from cllm.engine import Engine, EngineClosed, InvalidRequest, NotEnabled
@@ -85,7 +89,7 @@ def test_a_longer_file_than_a_sequence_may_be_is_refused(saving: Loader) -> None
     refused(saving(ctx_size=100), "ctx_size=100")
 
 
-@pytest.mark.parametrize("where", [3, 40, 500, -5])
+@pytest.mark.parametrize("where", [3, 5, 9, 13, 20, 40, 500, -5, -15, -18, -200])
 def test_a_damaged_file_is_refused(saving: Loader, tmp_path: Path, where: int) -> None:
     saved(saving())
     data = bytearray((tmp_path / "talk.bin").read_bytes())
@@ -106,8 +110,29 @@ def test_a_head_of_the_wrong_shape_is_refused(saving: Loader, tmp_path: Path) ->
     heads: list[object] = [[], {}, {"identity": 3}, {"identity": {"model": "x"}}, "x"]
     engine = saving()
     for head in heads:
-        (tmp_path / "odd").write_bytes(b"cLLM prefix 1\n" + json.dumps(head).encode() + b"\n")
+        text = json.dumps(head).encode()
+        end = struct.pack("<2I", len(text), zlib.crc32(text)) + b"cLLM 1\r\n"
+        (tmp_path / "odd").write_bytes(struct.pack("<3I", 0x67677371, 3, 0) + text + end)
         refused(engine, "not damaged", "odd")
+
+
+def test_a_file_is_in_the_format_of_llama_cpp(saving: Loader, tmp_path: Path) -> None:
+    first = saving()
+    saved(first)
+    second = saving()
+    words, count = (ctypes.c_int32 * 1000)(), ctypes.c_size_t()
+    pointer = second._runner._context._handle
+    path = str(tmp_path / "talk.bin").encode()
+    assert llama_cpp.llama_state_seq_load_file(pointer, path, 0, words, 1000, count) > 0
+    assert list(words[: count.value]) == [-1, 1, len(PROMPT), *PROMPT, 0]
+
+
+def test_a_list_of_the_tokens_alone_is_read_too(saving: Loader, tmp_path: Path) -> None:
+    saved(saving())
+    data = (tmp_path / "talk.bin").read_bytes()
+    tokens, rest = data[24 : 24 + 4 * len(PROMPT)], data[24 + 4 * len(PROMPT) + 4 :]
+    (tmp_path / "talk.bin").write_bytes(data[:8] + struct.pack("<I", len(PROMPT)) + tokens + rest)
+    assert saving().sessions.restore(0, "talk.bin").result(WAIT).n_tokens == len(PROMPT)
 
 
 @pytest.mark.parametrize(

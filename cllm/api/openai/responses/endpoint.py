@@ -46,13 +46,17 @@ _TOOL = re.compile(r"^tools\[(\d+)\]\.function")
 
 @dataclass(frozen=True, slots=True)
 class _Given:
-    """A request. own: the items of its input. items: these, after those of the responses before."""
+    """A request. own: the items of its input. items: these, after those of the responses before.
+
+    incomplete: whether a response that the bound on its tokens ends is called so.
+    """
 
     asked: ResponsesRequest
     before: Stored | None
     own: list[Item]
     items: list[Item]
     tools: Toolbox
+    incomplete: bool
 
 
 class Responses:
@@ -109,7 +113,9 @@ class Responses:
                 raise HttpError(400, f'previous_response_id: "{id[:80]}" is not stored; {how}')
         own = [self._found(tenant, n, item) for n, item in enumerate(asked.items())]
         items = [*before.items(), *own] if before is not None else own
-        return _Given(asked, before, own, items, Toolbox.of(asked.tools or ()))
+        # llama-server calls such a response completed.
+        incomplete = request.path.startswith("/v1/")
+        return _Given(asked, before, own, items, Toolbox.of(asked.tools or ()), incomplete)
 
     def _found(self, tenant: str, number: int, item: Item) -> Item:
         """The item, of a stored response if it is only referred to. Raises HttpError 400."""
@@ -169,8 +175,8 @@ class _Reply:
     """One response under way."""
 
     __slots__ = (
-        "_asked", "_choice", "_created", "_engine", "_keep", "_model", "_tools", "generation",
-        "output",
+        "_asked", "_choice", "_created", "_engine", "_incomplete", "_keep", "_model", "_tools",
+        "generation", "output",
     )  # fmt: skip
 
     def __init__(
@@ -185,6 +191,7 @@ class _Reply:
         self._asked = asked = given.asked
         self._created = int(time.time())
         self._engine = service.engine if asked.logprobs is not None else None
+        self._incomplete = given.incomplete
         self._keep = keep
         self._model = service.model_id
         self._tools = given.tools
@@ -229,12 +236,14 @@ class _Reply:
         return self.output.push(events, logprobs)
 
     def status(self) -> str:
-        return "incomplete" if self.generation.finish_reason == "length" else "completed"
+        cut = self.generation.finish_reason == "length"
+        return "incomplete" if cut and self._incomplete else "completed"
 
     def response(self, status: str, error: str | None = None) -> dict[str, Any]:
         """The response's object in this state; with counts once it has ended."""
         asked, usage = self._asked, self.generation.usage
         ended = status != "in_progress"
+        cut = status == "incomplete" or self.generation.finish_reason == "length"
         counts = {
             "input_tokens": usage.prompt_tokens,
             "input_tokens_details": {"cached_tokens": usage.cached_tokens, "cache_write_tokens": 0},
@@ -250,9 +259,7 @@ class _Reply:
             "status": status,
             "background": False,
             "error": None if error is None else {"code": "server_error", "message": error},
-            "incomplete_details": (
-                {"reason": "max_output_tokens"} if status == "incomplete" else None
-            ),
+            "incomplete_details": {"reason": "max_output_tokens"} if ended and cut else None,
             "instructions": asked.instructions,
             "max_output_tokens": asked.max_output_tokens,
             "metadata": asked.metadata or {},
