@@ -89,8 +89,11 @@ class GenerationStream(BodyStream):
     @property
     def pending(self) -> int:
         """About how many bytes the events take that are not taken."""
-        waiting = self._made() - self._taken
-        return sum(g.pending_chars for g in self._generations) + waiting * _FRAME
+        waiting, chars = -self._taken, 0
+        for generation in self._generations:
+            waiting += generation.usage.completion_tokens
+            chars += generation.pending_chars
+        return chars + waiting * _FRAME
 
     def attach(self, wake: Callable[[], None]) -> None:
         self._wake = wake

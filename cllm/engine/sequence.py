@@ -25,6 +25,7 @@ from cllm.engine.text.indent import IndentLimit
 from cllm.engine.text.stops import StopMatcher
 
 _ENDLESS = 2**62  # tokens
+_NO_ROW: FloatArray = np.empty(0, dtype=np.float32)
 
 
 class Sequence:
@@ -41,6 +42,7 @@ class Sequence:
         "_indent",
         "_newest",
         "_piece",
+        "_prepares",
         "_stops",
         "_vocab",
         "deadline",
@@ -114,6 +116,7 @@ class Sequence:
         self.slot: Slot | None = None
         self.sampler: TokenSampler | None = None
         self.preempted = False
+        self._prepares = params.logprobs is None and params.max_tokens != 0
         self._newest = 0
         self._vocab = vocab
         self._piece = vocab.spelled if params.spell_special else vocab.piece
@@ -144,7 +147,8 @@ class Sequence:
     @property
     def decoding(self) -> bool:
         """Whether only its newest tokens must be evaluated before the next can be chosen."""
-        return self.pending <= self._newest
+        assert self.slot is not None
+        return len(self.tokens) - self.slot.length <= self._newest
 
     def add_draft(self, draft: list[int]) -> None:
         """Append drafted tokens, which are evaluated with the newest one."""
@@ -182,26 +186,38 @@ class Sequence:
         0: nothing was done, choose() does all.
         """
         assert self.sampler is not None
-        top_k = self.sampler.first_top_k
-        if not top_k or self.drafted or self.guide or self.params.logprobs is not None:
+        top_k, guide = self.sampler.first_top_k, self.guide
+        if not top_k or self.drafted or not self._prepares:
             return 0
+        if guide is not None:
+            if not guide.ready:
+                return 0
+            guide.exclude(row)
         self.sampler.prepare(row, self.tokens)
         return top_k
 
-    def choose(self, rows: FloatArray, found: NDArray[np.void] | None = None) -> list[int]:
+    def choose_among(self, found: NDArray[np.void]) -> list[int]:
+        """Choose what follows from the candidates of the newest token's row, after prepare()."""
+        assert self.sampler is not None
+        token = self.sampler.choose(_NO_ROW, self.tokens, found)
+        if self.guide is None:
+            return [token]
+        self.guide.check(token)
+        return self._guided(self.guide, token, alone=True)
+
+    def choose(self, rows: FloatArray) -> list[int]:
         """Choose what follows from the logits of the newest token and of each drafted one.
 
-        rows: [1 + drafted, n_vocab]; overwritten. found: the candidates of the first row, after
-        prepare(). Removes the draft. A drafted token is accepted if it is the one chosen, or if
-        chance has it chosen; then the next row counts too. Raises EngineError if no token can be
-        chosen.
+        rows: [1 + drafted, n_vocab]; overwritten. Removes the draft. A drafted token is accepted if
+        it is the one chosen, or if chance has it chosen; then the next row counts too. Raises
+        EngineError if no token can be chosen.
         """
         if self.params.max_tokens == 0:
             return []
         draft = self.rollback()
         if self.guide is not None and self.guide.complete():
             return []
-        chosen = self._choose(rows[0], found, alone=not draft)
+        chosen = self._choose(rows[0], alone=not draft)
         length = len(self.tokens)
         chance = None if self.drafter is None else self.drafter.chance
         for index, (drafted, row) in enumerate(zip(draft, rows[1:], strict=True)):
@@ -219,32 +235,34 @@ class Sequence:
             self.writer.count_draft(len(draft), len(chosen) - 1)
         return chosen
 
-    def _choose(
-        self, row: FloatArray, found: NDArray[np.void] | None = None, alone: bool = False
-    ) -> list[int]:
+    def _choose(self, row: FloatArray, alone: bool = False) -> list[int]:
         """Choose the next token from its logits, which are overwritten, and record it if asked.
 
-        alone: no drafted token follows. Tokens that the constraint forces after it come with it,
-        unless the request wants the log-probabilities of each.
+        alone: no drafted token follows.
         """
         assert self.sampler is not None
         params, guide = self.params, self.guide
         own = row.copy() if params.logprobs is not None else row
         if guide is not None:
             guide.exclude(row)
-        token = self.sampler.choose(row, self.tokens, found)
+        token = self.sampler.choose(row, self.tokens)
         if guide is not None:
-            guide.check(token)
+            guide.check(token)  # before it is recorded
         if params.logprobs is not None and params.sampled_logprobs:
             self._record(token, *self.sampler.chances(token, params.logprobs))
         elif params.logprobs is not None:
             self._record(token, *logprobs(own, token, params.logprobs, params.logprob_token_ids))
-        chosen = [token]
-        if guide is not None and not self._vocab.is_eog(token):
-            room = self.max_length - len(self.tokens) - 1 if params.logprobs is None else 0
-            word = alone and self._vocab.piece(token).strip().isalnum()
-            chosen += guide.accept(token, room, word)
-        return chosen
+        return [token] if guide is None else self._guided(guide, token, alone)
+
+    def _guided(self, guide: Guide, token: int, alone: bool) -> list[int]:
+        """The token, with those that the constraint forces after it, for which room is left.
+
+        None is forced where the request wants the log-probabilities of each.
+        """
+        if self._vocab.is_eog(token):
+            return [token]
+        room = self.max_length - len(self.tokens) - 1 if self.params.logprobs is None else 0
+        return [token, *guide.accept(token, room, alone and self._vocab.is_prose(token))]
 
     def _record(self, token: int, logprob: float, top: tuple[tuple[int, float], ...]) -> None:
         piece = b"" if self._vocab.is_eog(token) else self._piece(token)

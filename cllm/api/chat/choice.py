@@ -38,7 +38,8 @@ class Choice:
 
     def push(self, text: str) -> list[Event]:
         """What the next token's text makes."""
-        self._reach(text)
+        if self._recorded is not None:
+            self._reach(text)
         events = self._noted(self._parser.push(text))
         self._thoughts.count(self._thinking)
         return events
@@ -75,9 +76,11 @@ class Choice:
 
     def _noted(self, events: list[Event]) -> list[Event]:
         for event in events:
+            if isinstance(event, Text):
+                self._thinking = False
+                continue
             self._thinking = isinstance(event, Reasoning)
+            self.records.clear()  # of thoughts, calls and marks
             if isinstance(event, CallBegin):
                 self.called = True
-            if not isinstance(event, Text):
-                self.records.clear()  # of thoughts, calls and marks
         return events

@@ -108,8 +108,14 @@ class Reader:
 
         White space before a marker is `dropped`.
         """
+        begins = "".join({marker[0] for marker in markers})
         while True:
             text = self.text
+            if text and not (text[-1].isspace() or self.ended or _any_of(begins, text)):
+                self.text = ""
+                yield event(text)
+                yield None
+                continue
             found = _first(text, markers)
             if found is not None:
                 before = text[: found[0]].rstrip()
@@ -226,6 +232,14 @@ class Script:
 def _first(text: str, markers: Sequence[str]) -> tuple[int, str] | None:
     found = [(at, marker) for marker in markers if (at := text.find(marker)) >= 0]
     return min(found) if found else None
+
+
+def _any_of(characters: str, text: str) -> bool:
+    """Whether the text has one of a few characters."""
+    for character in characters:  # noqa: SIM110 - a third of the time of any()
+        if character in text:
+            return True
+    return False
 
 
 def _begun(text: str, markers: Sequence[str]) -> int:

@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, Literal, get_args
 
 from llguidance import LLMatcher
@@ -19,6 +20,8 @@ Kind = Literal["json_schema", "json_object", "gbnf", "regex", "lark"]
 
 MAX_SOURCE = 2**18
 """Characters of a constraint's source."""
+
+_SHORT = 4096  # characters of a schema whose expression is remembered
 
 MAX_RULES = 1000
 """Rules of a grammar: a chain of some 4 000 overflows llguidance's stack."""
@@ -79,9 +82,19 @@ def json_rule(schema: Mapping[str, Any] | bool) -> str:
     Raises InvalidRequest, which names a keyword that is not supported.
     """
     try:
-        return lark_expression(schema)
+        source = json.dumps(schema)
+    except (TypeError, ValueError, RecursionError):  # the next line says what is wrong
+        source = ""
+    try:
+        return _short_rule(source) if 0 < len(source) <= _SHORT else lark_expression(schema)
     except RecursionError:
         raise InvalidRequest("json_schema", "a schema", "fewer levels of nesting") from None
+
+
+@lru_cache(maxsize=512)
+def _short_rule(source: str) -> str:
+    """The expression of a schema that is likely to come again, as those of tools do."""
+    return lark_expression(json.loads(source))
 
 
 def relaxed(schema: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -35,7 +35,8 @@ class Guide:
     """A matcher and the mask for the next token. One thread at a time may use it."""
 
     __slots__ = (
-        "_address", "_bits", "_few", "_forbidden", "_later", "_left_s", "_matcher", "_n_vocab",
+        "_address", "_bits", "_ended", "_few", "_forbidden", "_later", "_left_s", "_matcher",
+        "_n_vocab",
     )  # fmt: skip
 
     def __init__(self, matcher: LLMatcher, n_vocab: int) -> None:
@@ -46,6 +47,7 @@ class Guide:
         self._few: NDArray[np.intp] | None = None  # the forbidden tokens, if they are few
         self._later: int | None = None  # a token to accept before the next mask is computed
         self._forbidden: NDArray[np.bool_] | None = None
+        self._ended = False  # whether nothing may follow, as of `_forbidden`
         self._left_s = BURST_S
 
     def forbidden(self) -> NDArray[np.bool_]:
@@ -60,6 +62,7 @@ class Guide:
                 self._matcher.unsafe_compute_mask_ptr(self._address, bits.nbytes)
                 self._charge(began, accepted)
             self._check()
+            self._ended = bool(self._matcher.is_stopped())
             np.invert(bits, out=bits)
             flags = np.unpackbits(bits.view(np.uint8), count=self._n_vocab, bitorder="little")
             self._forbidden = forbidden = flags.view(np.bool_)
@@ -67,13 +70,18 @@ class Guide:
             self._few = forbidden.nonzero()[0] if few else None
         return self._forbidden
 
+    @property
+    def ready(self) -> bool:
+        """Whether the mask is computed and a token may follow; then exclude() raises nothing."""
+        return self._forbidden is not None and not self._ended
+
     def exclude(self, row: NDArray[np.float32]) -> None:
         """Set the logits of forbidden tokens to -infinity. Raises TooIntricate."""
-        forbidden = self.forbidden()
-        if self._few is not None:
-            row[self._few] = -np.inf
-        else:
+        forbidden, few = self.forbidden(), self._few
+        if few is None:
             np.copyto(row, -np.inf, where=forbidden)
+        elif len(few):
+            row[few] = -np.inf
 
     def check(self, token: int) -> None:
         """Raise InvalidRequest for a forbidden token, which was chosen because none was left."""
@@ -81,17 +89,17 @@ class Guide:
             left = "at least one token that both the constraint and logit_bias allow"
             raise InvalidRequest("logit_bias", "forbidding these tokens", left)
 
-    def accept(self, token: int, room: int = 0, word: bool = False) -> list[int]:
+    def accept(self, token: int, room: int = 0, prose: bool = False) -> list[int]:
         """Advance by a token that was not forbidden and does not end the text.
 
-        Also accepts, and returns, the tokens that must follow it, but at most `room`. word: its
-        text is a word, after which nothing must follow where most tokens were allowed. Then it is
-        accepted with the next mask, while llama_decode runs; what must follow after all comes one
-        step later. Raises TooIntricate.
+        Also accepts, and returns, the tokens that must follow it, but at most `room`. prose: its
+        text is that of sentences, after which nothing must follow where most tokens were allowed.
+        Then it is accepted with the next mask, while llama_decode runs; what must follow after all
+        comes one step later. Raises TooIntricate.
         """
         free = self._forbidden is not None and self._few is not None
         self._forbidden = None
-        if word and free:
+        if prose and free:
             self._later = token
             return []
         began, matcher = time.thread_time(), self._matcher
@@ -107,6 +115,8 @@ class Guide:
 
     def complete(self) -> bool:
         """Whether the text is complete and nothing may follow. Raises TooIntricate."""
+        if self._forbidden is not None:
+            return self._ended
         if self._later is not None:
             self.forbidden()  # accepts it
         self._check()

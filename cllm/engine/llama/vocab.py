@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import re
 from collections.abc import Iterator
 
 import llama_cpp.llama_cpp as C  # noqa: N812 - the C interface
@@ -11,6 +12,8 @@ from llguidance import LLTokenizer
 
 from cllm.engine.llama.arrays import IntArray
 from cllm.engine.llama.held import held
+
+_SENTENCES = re.compile(rb"[A-Za-z0-9\s.,!?;:'\-\x80-\xff]*")
 
 _CONTROLS = C.LLAMA_TOKEN_ATTR_CONTROL | C.LLAMA_TOKEN_ATTR_UNKNOWN
 
@@ -38,6 +41,8 @@ class Vocab:
         self.adds_sep = bool(C.llama_vocab_get_add_sep(handle))
         self._pieces: dict[int, bytes] = {}
         self._spelled: dict[int, bytes] = {}
+        self._prose: dict[int, bool] = {}
+        self._ends: dict[int, bool] = {}
         self._eog: IntArray | None = None
 
     def tokenize(self, text: str, add_special: bool, parse_special: bool) -> list[int]:
@@ -116,9 +121,20 @@ class Vocab:
             eos_token=self.eog_tokens().tolist(),
         )
 
+    def is_prose(self, token: int) -> bool:
+        """Whether the token's bytes are those of sentences: no brackets, quotes or operators."""
+        prose = self._prose.get(token)
+        if prose is None:
+            piece = self.piece(token)
+            prose = self._prose[token] = bool(piece and _SENTENCES.fullmatch(piece))
+        return prose
+
     def is_eog(self, token: int) -> bool:
         """Whether the token ends a generation."""
-        return bool(_is_eog(self.handle, token))
+        ends = self._ends.get(token)
+        if ends is None:
+            ends = self._ends[token] = bool(_is_eog(self.handle, token))
+        return ends
 
     def eog_tokens(self) -> IntArray:
         """All tokens that end a generation."""

@@ -60,6 +60,9 @@ class Admission:
 
     def admit(self, running: list[Sequence], give_up: GiveUp) -> list[Sequence]:
         """Give slots to waiting sequences and add these to the running ones; return them."""
+        if not self.waiting:
+            self._awaits_loads = False
+            return []
         began = time.perf_counter()
         admitted: list[Sequence] = []
         streams = sum(sequence.decoding for sequence in running)

@@ -226,6 +226,10 @@ def fill(batch: Batch, plan: Plan, holes: Iterable[Slot] = ()) -> int:
     holes: slots that get a token without meaning.
     """
     at, before = 0, {slot.id + 1: slot for slot in holes}
+    if not before and all(
+        count == 1 and not sequence.drafted and sequence.scores is None for sequence, count in plan
+    ):
+        return _fill_newest(batch, plan)
     for sequence, count in plan:
         slot = slot_of(sequence)
         if (hole := before.get(slot.id)) is not None:
@@ -250,3 +254,19 @@ def fill(batch: Batch, plan: Plan, holes: Iterable[Slot] = ()) -> int:
         if sequence.scores is not None and (scored := sequence.scores.wanted(start, end)):
             batch.output[at - end + scored.start : at - end + scored.stop] = 1
     return at
+
+
+def _fill_newest(batch: Batch, plan: Plan) -> int:
+    """fill() for one token of each sequence: four numpy calls for all of them."""
+    tokens, at, ids, outputs = list[int](), list[int](), list[int](), list[bool]()
+    for sequence, _ in plan:
+        slot = slot_of(sequence)
+        length = slot.length
+        tokens.append(sequence.tokens[length])
+        at.append(length)
+        ids.append(slot.id)
+        outputs.append(length + 1 == len(sequence.tokens))
+    count = len(plan)
+    batch.token[:count], batch.pos[:count] = tokens, at
+    batch.seq[:count], batch.output[:count] = ids, outputs
+    return count

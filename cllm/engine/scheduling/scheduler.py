@@ -301,7 +301,11 @@ class Scheduler(EngineLoop[Sequence]):
                         sequence.scores = None
                 if not last:
                     continue
-                tokens = sequence.choose(rows[begin + scored : at], found.get(at - last))
+                among = found.get(at - last)
+                if among is None:
+                    tokens = sequence.choose(rows[begin + scored : at])
+                else:
+                    tokens = sequence.choose_among(among)
                 chosen.append((sequence, tokens))
                 if drafted and tokens:
                     self._stats.guesses += 1

@@ -50,5 +50,5 @@ class SyntheticSpeculation:
                 return {}
         return model.draft(lengths)
 
-    def observe(self, drafted: int, seconds: float, step_s: float) -> None:
+    def observe(self, count: int, drafted: int, seconds: float, step_s: float) -> None:
         """Nothing is learned."""

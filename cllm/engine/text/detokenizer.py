@@ -25,7 +25,10 @@ class Detokenizer:
 
     def push(self, token: int) -> str:
         """The text that `token` completes; often none, rarely more than a word."""
-        return self._decoder.decode(self._piece(token))
+        piece = self._piece(token)
+        if piece.isascii() and not self._decoder.buffer:  # decoding in C, without a state
+            return piece.decode("ascii")
+        return self._decoder.decode(piece)
 
     def flush(self) -> str:
         """The text for an unfinished character at the end of the tokens: U+FFFD, or nothing."""
