@@ -1,6 +1,6 @@
 """Generations as server-sent events: the engine publishes, a worker frames.
 
-The engine thread only wakes the connection. The worker that the connection then runs on takes the
+The engine only wakes the connection. The worker that the connection then runs on takes the
 new deltas and frames them, so a stream costs the engine one call a step and no encoding.
 """
 
@@ -74,7 +74,7 @@ class GenerationStream(BodyStream):
         self._generations = generations
 
     def on_update(self) -> None:
-        """On the engine thread after a step: wake the connection, or give up on a slow reader."""
+        """After a step, on the engine: wake the connection, or give up on a slow reader."""
         generations, wake = self._generations, self._wake
         if not generations or wake is None:
             return  # `attach` checks for itself

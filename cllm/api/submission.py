@@ -222,7 +222,7 @@ class _Whole(Generic[R]):
         self.on_update()
 
     def on_update(self) -> None:
-        """On the engine thread after a step."""
+        """On a thread of the engine after a step."""
         submitted = self._submitted
         if not submitted or self.deferred.cancelled:
             return

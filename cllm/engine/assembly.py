@@ -109,7 +109,7 @@ def _generator(loaded: Loaded) -> Parts:
         loaded.context.n_ubatch,
     )
     shared_cells = loaded.context.n_ctx if config.kv_cells is not None else None
-    admission = Admission(placer, loaded.model.vocab, stats, shared_cells)
+    admission = Admission(placer, stats, shared_cells)
     threads = Threads(loaded.contexts, live, stats)
     adds_bos = loaded.model.vocab.adds_bos
     shift = ContextShift(placer, stats, ctx_size, adds_bos) if config.context_shift else None
@@ -194,7 +194,7 @@ def release(
         return  # A fork: the process that loaded the engine frees it; this copy ends with the fork.
     runner, sessions, disk = parts.scheduler, parts.sessions, parts.disk
     runner.stop()
-    if threading.current_thread() is thread:
+    if threading.current_thread() is thread or runner.in_callback:
         return  # The last reference was dropped in a callback; the process's end frees the rest.
     if thread.ident is not None:
         thread.join()

@@ -180,26 +180,30 @@ class Engine:
         drafts = guide is None and params.logprobs is None and not reproducible
         generation = Generation(len(tokens), on_update, self._scheduler.cancel, meter)
         generation.adapters = adapters
-        self._scheduler.submit(
-            EngineSequence(
-                tokens,
-                params,
-                generation,
-                self._vocab,
-                self._ctx_size,
-                deadline,
-                guide,
-                wanted_slot=slot,
-                fresh=fresh,
-                drafter=self._drafter(params) if drafts else None,
-                tenant=tenant,
-                share=share,
-                priority=priority,
-                scope=scope._replace(adapters=adapters),
-                shifts=self._shifts,
-                reproducible=reproducible,
-            )
+        scheduler = self._scheduler
+        sequence = EngineSequence(
+            tokens,
+            params,
+            generation,
+            self._vocab,
+            self._ctx_size,
+            deadline,
+            guide,
+            wanted_slot=slot,
+            fresh=fresh,
+            drafter=self._drafter(params) if drafts else None,
+            tenant=tenant,
+            share=share,
+            priority=priority,
+            scope=scope._replace(adapters=adapters),
+            shifts=self._shifts,
+            reproducible=reproducible,
         )
+        try:
+            scheduler.submit(sequence)
+        except BaseException:
+            sequence.close()
+            raise
         return generation
 
     def generate(
@@ -349,7 +353,7 @@ class Engine:
         Ends the step in progress. Does nothing when called again, or in a fork of the process
         that loaded the engine. Must not be called from an on_update callback.
         """
-        if threading.current_thread() is self._thread:
+        if threading.current_thread() is self._thread or self._runner.in_callback:
             raise EngineError("close() must not be called on the engine thread")
         self._finalizer()
 

@@ -72,8 +72,9 @@ class Request:
     """One request's progress, as its client sees it.
 
     submitted: when, by time.monotonic(). cancel_requested: whether cancel() was called before the
-    end. on_update is called on the engine thread after each step that changed this request; it must
-    return at once and must not call back into the engine other than to cancel.
+    end. on_update is called after each step that changed this request, on the engine thread or on
+    the one that works for it while llama_decode runs; it must return at once and must not call back
+    into the engine other than to cancel.
     """
 
     __slots__ = (

@@ -114,7 +114,8 @@ class Sequence:
         self.priority = priority
         self.scope = scope
         self.slot: Slot | None = None
-        self.sampler: TokenSampler | None = None
+        # On the thread that submits: the engine thread has streams that wait.
+        self.sampler: TokenSampler | None = TokenSampler(params, vocab)
         self.preempted = False
         self._prepares = params.logprobs is None and params.max_tokens != 0
         self._newest = 0

@@ -17,6 +17,7 @@ COMMANDS = {
     "streams": ("streams", "many concurrent SSE streams, and /health next to them"),
     "chat": ("chat", "processor time of Python for one streamed chat token"),
     "cache": ("cache", "the engine alone: shared prefixes, returning conversations, pacing"),
+    "gaps": ("gaps", "the engine alone: its own time between two decodes, by part"),
     "fairness": ("fairness", "time to the first token of a small client next to a big one"),
     "speculation": ("speculation", "drafts on real text: speed with and without, by kind"),
     "constraints": ("constraints", "constrained generation against llama.cpp's grammar sampler"),

@@ -123,7 +123,7 @@ class _Request:
         return self.generation is not None and isinstance(self.generation.error, QueueFull)
 
     def on_update(self) -> None:
-        """On the engine thread after a step, and once after submission."""
+        """On a thread of the engine after a step, and once after submission."""
         generation = self.generation
         if generation is None or not generation.done:
             return

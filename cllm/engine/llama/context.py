@@ -120,6 +120,7 @@ class Context:
     """A key/value cache and the compute buffers around a model; raises LoadError as Model does.
 
     n_ctx: tokens that the cache holds in all sequences together.
+    on_device: whether a GPU may compute and hold the cache.
     """
 
     def __init__(
@@ -177,8 +178,8 @@ class Context:
                 raise LoadError(reason(errors))
         self._handle = handle
         # Without a GPU llama_decode has computed everything when it returns.
-        gpu = C.llama_supports_gpu_offload()
-        self._synchronize = C.llama_synchronize if gpu else held(C.llama_synchronize)
+        self.on_device = bool(C.llama_supports_gpu_offload())
+        self._synchronize = C.llama_synchronize if self.on_device else held(C.llama_synchronize)
         self._known_adapters = model.adapters
         self._adapters: AdapterSet = ()
         self._interrupt = ctypes.create_string_buffer(2)

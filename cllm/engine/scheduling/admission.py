@@ -7,8 +7,6 @@ from collections.abc import Callable
 
 from cllm.engine.cache.placement import Placer
 from cllm.engine.cache.prefix_cache import Served
-from cllm.engine.llama import Vocab
-from cllm.engine.sampling.sampler import TokenSampler
 from cllm.engine.scheduling.disk_loads import DiskLoads
 from cllm.engine.scheduling.fairness import FairQueue
 from cllm.engine.sequence import Sequence, slot_of
@@ -31,12 +29,9 @@ class Admission:
     the youngest sequence of that one pauses. Its cached tokens are kept in host memory.
     """
 
-    def __init__(
-        self, placer: Placer, vocab: Vocab, stats: EngineStats, shared_cells: int | None
-    ) -> None:
+    def __init__(self, placer: Placer, stats: EngineStats, shared_cells: int | None) -> None:
         """shared_cells: tokens that a unified cache holds, if that may be too few for all slots."""
         self._placer = placer
-        self._vocab = vocab
         self._stats = stats
         self._shared_cells = shared_cells
         self._next_pause = 0.0  # time.perf_counter()
@@ -76,7 +71,7 @@ class Admission:
             claimant = self._make_way(running)
             if claimant is not None:
                 self._next_save = 0.0  # pauses have a share of the time of their own
-                self._admit(claimant, running, give_up, admitted)
+                self._admit(claimant, running, give_up, admitted, paused=True)
                 now = time.perf_counter()
                 self._next_pause = now + (now - began) * _PAUSE_REST
         return admitted
@@ -87,10 +82,11 @@ class Admission:
         running: list[Sequence],
         give_up: GiveUp,
         admitted: list[Sequence],
+        paused: bool = False,
     ) -> bool:
         """Place a sequence; False: not possible before the next decode."""
         try:
-            if not self._place(sequence, running):
+            if not self._place(sequence, running, paused):
                 return False
             admitted.append(sequence)
         except Exception as error:
@@ -122,16 +118,22 @@ class Admission:
                 return claimant
         return None
 
-    def _place(self, sequence: Sequence, running: list[Sequence]) -> bool:
-        """Let a sequence run; False: not possible before the next decode."""
+    def _place(self, sequence: Sequence, running: list[Sequence], paused: bool) -> bool:
+        """Let a sequence run; False: not possible before the next decode.
+
+        paused: another one has paused for it, so it may not be passed.
+        """
         place = self._placer.place
         scope = sequence.scope
         # The logits of cached tokens are not known.
         fresh = sequence.fresh or sequence.scores is not None
         began, saved = time.perf_counter(), self._stats.saved_prefixes
-        # While streams wait for their next step, saving has a small share of the time.
-        may_save = began >= self._next_save or not any(other.decoding for other in running)
-        slot = place(sequence.tokens, sequence.wanted_slot, fresh, scope, may_save)
+        # While streams wait for their next step, prefixes are saved during that step; if that is
+        # not possible, saving has a small share of the time.
+        streams = any(other.decoding for other in running)
+        may_save = began >= self._next_save or not streams
+        aside = len(self.waiting) if streams and not paused else 0
+        slot = place(sequence.tokens, sequence.wanted_slot, fresh, scope, may_save, aside)
         if self._stats.saved_prefixes > saved:
             now = time.perf_counter()
             self._next_save = now + (now - began) * _SAVE_REST
@@ -148,8 +150,7 @@ class Admission:
         slot.fixed = sequence.reproducible
         sequence.generation.slot = slot.id
         slot.served = Served(sequence.generation, sequence.params, sequence.tenant)
-        if sequence.sampler is None:
-            sequence.sampler = TokenSampler(sequence.params, self._vocab)
+        if not sequence.writer.admitted:
             sequence.writer.admit()
             self._stats.prompt_tokens += sequence.n_prompt
         if slot.leader is None:

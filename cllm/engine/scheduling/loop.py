@@ -98,6 +98,11 @@ class EngineLoop(ABC, Generic[W]):
             for tenant, count, oldest in self._inbox.waiting(most)
         ]
 
+    @property
+    def in_callback(self) -> bool:
+        """Whether the caller runs on a thread for which the engine thread waits."""
+        return False
+
     @abstractmethod
     def snapshot(self) -> EngineStats:
         """Counters and gauges, as of now."""
@@ -154,7 +159,7 @@ class EngineLoop(ABC, Generic[W]):
                     _log.exception("request %s could not be ended", work.request.id)
                     work.writer.finish(FinishReason.ERROR, ending)
                     self._changed.append(work.writer)
-            self._notify()
+            self._tell()
 
     def _take_messages(self) -> bool:
         """Take what other threads left; sleep while there is nothing to do. False: stop."""
@@ -218,9 +223,13 @@ class EngineLoop(ABC, Generic[W]):
         self._changed.append(work.writer)
 
     def _notify(self) -> None:
-        """Call the callbacks of the requests that changed."""
+        """After a step: tell clients what is new."""
         began = time.perf_counter()
+        self._tell()
+        self._stats.other_s += time.perf_counter() - began
+
+    def _tell(self) -> None:
+        """Call the callbacks of the requests that changed."""
         changed, self._changed = self._changed, []
         for writer in changed:
             writer.notify()
-        self._stats.other_s += time.perf_counter() - began

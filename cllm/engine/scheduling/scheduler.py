@@ -27,6 +27,7 @@ from cllm.engine.scheduling.commands import Commands
 from cllm.engine.scheduling.fairness import GENERATED
 from cllm.engine.scheduling.interruption import Interruption
 from cllm.engine.scheduling.loop import EngineLoop
+from cllm.engine.scheduling.overlap import Job, Overlap
 from cllm.engine.scheduling.planning import Plan, Planner, fill, holes_of, shape_of
 from cllm.engine.scheduling.room import RoomMaker
 from cllm.engine.scheduling.shifting import ContextShift
@@ -70,6 +71,7 @@ class Scheduler(EngineLoop[Sequence]):
         self._room = RoomMaker(placer, planner, self._running, admission.waiting, stats)
         self._commands = Commands(self._inbox.wake)
         self._masks = MaskThread()
+        self._overlap = Overlap()
         self._interruption = Interruption(context, placer.supports_rollback)
         self._adapted = False  # the step in progress has other LoRA adapters than the last one
         self._fills_holes = placer.cache.split and placer.attends_to_all
@@ -107,6 +109,11 @@ class Scheduler(EngineLoop[Sequence]):
         )
 
     @property
+    def in_callback(self) -> bool:
+        """Whether the caller runs on a thread for which the engine thread waits."""
+        return self._overlap.is_current
+
+    @property
     def slots(self) -> list[Slot]:
         """The slots of the cache."""
         return self._cache.slots
@@ -119,6 +126,7 @@ class Scheduler(EngineLoop[Sequence]):
             super().run()
         finally:
             self._masks.close()
+            self._overlap.close()
 
     def _rest(self) -> float:
         rest = super()._rest()
@@ -149,6 +157,7 @@ class Scheduler(EngineLoop[Sequence]):
             self._shift.apply(self._running)
         plan = self._plan()
         if not plan:
+            self._tell()
             if self._disk is not None and not (self._running or self._waiting):
                 self._disk.writer.serve()
             return
@@ -266,11 +275,27 @@ class Scheduler(EngineLoop[Sequence]):
         if self._fills_holes and not self._context.copies_pending:
             room = self._batch.capacity - len(plan)
             holes = holes_of(plan, self._cache.slots, self._context.n_ctx_seq)[:room]
+            holes = [slot for slot in holes if slot not in self._placer.leaving]
+        count = fill(self._batch, plan, holes)
+        self._overlap.start(self._jobs())
         try:
-            return self._context.decode(self._batch, fill(self._batch, plan, holes))
+            return self._context.decode(self._batch, count)
         finally:
+            self._overlap.wait()
+            self._placer.leaving = []
             for hole in holes:
                 self._context.remove(hole.id, hole.length)
+
+    def _jobs(self) -> list[Job]:
+        """What need not precede the next decode."""
+        jobs: list[Job] = [self._tell] if self._changed else []
+        if self._placer.leaving and not self._context.copies_pending:
+            jobs.append(lambda: self._placer.save_aside(lambda: not self._overlap.hurry))
+        return jobs
+
+    def _notify(self) -> None:
+        if not self._running:  # else the next step does it while it decodes
+            super()._notify()
 
     def _note_decoded(self, sequence: Sequence, count: int) -> None:
         slot = slot_of(sequence)

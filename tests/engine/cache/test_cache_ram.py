@@ -174,10 +174,10 @@ def test_conversations_that_take_turns_and_grow_in_one_slot_stay_exact(
     assert all(entry.data.base is not None for entry in prefixes._entries), "with room to grow"
 
 
-def test_while_a_stream_waits_at_most_one_prefix_is_saved_between_two_steps(
-    saving: Loader,
+def test_in_a_unified_cache_at_most_one_prefix_is_saved_between_two_steps_of_a_stream(
+    load: Loader, f32_path: Path
 ) -> None:
-    engine = saving(parallel=4)
+    engine = load(f32_path, **PRECISE, ctx_size=1024, kv_unified=True, keep_sequences=0, parallel=4)
     with standing(engine):
         old = [engine.submit([5 + n, *FIRST], greedy(4)) for n in range(3)]
     for each in old:
