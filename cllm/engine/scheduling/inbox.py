@@ -45,6 +45,7 @@ class Inbox(Generic[T]):
         self._displaced: list[tuple[T, QueueFull]] = []
         self._waiting: dict[str, dict[T, None]] = {}  # by tenant, the newest last
         self._in_flight = 0
+        self._ended = 0  # since the last take()
         self._own: dict[str, int] = {}  # in flight, by tenant
         self._woken = False
         self._stopping = False
@@ -153,11 +154,12 @@ class Inbox(Generic[T]):
         seconds pass without another request, so that requests that arrive together begin together.
         """
         with self._changed:
+            ended, self._ended = self._ended, 0
             if wait:
                 timeout = None if longest == math.inf else longest
                 self._changed.wait_for(lambda: self._arrivals or self._is_urgent(), timeout)
             if wait and gather_s and self._arrivals:
-                self._gather(gather_s)
+                self._gather(gather_s, ended)
             if self._stopping:
                 return None
             self._woken = False
@@ -166,14 +168,18 @@ class Inbox(Generic[T]):
             displaced, self._displaced = self._displaced, []
             return Messages(arrivals, cancelled, displaced)
 
-    def _gather(self, seconds: float) -> None:
+    def _gather(self, seconds: float, ended: int) -> None:
         """Wait until no request arrives for `seconds`, or for five times as long in all.
 
-        Ends early when as many have arrived as can run together, and for an urgent message.
+        If several ended together, their clients may send the next ones together: until as many
+        have arrived, only the longer time counts. Ends early when as many have arrived as can run
+        together, and for an urgent message.
         """
         end = time.monotonic() + 5 * seconds
         while len(self._arrivals) < self._max_running and not self._is_urgent():
-            left = min(seconds, end - time.monotonic())
+            left = end - time.monotonic()
+            if len(self._arrivals) >= ended:
+                left = min(seconds, left)
             if left <= 0 or not self._changed.wait(left):
                 return
 
@@ -210,6 +216,7 @@ class Inbox(Generic[T]):
         if seconds:
             self._mean_s += 0.2 * (seconds - self._mean_s)
         with self._changed:
+            self._ended += 1
             self._in_flight -= 1
             self._own[item.tenant] -= 1
             if not self._own[item.tenant]:

@@ -26,6 +26,8 @@ _OVER = 8
 """Tokens by which a step without streams may exceed its budget to read a whole tile."""
 _SHALLOW = 256  # tokens up to which parts of a tile cost little more than their share
 _PARTS = (16, 8)
+_LAST_STEP = 2
+"""Budgets that a step without streams may read if all prompts end in it."""
 
 Plan = list[tuple[Sequence, int]]
 """Sequences, and the number of tokens to decode of each."""
@@ -103,11 +105,14 @@ class Planner:
                 plain = True
             else:
                 prompts.append(sequence)
-        if self._split_cache and generating and adapters in self._prompts_were_read:
-            prompts = []
         waiting = 0  # streams of other sets, for which prompts also leave time
         if len(chosen) < len(ready):
             waiting = sum(s.decoding for s in ready) - sum(s.decoding for s in chosen)
+        together = self._begin_together(prompts, len(generating) + waiting)
+        in_turn = self._split_cache and not together and adapters in self._prompts_were_read
+        if generating and (in_turn or self._end_soon(generating, prompts)):
+            prompts = []
+        if len(chosen) < len(ready):
             self._prompts_were_read &= {sequence.adapters for sequence in ready}
         else:
             self._prompts_were_read.clear()
@@ -118,7 +123,7 @@ class Planner:
             self._prompts_were_read.discard(adapters)
         counts = {} if prompts and self._split_cache else self._newest(generating, not plain)
         if prompts:
-            self._add_prompts(counts, prompts, len(generating) + waiting)
+            self._add_prompts(counts, prompts, len(generating) + waiting, together)
         # llama_decode evaluates slots of a split cache together only if they follow each other.
         return sorted(
             ((s, n) for s, n in counts.items() if n), key=lambda item: slot_of(item[0]).id
@@ -141,27 +146,69 @@ class Planner:
         return {s: s.pending for s in generating}
 
     def _add_prompts(
-        self, counts: dict[Sequence, int], prompts: list[Sequence], generating: int
+        self,
+        counts: dict[Sequence, int],
+        prompts: list[Sequence],
+        generating: int,
+        together: bool,
     ) -> None:
         pacer, capacity = self._pacer, self._capacity - sum(counts.values())
         budget = room = min(capacity, pacer.budget(generating, len(prompts), _TILE))
         over = _TILE // 2 if generating else _OVER
         rows = SCORED_ROWS // 2 if generating else SCORED_ROWS
         prompts.sort(key=lambda s: pacer.due(s.generation.submitted, s.pending))
+        if together and self._all_end(prompts, budget):
+            together, room = False, capacity
+        read = False
         for sequence in prompts:
             slot = slot_of(sequence)
             pending = slot.next_mark - slot.length
-            if sequence is not prompts[0] and room < min(pending, _TILE // 2):
+            if together and pending == sequence.pending:
+                pending -= _held_back(pending)
+                if not pending:
+                    continue
+            if read and room < min(pending, _TILE // 2):
                 break
             count = min(_part(pending, room, slot.length, over), capacity)
             if sequence.scores is not None:
                 count = min(count, rows)
                 rows -= count
-            if not generating and count < pending and 0 < budget - room < budget // 4:
+            if not (generating or together) and count < pending and 0 < budget - room < budget // 4:
                 break  # prompts that end in this step would wait several times as long
             counts[sequence] = count
+            read = True
             capacity -= count
             room = max(0, room - count)
+
+    def _begin_together(self, prompts: list[Sequence], generating: int) -> bool:
+        """Whether prompts begin to generate in the same step, and streams wait for that.
+
+        They are more than the streams, and take not too long from the beginning to the end of all.
+        The first ones would otherwise stop, after each of a few tokens, for a part of the others.
+        """
+        if len(prompts) <= max(1, generating):
+            return False
+        if any(s.scores is not None or s.preempted for s in prompts):
+            return False
+        tokens = sum(s.n_prompt - s.generation.usage.cached_tokens for s in prompts)
+        return self._pacer.begin_together(tokens)
+
+    def _end_soon(self, generating: list[Sequence], prompts: list[Sequence]) -> bool:
+        """Whether all streams end so soon that prompts wait for it rather than stop them.
+
+        That is within half of the time for which they would stop, and less wait in all.
+        """
+        step_s = self._pacer.step_s(len(generating))
+        reading_s = self._pacer.prompt_s(sum(s.pending for s in prompts))
+        if not prompts or step_s is None or reading_s is None:
+            return False
+        left = max(s.max_length - len(s.tokens) for s in generating)
+        return left * step_s <= reading_s * min(0.5, len(generating) / len(prompts))
+
+    def _all_end(self, prompts: list[Sequence], budget: int) -> bool:
+        """Whether the next step reads prompts that begin together to their ends."""
+        pending = [sequence.pending for sequence in prompts]
+        return sum(pending) <= _LAST_STEP * budget or all(n == _held_back(n) for n in pending)
 
     def learn(self, plan: Plan, shape: Shape, seconds: float) -> None:
         """Tell the policies a step's time, except with forced tokens, which they do not model."""
@@ -194,6 +241,12 @@ def _part(pending: int, room: int, behind: int, over: int = _TILE // 2) -> int:
     odd = pending % _TILE
     tiles = max(0, room - odd + over) // _TILE * _TILE
     return odd + tiles or _TILE
+
+
+def _held_back(pending: int) -> int:
+    """Tokens at the end of a prompt that wait until those of others are read: few, and no tile."""
+    odd = pending % _TILE
+    return min(odd, _PARTS[-1]) if odd > 1 else _TILE + odd if pending >= _TILE else pending
 
 
 def shape_of(plan: Plan) -> Shape:

@@ -72,6 +72,28 @@ def test_who_comes_alone_does_not_wait_for_ever() -> None:
     assert inbox.take(wait=True, gather_s=0.001) == Messages([Item("first")], set(), [])
 
 
+@pytest.mark.parametrize(
+    ("ended", "arrived", "longer"), [(3, 2, True), (3, 3, False), (1, 1, False)]
+)
+def test_after_several_ended_together_as_many_are_waited_for(
+    monkeypatch: pytest.MonkeyPatch, ended: int, arrived: int, longer: bool
+) -> None:
+    inbox: Inbox[Item] = Inbox(4, 0)
+    for number in range(ended):
+        inbox.put(Item(number))
+    assert inbox.take(wait=False) is not None
+    for number in range(ended):
+        inbox.ended(Item(number), 1.0)
+    for number in range(arrived):
+        inbox.put(Item(number))
+    waits: list[float | None] = []
+    monkeypatch.setattr(inbox._changed, "wait", lambda timeout=None: waits.append(timeout))
+    messages = inbox.take(wait=True, gather_s=WAIT)
+    assert messages is not None
+    assert len(messages.arrivals) == arrived
+    assert [(each or 0.0) > WAIT for each in waits] == [longer]
+
+
 def test_what_is_urgent_does_not_wait_for_companions() -> None:
     assert gather(companions=0) == ["first"]
 
