@@ -19,7 +19,7 @@ _PLACING_S = 0.05  # of a step, that running streams wait while prefixes are sav
 _GAP_S = 0.001  # the same while fewer have been admitted than there are streams that wait
 
 _SAVE_REST = 10  # times as long as placing a prompt that another prefix was saved for took
-_PAUSE_REST = 10  # times as long as a pause and what it makes room for took, until the next pause
+_CLAIM_REST = 10  # times as long as a claim, its pause and its saves took, until the next claim
 
 GiveUp = Callable[[Sequence, Exception], None]
 
@@ -27,8 +27,9 @@ GiveUp = Callable[[Sequence, Exception], None]
 class Admission:
     """Fair between tenants; prefers slots that hold a prefix of the prompt. Engine thread.
 
-    If all slots are busy, a tenant with less than its share of them gets one of a tenant with more:
-    the youngest sequence of that one pauses. Its cached tokens are kept in host memory.
+    A tenant with less than its share of the slots gets one at once. If all are busy, it is one of a
+    tenant with more: the youngest sequence of that one pauses. Its cached tokens are kept in host
+    memory.
     """
 
     def __init__(
@@ -39,7 +40,7 @@ class Admission:
         self._vocab = vocab
         self._stats = stats
         self._shared_cells = shared_cells
-        self._next_pause = 0.0  # time.perf_counter()
+        self._next_claim = 0.0  # time.perf_counter()
         self._next_save = 0.0
         self.loads: DiskLoads | None = None
         self._awaits_loads = False  # the first requests that could be admitted do
@@ -69,13 +70,13 @@ class Admission:
             most = _GAP_S if len(admitted) < streams else _PLACING_S
             if len(running) > 1 and time.perf_counter() - began > most:
                 break
-        if self.waiting and not self._placer.cache.has_idle and began >= self._next_pause:
-            claimant = self._make_way(running)
+        if self.waiting and began >= self._next_claim:
+            claimant = self._claim(running)
             if claimant is not None:
-                self._next_save = 0.0  # pauses have a share of the time of their own
+                self._next_save = 0.0  # claims have a share of the time of their own
                 self._admit(claimant, running, give_up, admitted)
                 now = time.perf_counter()
-                self._next_pause = now + (now - began) * _PAUSE_REST
+                self._next_claim = now + (now - began) * _CLAIM_REST
         return admitted
 
     def _admit(
@@ -94,14 +95,23 @@ class Admission:
             give_up(sequence, error)
         return True
 
-    def _make_way(self, running: list[Sequence]) -> Sequence | None:
-        """Pause a sequence of a tenant with too many slots; return the one to take its slot."""
+    def _claim(self, running: list[Sequence]) -> Sequence | None:
+        """A waiting sequence of a tenant with less than its share, for which a slot is idle now.
+
+        If all are busy, a sequence of a tenant with too many slots pauses. If one is idle, the
+        sequence waited only for its turn or for the rest after a save.
+        """
         claim = self.waiting.claim(self._placer.cache.most_busy)
         if claim is None or claim[0].wanted_slot is not None:
             return None
         claimant, tenant = claim
         if self.loads is not None and self.loads.delays(claimant):
             return None
+        if self._placer.cache.has_idle:
+            if self._awaits_loads:
+                return None  # the slot stays free for one of them
+            if self._fits(claimant, running):
+                return claimant
         others = [s for s in running if s.tenant == tenant and s.priority >= claimant.priority]
         # A prompt that is being scored would begin again; another's sums would change if it did.
         others = [s for s in others if s.scores is None and not s.reproducible]
