@@ -60,7 +60,7 @@ class Certificates:
     """The contexts of a server. `wrap` from any thread; reloading does not touch connections.
 
     A connection begins with one outer context, which stays: it holds the keys of session tickets.
-    When the client has named a host, the connection gets the context of that host's certificate.
+    Before its handshake it gets the context of the certificate of the host that the client names.
     """
 
     def __init__(self, config: TlsConfig, protocols: Sequence[str]) -> None:
@@ -69,23 +69,28 @@ class Certificates:
         self._protocols = list(protocols)
         self._lock = threading.Lock()  # one reload at a time
         self._seen = self._versions()
-        self._default, self._by_name = self._load()
+        self._default, self._contexts = self._load()
         self._next_look = monotonic() + LOOK_INTERVAL
         self._outer = self._context()
-        if len(config.certificates) > 1:
-            self._outer.sni_callback = self._choose
+        self.by_name = len(config.certificates) > 1  # whether the host name matters
 
-    def wrap(self, sock: socket.socket) -> ssl.SSLSocket:
-        """The server's side of a connection, before its handshake. Takes over the descriptor."""
+    def wrap(self, sock: socket.socket, name: str = "") -> ssl.SSLSocket:
+        """The server's side of a connection, before its handshake. Takes over the descriptor.
+
+        name: the host that the client names, in lower case (RFC 6066 section 3).
+        """
         if monotonic() >= self._next_look:
             self._look()
         wrapped = self._outer.wrap_socket(
             sock, server_side=True, do_handshake_on_connect=False, suppress_ragged_eofs=False
         )
-        # What stays if there is no choice. Without a callback, since Python writes a traceback to
-        # standard error before it calls one for a name that is not ASCII.
-        wrapped.context = self._default
+        wrapped.context = self._chosen(name)
         return wrapped
+
+    def _chosen(self, name: str) -> ssl.SSLContext:
+        # RFC 6125 section 6.4.3: a wildcard stands for one label.
+        contexts, wildcard = self._contexts, "*." + name.partition(".")[2]
+        return contexts.get(name) or contexts.get(wildcard) or self._default
 
     def reload(self) -> bool:
         """Read the files again. If one cannot be used, log it and keep what is loaded."""
@@ -106,11 +111,11 @@ class Certificates:
     def _reload(self) -> bool:
         self._seen = self._versions()  # before they are read: a later change is seen
         try:
-            self._default, self._by_name = self._load()
+            self._default, self._contexts = self._load()
         except HttpServerError as error:
             _log.error("the new TLS certificates cannot be used, the old ones stay: %s", error)
             return False
-        _log.info("loaded the TLS certificates: %s", ", ".join(sorted(self._by_name)) or "no name")
+        _log.info("loaded the TLS certificates: %s", ", ".join(sorted(self._contexts)) or "no name")
         return True
 
     def _versions(self) -> list[tuple[int, int, int] | None]:
@@ -162,18 +167,6 @@ class Certificates:
                 ) from None
             context.verify_mode = CLIENT_AUTH[self._config.client_auth]
         return context
-
-    def _choose(
-        self, connection: ssl.SSLSocket | ssl.SSLObject, name: str | None, _: ssl.SSLContext
-    ) -> None:
-        """The certificate for the host that the client names (RFC 6066 section 3)."""
-        by_name = self._by_name
-        context = None
-        if name is not None:
-            name = name.lower()
-            # RFC 6125 section 6.4.3: a wildcard stands for one label.
-            context = by_name.get(name) or by_name.get("*." + name.partition(".")[2])
-        connection.context = context or self._default
 
 
 def _readable(file: str) -> str:

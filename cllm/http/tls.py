@@ -20,6 +20,7 @@ from time import monotonic
 from typing import Any
 
 from cllm.http.certificates import Certificates
+from cllm.http.client_hello import HANDSHAKE_RECORD, MOST, client_hello, server_name
 from cllm.http.connection import DONE, Connection, ConnectionProtocol, Context
 from cllm.http.errors import HttpError
 from cllm.http.http1 import Http1
@@ -42,7 +43,6 @@ assert RECEIVE_BUFFER >= RECORD
 
 MAX_WRITE = 64 * 1024  # bytes of one write, so that a slow reader's progress is seen
 
-HANDSHAKE_RECORD = 0x16  # first byte of a connection (RFC 8446 section 5.1)
 PLAIN_HTTP = "this port expects TLS; use https:// instead of http://"
 
 
@@ -154,7 +154,7 @@ class Handshake:
     follow: the protocol for what ALPN chose.
     """
 
-    __slots__ = ("_certificates", "_context", "_follow", "_socket", "_transport")
+    __slots__ = ("_awaited", "_certificates", "_context", "_follow", "_socket", "_transport")
 
     def __init__(
         self,
@@ -167,18 +167,23 @@ class Handshake:
         self._socket = sock
         self._certificates = certificates
         self._follow = follow
-        self._transport: TlsTransport | None = None  # None before the first byte
+        self._transport: TlsTransport | None = None  # None before OpenSSL gets the first byte
+        self._awaited = 0  # bytes that the socket is to hold before it counts as readable
 
     def advance(self, connection: Connection, workspace: Workspace) -> int:
         try:
             transport = self._transport
             if transport is None:
-                first = self._socket.recv(1, socket.MSG_PEEK)
+                by_name = self._certificates.by_name
+                first = self._socket.recv(MOST if by_name else 1, socket.MSG_PEEK)
                 if not first:
                     return DONE
-                if first[0] != HANDSHAKE_RECORD and first.isalpha():
+                if first[0] != HANDSHAKE_RECORD and first[:1].isalpha():
                     return self._refuse(connection, workspace)
-                wrapped = self._certificates.wrap(self._socket)
+                name = self._host(first) if by_name else ""
+                if name is None:
+                    return READ
+                wrapped = self._certificates.wrap(self._socket, name)
                 transport = self._transport = TlsTransport(wrapped)
                 connection.transport = transport
             wanted = transport.handshake()
@@ -197,9 +202,29 @@ class Handshake:
         connection.become(protocol)
         return protocol.advance(connection, workspace)
 
+    def _host(self, data: bytes) -> str | None:
+        """The host that the client names in its first bytes; None: not all have come."""
+        message, needed = client_hello(data)
+        # Ready with fewer than awaited: the client has ended.
+        if len(data) < needed <= MOST and len(data) >= self._awaited:
+            self._awaited = needed
+            self._report_from(needed)
+            return None
+        if self._awaited:
+            self._report_from(1)
+        return server_name(message)
+
+    def _report_from(self, count: int) -> None:
+        """Let the poller report the socket when it holds `count` bytes, which stay in it."""
+        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, count)
+
+    @property
+    def _begun(self) -> bool:
+        return self._transport is not None or self._awaited > 0
+
     def attend(self, connection: Connection, workspace: Workspace) -> int:
         if connection.deadline <= monotonic():
-            workspace.counters.timeouts += self._transport is not None
+            workspace.counters.timeouts += self._begun
             return DONE
         return DONE if self._context.draining else self.advance(connection, workspace)
 
@@ -207,7 +232,7 @@ class Handshake:
         return None
 
     def idle_since(self, connection: Connection) -> float | None:
-        if self._transport is not None:
+        if self._begun:
             return None
         return connection.deadline - self._context.config.head_timeout
 

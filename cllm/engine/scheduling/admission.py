@@ -17,7 +17,7 @@ _PLACING_S = 0.05  # of a step, that running streams wait while prefixes are sav
 _GAP_S = 0.001  # the same while fewer have been admitted than there are streams that wait
 
 _SAVE_REST = 10  # times as long as placing a prompt that another prefix was saved for took
-_PAUSE_REST = 10  # times as long as a pause and what it makes room for took, until the next pause
+_CLAIM_REST = 10  # times as long as a claim, its pause and its saves took, until the next claim
 
 GiveUp = Callable[[Sequence, Exception], None]
 
@@ -25,8 +25,9 @@ GiveUp = Callable[[Sequence, Exception], None]
 class Admission:
     """Fair between tenants; prefers slots that hold a prefix of the prompt. Engine thread.
 
-    If all slots are busy, a tenant with less than its share of them gets one of a tenant with more:
-    the youngest sequence of that one pauses. Its cached tokens are kept in host memory.
+    A tenant with less than its share of the slots gets one at once. If all are busy, it is one of a
+    tenant with more: the youngest sequence of that one pauses. Its cached tokens are kept in host
+    memory.
     """
 
     def __init__(self, placer: Placer, stats: EngineStats, shared_cells: int | None) -> None:
@@ -34,7 +35,7 @@ class Admission:
         self._placer = placer
         self._stats = stats
         self._shared_cells = shared_cells
-        self._next_pause = 0.0  # time.perf_counter()
+        self._next_claim = 0.0  # time.perf_counter()
         self._next_save = 0.0
         self.loads: DiskLoads | None = None
         self._awaits_loads = False  # the first requests that could be admitted do
@@ -67,13 +68,13 @@ class Admission:
             most = _GAP_S if len(admitted) < streams else _PLACING_S
             if len(running) > 1 and time.perf_counter() - began > most:
                 break
-        if self.waiting and not self._placer.cache.has_idle and began >= self._next_pause:
-            claimant = self._make_way(running)
+        if self.waiting and began >= self._next_claim:
+            claimant = self._claim(running)
             if claimant is not None:
-                self._next_save = 0.0  # pauses have a share of the time of their own
-                self._admit(claimant, running, give_up, admitted, paused=True)
+                self._next_save = 0.0  # claims have a share of the time of their own
+                self._admit(claimant, running, give_up, admitted, claimed=True)
                 now = time.perf_counter()
-                self._next_pause = now + (now - began) * _PAUSE_REST
+                self._next_claim = now + (now - began) * _CLAIM_REST
         return admitted
 
     def _admit(
@@ -82,25 +83,34 @@ class Admission:
         running: list[Sequence],
         give_up: GiveUp,
         admitted: list[Sequence],
-        paused: bool = False,
+        claimed: bool = False,
     ) -> bool:
         """Place a sequence; False: not possible before the next decode."""
         try:
-            if not self._place(sequence, running, paused):
+            if not self._place(sequence, running, claimed):
                 return False
             admitted.append(sequence)
         except Exception as error:
             give_up(sequence, error)
         return True
 
-    def _make_way(self, running: list[Sequence]) -> Sequence | None:
-        """Pause a sequence of a tenant with too many slots; return the one to take its slot."""
+    def _claim(self, running: list[Sequence]) -> Sequence | None:
+        """A waiting sequence of a tenant with less than its share, for which a slot is idle now.
+
+        If all are busy, a sequence of a tenant with too many slots pauses. If one is idle, the
+        sequence waited only for its turn or for the rest after a save.
+        """
         claim = self.waiting.claim(self._placer.cache.most_busy)
         if claim is None or claim[0].wanted_slot is not None:
             return None
         claimant, tenant = claim
         if self.loads is not None and self.loads.delays(claimant):
             return None
+        if self._placer.cache.has_idle:
+            if self._awaits_loads:
+                return None  # the slot stays free for one of them
+            if self._fits(claimant, running):
+                return claimant
         others = [s for s in running if s.tenant == tenant and s.priority >= claimant.priority]
         # A prompt that is being scored would begin again; another's sums would change if it did.
         others = [s for s in others if s.scores is None and not s.reproducible]
@@ -118,10 +128,10 @@ class Admission:
                 return claimant
         return None
 
-    def _place(self, sequence: Sequence, running: list[Sequence], paused: bool) -> bool:
+    def _place(self, sequence: Sequence, running: list[Sequence], claimed: bool) -> bool:
         """Let a sequence run; False: not possible before the next decode.
 
-        paused: another one has paused for it, so it may not be passed.
+        claimed: it has claimed a slot, so it may not be passed.
         """
         place = self._placer.place
         scope = sequence.scope
@@ -132,7 +142,7 @@ class Admission:
         # not possible, saving has a small share of the time.
         streams = any(other.decoding for other in running)
         may_save = began >= self._next_save or not streams
-        aside = len(self.waiting) if streams and not paused else 0
+        aside = len(self.waiting) if streams and not claimed else 0
         slot = place(sequence.tokens, sequence.wanted_slot, fresh, scope, may_save, aside)
         if self._stats.saved_prefixes > saved:
             now = time.perf_counter()

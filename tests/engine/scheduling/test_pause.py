@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from cllm.engine import Engine, Generation
+from cllm.engine.scheduling import admission
 from cllm.engine.sharing import Share
 from tests.engine.engine_helpers import PRECISE, Loader, Watched, finished, greedy
 
@@ -64,6 +65,23 @@ def test_a_paused_request_can_be_cancelled_and_waits_for_no_one(four: Engine) ->
         each.cancel()
         finished(each)
     assert four.stats().slots_busy == 0
+
+
+@pytest.mark.parametrize("kv_unified", [False, True])
+def test_a_small_tenant_gets_an_idle_slot_while_the_big_one_rests_after_a_save(
+    load: Loader, monkeypatch: pytest.MonkeyPatch, kv_unified: bool
+) -> None:
+    monkeypatch.setattr(admission, "_SAVE_REST", 1e9)
+    engine = load(parallel=4, ctx_size=512, draft_max=0, keep_sequences=0, kv_unified=kv_unified)
+    streams = begun(engine, "big", 3, tokens=300)
+    for first in (321, 322):  # the second needs the slot of the first, which is saved
+        finished(engine.submit([first, *reversed(LONG)], greedy(2), tenant="big"))
+    resting = engine.submit([323, *reversed(LONG)], greedy(2), tenant="big")
+    finished(engine.submit("Hello", greedy(2), tenant="small"))
+    assert not any(each.done for each in streams)
+    assert engine.stats().pauses == 0
+    for each in (*streams, resting):
+        each.cancel()
 
 
 @pytest.mark.parametrize(
