@@ -25,7 +25,7 @@ from collections.abc import Callable
 from threading import get_ident
 from typing import Generic, Protocol, TypeVar
 
-from cllm.http.poller import READ, Poller, WakeUp
+from cllm.http.poller import DATA, EDGE, READ, Poller, WakeUp
 
 LOOK_INTERVAL = 0.001  # s between two looks of the acceptor while there is work
 
@@ -50,7 +50,7 @@ QUIET_LOOKS = 3
 class Wakeable(Protocol):
     """What the queue knows of a connection."""
 
-    armed: int  # the interest that the poller has; 0: it reported an event and is silent
+    armed: int  # the interest that the poller has; 0: it must be told again
 
     def schedule(self) -> None:
         """The socket is ready: push it unless it is in the queue or runs already."""
@@ -204,10 +204,11 @@ class ConnectionQueue(Generic[W]):
 
     def _dispatch(self, events: list[tuple[int, int]]) -> None:
         get = self._connections.get
-        for fd, _ in events:
+        for fd, mask in events:
             connection = get(fd)
             if connection is not None:
-                connection.armed = 0
+                if mask != DATA or connection.armed != EDGE:
+                    connection.armed = 0
                 connection.schedule()
 
     # The acceptor

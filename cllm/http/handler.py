@@ -156,15 +156,18 @@ class HttpHandler:
     def _build_chain(self) -> Next:
         chain = self._guarded(self._dispatch)
         for middleware in reversed(self._middleware):
-            chain = self._guarded(partial(_call, middleware, chain))
+            chain = self._guarded(middleware, chain)
         return chain
 
-    def _guarded(self, step: Endpoint) -> Next:
-        """`step`, with exceptions and plain values turned into responses."""
+    def _guarded(self, step: Callable[..., Any], *following: Next) -> Next:
+        """`step`, with exceptions and plain values turned into responses.
+
+        following: further arguments of `step`: what a middleware calls.
+        """
 
         def guarded(request: HttpRequest) -> Answer:
             try:
-                answer = step(request)
+                answer = step(request, *following)
                 if isinstance(answer, (HttpResponse, DeferredResponse)):
                     return answer
                 return _response(answer)
@@ -218,10 +221,6 @@ class HttpHandler:
             return None, {}, ""
         allowed |= {"OPTIONS", "HEAD"} if "GET" in allowed else {"OPTIONS"}
         return None, {}, ", ".join(sorted(allowed))
-
-
-def _call(middleware: Middleware, next: Next, request: HttpRequest) -> Answer:
-    return middleware(request, next)
 
 
 def _checked(check: Check, request: HttpRequest, next: Next) -> Answer:
