@@ -142,13 +142,18 @@ class Connection:
 
     def schedule(self) -> None:
         """Have a worker run the connection. Any thread."""
+        if self.queue():
+            self._push(self)
+
+    def queue(self) -> bool:
+        """The first half of `schedule`: whether the caller has to push the connection."""
         with self._lock:
-            if self._state is not IDLE:
-                if self._state is RUNNING:
-                    self._state = RUNNING_AGAIN
-                return  # QUEUED is not written, since `run` changes it without the lock
-            self._state = QUEUED
-        self._push(self)
+            if self._state is IDLE:
+                self._state = QUEUED
+                return True
+            if self._state is RUNNING:
+                self._state = RUNNING_AGAIN
+            return False  # QUEUED is not written, since `run` changes it without the lock
 
     def admitted(self) -> None:
         """It is registered with the poller: workers may run it. By the acceptor."""

@@ -52,8 +52,8 @@ class Wakeable(Protocol):
 
     armed: int  # the interest that the poller has; 0: it must be told again
 
-    def schedule(self) -> None:
-        """The socket is ready: push it unless it is in the queue or runs already."""
+    def queue(self) -> bool:
+        """The socket is ready: whether to push it, since it neither runs nor is in the queue."""
 
 
 W = TypeVar("W", bound=Wakeable)
@@ -102,6 +102,9 @@ class ConnectionQueue(Generic[W]):
     def push(self, connection: W) -> None:
         """Have a worker run this connection. Any thread; never blocks for long."""
         self.items.append(connection)
+        self._pushed()
+
+    def _pushed(self) -> None:
         if not self._awake:
             self._wake_worker()
         elif not self._watched:
@@ -203,13 +206,16 @@ class ConnectionQueue(Generic[W]):
             self._wake_acceptor()
 
     def _dispatch(self, events: list[tuple[int, int]]) -> None:
-        get = self._connections.get
+        get, append = self._connections.get, self.items.append
         for fd, mask in events:
             connection = get(fd)
             if connection is not None:
                 if mask != DATA or connection.armed != EDGE:
                     connection.armed = 0
-                connection.schedule()
+                if connection.queue():
+                    append(connection)
+        if self.items:
+            self._pushed()
 
     # The acceptor
 

@@ -271,7 +271,9 @@ class Exchange:
 
     def finish(self, counters: Counters) -> None:
         """The whole response has left."""
-        counters.count(self.status, self.sent)
+        status = self.status
+        counters.bytes_sent += self.sent
+        counters.by_status[status] = counters.by_status.get(status, 0) + 1
         if self._begun:
             self._record()
         self.request = None
