@@ -335,12 +335,7 @@ class Engine:
         """Whether requests are served: the engine is not closed, its thread runs, and this is the
         process that loaded it, not a fork.
         """
-        return (
-            self._finalizer.alive
-            and self._runner.failure is None
-            and self._thread.is_alive()
-            and self._process.is_current
-        )
+        return not self._runner.ending and self._process.is_current
 
     @property
     def failure(self) -> Exception | None:

@@ -49,7 +49,12 @@ CLIENT_LEFT = 499  # nginx's code: the response was not sent completely
 
 def request_id(request: HttpRequest) -> str:
     """The client's X-Request-Id, which the parser put into the request, else a new one."""
-    return request.id or f"{_prefix}{_next():x}"
+    return request.id or new_id()
+
+
+def new_id() -> str:
+    """An id for a request that has none."""
+    return f"{_prefix}{_next():x}"
 
 
 # One request: when it ended (time.monotonic()), its client, method, path, status, the bytes of its

@@ -39,14 +39,12 @@ class Schedule(enum.IntEnum):
 
 IDLE, QUEUED, RUNNING, RUNNING_AGAIN = Schedule
 
-# The whole state machine; a change to QUEUED puts the connection into the queue.
-ON_SCHEDULE = {
-    IDLE: QUEUED,
-    QUEUED: QUEUED,
-    RUNNING: RUNNING_AGAIN,
-    RUNNING_AGAIN: RUNNING_AGAIN,
-}
-ON_FINISH = {RUNNING: IDLE, RUNNING_AGAIN: QUEUED}
+# A change to QUEUED puts the connection into the queue:
+#                  `schedule`       `_finish`
+#   IDLE           QUEUED           –
+#   QUEUED         –                –
+#   RUNNING        RUNNING_AGAIN    IDLE
+#   RUNNING_AGAIN  –                QUEUED
 
 
 class Context:
@@ -131,8 +129,9 @@ class Connection:
         self.transport = transport
         self.fd = transport.fileno()
         self.client = client
-        # The interest registered with the poller; 0: it reported an event and is disarmed. Set
-        # before the poller is rearmed, so that an event that follows at once is not overwritten.
+        # The interest registered with the poller; 0: it reported an event and is disarmed, or with
+        # EDGE, the peer's end, which it must report again. Set before the poller is rearmed, so
+        # that an event that follows at once is not overwritten.
         self.armed = armed
         self.attention = False  # a deadline passed or the server stops
         self.deadline = deadline  # time.monotonic(); checked by the acceptor
@@ -143,13 +142,18 @@ class Connection:
 
     def schedule(self) -> None:
         """Have a worker run the connection. Any thread."""
-        with self._lock:
-            before = self._state
-            if before is QUEUED:  # not written, since `run` changes it without the lock
-                return
-            self._state = ON_SCHEDULE[before]
-        if before is IDLE:
+        if self.queue():
             self._push(self)
+
+    def queue(self) -> bool:
+        """The first half of `schedule`: whether the caller has to push the connection."""
+        with self._lock:
+            if self._state is IDLE:
+                self._state = QUEUED
+                return True
+            if self._state is RUNNING:
+                self._state = RUNNING_AGAIN
+            return False  # QUEUED is not written, since `run` changes it without the lock
 
     def admitted(self) -> None:
         """It is registered with the poller: workers may run it. By the acceptor."""
@@ -192,10 +196,11 @@ class Connection:
 
     def _finish(self, *, again: bool) -> None:
         with self._lock:
-            state = RUNNING_AGAIN if again else self._state
-            self._state = state = ON_FINISH[state]
-        if state is QUEUED:
-            self._push(self)
+            if self._state is RUNNING and not again:
+                self._state = IDLE
+                return
+            self._state = QUEUED
+        self._push(self)
 
     @property
     def idle_since(self) -> float | None:
@@ -211,10 +216,7 @@ class Connection:
         idle = self._protocol.idle_since(self) is not None and self.transport.probe() is Peer.QUIET
         if idle:
             self.close()
-        with self._lock:
-            self._state = state = ON_FINISH[self._state]
-        if state is QUEUED:
-            self._push(self)
+        self._finish(again=False)
         return idle
 
     def close(self, *, abort: bool = False) -> None:

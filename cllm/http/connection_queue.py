@@ -25,7 +25,7 @@ from collections.abc import Callable
 from threading import get_ident
 from typing import Generic, Protocol, TypeVar
 
-from cllm.http.poller import READ, Poller, WakeUp
+from cllm.http.poller import DATA, EDGE, READ, Poller, WakeUp
 
 LOOK_INTERVAL = 0.001  # s between two looks of the acceptor while there is work
 
@@ -50,10 +50,10 @@ QUIET_LOOKS = 3
 class Wakeable(Protocol):
     """What the queue knows of a connection."""
 
-    armed: int  # the interest that the poller has; 0: it reported an event and is silent
+    armed: int  # the interest that the poller has; 0: it must be told again
 
-    def schedule(self) -> None:
-        """The socket is ready: push it unless it is in the queue or runs already."""
+    def queue(self) -> bool:
+        """The socket is ready: whether to push it, since it neither runs nor is in the queue."""
 
 
 W = TypeVar("W", bound=Wakeable)
@@ -102,6 +102,9 @@ class ConnectionQueue(Generic[W]):
     def push(self, connection: W) -> None:
         """Have a worker run this connection. Any thread; never blocks for long."""
         self.items.append(connection)
+        self._pushed()
+
+    def _pushed(self) -> None:
         if not self._awake:
             self._wake_worker()
         elif not self._watched:
@@ -203,12 +206,16 @@ class ConnectionQueue(Generic[W]):
             self._wake_acceptor()
 
     def _dispatch(self, events: list[tuple[int, int]]) -> None:
-        get = self._connections.get
-        for fd, _ in events:
+        get, append = self._connections.get, self.items.append
+        for fd, mask in events:
             connection = get(fd)
             if connection is not None:
-                connection.armed = 0
-                connection.schedule()
+                if mask != DATA or connection.armed != EDGE:
+                    connection.armed = 0
+                if connection.queue():
+                    append(connection)
+        if self.items:
+            self._pushed()
 
     # The acceptor
 

@@ -26,7 +26,7 @@ from cllm.http.connection import NEVER, Context
 from cllm.http.deferred import DeferredResponse
 from cllm.http.errors import HttpError
 from cllm.http.request import HttpRequest
-from cllm.http.response import HttpResponse
+from cllm.http.response import BODYLESS, HttpResponse
 from cllm.http.stats import Counters
 from cllm.http.transport import Buffer
 
@@ -101,8 +101,13 @@ class Exchange:
         """Have the handler answer a complete request. Handlers may block."""
         context = self._context
         counters.requests += 1
-        request.client = self.client = context.intake.client_of(request, source.client)
-        request.id = access_log.request_id(request)
+        request.client = self.client = (
+            source.client
+            if context.intake.proxies is None
+            else context.intake.client_of(request, source.client)
+        )
+        if not request.id:
+            request.id = access_log.new_id()
         self.request = request
         log = context.access_log
         if log is not None and log.enabled:
@@ -215,7 +220,7 @@ class Exchange:
         """Hand over a whole response."""
         request = self.request
         body = response.body
-        if (request is not None and request.method == "HEAD") or not response.has_body:
+        if response.status in BODYLESS or (request is not None and request.method == "HEAD"):
             body = b""
         try:
             sink.head(response, body)  # type: ignore[arg-type]  # it refuses what is not bytes
@@ -266,7 +271,9 @@ class Exchange:
 
     def finish(self, counters: Counters) -> None:
         """The whole response has left."""
-        counters.count(self.status, self.sent)
+        status = self.status
+        counters.bytes_sent += self.sent
+        counters.by_status[status] = counters.by_status.get(status, 0) + 1
         if self._begun:
             self._record()
         self.request = None

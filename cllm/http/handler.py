@@ -156,7 +156,7 @@ class HttpHandler:
     def _build_chain(self) -> Next:
         chain = self._guarded(self._dispatch)
         for middleware in reversed(self._middleware):
-            chain = self._guarded(partial(_call, middleware, chain))
+            chain = self._guarded(_around(middleware, chain))
         return chain
 
     def _guarded(self, step: Endpoint) -> Next:
@@ -220,8 +220,9 @@ class HttpHandler:
         return None, {}, ", ".join(sorted(allowed))
 
 
-def _call(middleware: Middleware, next: Next, request: HttpRequest) -> Answer:
-    return middleware(request, next)
+def _around(middleware: Middleware, next: Next) -> Endpoint:
+    # A call within the interpreter, which is cheaper than one of functools.partial
+    return lambda request: middleware(request, next)
 
 
 def _checked(check: Check, request: HttpRequest, next: Next) -> Answer:

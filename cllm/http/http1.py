@@ -153,7 +153,8 @@ class Http1:
                 if count <= 0:
                     if count == 0:
                         return DONE  # even in the middle of a request: the client has left
-                    return self._park(connection, READ if count == WANT_READ else WRITE)
+                    wanted = connection.transport.read_interest if count == WANT_READ else WRITE
+                    return self._park(connection, wanted)
                 parser.feed(buffer[:count])
                 if self._fresh and parser.begins_with(PREFACE_LINE):
                     http2 = Http2(self._context, parser.release())
@@ -178,8 +179,9 @@ class Http1:
                 interest = self._take_in(connection, workspace, parser.head)
                 if interest is not None:
                     return interest
-            if workspace.others and not parser.wants_continue and count < len(buffer):
-                return self._park(connection, READ)
+            # Only after a read: with EDGE, bytes that came before this turn are not reported again.
+            if workspace.others and 0 < count < len(buffer) and not parser.wants_continue:
+                return self._park(connection, connection.transport.read_interest)
             if parser.wants_continue:
                 parser.continue_sent()
                 self._outgoing.begin(CONTINUE)

@@ -83,7 +83,8 @@ class Outgoing:
         for _ in range(TURN_WRITES):
             sent = write(pending if len(pending) <= IOV_MAX else pending[:IOV_MAX])
             if sent == self.size:
-                self.drop()
+                self.pending = []
+                self.size = 0
                 self._unsent = -1
                 connection.deadline = NEVER
                 return 0

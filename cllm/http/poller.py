@@ -1,7 +1,8 @@
 """Which sockets are ready: epoll and kqueue behind one small interface, and a wake-up for either.
 
 Registrations fire once and are then disarmed until `rearm`: one system call, no lock, and a socket
-whose connection is running causes no wake-up.
+whose connection is running causes no wake-up. With EDGE, where the system has it, a registration
+stays armed and fires at each arrival: no system call for a request.
 """
 
 from __future__ import annotations
@@ -16,6 +17,16 @@ READ = 1  # bytes to read, or the peer ended its side
 WRITE = 2  # room to write
 HANGUP = 4  # the peer ended its side or the connection broke, even with unread bytes
 # A broken connection is reported under every interest.
+
+if sys.platform == "linux":
+    # As READ, but reported once for each arrival, and still armed after it: a reader must take all
+    # bytes that are there. An event other than DATA also has the end of the peer's side, which is
+    # not reported again.
+    EDGE = 8
+    DATA = int(select.EPOLLIN)
+else:
+    EDGE = READ
+    DATA = 0  # the mask of no event
 
 
 class Poller(Protocol):
@@ -46,10 +57,13 @@ if sys.platform == "linux":
         | (select.EPOLLRDHUP if interest & HANGUP else 0)
         for interest in range(8)
     )
-    _EPOLL_ONCE = tuple(mask | select.EPOLLONESHOT for mask in _EPOLL)
+    _EPOLL_ONCE = (
+        *(mask | select.EPOLLONESHOT for mask in _EPOLL),
+        select.EPOLLIN | select.EPOLLRDHUP | select.EPOLLET,  # EDGE
+    )
 
     class EpollPoller:
-        """epoll(7), level-triggered, EPOLLONESHOT."""
+        """epoll(7), level-triggered with EPOLLONESHOT; edge-triggered for EDGE."""
 
         __slots__ = ("_epoll", "_modify", "close", "fileno")
 

@@ -63,6 +63,7 @@ class Headers:
 
 
 NO_HEADERS = Headers()
+NO_CLIENT = ("", 0)
 
 
 @dataclass(slots=True)
@@ -77,7 +78,7 @@ class HttpRequest:
     headers: Headers = NO_HEADERS
     body: bytes = b""
     keep_alive: bool = True  # as the peer requests (RFC 9112 section 9.3)
-    client: tuple[str, int] = ("", 0)
+    client: tuple[str, int] = NO_CLIENT
     id: str = ""
     path_params: dict[str, str] = field(default_factory=dict)
     context: dict[str, Any] = field(default_factory=dict)

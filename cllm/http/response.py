@@ -97,7 +97,7 @@ class HttpResponse:
     @property
     def has_body(self) -> bool:
         """False where the status forbids one (RFC 9110 sections 15.3.5, 15.3.6, 15.4.5)."""
-        return self.status not in _BODYLESS
+        return self.status not in BODYLESS
 
     def encode_head(
         self,
@@ -113,32 +113,52 @@ class HttpResponse:
         Transfer-Encoding; without it (HTTP/1.0) the close ends the body and `keep_alive` must be
         False. Raises ValueError for what cannot be sent: answer 500 instead.
         """
-        body = self.body
         try:
+            if type(self.body) is bytes:
+                if not request_id:
+                    return self._known_start(server) + _ENDS[keep_alive]
+                line = _request_id_line(request_id)
+                return b"%b%b%b" % (self._known_start(server), line, _ENDS[keep_alive])
             parts = [_beginning(self.status, server)]
-            if type(body) is bytes and self.status not in _BODYLESS:
-                parts.append(b"Content-Length: %d\r\n" % len(body))  # the most common case
-            elif (length := self.content_length()) is not None:
+            if (length := self.content_length()) is not None:
                 parts.append(b"Content-Length: %d\r\n" % length)
             elif chunked and self.has_body:
                 parts.append(b"Transfer-Encoding: chunked\r\n")
             elif keep_alive and self.has_body:
                 raise ValueError("a stream that is not chunked ends by closing the connection")
-            for name_value in self.headers:
-                parts.append(_PREBUILT_FIELDS.get(name_value) or field_line(*name_value))
+            parts += self._field_lines()
             if request_id:
                 parts.append(_request_id_line(request_id))
         except TypeError as error:  # such as a number for a field's value
             raise ValueError(f"the response has a part of the wrong type: {error}") from error
-        parts.append(_END_KEEP_ALIVE if keep_alive else _END_CLOSE)
+        parts.append(_ENDS[keep_alive])
         return b"".join(parts)
+
+    def _known_start(self, server: str) -> Octets:
+        """The head of a body of bytes up to X-Request-Id: most responses of a second repeat one.
+
+        Raises as `encode_head`.
+        """
+        known = _starts_of_now()
+        key = (self.status, server, len(self.body), *self.headers)  # type: ignore[arg-type]
+        start = known.get(key)
+        if start is None:
+            length = self.content_length()
+            length_line = b"" if length is None else b"Content-Length: %d\r\n" % length
+            start = b"".join((_beginning(self.status, server), length_line, *self._field_lines()))
+            if len(known) < MAX_KNOWN_STARTS and len(start) <= MAX_KNOWN_START:
+                known[key] = start
+        return start
+
+    def _field_lines(self) -> list[Octets]:
+        return [_PREBUILT_FIELDS.get(field) or field_line(*field) for field in self.headers]
 
     def content_length(self) -> int | None:
         """Of the body, also in answer to HEAD; None for a stream and where none may be sent.
 
         Raises TypeError for a body that is neither bytes nor a BodyStream.
         """
-        if self.status in _BODYLESS:
+        if self.status in BODYLESS:
             return 0 if self.status == 205 else None
         body = self.body
         if isinstance(body, bytes):
@@ -153,15 +173,14 @@ class HttpResponse:
 
 
 # RFC 9110 sections 15.3.5, 15.3.6, 15.4.5
-_BODYLESS = frozenset((204, 205, 304))
+BODYLESS = frozenset((204, 205, 304))
 
 _FIELD_NAME = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
 _FIELD_VALUE = re.compile(r"[\t\x20-\x7e\x80-\xff]*")
 # Written by the connection; a second one would give the response two framings.
 _RESERVED = frozenset(("connection", "content-length", "date", "server", "transfer-encoding"))
 
-_END_KEEP_ALIVE = b"Connection: keep-alive\r\n\r\n"
-_END_CLOSE = b"Connection: close\r\n\r\n"
+_ENDS = (b"Connection: close\r\n\r\n", b"Connection: keep-alive\r\n\r\n")  # by keep_alive
 
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 
@@ -228,21 +247,30 @@ def _request_id_line(request_id: str) -> bytes:
     return field_line("X-Request-Id", request_id)
 
 
-# The status line, Server and Date of this second's responses, by status and server name.
-_beginnings: tuple[int, dict[tuple[int, str], bytes]] = (0, {})
+# What this second's heads begin with: by status and server name their status line, Server and Date;
+# with the length of a body and all fields also the lines of these.
+MAX_KNOWN_STARTS = 256
+MAX_KNOWN_START = 1024  # bytes
+_starts: tuple[int, dict[tuple[Any, ...], bytes]] = (0, {})
+
+
+def _starts_of_now() -> dict[tuple[Any, ...], bytes]:
+    """Empty at the beginning of a second. A race builds a start twice, which is harmless."""
+    global _starts
+    now = int(time.time())
+    second, known = _starts
+    if second != now:
+        known = {}
+        _starts = (now, known)
+    return known
 
 
 def _beginning(status: int, server: str) -> bytes:
-    """RFC 9110 sections 6.6.1, 10.2.4. A race builds one twice, which is harmless."""
-    global _beginnings
-    now = int(time.time())
-    second, known = _beginnings
-    if second != now:
-        known = {}
-        _beginnings = (now, known)
+    """RFC 9110 sections 6.6.1, 10.2.4."""
+    known = _starts_of_now()
     beginning = known.get((status, server))
     if beginning is None:
         server_line = f"Server: {server}\r\n" if server else ""  # ServerConfig has checked it
-        fields = f"{server_line}Date: {formatdate(now, usegmt=True)}\r\n".encode()
+        fields = f"{server_line}Date: {formatdate(int(time.time()), usegmt=True)}\r\n".encode()
         beginning = known[status, server] = _status_line(status) + fields
     return beginning

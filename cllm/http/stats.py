@@ -21,12 +21,6 @@ class Counters:
         """Count a limit of HTTP/2 that a client has passed."""
         self.http2_limits[name] = self.http2_limits.get(name, 0) + 1
 
-    def count(self, status: int, size: int) -> None:
-        """Count a finished response."""
-        self.bytes_sent += size
-        self.by_status[status] = self.by_status.get(status, 0) + 1
-
-
 @dataclass(frozen=True, slots=True)
 class ServerStats:
     """A server's counters since its start, and its state. Taken without a lock: each number is

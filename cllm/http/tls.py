@@ -49,6 +49,7 @@ PLAIN_HTTP = "this port expects TLS; use https:// instead of http://"
 class TlsTransport(PlainTransport):
     """TCP with TLS."""
 
+    read_interest = READ  # a read gives one record; the socket may hold more
     __slots__ = ("_begun", "_read", "_tls", "_write", "reading_since")
 
     def __init__(self, sock: ssl.SSLSocket) -> None:

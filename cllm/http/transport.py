@@ -15,6 +15,8 @@ import termios
 from collections.abc import Sequence
 from typing import Protocol
 
+from cllm.http.poller import EDGE
+
 Buffer = bytes | memoryview
 
 # Returned instead of a count: the call would block until the socket is readable, or writable.
@@ -51,6 +53,10 @@ class Transport(Protocol):
 
         After WANT_… the next call must begin with the same bytes; there may be more behind them.
         """
+
+    @property
+    def read_interest(self) -> int:
+        """What to park with for more bytes: EDGE where a short read has taken all there are."""
 
     @property
     def reading_since(self) -> float:
@@ -105,6 +111,7 @@ class PlainTransport:
         except OSError as error:
             raise ConnectionLost(str(error)) from None
 
+    read_interest = EDGE
     reading_since = NOT_READING  # a read is one call of the system
 
     def end_read(self) -> None:

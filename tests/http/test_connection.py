@@ -6,33 +6,24 @@ import socket
 import threading
 from collections.abc import Callable
 
+import pytest
+
 from cllm.http import HttpHandler
 from cllm.http.connection import (
     AGAIN,
     IDLE,
-    ON_FINISH,
-    ON_SCHEDULE,
     QUEUED,
     RUNNING,
     RUNNING_AGAIN,
     Connection,
     Context,
+    Schedule,
 )
 from cllm.http.intake import Intake
 from cllm.http.limits import ServerConfig
 from cllm.http.poller import READ, new_poller
 from cllm.http.transport import PlainTransport
 from cllm.http.workspace import Workspace
-
-
-def test_the_schedule_is_the_table_of_the_design() -> None:
-    assert ON_SCHEDULE == {
-        IDLE: QUEUED,
-        QUEUED: QUEUED,
-        RUNNING: RUNNING_AGAIN,
-        RUNNING_AGAIN: RUNNING_AGAIN,
-    }
-    assert ON_FINISH == {RUNNING: IDLE, RUNNING_AGAIN: QUEUED}
 
 
 class Scripted:
@@ -90,6 +81,40 @@ class Bench:
 
     def run(self) -> None:
         self.pushed.pop().run(Workspace(()))
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "pushes"),
+    [
+        (IDLE, QUEUED, 1),
+        (QUEUED, QUEUED, 0),
+        (RUNNING, RUNNING_AGAIN, 0),
+        (RUNNING_AGAIN, RUNNING_AGAIN, 0),
+    ],
+)
+def test_a_wake_up_in_each_state(before: Schedule, after: Schedule, pushes: int) -> None:
+    bench = Bench()
+    bench.connection._state = before
+    bench.connection.schedule()
+    assert bench.connection.state is after
+    assert len(bench.pushed) == pushes
+
+
+@pytest.mark.parametrize(
+    ("during", "again", "after"),
+    [
+        (RUNNING, False, IDLE),
+        (RUNNING, True, QUEUED),
+        (RUNNING_AGAIN, False, QUEUED),
+        (RUNNING_AGAIN, True, QUEUED),
+    ],
+)
+def test_the_end_of_a_run_in_each_state(during: Schedule, again: bool, after: Schedule) -> None:
+    bench = Bench()
+    bench.connection._state = during
+    bench.connection._finish(again=again)
+    assert bench.connection.state is after
+    assert len(bench.pushed) == (after is QUEUED)
 
 
 def test_many_wake_ups_queue_it_once() -> None:

@@ -49,6 +49,32 @@ def test_rfc9110_8_6_a_body_of_bytes_has_its_length() -> None:
     assert fields(HttpResponse(200))["Content-Length"] == "0"
 
 
+def test_heads_that_were_made_before_in_this_second_are_no_other_response_s() -> None:
+    first = HttpResponse.json({"a": 1})
+    assert fields(first) == fields(HttpResponse.json({"a": 2}))
+    assert fields(HttpResponse.json({"a": 11}))["Content-Length"] == "8"
+    assert fields(HttpResponse.text("1234567"))["Content-Type"].startswith("text/plain")
+    first.headers += [("Vary", "Accept")]
+    assert fields(first)["Vary"] == "Accept"
+    assert "Vary" not in fields(HttpResponse.json({"a": 1}))
+    assert lines(HttpResponse.json({"a": 1}, 404))[0] == "HTTP/1.1 404 Not Found"
+    assert fields(first, server="other")["Server"] == "other"
+    assert fields(first, request_id="x-1")["X-Request-Id"] == "x-1"
+    assert "X-Request-Id" not in fields(first)
+    assert fields(first, keep_alive=False)["Connection"] == "close"
+
+
+def test_heads_that_never_repeat_take_no_memory() -> None:
+    for number in range(2 * response_module.MAX_KNOWN_STARTS):
+        made = HttpResponse.json({}, headers=[("X-Number", str(number))])
+        assert fields(made)["X-Number"] == str(number)
+    large = HttpResponse.json({}, headers=[("X-Large", "x" * response_module.MAX_KNOWN_START)])
+    assert len(fields(large)["X-Large"]) == response_module.MAX_KNOWN_START
+    _second, known = response_module._starts
+    assert len(known) <= response_module.MAX_KNOWN_STARTS + 8  # and a beginning for each status
+    assert all(len(start) <= response_module.MAX_KNOWN_START for start in known.values())
+
+
 @pytest.mark.parametrize("status", [100, 101, 102, 103, 199])
 def test_rfc9110_15_2_an_informational_status_is_no_response(status: int) -> None:
     with pytest.raises(ValueError, match=f"200 to 599, not {status}"):

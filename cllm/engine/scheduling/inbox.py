@@ -48,7 +48,7 @@ class Inbox(Generic[T]):
         self._ended = 0  # since the last take()
         self._own: dict[str, int] = {}  # in flight, by tenant
         self._woken = False
-        self._stopping = False
+        self.stopping = False  # for good: stop(), a failure, or the end of the thread
         self._mean_s = 0.0
 
     @property
@@ -83,7 +83,7 @@ class Inbox(Generic[T]):
         """The tenant whose newest request is refused instead; None: there is room."""
         if self.failure is not None:
             raise self.ending() from self.failure
-        if self._stopping:
+        if self.stopping:
             raise EngineClosed
         if share.most is not None and self._own.get(newcomer, 0) >= share.most:
             self.refused += 1
@@ -140,7 +140,7 @@ class Inbox(Generic[T]):
     def stop(self) -> None:
         """Make take() return None, and refuse new requests."""
         with self._changed:
-            self._stopping = True
+            self.stopping = True
             self._changed.notify()
 
     # The engine thread.
@@ -160,7 +160,7 @@ class Inbox(Generic[T]):
                 self._changed.wait_for(lambda: self._arrivals or self._is_urgent(), timeout)
             if wait and gather_s and self._arrivals:
                 self._gather(gather_s, ended)
-            if self._stopping:
+            if self.stopping:
                 return None
             self._woken = False
             arrivals, self._arrivals = self._arrivals, []
@@ -184,7 +184,7 @@ class Inbox(Generic[T]):
                 return
 
     def _is_urgent(self) -> bool:
-        return bool(self._cancelled) or self._woken or self._stopping
+        return bool(self._cancelled) or self._woken or self.stopping
 
     def fail(self, error: BaseException) -> None:
         """Refuse new requests because of an error, and make take() return None."""
@@ -202,7 +202,7 @@ class Inbox(Generic[T]):
     def close(self) -> list[T]:
         """Refuse new requests; return those that were not taken."""
         with self._changed:
-            self._stopping = True
+            self.stopping = True
             arrivals, self._arrivals = self._arrivals, []
             return arrivals
 

@@ -87,6 +87,11 @@ class EngineLoop(ABC, Generic[W]):
         return self._inbox.failure
 
     @property
+    def ending(self) -> bool:
+        """Whether the loop has ended, or is told to, for whatever reason."""
+        return self._inbox.stopping
+
+    @property
     def crowded(self) -> bool:
         """Whether a request that is submitted now has to wait for others."""
         return self._inbox.in_flight >= self._stats.slots_total
