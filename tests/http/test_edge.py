@@ -92,7 +92,12 @@ def test_a_request_costs_no_change_of_its_registration(serve: Serve, connect: Co
     wait_until(lambda: (connection.armed, connection.state) == (EDGE, IDLE), "it is parked")
     changes: list[int] = []
     rearm = connection._rearm
-    connection._rearm = lambda fd, interest: (changes.append(interest), rearm(fd, interest))[1]
+
+    def counted(fd: int, interest: int) -> None:
+        changes.append(interest)
+        rearm(fd, interest)
+
+    connection._rearm = counted
     for _ in range(50):
         assert client.get().status == 200
     assert changes == []

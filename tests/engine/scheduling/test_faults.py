@@ -20,6 +20,7 @@ from cllm.engine.constraints.guide import Guide, MaskThread
 from cllm.engine.scheduling.scheduler import Scheduler
 from cllm.engine.sequence import Sequence
 from cllm.engine.speculation.drafter import Drafter
+from cllm.engine.speculation.speculation import Speculation
 from tests.engine.engine_helpers import (
     PRECISE,
     WAIT,
@@ -153,7 +154,7 @@ def test_a_draft_model_that_raises_is_used_no_more_and_no_request_notices(
     expected = finished(drafting(draft_max=0).submit("Hello", greedy(60))).text
     engine = drafting(model_draft=str(memoryless_path))
     speculation = engine._scheduler._planner._speculation
-    assert speculation is not None and speculation._drafting is not None
+    assert isinstance(speculation, Speculation) and speculation._drafting is not None
     model = speculation._drafting._model
     monkeypatch.setattr(model, method, raising(RuntimeError("llama.cpp has no logits")))
     done = [finished(g) for g in [engine.submit("Hello", greedy(60)) for _ in range(4)]]

@@ -14,6 +14,7 @@ from cllm.engine import Engine, SamplingParams
 from cllm.engine.speculation.draft_model import DraftModel
 from cllm.engine.speculation.drafter import AcceptanceRate
 from cllm.engine.speculation.drafting import DraftPolicy
+from cllm.engine.speculation.speculation import Speculation
 from scripts.bench.models.deeper import write_deeper
 from tests.engine.engine_helpers import Loader, Watched, break_decode, finished, greedy
 from tests.engine.engine_models import write_shuffled
@@ -67,7 +68,7 @@ def load_both(load: Loader, deep_path: Path, memoryless_path: Path, steady_costs
 
 def draft_of(engine: Engine) -> DraftModel:
     speculation = engine._scheduler._planner._speculation
-    assert speculation is not None and speculation._drafting is not None
+    assert isinstance(speculation, Speculation) and speculation._drafting is not None
     return speculation._drafting._model
 
 
