@@ -34,6 +34,7 @@ _NO_MEDIA = struct.pack("<I", 0)  # after them: how many images
 _END = struct.Struct("<2I8s")  # size and checksum of the head, mark
 _MARK = b"cLLM 1\r\n"
 _LONGEST_HEAD = 65536  # bytes
+_IN_MEMORY = 8  # bytes that a state begins with in memory, and not in a file: magic, sequence
 _NAME = re.compile(r"[^\W_][\w.+=@,-]{0,199}")
 
 
@@ -57,6 +58,7 @@ class _Head:
     n_tokens: int
     n_state: int
     crc32: int
+    begin: str
     salt: str = ""
     adapters: list[tuple[str, float]] = field(default_factory=list)
 
@@ -95,14 +97,16 @@ def write(
 
     Raises EngineError with the system's reason.
     """
-    head = _Head(identity, len(tokens), state.size, _checksum(tokens, state), salt, list(adapters))
+    begin = state[:_IN_MEMORY].tobytes().hex()
+    checksum = _checksum(tokens, state)
+    head = _Head(identity, len(tokens), state.size, checksum, begin, salt, list(adapters))
     beside = path.with_name(f".{path.name}.{uuid4().hex}")
     try:
         path.parent.mkdir(exist_ok=True)
         with beside.open("wb") as file:
             words = _LIST.pack(*_LIST_MARK, len(tokens)) + tokens.tobytes() + _NO_MEDIA
             file.write(_START.pack(_MAGIC, _VERSION, len(words) // 4) + words)
-            file.write(state.data)
+            file.write(state[_IN_MEMORY:].data)
             last = json.dumps(asdict(head)).encode()
             file.write(last + _END.pack(len(last), zlib.crc32(last), _MARK))
             written = file.tell()
@@ -127,10 +131,12 @@ def read(path: Path, identity: Identity) -> Content:
             magic, version, n_words = _START.unpack(file.read(_START.size))
             if (magic, version) != (_MAGIC, _VERSION):
                 raise _refused(path, f"a state file of version {_VERSION} of llama.cpp")
-            if _START.size + 4 * n_words + head.n_state != end:
+            if _START.size + 4 * n_words + head.n_state - _IN_MEMORY != end:
                 raise _refused(path, "a file that is not damaged")
             tokens = _tokens(path, file.read(4 * n_words), head.n_tokens)
-            state = np.fromfile(file, np.uint8, head.n_state)
+            state = np.empty(head.n_state, np.uint8)
+            state[:_IN_MEMORY] = list(bytes.fromhex(head.begin))
+            file.readinto(state[_IN_MEMORY:].data)
     except FileNotFoundError:
         raise _refused(path, "a file in --slot-save-path") from None
     except OSError as error:
@@ -164,7 +170,9 @@ def _head(path: Path, file: BinaryIO, size: int) -> tuple[int, _Head]:
         identity = Identity(**fields.pop("identity"))
         adapters = [(str(digest), float(scale)) for digest, scale in fields.pop("adapters", ())]
         head = _Head(identity, **fields, adapters=adapters)
-        if not (head.n_tokens > 0 and head.n_state > 0 and isinstance(head.salt, str)):
+        if not (head.n_tokens > 0 and head.n_state > _IN_MEMORY and isinstance(head.salt, str)):
+            raise ValueError
+        if len(bytes.fromhex(head.begin)) != _IN_MEMORY:
             raise ValueError
         return end - length, head
     except (ValueError, TypeError, KeyError, AttributeError):
