@@ -89,11 +89,10 @@ class GenerationStream(BodyStream):
     @property
     def pending(self) -> int:
         """About how many bytes the events take that are not taken."""
-        waiting, chars = -self._taken, 0
+        pending = (self._made() - self._taken) * _FRAME
         for generation in self._generations:
-            waiting += generation.usage.completion_tokens
-            chars += generation.pending_chars
-        return chars + waiting * _FRAME
+            pending += generation.pending_chars
+        return pending
 
     def attach(self, wake: Callable[[], None]) -> None:
         self._wake = wake
@@ -152,7 +151,10 @@ class GenerationStream(BodyStream):
         return self._frames.broken_off(reason)
 
     def _made(self) -> int:
-        return sum(g.usage.completion_tokens for g in self._generations)
+        made = 0
+        for generation in self._generations:
+            made += generation.usage.completion_tokens
+        return made
 
     def _error(self, generation: Generation) -> str | None:
         if generation.error is not None:

@@ -41,6 +41,7 @@ class Sequence:
         "_end",
         "_indent",
         "_newest",
+        "_passes",
         "_piece",
         "_prepares",
         "_stops",
@@ -124,6 +125,7 @@ class Sequence:
         self._detokenizer = Detokenizer(self._piece)
         self._stops = StopMatcher(params.stop)
         self._indent = IndentLimit(params.min_indent) if params.min_indent else None
+        self._passes = not params.stop and self._indent is None  # all text, as it is
         self.scores: PromptScores | None = None
         if params.prompt_logprobs is not None:
             prompt_tokens, record = self.tokens[:], self.writer.record_prompt
@@ -294,7 +296,9 @@ class Sequence:
             self._publish_rest()
             return FinishReason.STOP
         text = self._detokenizer.push(token)
-        if text:
+        if text and self._passes:
+            writer.append(text)
+        elif text:
             text, stopped = self._stops.push(text)
             shallow = self._publish(text)
             if stopped:

@@ -35,8 +35,8 @@ class Guide:
     """A matcher and the mask for the next token. One thread at a time may use it."""
 
     __slots__ = (
-        "_address", "_bits", "_ended", "_few", "_forbidden", "_later", "_left_s", "_matcher",
-        "_n_vocab",
+        "_address", "_bits", "_ended", "_few", "_flags", "_forbidden", "_known", "_later",
+        "_left_s", "_matcher", "_n_vocab",
     )  # fmt: skip
 
     def __init__(self, matcher: LLMatcher, n_vocab: int) -> None:
@@ -44,7 +44,11 @@ class Guide:
         self._n_vocab = n_vocab
         self._bits: NDArray[np.uint32] = np.zeros(-(-n_vocab // 32), dtype=np.uint32)
         self._address = self._bits.ctypes.data
-        self._few: NDArray[np.intp] | None = None  # the forbidden tokens, if they are few
+        # Of the mask computed last, which free text has again and again: its bits, the forbidden
+        # tokens as flags, and their numbers if they are few.
+        self._known = b""
+        self._flags: NDArray[np.bool_] = np.zeros(0, dtype=np.bool_)
+        self._few: NDArray[np.intp] | None = None
         self._later: int | None = None  # a token to accept before the next mask is computed
         self._forbidden: NDArray[np.bool_] | None = None
         self._ended = False  # whether nothing may follow, as of `_forbidden`
@@ -63,12 +67,19 @@ class Guide:
                 self._charge(began, accepted)
             self._check()
             self._ended = bool(self._matcher.is_stopped())
-            np.invert(bits, out=bits)
-            flags = np.unpackbits(bits.view(np.uint8), count=self._n_vocab, bitorder="little")
-            self._forbidden = forbidden = flags.view(np.bool_)
-            few = np.count_nonzero(forbidden) * _FEW <= self._n_vocab
-            self._few = forbidden.nonzero()[0] if few else None
+            if (found := bits.tobytes()) != self._known:
+                self._known = found
+                self._expand()
+            self._forbidden = self._flags
         return self._forbidden
+
+    def _expand(self) -> None:
+        """Set `_flags` and `_few` from the bits of the allowed tokens."""
+        forbidden = np.invert(self._bits).view(np.uint8)
+        flags = np.unpackbits(forbidden, count=self._n_vocab, bitorder="little").view(np.bool_)
+        self._flags = flags
+        few = np.count_nonzero(flags) * _FEW <= self._n_vocab
+        self._few = flags.nonzero()[0] if few else None
 
     @property
     def ready(self) -> bool:

@@ -1,12 +1,14 @@
 """Which tokens can survive a request's first sampler: a few hundred of a whole vocabulary.
 
 Each numpy call on more than 500 values releases the interpreter lock, so rows that are filtered
-alike are filtered together.
+alike are filtered together. After llama_decode no code is in the processor's caches, and the first
+call of each function takes several times as long: so there are few different ones.
 """
 
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -57,12 +59,18 @@ def candidates_together(rows: FloatArray, top_k: int) -> list[NDArray[np.void]]:
     positions = _greatest(rows, top_k)
     if len(positions) == rows.size:  # all of them, with any that are not numbers
         return [_records(row, np.arange(len(row))) for row in rows]
-    at, ids = np.divmod(positions, rows.shape[1])
+    count, width = rows.shape
     records = np.empty(len(positions), dtype=CANDIDATE)
-    records["id"] = ids
+    records["id"] = positions % width
     records["logit"] = rows.reshape(-1)[positions]
-    ends = np.searchsorted(at, np.arange(1, len(rows) + 1)).tolist()
+    ends = positions.searchsorted(_ends(count, width)).tolist()
     return [records[begin:end] for begin, end in zip([0, *ends], ends, strict=False)]
+
+
+@lru_cache(maxsize=64)
+def _ends(count: int, width: int) -> NDArray[np.intp]:
+    """Positions behind each row of a matrix that is read row by row."""
+    return np.arange(1, count + 1) * width
 
 
 def greatest(row: FloatArray, top_k: int) -> NDArray[np.intp]:
@@ -82,16 +90,19 @@ def _greatest(rows: FloatArray, top_k: int) -> NDArray[np.intp]:
     if top_k > groups:
         return np.arange(rows.size)
     grid = rows[:, : groups * _GROUP].reshape(count, _GROUP // _PARTS, groups * _PARTS)
+    if rows.size < _WIDE:
+        # More groups leave fewer candidates, but take longer to partition. The lowest logit is the
+        # floor where a constraint has left fewer than top_k: all that it has left count.
+        maxima = np.maximum.reduce(grid, axis=1, initial=_LOWEST)
+        cut = maxima.shape[1] - top_k
+        maxima.partition(cut, axis=1)
+        return _positions((rows >= maxima[:, cut, None]).ravel())
     maxima = grid.max(axis=1)
-    small = rows.size < _WIDE
-    # More groups leave fewer candidates, but take longer to partition.
-    greats = maxima if small else maxima.reshape(count, _PARTS, groups).max(axis=1)
+    greats = maxima.reshape(count, _PARTS, groups).max(axis=1)
     cut = greats.shape[1] - top_k
     floors = np.partition(greats, cut, axis=1)[:, cut, None]
     # Where a constraint has left fewer than top_k, those that it has left.
     floors = np.maximum(floors, _LOWEST)
-    if small:
-        return _positions((rows >= floors).ravel())
     parts = _positions(~(maxima < floors).ravel())  # also those with a NaN
     if len(parts) > maxima.size // 4:  # many ties
         return _positions((rows >= floors).ravel())

@@ -26,6 +26,8 @@ from cllm.engine import (
 )
 from cllm.engine.constraints.constraint import MAX_SOURCE, Kind, json_rule
 from cllm.engine.constraints.guide import Guide, MaskThread
+from cllm.engine.constraints.json_schema import lark_expression
+from cllm.engine.sequence import Sequence
 from tests.engine.engine_helpers import WAIT, Loader, Watched, break_decode, finished, greedy
 
 PERSON: dict[str, Any] = {
@@ -211,7 +213,32 @@ def test_a_text_whose_every_token_may_be_its_last_ends(engine: Engine) -> None:
         assert (done.finish_reason, done.usage.completion_tokens) == ("stop", 5)
 
 
-def test_words_in_free_text_are_accepted_with_the_next_mask(engine: Engine) -> None:
+def test_constrained_rows_are_filtered_with_the_others(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And what is chosen is the same as alone."""
+    free = 'start: (call "x" NAME ">")* TEXT\ncall[lazy]: TEXT "<call"\n'
+    free += "TEXT: /(.|\\n)*/\nNAME: /[a-z]{2}/"
+    asked = [
+        *(held("lark", free, seed=seed, max_tokens=30) for seed in range(3)),
+        *(held("json_schema", PERSON, seed=seed) for seed in range(3)),
+        *(SamplingParams(max_tokens=30, seed=seed) for seed in range(2)),
+    ]
+    alone = [finished(engine.submit("Hello", params)).text for params in asked]
+    constrained, choose_among = 0, Sequence.choose_among
+
+    def counted(sequence: Sequence, found: Any) -> list[int]:
+        nonlocal constrained
+        constrained += sequence.guide is not None
+        return choose_among(sequence, found)
+
+    monkeypatch.setattr(Sequence, "choose_among", counted)
+    together = [engine.submit("Hello", params) for params in asked]
+    assert [finished(generation).text for generation in together] == alone
+    assert constrained > 30
+
+
+def test_sentences_in_free_text_are_accepted_with_the_next_mask(engine: Engine) -> None:
     """Which has the same masks and the same text as accepting each at once."""
     grammar = 'start: (call "x" NAME ">")* TEXT\ncall[lazy]: TEXT "<call"\n'
     grammar += "TEXT: /(.|\\n)*/\nNAME: /[a-z]{2}/"
@@ -221,11 +248,19 @@ def test_words_in_free_text_are_accepted_with_the_next_mask(engine: Engine) -> N
     for token in engine.tokenize(text, add_special=False):
         assert (late.forbidden() == at_once.forbidden()).all()
         assert not late.forbidden()[token]
-        late.accept(token, 0, engine.piece(token).strip().isalnum())
+        late.accept(token, 0, engine._vocab.is_prose(token))
         left += late._later is not None
         at_once.accept(token)
         assert not (late.ended or at_once.ended)
     assert left >= 5
+
+
+def test_sentences_have_letters_of_all_languages_and_their_marks(engine: Engine) -> None:
+    for text in (" fox", ", 3.5!", "é", "\n"):
+        assert all(map(engine._vocab.is_prose, engine.tokenize(text, add_special=False))), text
+    for text in ("<", "{", '"', "]", "="):
+        assert not engine._vocab.is_prose(engine.tokenize(text, add_special=False)[-1]), text
+    assert not engine._vocab.is_prose(engine.info().eos_token or 0)
 
 
 def test_a_stream_is_the_whole_text(engine: Engine) -> None:
@@ -462,6 +497,14 @@ def test_a_rule_for_json_can_stand_in_a_grammar(engine: Engine) -> None:
     jsonschema.validate(json.loads(text.removeprefix("<call>").removesuffix("</call>")), PERSON)
     with pytest.raises(InvalidRequest, match="uniqueItems"):
         json_rule({"type": "array", "uniqueItems": True})
+
+
+def test_the_rule_of_a_schema_is_the_same_when_it_comes_again() -> None:
+    for schema in (PERSON, {"type": "array", "items": {"type": ["integer", "null"]}}, True, {}):
+        assert json_rule(schema) == json_rule(schema) == lark_expression(schema)
+    for _ in range(2):
+        with pytest.raises(InvalidRequest, match="uniqueItems"):
+            json_rule({"type": "array", "uniqueItems": True})
 
 
 def test_equal_constraints_are_compiled_once(engine: Engine) -> None:
