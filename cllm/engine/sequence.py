@@ -25,6 +25,7 @@ from cllm.engine.text.indent import IndentLimit
 from cllm.engine.text.stops import StopMatcher
 
 _ENDLESS = 2**62  # tokens
+_NO_ROW: FloatArray = np.empty(0, dtype=np.float32)
 
 
 class Sequence:
@@ -41,6 +42,7 @@ class Sequence:
         "_indent",
         "_newest",
         "_piece",
+        "_prepares",
         "_stops",
         "_vocab",
         "deadline",
@@ -114,6 +116,8 @@ class Sequence:
         self.slot: Slot | None = None
         # On the thread that submits: the engine thread has streams that wait.
         self.sampler: TokenSampler | None = TokenSampler(params, vocab)
+        plain = guide is None and params.logprobs is None and params.max_tokens != 0
+        self._prepares = self.sampler.first_top_k if plain else 0
         self.preempted = False
         self._newest = 0
         self._vocab = vocab
@@ -182,26 +186,31 @@ class Sequence:
 
         0: nothing was done, choose() does all.
         """
-        assert self.sampler is not None
-        top_k = self.sampler.first_top_k
-        if not top_k or self.drafted or self.guide or self.params.logprobs is not None:
+        top_k = self._prepares
+        if not top_k or self.drafted:
             return 0
+        assert self.sampler is not None
         self.sampler.prepare(row, self.tokens)
         return top_k
 
-    def choose(self, rows: FloatArray, found: NDArray[np.void] | None = None) -> list[int]:
+    def choose_among(self, found: NDArray[np.void]) -> list[int]:
+        """Choose what follows from the candidates of the newest token's row, after prepare()."""
+        assert self.sampler is not None
+        return [self.sampler.choose(_NO_ROW, self.tokens, found)]
+
+    def choose(self, rows: FloatArray) -> list[int]:
         """Choose what follows from the logits of the newest token and of each drafted one.
 
-        rows: [1 + drafted, n_vocab]; overwritten. found: the candidates of the first row, after
-        prepare(). Removes the draft. A drafted token is accepted if it is the one chosen; then the
-        next row counts too. Raises EngineError if no token can be chosen.
+        rows: [1 + drafted, n_vocab]; overwritten. Removes the draft. A drafted token is accepted if
+        it is the one chosen; then the next row counts too. Raises EngineError if no token can be
+        chosen.
         """
         if self.params.max_tokens == 0:
             return []
         draft = self.rollback()
         if self.guide is not None and self.guide.complete():
             return []
-        chosen = self._choose(rows[0], found, alone=not draft)
+        chosen = self._choose(rows[0], alone=not draft)
         length = len(self.tokens)
         for drafted, row in zip(draft, rows[1:], strict=True):
             if chosen[-1] != drafted or self._vocab.is_eog(drafted):
@@ -214,9 +223,7 @@ class Sequence:
             self.writer.count_draft(len(draft), len(chosen) - 1)
         return chosen
 
-    def _choose(
-        self, row: FloatArray, found: NDArray[np.void] | None = None, alone: bool = False
-    ) -> list[int]:
+    def _choose(self, row: FloatArray, alone: bool = False) -> list[int]:
         """Choose the next token from its logits, which are overwritten, and record it if asked.
 
         alone: no drafted token follows. Tokens that the constraint forces after it come with it,
@@ -227,7 +234,7 @@ class Sequence:
         own = row.copy() if params.logprobs is not None else row
         if guide is not None:
             guide.exclude(row)
-        token = self.sampler.choose(row, self.tokens, found)
+        token = self.sampler.choose(row, self.tokens)
         if guide is not None:
             guide.check(token)
         if params.logprobs is not None and params.sampled_logprobs:

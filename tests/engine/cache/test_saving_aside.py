@@ -103,7 +103,7 @@ def test_no_hole_is_filled_in_a_slot_that_is_being_saved(engine: Engine) -> None
     real = context.decode
 
     def decode(batch: Batch, count: int) -> int:
-        leaving: list[Slot] = placer.leaving
+        leaving: list[Slot] = placer.aside.leaving
         if leaving:
             seen.append(({slot.id for slot in leaving}, set(batch.seq[:count].tolist())))
         return real(batch, count)
