@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from array import array
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 
 from cllm.engine.cache.checkpoints import Checkpoint, Checkpoints
 from cllm.engine.cache.disk_cache import DiskCache
@@ -52,8 +52,6 @@ class Placer:
         self.attends_to_all = self.supports_rollback and not window
         self._whole = not self.attends_to_all
         self._save_failed = False
-        possible = split_cache and self.attends_to_all and not context.on_device
-        self.aside = SavesAside(possible)
         self.cache = PrefixCache(
             n_slots,
             copy_gain,
@@ -63,6 +61,8 @@ class Placer:
             checkpoints,
             most_busy,
         )
+        possible = split_cache and self.attends_to_all and not context.on_device
+        self.aside = SavesAside(possible, self.cache.worth_saving, self._save)
         stats.cache_ram_limit = max_saved_bytes
 
     def place(
@@ -78,7 +78,7 @@ class Placer:
 
         wanted: the idle slot to use instead. fresh: reuse nothing. scope: reuse only from it.
         may_save: False: None if another prefix would have to be saved first. aside: above 0: that
-        one, and others up to this number, are left to save_aside(), where that is possible.
+        one, and others up to this number, are saved by `aside`, where that is possible.
         """
         cache = self.cache
         slot, start = cache.choose(tokens, wanted, fresh, scope)
@@ -261,10 +261,6 @@ class Placer:
                 return False
             self.give_up(idle)
         return True
-
-    def save_aside(self, in_time: Callable[[], bool]) -> None:
-        """While llama_decode runs, save the slots that prompts wait for; see SavesAside.run."""
-        self.aside.run(self.cache.worth_saving, self._save, in_time)
 
     def _save(self, slot: Slot) -> None:
         size = self._context.state_size(slot.id)

@@ -15,10 +15,14 @@ from cllm.engine.cache.prefix_cache import Slot
 class SavesAside:
     """What to save during the next decode. leaving: slots that no token may be computed in then."""
 
-    def __init__(self, possible: bool) -> None:
-        """possible: whether the cache allows it."""
+    def __init__(
+        self, possible: bool, worth: Callable[[Slot], bool], save: Callable[[Slot], None]
+    ) -> None:
+        """possible: whether the cache allows it. worth: whether a slot is worth saving."""
         self.leaving: list[Slot] = []
         self._possible = possible
+        self._worth = worth
+        self._save = save
         self._tried: dict[int, int] = {}  # by slot: when it was used last before it was saved
 
     def want(self, slot: Slot, slots: list[Slot], most: int) -> bool:
@@ -37,16 +41,11 @@ class SavesAside:
         """Whether what an idle slot holds was saved, or could not be."""
         return self._tried.get(slot.id) == slot.last_used
 
-    def run(
-        self,
-        worth: Callable[[Slot], bool],
-        save: Callable[[Slot], None],
-        in_time: Callable[[], bool],
-    ) -> None:
+    def run(self, in_time: Callable[[], bool]) -> None:
         """Save them, the first in any case. in_time: whether one more may begin."""
         for slot in self.leaving:
-            if worth(slot):
-                save(slot)
+            if self._worth(slot):
+                self._save(slot)
                 self._tried[slot.id] = slot.last_used
             if not in_time():
                 break

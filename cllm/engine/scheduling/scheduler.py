@@ -287,7 +287,7 @@ class Scheduler(EngineLoop[Sequence]):
         """What need not precede the next decode."""
         jobs: list[Job] = [self._tell] if self._changed else []
         if self._placer.aside.leaving and not self._context.copies_pending:
-            jobs.append(lambda: self._placer.save_aside(lambda: not self._overlap.hurry))
+            jobs.append(lambda: self._placer.aside.run(lambda: not self._overlap.hurry))
         return jobs
 
     def _notify(self) -> None:
