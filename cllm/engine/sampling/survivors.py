@@ -20,6 +20,7 @@ _HALF_ULP = 2.0**-24  # of a 32-bit sum, at most, relative to it
 _MARGIN = 1e-5  # for what is not the sum: exponentials, logarithms, mirostat's state
 _ROUNDING = 2e-5  # of a sum of 150 000 numbers in 32 bits; several times what is usual
 _NOTHING = 80.0  # nats; exp(-80) adds nothing to a sum
+_NEAR, _MANY = 8.0, 2**14  # nats, tokens: a row with so many so near the greatest is flat
 _TIE = 4e-6  # between two scores of some nats that llama.cpp may round to the same
 # llama.cpp adds up weights in falling order from 1. One below this does not change the sum, and
 # neither do those after it.
@@ -76,6 +77,8 @@ def typical(row: FloatArray, typical_p: float) -> tuple[Ids, Ids] | None:
     Then those of them that llama.cpp may have in another order.
     """
     below = row - row.max()
+    if np.count_nonzero(below > -_NEAR) > _MANY:  # there are ties among so many
+        return None
     # llama.cpp's sums, in its order and precision. What is left out does not change them.
     falling = np.sort(below)[::-1]
     weights = np.exp(falling[: np.count_nonzero(falling > -_NOTHING)])
