@@ -235,6 +235,15 @@ def test_a_small_client_is_measured_next_to_a_big_one(tmp_path: Path) -> None:
     assert all(row["us"] > 0 for row in rows_of(found, "Accounting"))
 
 
+def test_gaps_divides_the_time_between_two_decodes_into_parts(tmp_path: Path) -> None:
+    found, _ = results(tmp_path, "gaps", "--requests", "16")
+    for size in (40, 400):
+        whole, *parts = rows_of(found, f"64 clients, 16 sequences, {size} tokens")
+        assert whole["part"] == "all"
+        assert sum(part["share %"] for part in parts) == pytest.approx(100)
+        assert 0 < whole["p50 ms"] <= whole["p99 ms"] <= whole["max ms"]
+
+
 def test_the_cache_is_measured_with_and_without_each_mechanism(tmp_path: Path) -> None:
     found, _ = results(tmp_path, "cache")
     shared, apart = rows_of(found, "8 prompts")

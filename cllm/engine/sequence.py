@@ -117,8 +117,9 @@ class Sequence:
         self.slot: Slot | None = None
         # On the thread that submits: the engine thread has streams that wait.
         self.sampler: TokenSampler | None = TokenSampler(params, vocab)
+        plain = params.logprobs is None and params.max_tokens != 0
+        self._prepares = self.sampler.first_top_k if plain else 0
         self.preempted = False
-        self._prepares = params.logprobs is None and params.max_tokens != 0
         self._newest = 0
         self._vocab = vocab
         self._piece = vocab.spelled if params.spell_special else vocab.piece
@@ -188,10 +189,10 @@ class Sequence:
 
         0: nothing was done, choose() does all.
         """
-        assert self.sampler is not None
-        top_k, guide = self.sampler.first_top_k, self.guide
-        if not top_k or self.drafted or not self._prepares:
+        top_k, guide = self._prepares, self.guide
+        if not top_k or self.drafted:
             return 0
+        assert self.sampler is not None
         if guide is not None:
             if not guide.ready:
                 return 0

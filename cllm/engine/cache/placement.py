@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import logging
 from array import array
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 
 from cllm.engine.cache.checkpoints import Checkpoint, Checkpoints
 from cllm.engine.cache.disk_cache import DiskCache
 from cllm.engine.cache.prefix_cache import WORTH_SAVING, Holder, PrefixCache, Slot, Start
 from cllm.engine.cache.radix import common_prefix
 from cllm.engine.cache.saved_prefixes import Saved
+from cllm.engine.cache.saves_aside import SavesAside
 from cllm.engine.errors import EngineError, InvalidRequest
 from cllm.engine.llama import Bytes, Context
 from cllm.engine.sharing import COMMON, Scope
@@ -51,11 +52,6 @@ class Placer:
         self.attends_to_all = self.supports_rollback and not window
         self._whole = not self.attends_to_all
         self._save_failed = False
-        # llama.cpp may copy one sequence while it decodes others if they share no cells, nothing of
-        # them moves, and the copy does not pass through a device.
-        self.saves_aside = split_cache and self.attends_to_all and not context.on_device
-        self.leaving: list[Slot] = []  # idle slots to save during the next decode
-        self._tried: dict[int, int] = {}  # by slot: when what save_aside() was done with was used
         self.cache = PrefixCache(
             n_slots,
             copy_gain,
@@ -65,6 +61,8 @@ class Placer:
             checkpoints,
             most_busy,
         )
+        possible = split_cache and self.attends_to_all and not context.on_device
+        self.aside = SavesAside(possible, self.cache.worth_saving, self._save)
         stats.cache_ram_limit = max_saved_bytes
 
     def place(
@@ -80,7 +78,7 @@ class Placer:
 
         wanted: the idle slot to use instead. fresh: reuse nothing. scope: reuse only from it.
         may_save: False: None if another prefix would have to be saved first. aside: above 0: that
-        one, and others up to this number, are left to save_aside(), where that is possible.
+        one, and others up to this number, are saved by `aside`, where that is possible.
         """
         cache = self.cache
         slot, start = cache.choose(tokens, wanted, fresh, scope)
@@ -88,18 +86,14 @@ class Placer:
             return None
         kept = start.reuse if start.source is None else 0
         lost = cache.worth_saving(slot, kept)
-        tried = self._tried.get(slot.id) == slot.last_used
-        if lost and aside and self.saves_aside and not tried:
-            others = [other for other in cache.slots if not other.busy and other is not slot]
-            others.sort(key=lambda other: other.last_used)
-            self.leaving = [slot, *others[: aside - 1]]
+        if lost and aside and self.aside.want(slot, cache.slots, aside):
             return None
         if lost and not may_save:
             return None
         self._take(start)
         if not lost and isinstance(start.source, Saved):  # which may have held the same
             lost = cache.worth_saving(slot, kept)
-        if lost and not tried:
+        if lost and not self.aside.tried(slot):
             self._save(slot)
         cache.occupy(slot, tokens, slot.length, scope)
         try:
@@ -267,18 +261,6 @@ class Placer:
                 return False
             self.give_up(idle)
         return True
-
-    def save_aside(self, in_time: Callable[[], bool]) -> None:
-        """Save the slots that prompts wait for, while llama_decode computes others.
-
-        in_time: whether one more may begin, after the first.
-        """
-        for slot in self.leaving:
-            if self.cache.worth_saving(slot):
-                self._save(slot)
-                self._tried[slot.id] = slot.last_used
-            if not in_time():
-                break
 
     def _save(self, slot: Slot) -> None:
         size = self._context.state_size(slot.id)

@@ -146,6 +146,8 @@ class EmbeddingScheduler(EngineLoop[Job]):
         self._plan()
         count = self._fill()
         step = Shape(len(self._parts), 0, count)
+        if self._threads.is_due:
+            self._threads.look()
         self._threads.prepare(step)
         decode_began = time.perf_counter()
         jobs = {part.job for part in self._parts}

@@ -48,7 +48,7 @@ _PARTIAL = C.LLAMA_STATE_SEQ_FLAGS_PARTIAL_ONLY
 _libc = ctypes.cdll.msvcrt if sys.platform == "win32" else ctypes.CDLL(None)
 _is_filled = ctypes.cast(_libc.strlen, C.ggml_abort_callback)
 
-_get_logits = held(C.llama_get_logits)
+_get_logits = held(C.llama_get_logits, ctypes.c_void_p)
 _set_n_threads = held(C.llama_set_n_threads)
 _seq_rm = held(C.llama_memory_seq_rm)
 _seq_cp = held(C.llama_memory_seq_cp)
@@ -184,6 +184,8 @@ class Context:
         self._adapters: AdapterSet = ()
         self._interrupt = ctypes.create_string_buffer(2)
         C.llama_set_abort_callback(handle, _is_filled, self._interrupt)
+        self._logits_at = 0
+        self._logits: FloatArray = np.empty((0, self.n_vocab), dtype=np.float32)
         self._memory = C.llama_get_memory(handle)
         self.copies_pending = False
         self._split_cache = not kv_unified
@@ -241,12 +243,14 @@ class Context:
 
         It is llama.cpp's own buffer: samplers see what is written to it.
         """
-        pointer = _get_logits(self._handle)
-        if not pointer:
+        address = _get_logits(self._handle)
+        if not address:
             raise RuntimeError("llama.cpp has no logits")
-        address = ctypes.addressof(pointer.contents)
-        buffer = (ctypes.c_float * (rows * self.n_vocab)).from_address(address)
-        return np.ctypeslib.as_array(buffer).reshape(rows, self.n_vocab)
+        if address != self._logits_at or rows > len(self._logits):
+            buffer = (ctypes.c_float * (rows * self.n_vocab)).from_address(address)
+            self._logits = np.ctypeslib.as_array(buffer).reshape(rows, self.n_vocab)
+            self._logits_at = address
+        return self._logits[:rows]
 
     def pooled(self, seq: int, width: int) -> FloatArray:
         """The vector, or the scores, of a sequence in the last decode, [1, width]; a copy."""

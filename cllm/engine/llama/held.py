@@ -15,8 +15,11 @@ import llama_cpp.llama_cpp as C  # noqa: N812 - the C interface
 _library = ctypes.PyDLL(None, handle=C._lib._handle)
 
 
-def held(function: Any) -> Callable[..., Any]:
-    """The same function of llama.cpp, called without releasing the lock."""
+def held(function: Any, result: Any = None) -> Callable[..., Any]:
+    """The same function of llama.cpp, called without releasing the lock.
+
+    result: the type that it returns, where another suits better.
+    """
     twin = getattr(_library, function.__name__)
-    twin.argtypes, twin.restype = function.argtypes, function.restype
+    twin.argtypes, twin.restype = function.argtypes, result or function.restype
     return twin  # type: ignore[no-any-return]

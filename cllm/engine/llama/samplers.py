@@ -44,6 +44,7 @@ class SamplerChain:
             C.llama_sampler_chain_add(self._handle, sampler)  # the chain owns it from here
         self._candidates = C.llama_token_data_array()
         self._address = ctypes.c_void_p.from_buffer(self._candidates)  # of its first field, data
+        self._reference = ctypes.byref(self._candidates)
 
     def accept(self, tokens: Iterable[int]) -> None:
         """Tell the samplers that look back which tokens were chosen."""
@@ -52,16 +53,37 @@ class SamplerChain:
 
     def choose(self, candidates: NDArray[np.void]) -> int:
         """Draw one token from candidates (CANDIDATE records, which are overwritten)."""
+        array = self._apply(candidates)
+        selected = array.selected
+        if not 0 <= selected < array.size:
+            raise RuntimeError("llama.cpp's samplers chose no token")
+        return int(array.data[selected].id)
+
+    def _apply(self, candidates: NDArray[np.void]) -> Any:
         array = self._candidates
         self._address.value = candidates.ctypes.data
-        array.size = len(candidates)
+        array.size = count = len(candidates)
         array.selected = -1
         array.sorted = False
-        apply = _apply if array.size <= _BRIEF else C.llama_sampler_apply
-        apply(self._handle, ctypes.byref(array))
-        if not 0 <= array.selected < array.size:
-            raise RuntimeError("llama.cpp's samplers chose no token")
-        return int(array.data[array.selected].id)
+        apply = _apply if count <= _BRIEF else C.llama_sampler_apply
+        apply(self._handle, self._reference)
+        return array
+
+    def clone(self) -> SamplerChain:
+        """A chain that will choose as this one would now."""
+        twin = SamplerChain(())
+        C.llama_sampler_free(twin._handle)
+        twin._handle = C.llama_sampler_clone(self._handle)
+        return twin
+
+    def narrow(self, candidates: NDArray[np.void]) -> NDArray[np.void]:
+        """What a chain that does not choose leaves of candidates, in its order."""
+        return candidates[: self._apply(candidates).size]
+
+    @property
+    def probability(self) -> float:
+        """Of the token that the newest choose() chose, among those that it drew from."""
+        return float(self._candidates.data[self._candidates.selected].p)
 
     def candidates(self) -> list[tuple[int, float]]:
         """The tokens that the newest choose() drew from, with their probabilities."""

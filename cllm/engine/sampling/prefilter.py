@@ -15,6 +15,9 @@ from numpy.typing import NDArray
 
 from cllm.engine.llama import CANDIDATE, FloatArray
 from cllm.engine.sampling.params import SamplingParams
+from cllm.engine.sampling.survivors import first_mirostat, unsurprising
+
+MIROSTAT_M = 100  # tokens from which mirostat 1 estimates the shape; llama.cpp's default
 
 _GROUP = 64
 _PARTS = 4  # of a group
@@ -23,12 +26,16 @@ _LOWEST = np.finfo(np.float32).min
 _NOTHING_BELOW = 104.0  # exp(-104) is 0 in float32
 
 
-def candidates(row: FloatArray, params: SamplingParams, first: str) -> NDArray[np.void]:
+def candidates(
+    row: FloatArray, params: SamplingParams, first: str, mu: float = math.nan
+) -> NDArray[np.void]:
     """Return the tokens that the samplers, of which `first` is the first, can choose.
 
-    They are CANDIDATE records; none if a logit that matters is not a number.
+    They are CANDIDATE records; none if a logit that matters is not a number. mu: mirostat's state.
     """
-    if first == "top_k":
+    if params.mirostat:
+        ids = _by_mirostat(row, params, mu)
+    elif first == "top_k":
         ids = greatest(row, params.top_k)
     elif first == "top_p":
         ids = _nucleus(row, params.top_p)
@@ -36,17 +43,27 @@ def candidates(row: FloatArray, params: SamplingParams, first: str) -> NDArray[n
         ids = np.flatnonzero(row >= row.max() + math.log(params.min_p) - 1e-3)
     else:
         ids = np.arange(len(row))
-    return _records(row, ids)
+    return records(row, ids)
 
 
-def _records(row: FloatArray, ids: NDArray[np.intp]) -> NDArray[np.void]:
+def _by_mirostat(row: FloatArray, params: SamplingParams, mu: float) -> NDArray[np.intp]:
+    temperature = params.temperature if "temperature" in params.active else 1.0
+    if params.mirostat == 2:
+        found = unsurprising(row, temperature, mu)
+    else:
+        found = first_mirostat(row, temperature, mu, MIROSTAT_M)
+    return np.arange(len(row)) if found is None else found
+
+
+def records(row: FloatArray, ids: NDArray[np.intp]) -> NDArray[np.void]:
+    """CANDIDATE records of some tokens; none if a logit of theirs is not a number."""
     logits = row[ids]
     if not len(ids) or math.isnan(np.maximum.reduce(logits)):  # which a NaN passes through
         return np.empty(0, dtype=CANDIDATE)
-    records = np.empty(len(ids), dtype=CANDIDATE)
-    records["id"] = ids
-    records["logit"] = logits
-    return records
+    found = np.empty(len(ids), dtype=CANDIDATE)
+    found["id"] = ids
+    found["logit"] = logits
+    return found
 
 
 def candidates_together(rows: FloatArray, top_k: int) -> list[NDArray[np.void]]:
@@ -55,16 +72,16 @@ def candidates_together(rows: FloatArray, top_k: int) -> list[NDArray[np.void]]:
     rows: [count, n_vocab], contiguous.
     """
     if len(rows) == 1:
-        return [_records(rows[0], greatest(rows[0], top_k))]
+        return [records(rows[0], greatest(rows[0], top_k))]
     positions = _greatest(rows, top_k)
     if len(positions) == rows.size:  # all of them, with any that are not numbers
-        return [_records(row, np.arange(len(row))) for row in rows]
+        return [records(row, np.arange(len(row))) for row in rows]
     count, width = rows.shape
-    records = np.empty(len(positions), dtype=CANDIDATE)
-    records["id"] = positions % width
-    records["logit"] = rows.reshape(-1)[positions]
+    found = np.empty(len(positions), dtype=CANDIDATE)
+    found["id"] = positions % width
+    found["logit"] = rows.reshape(-1)[positions]
     ends = positions.searchsorted(_ends(count, width)).tolist()
-    return [records[begin:end] for begin, end in zip([0, *ends], ends, strict=False)]
+    return [found[begin:end] for begin, end in zip([0, *ends], ends, strict=False)]
 
 
 @lru_cache(maxsize=64)

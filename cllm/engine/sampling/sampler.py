@@ -18,9 +18,11 @@ from numpy.typing import NDArray
 from cllm.engine.errors import EngineError
 from cllm.engine.llama import FloatArray, IntArray, Link, SamplerChain, Vocab, dry_link
 from cllm.engine.sampling.params import MAX_LAST_N, SamplingParams
-from cllm.engine.sampling.prefilter import candidates
+from cllm.engine.sampling.prefilter import MIROSTAT_M, candidates, records
+from cllm.engine.sampling.survivors import typical
 
 _NAN = "the model's output is not a number (NaN)"
+_FEW = 16  # biases
 _RANDOM_SEED = 0xFFFFFFFF  # llama.h: LLAMA_DEFAULT_SEED, "choose one"
 
 
@@ -28,20 +30,25 @@ class TokenSampler:
     """Chooses one request's tokens. Its only state is random numbers and the tokens shown to it.
 
     The same seed and logits give the same tokens, regardless of the rest of the batch.
+    first_top_k: the top_k of a first sampler of that kind, else 0.
     """
 
     __slots__ = (
-        "_accepted", "_bias", "_biased", "_chain", "_chosen", "_first", "_looks_back", "_params",
-        "_past", "_since",
+        "_accepted", "_bias", "_biased", "_chain", "_chosen", "_few", "_first", "_looks_back",
+        "_mu", "_params", "_past", "_penalized", "_since", "_typical", "first_top_k",
     )  # fmt: skip
 
     def __init__(self, params: SamplingParams, vocab: Vocab) -> None:
         self._params = params
+        self._penalized = params.penalized
         bias = dict(params.logit_bias)
         if params.ignore_eos:
             bias.update(dict.fromkeys(vocab.eog_tokens().tolist(), -np.inf))
         self._biased: IntArray = np.array(list(bias.keys()), dtype=np.int32)
         self._bias: FloatArray = np.array(list(bias.values()), dtype=np.float32)
+        # numpy takes as long for one token of an array of them as for 20 single ones.
+        few = len(bias) <= _FEW
+        self._few = list(zip(bias, self._bias, strict=True)) if few else None
         active = params.active
         # min_keep may keep more than candidates() would.
         self._first = next(iter(active), "") if params.min_keep < 2 else ""
@@ -51,17 +58,22 @@ class TokenSampler:
         self._past = array("i")  # what was before the last context shift
         self._since = 0  # the number of `tokens` that are in it
         self._chain = None if params.greedy else SamplerChain(_links(params, vocab))
-
-    @property
-    def first_top_k(self) -> int:
-        """The top_k of a first sampler of that kind, else 0."""
-        return self._params.top_k if self._chain is not None and self._first == "top_k" else 0
+        self._mu = 2 * params.mirostat_tau
+        # llama.cpp's sampler, for rows whose survivors numpy cannot tell.
+        self._typical: SamplerChain | None = None
+        if self._chain is not None and self._first == "typical_p":
+            self._typical = SamplerChain([("typical", (params.typical_p, 1))])
+        by_top_k = self._chain is not None and self._first == "top_k"
+        self.first_top_k = params.top_k if by_top_k else 0
 
     def prepare(self, row: FloatArray, tokens: array[int]) -> None:
         """Write bias and penalties into a row of logits."""
-        if len(self._biased):
+        if self._few is None:
             row[self._biased] += self._bias
-        if self._params.penalized:
+        else:
+            for token, bias in self._few:
+                row[token] += bias
+        if self._penalized:
             _penalize(row, self._last(tokens, self._params.penalty_last_n), self._params)
 
     def choose(
@@ -83,12 +95,43 @@ class TokenSampler:
                 start = max(self._accepted, len(tokens) - MAX_LAST_N)
                 self._chain.accept(tokens[start:])
                 self._accepted = len(tokens)
+            if self._typical is not None:
+                return self._choose_typical(row, self._chain, self._typical)
             if found is None:
-                found = candidates(row, self._params, self._first)
+                found = candidates(row, self._params, self._first, self._mu)
             if not len(found):
                 raise EngineError(_NAN)
             token = self._chain.choose(found)
+            if self._params.mirostat:
+                self._follow_mirostat(self._chain.probability)
         return token
+
+    def _choose_typical(self, row: FloatArray, chain: SamplerChain, whole: SamplerChain) -> int:
+        """Choose where typical_p is the first sampler. whole: llama.cpp's, for a whole row."""
+        found = typical(row, self._params.typical_p)
+        if found is not None:
+            kept, unsure = found
+            few = records(row, kept)
+            if not len(few):
+                raise EngineError(_NAN)
+            before = chain.clone() if len(unsure) else None
+            token = chain.choose(few)
+            if before is None or token not in unsure:
+                if before is not None:
+                    before.close()
+                return token
+            chain.close()
+            self._chain = chain = before
+        everything = records(row, np.arange(len(row)))
+        if not len(everything):
+            raise EngineError(_NAN)
+        return chain.choose(whole.narrow(everything))
+
+    def _follow_mirostat(self, probability: float) -> None:
+        """What llama.cpp's sampler does with its state after a choice."""
+        params = self._params
+        surprise = -math.log2(probability) if probability > 0 else math.nan
+        self._mu -= params.mirostat_eta * (surprise - params.mirostat_tau)
 
     def note_shift(self, before: array[int], length: int) -> None:
         """Remember tokens that a context shift discards: penalties go on counting them.
@@ -120,8 +163,9 @@ class TokenSampler:
 
     def close(self) -> None:
         """Free the samplers."""
-        if self._chain is not None:
-            self._chain.close()
+        for chain in (self._chain, self._typical):
+            if chain is not None:
+                chain.close()
 
 
 def _links(params: SamplingParams, vocab: Vocab) -> Iterator[Link]:
@@ -146,10 +190,14 @@ def _links(params: SamplingParams, vocab: Vocab) -> Iterator[Link]:
             yield "temp", (value,)
         elif name in ("top_k", "top_n_sigma"):
             yield name, (value,)
-        elif name != "top_p" or active[0] != "top_p" or keep > 1:  # else candidates() applied it
+        elif name not in ("top_p", "typical_p") or active[0] != name or keep > 1:
+            # else candidates() or _choose_typical() applied it
             yield name.replace("typical_p", "typical"), (value, keep)
     if params.mirostat == 1:
-        yield "mirostat", (vocab.n_tokens, seed, params.mirostat_tau, params.mirostat_eta, 100)
+        yield (
+            "mirostat",
+            (vocab.n_tokens, seed, params.mirostat_tau, params.mirostat_eta, MIROSTAT_M),
+        )
     elif params.mirostat == 2:
         yield "mirostat_v2", (seed, params.mirostat_tau, params.mirostat_eta)
     elif "adaptive_p" in active:

@@ -14,7 +14,7 @@ from cllm.engine.stats import EngineStats
 
 _PLACING_S = 0.05  # of a step, that running streams wait while prefixes are saved and restored
 
-_GAP_S = 0.001  # the same while fewer have been admitted than there are streams that wait
+_GAP_S = 0.0004  # the same while fewer have been admitted than there are streams that wait
 
 _SAVE_REST = 10  # times as long as placing a prompt that another prefix was saved for took
 _CLAIM_REST = 10  # times as long as a claim, its pause and its saves took, until the next claim

@@ -78,5 +78,5 @@ def _do(jobs: list[Job]) -> None:
     for job in jobs:
         try:
             job()
-        except Exception:  # the engine thread waits for this one
+        except BaseException:  # the engine thread waits for this one
             _log.exception("work next to llama_decode failed")

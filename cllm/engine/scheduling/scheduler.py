@@ -9,18 +9,14 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from typing import TypeVar
 
-import numpy as np
-from numpy.typing import NDArray
-
 from cllm.engine.cache.disk_cache import DiskCache
 from cllm.engine.cache.placement import Placer
 from cllm.engine.cache.prefix_cache import Slot
 from cllm.engine.constraints.guide import MaskThread
 from cllm.engine.errors import EngineError, described
 from cllm.engine.generation import FinishReason
-from cllm.engine.llama import DONE, INTERRUPTED, NO_ROOM, Batch, Context, FloatArray
+from cllm.engine.llama import DONE, INTERRUPTED, NO_ROOM, Batch, Context
 from cllm.engine.request import Request
-from cllm.engine.sampling.prefilter import candidates_together
 from cllm.engine.scheduling.adapter_turns import TURN_S
 from cllm.engine.scheduling.admission import Admission
 from cllm.engine.scheduling.commands import Commands
@@ -30,6 +26,7 @@ from cllm.engine.scheduling.loop import EngineLoop
 from cllm.engine.scheduling.overlap import Job, Overlap
 from cllm.engine.scheduling.planning import Plan, Planner, fill, holes_of, shape_of
 from cllm.engine.scheduling.room import RoomMaker
+from cllm.engine.scheduling.rows import filtered
 from cllm.engine.scheduling.shifting import ContextShift
 from cllm.engine.scheduling.threads import Threads
 from cllm.engine.sequence import Sequence, slot_of
@@ -275,22 +272,24 @@ class Scheduler(EngineLoop[Sequence]):
         if self._fills_holes and not self._context.copies_pending:
             room = self._batch.capacity - len(plan)
             holes = holes_of(plan, self._cache.slots, self._context.n_ctx_seq)[:room]
-            holes = [slot for slot in holes if slot not in self._placer.leaving]
+            holes = [slot for slot in holes if slot not in self._placer.aside.leaving]
         count = fill(self._batch, plan, holes)
         self._overlap.start(self._jobs())
         try:
             return self._context.decode(self._batch, count)
         finally:
             self._overlap.wait()
-            self._placer.leaving = []
+            self._placer.aside.leaving = []
             for hole in holes:
                 self._context.remove(hole.id, hole.length)
 
     def _jobs(self) -> list[Job]:
         """What need not precede the next decode."""
         jobs: list[Job] = [self._tell] if self._changed else []
-        if self._placer.leaving and not self._context.copies_pending:
-            jobs.append(lambda: self._placer.save_aside(lambda: not self._overlap.hurry))
+        if self._threads.is_due:
+            jobs.append(self._threads.look)
+        if self._placer.aside.leaving and not self._context.copies_pending:
+            jobs.append(lambda: self._placer.aside.run(lambda: not self._overlap.hurry))
         return jobs
 
     def _notify(self) -> None:
@@ -315,7 +314,7 @@ class Scheduler(EngineLoop[Sequence]):
         if not count:
             return chosen
         rows, at = self._context.logits(count), 0
-        found = _filtered(outputs, rows)
+        found = filtered(outputs, rows)
         for sequence, scored, last in outputs:
             drafted, begin = sequence.drafted, at
             at += scored + last
@@ -381,31 +380,6 @@ class Scheduler(EngineLoop[Sequence]):
             self._placer.release(slot)
         self._admission.forget(sequence)
         sequence.close()
-
-
-def _filtered(
-    outputs: list[tuple[Sequence, int, int]], rows: FloatArray
-) -> dict[int, NDArray[np.void]]:
-    """The candidates of rows whose first sampler is top_k, by row; adjacent rows at once.
-
-    outputs: sequences, each with its rows of scored tokens and of others.
-    """
-    found: dict[int, NDArray[np.void]] = {}
-    begin = at = before = 0  # rows from `begin` to `at` are filtered by top_k `before`
-
-    def take() -> None:
-        if before:
-            together = candidates_together(rows[begin:at], before)
-            found.update(zip(range(begin, at), together, strict=True))
-
-    for sequence, scored, last in outputs:
-        top_k = sequence.prepare(rows[at]) if last and not scored else 0
-        if top_k != before:
-            take()
-            begin, before = at, top_k
-        at += scored + last
-    take()
-    return found
 
 
 def _scored(sequence: Sequence, count: int) -> int:

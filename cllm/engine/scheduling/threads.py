@@ -45,7 +45,6 @@ class Threads:
 
     def prepare(self, shape: Shape, fixed: bool = False) -> None:
         """Set the number of threads for a step. fixed: always the same, as sums depend on it."""
-        self._look()
         if self._policy is not None:
             self._use(self._most if fixed else self._policy.choose(shape))
 
@@ -67,11 +66,14 @@ class Threads:
             for context in self._contexts:
                 context.set_threads(min(count, self._single), min(count, self._batch))
 
-    def _look(self) -> None:
-        now = self._clock()
-        if now - self._looked < _LOOK_S:
-            return
-        self._looked = now
+    @property
+    def is_due(self) -> bool:
+        """Whether to call look() again."""
+        return self._clock() - self._looked >= _LOOK_S
+
+    def look(self) -> None:
+        """Find out which cores other programs leave. It reads a file: best during a step."""
+        now = self._looked = self._clock()
         spare = self._watch.spare()
         self._stats.cores_left = math.nan if spare is None else spare
         if self._policy is not None:

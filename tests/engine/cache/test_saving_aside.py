@@ -87,7 +87,9 @@ def test_a_prompt_gets_a_slot_whose_prefix_could_not_be_saved(
         old = [engine.submit(prompt, greedy(4)) for prompt in PROMPTS]
     for each in old:
         finished(each)
-    monkeypatch.setattr(engine._scheduler._placer, "_save", lambda slot: None)
+    placer = engine._scheduler._placer
+    monkeypatch.setattr(placer.aside, "_save", lambda slot: None)
+    monkeypatch.setattr(placer, "_save", lambda slot: None)
     with standing(engine):
         new = [engine.submit(prompt, greedy(4)) for prompt in OTHERS]
     for each in new:
@@ -103,7 +105,7 @@ def test_no_hole_is_filled_in_a_slot_that_is_being_saved(engine: Engine) -> None
     real = context.decode
 
     def decode(batch: Batch, count: int) -> int:
-        leaving: list[Slot] = placer.leaving
+        leaving: list[Slot] = placer.aside.leaving
         if leaving:
             seen.append(({slot.id for slot in leaving}, set(batch.seq[:count].tolist())))
         return real(batch, count)

@@ -53,6 +53,8 @@ class Rig:
 
     def step(self) -> tuple[int, bool]:
         """The threads of a step, as the policy chose them, and whether it was a usual one."""
+        if self.threads.is_due:
+            self.threads.look()
         self.threads.prepare(STEP)
         count = self.in_force()[0][1]
         took = self.seconds[count]
