@@ -109,6 +109,7 @@ def _generator(loaded: Loaded) -> Parts:
         Speculation(draft_max, split_cache, drafting) if draft_max else None,
         loaded.batch.capacity,
         split_cache,
+        config.parallel,
         loaded.context.n_ubatch,
     )
     shared_cells = loaded.context.n_ctx if config.kv_cells is not None else None

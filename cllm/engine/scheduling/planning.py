@@ -41,17 +41,20 @@ class Planner:
         speculation: Speculation | None,
         capacity: int,
         split_cache: bool,
+        slots: int,
         ubatch: int | None = None,
     ) -> None:
         """capacity: tokens of a batch. split_cache: each sequence has an equal part of the cache;
-        sequences are then evaluated together only with equal numbers of tokens. ubatch: maximum
-        tokens of a step with drafts. With windowed attention llama.cpp may use cells again that
-        are out of the window of the last token of an earlier ubatch, which may be a rejected draft.
+        sequences are then evaluated together only with equal numbers of tokens. slots: sequences
+        that can run. ubatch: maximum tokens of a step with drafts. With windowed attention
+        llama.cpp may use cells again that are out of the window of the last token of an earlier
+        ubatch, which may be a rejected draft.
         """
         self._pacer = pacer
         self._speculation = speculation
         self._capacity = capacity
         self._split_cache = split_cache
+        self._slots = slots
         self._ubatch = capacity if ubatch is None else min(capacity, ubatch)
         self._turns = AdapterTurns()
         self._prompts_were_read: set[AdapterSet] = set()
@@ -122,7 +125,8 @@ class Planner:
             self._prompts_were_read.discard(adapters)
         counts = {} if prompts and self._split_cache else self._newest(generating, not plain)
         if prompts:
-            self._add_prompts(counts, prompts, len(generating) + waiting, together)
+            full = len(running) >= self._slots
+            self._add_prompts(counts, prompts, len(generating) + waiting, together, full)
         # llama_decode evaluates slots of a split cache together only if they follow each other.
         return sorted(
             ((s, n) for s, n in counts.items() if n), key=lambda item: slot_of(item[0]).id
@@ -150,13 +154,14 @@ class Planner:
         prompts: list[Sequence],
         generating: int,
         together: bool,
+        full: bool,
     ) -> None:
         pacer, capacity = self._pacer, self._capacity - sum(counts.values())
         budget = room = min(capacity, pacer.budget(generating, len(prompts), _TILE))
         over = _TILE // 2 if generating else _OVER
         rows = SCORED_ROWS // 2 if generating else SCORED_ROWS
         prompts.sort(key=lambda s: pacer.due(s.generation.submitted, s.pending))
-        if together and self._all_end(prompts, budget):
+        if together and self._all_end(prompts, budget, full):
             together, room = False, capacity
         read = False
         for sequence in prompts:
@@ -204,10 +209,14 @@ class Planner:
         left = max(s.max_length - len(s.tokens) for s in generating)
         return left * step_s <= reading_s * min(0.5, len(generating) / len(prompts))
 
-    def _all_end(self, prompts: list[Sequence], budget: int) -> bool:
-        """Whether the next step reads prompts that begin together to their ends."""
+    def _all_end(self, prompts: list[Sequence], budget: int, full: bool) -> bool:
+        """Whether the next step reads prompts that begin together to their ends.
+
+        full: no further request can join them meanwhile.
+        """
         pending = [sequence.pending for sequence in prompts]
-        return sum(pending) <= _LAST_STEP * budget or all(n == _held_back(n) for n in pending)
+        most = _LAST_STEP * budget if full else budget // 4
+        return sum(pending) <= most or all(n == _held_back(n) for n in pending)
 
     def learn(self, plan: Plan, shape: Shape, seconds: float) -> None:
         """Tell the policies a step's time, except with forced tokens, which they do not model."""

@@ -37,7 +37,7 @@ class Machine:
         pacer = Pacer(self.max_itl)
         for streams, tokens in ((1, 0), (self.slots, 0), (0, 40), (0, 300)):
             pacer.observe(streams, tokens, self.cost(streams, tokens))
-        self.planner = Planner(pacer, None, capacity=2048, split_cache=True)
+        self.planner = Planner(pacer, None, capacity=2048, split_cache=True, slots=self.slots)
 
     @staticmethod
     def cost(streams: int, tokens: int) -> float:
@@ -114,14 +114,23 @@ def test_prompts_that_arrive_together_begin_to_generate_together(
     assert max(parts) <= 2.1, "in steps that let new requests in"
 
 
-def test_one_that_arrives_while_others_are_read_begins_with_them(vocab: Vocab) -> None:
+@pytest.mark.parametrize("tokens", [30, 240])
+def test_one_that_arrives_while_others_are_read_begins_with_them(vocab: Vocab, tokens: int) -> None:
     machine = Machine(vocab)
     for _ in range(7):
-        machine.begin(240)
+        machine.begin(tokens)
     machine.step()
     machine.begin(100)
     machine.drain()
     assert len({times[0] for times in machine.times.values()}) == 1
+
+
+def test_few_tokens_are_read_at_once(vocab: Vocab) -> None:
+    machine = Machine(vocab)
+    for _ in range(3):
+        machine.begin(20)
+    machine.step()
+    assert all(machine.times.values())
 
 
 def test_prompts_that_take_long_are_not_waited_for(vocab: Vocab) -> None:
