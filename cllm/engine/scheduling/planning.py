@@ -110,8 +110,9 @@ class Planner:
         waiting = 0  # streams of other sets, for which prompts also leave time
         if len(chosen) < len(ready):
             waiting = sum(s.decoding for s in ready) - sum(s.decoding for s in chosen)
-        together = self._begin_together(prompts, len(generating) + waiting)
-        in_turn = self._split_cache and not together and adapters in self._prompts_were_read
+        crowd = self._crowd(prompts, len(generating) + waiting)
+        prompts = crowd or prompts
+        in_turn = self._split_cache and not crowd and adapters in self._prompts_were_read
         if generating and (in_turn or self._end_soon(generating, prompts)):
             prompts = []
         if len(chosen) < len(ready):
@@ -126,7 +127,7 @@ class Planner:
         counts = {} if prompts and self._split_cache else self._newest(generating, not plain)
         if prompts:
             full = len(running) >= self._slots
-            self._add_prompts(counts, prompts, len(generating) + waiting, together, full)
+            self._add_prompts(counts, prompts, len(generating) + waiting, bool(crowd), full)
         # llama_decode evaluates slots of a split cache together only if they follow each other.
         return sorted(
             ((s, n) for s, n in counts.items() if n), key=lambda item: slot_of(item[0]).id
@@ -184,18 +185,30 @@ class Planner:
             capacity -= count
             room = max(0, room - count)
 
-    def _begin_together(self, prompts: list[Sequence], generating: int) -> bool:
-        """Whether prompts begin to generate in the same step, and streams wait for that.
+    def _crowd(self, prompts: list[Sequence], generating: int) -> list[Sequence]:
+        """Prompts that begin to generate in the same step, and that streams wait for; [] if none.
 
         They are more than the streams, and take not too long from the beginning to the end of all.
         The first ones would otherwise stop, after each of a few tokens, for a part of the others.
+        None is longer than the others together, which would wait for it, nor passes one that is due
+        before.
         """
         if len(prompts) <= max(1, generating):
-            return False
+            return []
         if any(s.scores is not None or s.preempted for s in prompts):
-            return False
-        tokens = sum(s.n_prompt - s.generation.usage.cached_tokens for s in prompts)
-        return self._pacer.begin_together(tokens)
+            return []
+        crowd = sorted(prompts, key=_to_read)
+        total = sum(map(_to_read, crowd))
+        while crowd and not (
+            self._pacer.begin_together(total) and 2 * _to_read(crowd[-1]) <= total + _TILE
+        ):
+            total -= _to_read(crowd.pop())
+        if len(crowd) <= max(1, generating) or self._first(prompts) not in crowd:
+            return []
+        return crowd
+
+    def _first(self, prompts: list[Sequence]) -> Sequence:
+        return min(prompts, key=lambda s: self._pacer.due(s.generation.submitted, s.pending))
 
     def _end_soon(self, generating: list[Sequence], prompts: list[Sequence]) -> bool:
         """Whether all streams end so soon that prompts wait for it rather than stop them.
@@ -249,6 +262,11 @@ def _part(pending: int, room: int, behind: int, over: int = _TILE // 2) -> int:
     odd = pending % _TILE
     tiles = max(0, room - odd + over) // _TILE * _TILE
     return odd + tiles or _TILE
+
+
+def _to_read(sequence: Sequence) -> int:
+    """Tokens of a prompt that were not cached when it got its slot."""
+    return sequence.n_prompt - sequence.generation.usage.cached_tokens
 
 
 def _held_back(pending: int) -> int:

@@ -92,7 +92,7 @@ PROMPTS = (
     [240] * 8,
     [80, 81, 82, 79, 85, 64, 65, 66],
     [128] * 8,
-    [2, 3, 300, 9],
+    [2, 3, 70, 9],
     [64, 128],
     [33] * 16,
 )
@@ -141,6 +141,29 @@ def test_prompts_that_take_long_are_not_waited_for(vocab: Vocab) -> None:
     machine.drain()
     assert machine.times[short][0] < 1.1
     assert max(machine.gaps()) <= 1.5, "and the short one goes on meanwhile"
+
+
+def test_short_prompts_do_not_wait_for_a_much_longer_one(vocab: Vocab) -> None:
+    machine = Machine(vocab)
+    long = machine.begin(1500)
+    short = [machine.begin(40) for _ in range(7)]
+    machine.drain()
+    assert {machine.times[each][0] for each in short} == {machine.times[short[0]][0]}
+    assert machine.times[short[0]][0] < 2 < machine.times[long][0]
+
+
+def test_a_long_prompt_is_not_passed_for_ever_by_crowds(
+    vocab: Vocab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    machine = Machine(vocab)
+    monkeypatch.setattr("cllm.engine.request.time.monotonic", lambda: machine.now)
+    long = machine.begin(1000)
+    while not machine.times[long]:
+        if len(machine.running) == 1:
+            for _ in range(7):
+                machine.begin(100, answer=1)
+        machine.step()
+        assert machine.now < 15
 
 
 def test_who_configures_a_gap_gets_early_tokens_and_that_gap(vocab: Vocab) -> None:
