@@ -106,6 +106,7 @@ def _generator(loaded: Loaded) -> Parts:
         _speculation(loaded, stats) if live.draft_max else None,
         loaded.batch.capacity,
         split_cache,
+        config.parallel,
         loaded.context.n_ubatch,
     )
     shared_cells = loaded.context.n_ctx if config.kv_cells is not None else None

@@ -42,17 +42,20 @@ class Planner:
         speculation: Speculation | SyntheticSpeculation | None,
         capacity: int,
         split_cache: bool,
+        slots: int,
         ubatch: int | None = None,
     ) -> None:
         """capacity: tokens of a batch. split_cache: each sequence has an equal part of the cache;
-        sequences are then evaluated together only with equal numbers of tokens. ubatch: maximum
-        tokens of a step with drafts. With windowed attention llama.cpp may use cells again that
-        are out of the window of the last token of an earlier ubatch, which may be a rejected draft.
+        sequences are then evaluated together only with equal numbers of tokens. slots: sequences
+        that can run. ubatch: maximum tokens of a step with drafts. With windowed attention
+        llama.cpp may use cells again that are out of the window of the last token of an earlier
+        ubatch, which may be a rejected draft.
         """
         self._pacer = pacer
         self._speculation = speculation
         self._capacity = capacity
         self._split_cache = split_cache
+        self._slots = slots
         self._ubatch = capacity if ubatch is None else min(capacity, ubatch)
         self._turns = AdapterTurns()
         self._prompts_were_read: set[AdapterSet] = set()
@@ -108,8 +111,9 @@ class Planner:
         waiting = 0  # streams of other sets, for which prompts also leave time
         if len(chosen) < len(ready):
             waiting = sum(s.decoding for s in ready) - sum(s.decoding for s in chosen)
-        together = self._begin_together(prompts, len(generating) + waiting)
-        in_turn = self._split_cache and not together and adapters in self._prompts_were_read
+        crowd = self._crowd(prompts, len(generating) + waiting)
+        prompts = crowd or prompts
+        in_turn = self._split_cache and not crowd and adapters in self._prompts_were_read
         if generating and (in_turn or self._end_soon(generating, prompts)):
             prompts = []
         if len(chosen) < len(ready):
@@ -123,7 +127,8 @@ class Planner:
             self._prompts_were_read.discard(adapters)
         counts = {} if prompts and self._split_cache else self._newest(generating, not plain)
         if prompts:
-            self._add_prompts(counts, prompts, len(generating) + waiting, together)
+            full = len(running) >= self._slots
+            self._add_prompts(counts, prompts, len(generating) + waiting, bool(crowd), full)
         # llama_decode evaluates slots of a split cache together only if they follow each other.
         return sorted(
             ((s, n) for s, n in counts.items() if n), key=lambda item: slot_of(item[0]).id
@@ -151,13 +156,14 @@ class Planner:
         prompts: list[Sequence],
         generating: int,
         together: bool,
+        full: bool,
     ) -> None:
         pacer, capacity = self._pacer, self._capacity - sum(counts.values())
         budget = room = min(capacity, pacer.budget(generating, len(prompts), _TILE))
         over = _TILE // 2 if generating else _OVER
         rows = SCORED_ROWS // 2 if generating else SCORED_ROWS
         prompts.sort(key=lambda s: pacer.due(s.generation.submitted, s.pending))
-        if together and self._all_end(prompts, budget):
+        if together and self._all_end(prompts, budget, full):
             together, room = False, capacity
         read = False
         for sequence in prompts:
@@ -180,18 +186,30 @@ class Planner:
             capacity -= count
             room = max(0, room - count)
 
-    def _begin_together(self, prompts: list[Sequence], generating: int) -> bool:
-        """Whether prompts begin to generate in the same step, and streams wait for that.
+    def _crowd(self, prompts: list[Sequence], generating: int) -> list[Sequence]:
+        """Prompts that begin to generate in the same step, and that streams wait for; [] if none.
 
         They are more than the streams, and take not too long from the beginning to the end of all.
         The first ones would otherwise stop, after each of a few tokens, for a part of the others.
+        None is longer than the others together, which would wait for it, nor passes one that is due
+        before.
         """
         if len(prompts) <= max(1, generating):
-            return False
+            return []
         if any(s.scores is not None or s.preempted for s in prompts):
-            return False
-        tokens = sum(s.n_prompt - s.generation.usage.cached_tokens for s in prompts)
-        return self._pacer.begin_together(tokens)
+            return []
+        crowd = sorted(prompts, key=_to_read)
+        total = sum(map(_to_read, crowd))
+        while crowd and not (
+            self._pacer.begin_together(total) and 2 * _to_read(crowd[-1]) <= total + _TILE
+        ):
+            total -= _to_read(crowd.pop())
+        if len(crowd) <= max(1, generating) or self._first(prompts) not in crowd:
+            return []
+        return crowd
+
+    def _first(self, prompts: list[Sequence]) -> Sequence:
+        return min(prompts, key=lambda s: self._pacer.due(s.generation.submitted, s.pending))
 
     def _end_soon(self, generating: list[Sequence], prompts: list[Sequence]) -> bool:
         """Whether all streams end so soon that prompts wait for it rather than stop them.
@@ -205,10 +223,14 @@ class Planner:
         left = max(s.max_length - len(s.tokens) for s in generating)
         return left * step_s <= reading_s * min(0.5, len(generating) / len(prompts))
 
-    def _all_end(self, prompts: list[Sequence], budget: int) -> bool:
-        """Whether the next step reads prompts that begin together to their ends."""
+    def _all_end(self, prompts: list[Sequence], budget: int, full: bool) -> bool:
+        """Whether the next step reads prompts that begin together to their ends.
+
+        full: no further request can join them meanwhile.
+        """
         pending = [sequence.pending for sequence in prompts]
-        return sum(pending) <= _LAST_STEP * budget or all(n == _held_back(n) for n in pending)
+        most = _LAST_STEP * budget if full else budget // 4
+        return sum(pending) <= most or all(n == _held_back(n) for n in pending)
 
     def learn(self, plan: Plan, shape: Shape, seconds: float) -> None:
         """Tell the policies a step's time, except with forced tokens, which they do not model."""
@@ -241,6 +263,11 @@ def _part(pending: int, room: int, behind: int, over: int = _TILE // 2) -> int:
     odd = pending % _TILE
     tiles = max(0, room - odd + over) // _TILE * _TILE
     return odd + tiles or _TILE
+
+
+def _to_read(sequence: Sequence) -> int:
+    """Tokens of a prompt that were not cached when it got its slot."""
+    return sequence.n_prompt - sequence.generation.usage.cached_tokens
 
 
 def _held_back(pending: int) -> int:

@@ -37,7 +37,7 @@ class Machine:
         pacer = Pacer(self.max_itl)
         for streams, tokens in ((1, 0), (self.slots, 0), (0, 40), (0, 300)):
             pacer.observe(streams, tokens, self.cost(streams, tokens))
-        self.planner = Planner(pacer, None, capacity=2048, split_cache=True)
+        self.planner = Planner(pacer, None, capacity=2048, split_cache=True, slots=self.slots)
 
     @staticmethod
     def cost(streams: int, tokens: int) -> float:
@@ -92,7 +92,7 @@ PROMPTS = (
     [240] * 8,
     [80, 81, 82, 79, 85, 64, 65, 66],
     [128] * 8,
-    [2, 3, 300, 9],
+    [2, 3, 70, 9],
     [64, 128],
     [33] * 16,
 )
@@ -114,14 +114,23 @@ def test_prompts_that_arrive_together_begin_to_generate_together(
     assert max(parts) <= 2.1, "in steps that let new requests in"
 
 
-def test_one_that_arrives_while_others_are_read_begins_with_them(vocab: Vocab) -> None:
+@pytest.mark.parametrize("tokens", [30, 240])
+def test_one_that_arrives_while_others_are_read_begins_with_them(vocab: Vocab, tokens: int) -> None:
     machine = Machine(vocab)
     for _ in range(7):
-        machine.begin(240)
+        machine.begin(tokens)
     machine.step()
     machine.begin(100)
     machine.drain()
     assert len({times[0] for times in machine.times.values()}) == 1
+
+
+def test_few_tokens_are_read_at_once(vocab: Vocab) -> None:
+    machine = Machine(vocab)
+    for _ in range(3):
+        machine.begin(20)
+    machine.step()
+    assert all(machine.times.values())
 
 
 def test_prompts_that_take_long_are_not_waited_for(vocab: Vocab) -> None:
@@ -132,6 +141,29 @@ def test_prompts_that_take_long_are_not_waited_for(vocab: Vocab) -> None:
     machine.drain()
     assert machine.times[short][0] < 1.1
     assert max(machine.gaps()) <= 1.5, "and the short one goes on meanwhile"
+
+
+def test_short_prompts_do_not_wait_for_a_much_longer_one(vocab: Vocab) -> None:
+    machine = Machine(vocab)
+    long = machine.begin(1500)
+    short = [machine.begin(40) for _ in range(7)]
+    machine.drain()
+    assert {machine.times[each][0] for each in short} == {machine.times[short[0]][0]}
+    assert machine.times[short[0]][0] < 2 < machine.times[long][0]
+
+
+def test_a_long_prompt_is_not_passed_for_ever_by_crowds(
+    vocab: Vocab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    machine = Machine(vocab)
+    monkeypatch.setattr("cllm.engine.request.time.monotonic", lambda: machine.now)
+    long = machine.begin(1000)
+    while not machine.times[long]:
+        if len(machine.running) == 1:
+            for _ in range(7):
+                machine.begin(100, answer=1)
+        machine.step()
+        assert machine.now < 15
 
 
 def test_who_configures_a_gap_gets_early_tokens_and_that_gap(vocab: Vocab) -> None:
