@@ -18,6 +18,7 @@ from cllm.engine.speculation.lengths import DraftCost, best_lengths, lost
 
 _log = logging.getLogger("cllm.engine")
 
+_MARGIN = 1.03
 _PLAIN = 32  # steps with drafts after which one goes without, so that its time is measured anew
 _PROBE_SHARE = 0.004  # of the steps' time, for drafts that measure what drafts cost
 _PROBE_MOST = 1.0  # steps that may be saved up for it
@@ -103,7 +104,7 @@ class Speculation:
         if not any(chances):
             return [0] * len(chances)
         lengths, speed = best_lengths(chances, fixed, each)
-        if speed > 1:
+        if speed > _MARGIN:
             return lengths
         lengths = [min(_PROBE_TOKENS, len(own)) for own in chances]
         loss = lost(chances, lengths, fixed, each)
