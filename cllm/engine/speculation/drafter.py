@@ -21,10 +21,15 @@ _TOKEN_BITS = 21  # of a token in a key
 _USUAL = (0.8, 0.85, 0.85, 0.9, 0.9, 0.97, 0.72, 0.75, 0.7, 0.8, 0.8, 0.97)
 """Share of right predictions after a run of 0, 1, 2 to 3, 4 to 7, 8 to 15 and more right ones: of
 those from the prompt, then of those from the answer. Measured with a small model on real text."""
+_START = 0.5  # tokens that a sequence's drafts may lose at first
+_ALLOWED = 0.008  # and for each token that is generated
+_MOST = 4.0  # tokens of what they have gained that they may lose later
+_SURE = 4  # right predictions after which they are evaluated although they have lost too much
+_COPIES, _FIRST = 4, 3  # a text without a run of so many drafts only so many tokens
 _RUNS = len(_USUAL) // 2  # kinds of runs
-_USUAL_TRIES = 4.0  # that what was known before counts for
+_USUAL_TRIES = 12.0  # that what was known before counts for
 _SHARED_MEMORY = 0.98  # weight of the past at each observation, of all sequences together
-_OWN_MEMORY = 0.9
+_OWN_MEMORY = 0.97
 
 
 class CopyRates:
@@ -58,10 +63,11 @@ class CopyRates:
 class PromptLookup:
     """Every run of three tokens in a sequence, and the position of what last followed it.
 
-    run: how many of the latest predictions were right, one after the other.
+    run: how many of the latest predictions were right, one after the other. longest: the longest
+    run so far.
     """
 
-    __slots__ = ("_follower", "_next", "_prompt", "_read", "_seen", "run")
+    __slots__ = ("_follower", "_next", "_prompt", "_read", "_seen", "longest", "run")
 
     def __init__(self) -> None:
         self._follower: dict[int, int] = {}
@@ -69,7 +75,7 @@ class PromptLookup:
         self._seen: int | None = None  # tokens that were there at the last call
         self._prompt = 0  # tokens of the prompt
         self._next = 0  # position of the token that is predicted to come; 0: none is
-        self.run = 0
+        self.run = self.longest = 0
 
     def follow(self, tokens: array[int], rates: CopyRates) -> bool:
         """Compare new tokens with the predictions; return whether there is one now.
@@ -91,6 +97,7 @@ class PromptLookup:
                 self._read += 1
             if right:
                 self.run += 1
+                self.longest = max(self.longest, self.run)
                 self._next += 1
             else:
                 self.run, self._next = 0, self._find(tokens, position + 1)
@@ -165,13 +172,18 @@ class AcceptanceRate:
 class Drafter:
     """One sequence's drafts from its text.
 
+    What they gain and cost is counted in tokens. Where they have lost more than a hundredth of the
+    text they are not evaluated again before a long run of predictions was right.
+
     model_rate: the acceptance rate of the draft model, once that was considered. from_model:
     whether the last draft is the draft model's.
     """
 
-    __slots__ = ("_lookup", "_rates", "from_model", "model_rate")
+    __slots__ = ("_balance", "_lookup", "_rates", "_seen", "from_model", "model_rate")
 
     def __init__(self) -> None:
+        self._balance = _START
+        self._seen: int | None = None  # tokens that the balance counts
         self._lookup = PromptLookup()
         self._rates: CopyRates | None = None
         self.model_rate: AcceptanceRate | None = None
@@ -188,8 +200,16 @@ class Drafter:
         rates = self._rates
         if rates is None:
             rates = self._rates = CopyRates(before)
+        length = len(tokens)
+        grown = 0 if self._seen is None else length - self._seen
+        self._balance = min(self._balance + _ALLOWED * grown, _MOST)
+        self._seen = length
         if not self._lookup.follow(tokens, rates):
             return []
+        if self._balance <= 0 and self._lookup.run < _SURE:
+            return []
+        if self._lookup.longest < _COPIES:
+            limit = min(limit, _FIRST)
         found, chance, values = list[float](), 1.0, rates.values()
         for ahead in range(limit):
             chance *= values[self._lookup.kind(ahead)]
@@ -198,11 +218,17 @@ class Drafter:
             found.append(chance)
         return found
 
-    def draft(self, tokens: array[int], limit: int) -> list[int]:
-        """The next `limit` tokens; chances() must have found some."""
+    def draft(self, tokens: array[int], limit: int, cost: float) -> list[int]:
+        """The next `limit` tokens; chances() must have found some.
+
+        cost: of their evaluation, in generated tokens.
+        """
+        self._balance -= cost
         return self._lookup.draft(tokens, limit)
 
     def observe(self, drafted: int, accepted: int) -> None:
-        """Learn how many of a draft were accepted; the text's own are learned from the text."""
-        if self.from_model and self.model_rate is not None:
+        """Learn how many of a draft were accepted."""
+        if not self.from_model:
+            self._balance += accepted
+        elif self.model_rate is not None:
             self.model_rate.observe(drafted, accepted)

@@ -56,7 +56,7 @@ def test_right_and_wrong_drafts_change_no_answer(
     expected = answers(alone, asked)
     known = [prompt + answer for prompt, answer in zip(asked, expected, strict=True)]
 
-    def draft(self: Drafter, tokens: array[int], limit: int) -> list[int]:
+    def draft(self: Drafter, tokens: array[int], limit: int, cost: float) -> list[int]:
         length = len(tokens)
         text = next(text for text in known if text[:length] == tokens.tolist())
         drafted = text[length : length + limit][: rng.randint(1, 20)]
