@@ -84,4 +84,4 @@ def test_a_draft_model_with_a_window_drafts_for_one(
     )
     assert answers(engine, asked) == expected
     stats = engine.stats()
-    assert stats.draft_s > 0 and stats.guessed_right > stats.guessed_tokens // 2
+    assert stats.draft_s > 0 and stats.guessed_right > stats.guessed_tokens // 4
