@@ -30,6 +30,7 @@ _RUNS = len(_USUAL) // 2  # kinds of runs
 _USUAL_TRIES = 12.0  # that what was known before counts for
 _SHARED_MEMORY = 0.98  # weight of the past at each observation, of all sequences together
 _OWN_MEMORY = 0.97
+_PRIOR_RATE, _PRIOR_TRIES = 0.8, 3.0  # of a draft model, which was chosen to agree
 
 
 class CopyRates:
@@ -150,8 +151,8 @@ class AcceptanceRate:
         """memory: weight of the past at each observation. shared: the rate of all sequences, which
         is the prior of this one and learns too.
         """
-        self._accepted = 3.0 * (2 / 3 if shared is None else shared.value)
-        self._tries = 3.0
+        self._accepted = _PRIOR_TRIES * (_PRIOR_RATE if shared is None else shared.value)
+        self._tries = _PRIOR_TRIES
         self._memory = memory
         self._shared = shared
 
