@@ -84,6 +84,7 @@ def assume_costs(monkeypatch: pytest.MonkeyPatch) -> None:
     )
     monkeypatch.setattr(Speculation, "observe", lambda *_: None)
     monkeypatch.setattr(DraftCost, "trusted", SPARE_ROWS)
+    monkeypatch.setattr(DraftCost, "relative", lambda *_: (0.05, 0.05))
     monkeypatch.setattr(DraftPolicy, "note_rounds", lambda *_: None)
     monkeypatch.setattr(DraftPolicy, "note_read", lambda *_: None)
 

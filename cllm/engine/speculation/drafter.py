@@ -20,15 +20,23 @@ _SLICE = (
 )
 _FEW = 32  # tokens for which a loop is faster than numpy
 _TOKEN_BITS = 21  # of a token in a key
-_USUAL = (0.5, 0.65, 0.75, 0.85, 0.92, 0.96)
-"""Share of right predictions after a run of 0, 1, 2 to 3, 4 to 7, 8 to 15 and more right ones."""
-_USUAL_TRIES = 4.0  # that what was known before counts for
+_USUAL = (0.8, 0.85, 0.85, 0.9, 0.9, 0.97, 0.72, 0.75, 0.7, 0.8, 0.8, 0.97)
+"""Share of right predictions after a run of 0, 1, 2 to 3, 4 to 7, 8 to 15 and more right ones: of
+those from the prompt, then of those from the answer. Measured with a small model on real text."""
+_START = 0.5  # tokens that a sequence's drafts may lose at first
+_ALLOWED = 0.008  # and for each token that is generated
+_MOST = 4.0  # tokens of what they have gained that they may lose later
+_SURE = 4  # right predictions after which they are evaluated although they have lost too much
+_COPIES, _FIRST = 4, 3  # a text without a run of so many drafts only so many tokens
+_RUNS = len(_USUAL) // 2  # kinds of runs
+_USUAL_TRIES = 12.0  # that what was known before counts for
 _SHARED_MEMORY = 0.98  # weight of the past at each observation, of all sequences together
-_OWN_MEMORY = 0.9
+_OWN_MEMORY = 0.97
+_PRIOR_RATE, _PRIOR_TRIES = 0.8, 3.0  # of a draft model, which was chosen to agree
 
 
 class CopyRates:
-    """The share of right predictions after runs of right ones; the latest count most."""
+    """The share of right predictions of each kind; the latest count most."""
 
     __slots__ = ("_before", "_hits", "_memory", "_tries")
 
@@ -40,40 +48,37 @@ class CopyRates:
         self._tries = [0.0] * len(_USUAL)
 
     def values(self) -> list[float]:
-        """The probability that the next prediction is right, after each kind of run."""
+        """The probability that the next prediction is right, for each kind."""
         usual = _USUAL if self._before is None else self._before.values()
         return [
             (_USUAL_TRIES * share + hits) / (_USUAL_TRIES + tries)
             for share, hits, tries in zip(usual, self._hits, self._tries, strict=True)
         ]
 
-    def observe(self, run: int, right: bool) -> None:
+    def observe(self, kind: int, right: bool) -> None:
         """Learn whether a prediction was right."""
-        kind = _kind(run)
         self._hits[kind] = self._hits[kind] * self._memory + right
         self._tries[kind] = self._tries[kind] * self._memory + 1
         if self._before is not None:
-            self._before.observe(run, right)
-
-
-def _kind(run: int) -> int:
-    return min(run.bit_length(), len(_USUAL) - 1)
+            self._before.observe(kind, right)
 
 
 class PromptLookup:
     """Every run of three tokens in a sequence, and the position of what last followed it.
 
-    run: how many of the latest predictions were right, one after the other.
+    run: how many of the latest predictions were right, one after the other. longest: the longest
+    run so far.
     """
 
-    __slots__ = ("_follower", "_next", "_read", "_seen", "run")
+    __slots__ = ("_follower", "_next", "_prompt", "_read", "_seen", "longest", "run")
 
     def __init__(self) -> None:
         self._follower: dict[int, int] = {}
         self._read = _GRAM  # tokens before this one are in the table as followers
         self._seen: int | None = None  # tokens that were there at the last call
+        self._prompt = 0  # tokens of the prompt
         self._next = 0  # position of the token that is predicted to come; 0: none is
-        self.run = 0
+        self.run = self.longest = 0
 
     def follow(self, tokens: array[int], rates: CopyRates) -> bool:
         """Compare new tokens with the predictions; return whether there is one now.
@@ -81,18 +86,21 @@ class PromptLookup:
         The table of a long prompt is filled over several calls, the beginning first.
         """
         length = len(tokens)
-        seen = length if self._seen is None else self._seen
+        if self._seen is None:
+            self._seen = self._prompt = length
+        seen = self._seen
         self._fill(tokens, min(seen, self._read + _SLICE))
         for position in range(seen, length):
             right = False
             if self._next:
                 right = tokens[self._next] == tokens[position]
-                rates.observe(self.run, right)
+                rates.observe(self.kind(0), right)
             if self._read == position:
                 self._follower[_key(tokens, position)] = position
                 self._read += 1
             if right:
                 self.run += 1
+                self.longest = max(self.longest, self.run)
                 self._next += 1
             else:
                 self.run, self._next = 0, self._find(tokens, position + 1)
@@ -100,6 +108,11 @@ class PromptLookup:
         if not self._next:
             self._next = self._find(tokens, length)
         return self._next > 0
+
+    def kind(self, ahead: int) -> int:
+        """The kind of a prediction, the one that is that many tokens after the next."""
+        run = min((self.run + ahead).bit_length(), _RUNS - 1)
+        return run if self._next + ahead < self._prompt else run + _RUNS
 
     def draft(self, tokens: array[int], limit: int) -> list[int]:
         """The next `limit` tokens, after follow() has found a prediction."""
@@ -140,8 +153,8 @@ class AcceptanceRate:
         """memory: weight of the past at each observation. shared: the rate of all sequences, which
         is the prior of this one and learns too.
         """
-        self._accepted = 3.0 * (2 / 3 if shared is None else shared.value)
-        self._tries = 3.0
+        self._accepted = _PRIOR_TRIES * (_PRIOR_RATE if shared is None else shared.value)
+        self._tries = _PRIOR_TRIES
         self._memory = memory
         self._shared = shared
 
@@ -162,15 +175,22 @@ class AcceptanceRate:
 class Drafter:
     """One sequence's drafts from its text.
 
+    What they gain and cost is counted in tokens. Where they have lost more than a hundredth of the
+    text they are not evaluated again before a long run of predictions was right.
+
     model_rate: the acceptance rate of the draft model, once that was considered. from_model:
     whether the last draft is the draft model's. chance: decides which tokens are accepted, in place
     of the model's own choice.
     """
 
-    __slots__ = ("_lookup", "_rates", "chance", "from_model", "model_rate")
+    __slots__ = (
+        "_balance", "_lookup", "_rates", "_seen", "chance", "from_model", "model_rate",
+    )  # fmt: skip
 
     def __init__(self, chance: Chance | None = None) -> None:
         self.chance = chance
+        self._balance = _START
+        self._seen: int | None = None  # tokens that the balance counts
         self._lookup = PromptLookup()
         self._rates: CopyRates | None = None
         self.model_rate: AcceptanceRate | None = None
@@ -187,22 +207,35 @@ class Drafter:
         rates = self._rates
         if rates is None:
             rates = self._rates = CopyRates(before)
+        length = len(tokens)
+        grown = 0 if self._seen is None else length - self._seen
+        self._balance = min(self._balance + _ALLOWED * grown, _MOST)
+        self._seen = length
         if not self._lookup.follow(tokens, rates):
             return []
-        found, chance, run, values = list[float](), 1.0, self._lookup.run, rates.values()
-        while len(found) < limit:
-            chance *= values[_kind(run)]
+        if self._balance <= 0 and self._lookup.run < _SURE:
+            return []
+        if self._lookup.longest < _COPIES:
+            limit = min(limit, _FIRST)
+        found, chance, values = list[float](), 1.0, rates.values()
+        for ahead in range(limit):
+            chance *= values[self._lookup.kind(ahead)]
             if chance <= least:
                 break
             found.append(chance)
-            run += 1
         return found
 
-    def draft(self, tokens: array[int], limit: int) -> list[int]:
-        """The next `limit` tokens; chances() must have found some."""
+    def draft(self, tokens: array[int], limit: int, cost: float) -> list[int]:
+        """The next `limit` tokens; chances() must have found some.
+
+        cost: of their evaluation, in generated tokens.
+        """
+        self._balance -= cost
         return self._lookup.draft(tokens, limit)
 
     def observe(self, drafted: int, accepted: int) -> None:
-        """Learn how many of a draft were accepted; the text's own are learned from the text."""
-        if self.from_model and self.model_rate is not None:
+        """Learn how many of a draft were accepted."""
+        if not self.from_model:
+            self._balance += accepted
+        elif self.model_rate is not None:
             self.model_rate.observe(drafted, accepted)

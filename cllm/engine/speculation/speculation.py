@@ -18,9 +18,10 @@ from cllm.engine.speculation.lengths import DraftCost, best_lengths, lost
 
 _log = logging.getLogger("cllm.engine")
 
+_MARGIN = 1.1  # of the speed, that drafts must promise: the chances are estimates
 _PLAIN = 32  # steps with drafts after which one goes without, so that its time is measured anew
 _PROBE_SHARE = 0.004  # of the steps' time, for drafts that measure what drafts cost
-_PROBE_MOST = 1.0  # steps that may be saved up for it
+_PROBE_MOST = 2.0  # steps that may be saved up for it
 _PROBE_TOKENS = 2
 _LEAST_CHANCE = 0.5  # of a token in such a draft
 
@@ -40,7 +41,7 @@ class Speculation:
         self._drafting = drafting
         self._rates = CopyRates()  # of all sequences
         self._costs: dict[bool, DraftCost] = {}  # of several sequences, and of a lone one
-        self._saved = _PROBE_MOST
+        self._saved = 0.0  # steps that drafts may lose to measure what they cost
         self._steps = 0  # with drafts, since the last one without
 
     def draft(self, sequences: list[Sequence], room: int, step_s: float | None) -> None:
@@ -93,8 +94,9 @@ class Speculation:
             lengths = [length if own else 0 for own in chances]
         else:
             lengths = self._paying(chances, fixed, each)
+        share = fixed / max(1, sum(map(bool, lengths)))
         return [
-            s.drafter.draft(s.tokens, n) if n and s.drafter is not None else []
+            s.drafter.draft(s.tokens, n, (share + each * n) * count) if n and s.drafter else []
             for s, n in zip(sequences, lengths, strict=True)
         ]
 
@@ -103,7 +105,7 @@ class Speculation:
         if not any(chances):
             return [0] * len(chances)
         lengths, speed = best_lengths(chances, fixed, each)
-        if speed > 1:
+        if speed > _MARGIN:
             return lengths
         lengths = [min(_PROBE_TOKENS, len(own)) for own in chances]
         loss = lost(chances, lengths, fixed, each)

@@ -117,14 +117,14 @@ def test_in_a_split_cache_all_draft_equally_many_where_most_of_them_copy(make: M
     dice = random.Random(1)
     for copying, costs, pays in ((7, DEAR, True), (3, DEAR, False), (3, CHEAP, True)):
         speculation = Speculation(32, split_cache=True)
-        prompts = [source(dice) for _ in range(8)]
-        texts = [p[:200] if i < copying else source(dice) for i, p in enumerate(prompts)]
+        prompts = [source(dice, 900) for _ in range(8)]
+        texts = [p[:800] if i < copying else source(dice, 800) for i, p in enumerate(prompts)]
         play = Play(speculation, costs)
         play.run([make(prompt) for prompt in prompts], texts)
         assert all(len(lengths) == 1 for lengths in play.lengths)
         plain = play.drafted < 0.1 * 8 * play.steps
         assert plain != pays, (copying, costs)
-        assert play.time <= 1.01 * 200
+        assert play.time <= 1.01 * 800
 
 
 def test_a_sequence_that_must_not_draft_keeps_a_split_cache_from_drafting(make: Make) -> None:

