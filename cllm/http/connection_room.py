@@ -23,17 +23,21 @@ class IdleConnections:
 
     Nothing is recorded per request. A scan of the whole table makes a list, and later calls take
     from it, so that many new clients cost one scan for each list. The order stays right: a
-    connection that is not in the list, or whose deadline has changed, began to wait after the scan.
+    connection that is not in the list, or whose deadline has changed, began to wait after the scan,
+    and the list is dropped before that one may be closed.
     """
 
     def __init__(self, connections: dict[int, Connection]) -> None:
         self._connections = connections
         self._listed: deque[tuple[float, Connection]] = deque()
         self.next_look = 0.0
+        self._good_until = 0.0  # the list
 
     def found(self, now: float) -> bool:
         """Whether one can be closed; if not, the answer cannot change before `next_look`."""
         listed = self._listed
+        if now > self._good_until:
+            listed.clear()
         while listed and listed[0][1].deadline != listed[0][0]:
             listed.popleft()  # used or closed since the scan
         if not listed and now >= self.next_look:
@@ -62,6 +66,7 @@ class IdleConnections:
         found.sort(key=lambda item: item[0])
         self._listed.extend(found)
         self.next_look = max(next_look, now + LOOK_INTERVAL)
+        self._good_until = now + MIN_IDLE
 
 
 class ClientCounts:

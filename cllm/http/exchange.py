@@ -21,7 +21,7 @@ from time import monotonic
 from typing import Protocol
 
 from cllm.http import access_log
-from cllm.http.body_stream import BodyStream
+from cllm.http.body_stream import BodyStream, IterableStream
 from cllm.http.connection import NEVER, Context
 from cllm.http.deferred import DeferredResponse
 from cllm.http.errors import HttpError
@@ -177,6 +177,11 @@ class Exchange:
         mine = self._stream
         left = sum(map(len, self._left))
         return left if mine is None or mine is stream else left + mine.pending
+
+    @property
+    def may_block(self) -> bool:
+        """The next pieces come from an iterator: what there is should leave before."""
+        return isinstance(self._stream, IterableStream)
 
     @property
     def broken(self) -> bool:

@@ -11,6 +11,8 @@ import pytest
 from cllm.http import HttpHandler, Server, ServerConfig, TlsConfig
 from tests.http.http2.translated import TranslatingClient, TranslatingTlsClient
 from tests.http.http_wire import (
+    HTTP_1,
+    HTTP_2,
     TRANSPORTS,
     Connect,
     RawClient,
@@ -20,7 +22,6 @@ from tests.http.http_wire import (
     server_threads,
 )
 
-HTTP_2 = ("http/2", "https/2")
 OVER: dict[str, tuple[TlsConfig | None, type[RawClient]]] = {
     **TRANSPORTS,
     "http/2": (None, TranslatingClient),
@@ -36,11 +37,11 @@ def only_own_threads() -> None:
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Run the tests of a module over the PROTOCOLS that it names; see TRANSPORTS.
 
-    Those that are marked `any_version` run over HTTP/2 too.
+    Those that are marked `any_version` run over all four.
     """
     protocols = getattr(metafunc.module, "PROTOCOLS", None)
     if protocols is not None and metafunc.definition.get_closest_marker("any_version"):
-        protocols = (*protocols, *HTTP_2)
+        protocols = (*HTTP_1, *HTTP_2)
     if protocols is not None and "protocol" in metafunc.fixturenames:
         metafunc.parametrize("protocol", protocols, indirect=True)
 

@@ -36,13 +36,17 @@ class Reply:
 class RawClient:
     """A TCP connection; what is sent is exactly what the test says."""
 
-    def __init__(self, port: int, host: str = "127.0.0.1", receive_buffer: int = 0) -> None:
+    def __init__(
+        self, port: int, host: str = "127.0.0.1", receive_buffer: int = 0, preamble: bytes = b""
+    ) -> None:
+        """preamble: is sent before TLS begins."""
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         sock = socket.socket(family)
         if receive_buffer:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
         sock.settimeout(PATIENCE)
         sock.connect((host, port))
+        sock.sendall(preamble)
         self.socket = self.secured(sock)
         self.buffer = b""
 
@@ -214,7 +218,8 @@ TRANSPORTS: dict[str, tuple[TlsConfig | None, type[RawClient]]] = {
     "https/1.1": (TlsConfig((certificate("localhost"),)), TlsClient),
 }
 HTTP_1 = ("http/1.1", "https/1.1")
-any_version = pytest.mark.any_version  # it runs over HTTP/2 too
+HTTP_2 = ("http/2", "https/2")
+any_version = pytest.mark.any_version  # it runs over all four
 
 
 def encode(
@@ -230,6 +235,18 @@ def encode(
         lines.append(f"Content-Length: {len(body)}")
     lines += [f"{name.replace('_', '-')}: {value}" for name, value in (headers or {}).items()]
     return "\r\n".join(lines).encode() + b"\r\n\r\n" + body
+
+
+def turned_away(connect: Connect, server: Server, preamble: bytes = b"") -> bool:
+    """The server ends a new connection without a response, perhaps in its handshake."""
+    try:
+        client = connect(server, preamble=preamble)
+        client.send(encode())
+        return client.ended()
+    except TimeoutError:
+        return False
+    except (OSError, EOFError):
+        return True
 
 
 def wait_until(condition: Callable[[], bool], what: str) -> None:

@@ -23,6 +23,7 @@ from cllm.http.connection import (
 from cllm.http.stats import Counters
 from tests.http.http_wire import (
     HTTP_1,
+    HTTP_2,
     PATIENCE,
     Connect,
     Gate,
@@ -150,12 +151,14 @@ def test_a_slow_reader_gets_a_large_response_whole(serve: Serve, connect: Connec
 # 100-continue
 
 
+@any_version
 def test_100_continue_comes_before_the_body(serve: Serve, connect: Connect) -> None:
     client = connect(serve())
     head = encode("POST", "/echo", headers={"Content-Length": "4", "Expect": "100-continue"})
     for _ in range(2):
         client.send(head)
-        assert client.reply().head == b"HTTP/1.1 100 Continue\r\n\r\n"
+        invitation = client.reply_head()
+        assert (invitation.status, invitation.headers) == (100, {})
         client.send(b"body")
         assert client.reply().body == b"body"
 
@@ -255,10 +258,11 @@ def test_one_that_vanishes_while_its_handler_runs(
     assert connect(server).get().status == 200
 
 
+@any_version
 @ways
 @pytest.mark.parametrize("pipelined", [b"", encode(path="/health")], ids=["alone", "pipelined"])
 def test_one_that_vanishes_cancels_its_deferred_response(
-    serve: Serve, connect: Connect, vanish: type, pipelined: bytes
+    serve: Serve, connect: Connect, protocol: str, vanish: type, pipelined: bytes
 ) -> None:
     deferred = DeferredResponse()
     asked, cancelled = threading.Event(), threading.Event()
@@ -280,7 +284,9 @@ def test_one_that_vanishes_cancels_its_deferred_response(
     assert deferred.cancel_reason == "the client left"
     wait_until(lambda: server.stats().connections_open == 0, "its connection is closed")
     assert not deferred.resolve(HttpResponse.text("too late"))
-    assert server.stats().clients_left_total == 1
+    # HTTP/2 serves them side by side; the second response may not have left either.
+    most = 2 if pipelined and protocol in HTTP_2 else 1
+    assert 1 <= server.stats().clients_left_total <= most
 
 
 @any_version
@@ -304,6 +310,7 @@ def test_one_that_vanishes_cancels_its_stream_although_nothing_is_written(
     wait_until(lambda: server.stats().connections_open == 0, "its connection is closed")
 
 
+@any_version
 @ways
 def test_one_that_vanishes_in_a_large_response(
     serve: Serve, connect: Connect, vanish: type

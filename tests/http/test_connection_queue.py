@@ -24,10 +24,13 @@ from tests.http.http_wire import (
     Gate,
     RawClient,
     Serve,
+    any_version,
     basic_handler,
     encode,
     wait_until,
 )
+
+PROTOCOLS = ("http/1.1",)
 
 # The queue alone. Nobody looks at it once a millisecond here: every wake-up has to be the pusher's.
 
@@ -214,6 +217,7 @@ def test_sockets_are_looked_at_although_the_queue_is_never_empty() -> None:
 # The queue in a server, with handlers that block
 
 
+@any_version
 def test_health_answers_while_all_other_workers_are_blocked(serve: Serve, connect: Connect) -> None:
     gate = Gate()
     handler = basic_handler()
@@ -230,6 +234,7 @@ def test_health_answers_while_all_other_workers_are_blocked(serve: Serve, connec
     assert [client.reply().body for client in blocked] == [b"through"] * 15
 
 
+@any_version
 def test_every_worker_can_be_put_to_use(serve: Serve, connect: Connect) -> None:
     gate = Gate()
     handler = HttpHandler()
@@ -314,6 +319,7 @@ def test_tokens_from_outside_are_sent_while_handlers_block(blocked: Blocked, hel
         assert client.chunk() == b"token"
 
 
+@any_version
 def test_a_parked_connection_is_served_when_the_polling_worker_gets_held(
     serve: Serve, connect: Connect, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -364,6 +370,7 @@ def test_a_free_worker_takes_over_when_the_polling_one_is_held(
         gate.opened.clear()
 
 
+@any_version
 def test_an_idle_server_sleeps(serve: Serve, connect: Connect) -> None:
     server = serve()
     client = connect(server)
@@ -417,6 +424,7 @@ def assert_quiet(queue: ConnectionQueue[Connection]) -> None:
     assert queue._taken - taken < 5
 
 
+@any_version
 def test_responses_without_end_leave_room_for_others(serve: Serve, connect: Connect) -> None:
     def endless() -> Iterator[str]:
         while True:

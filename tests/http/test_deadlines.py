@@ -137,6 +137,7 @@ def test_a_client_that_does_not_read_its_stream_is_closed(serve: Serve, connect:
     assert cancelled.wait(PATIENCE)
 
 
+@any_version
 def test_a_client_that_reads_slowly_but_reads_is_served(serve: Serve, connect: Connect) -> None:
     size = 4 << 20
     handler = HttpHandler()

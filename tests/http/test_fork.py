@@ -12,7 +12,9 @@ from collections.abc import Iterator
 import pytest
 
 from cllm.http import BodyStream, HttpHandler, HttpRequest, HttpResponse, Server, ServerConfig
-from tests.http.http_wire import Connect, Serve, encode
+from tests.http.http_wire import HTTP_1, Connect, Serve, any_version, encode
+
+PROTOCOLS = HTTP_1
 
 pytestmark = [
     pytest.mark.skipif(not hasattr(os, "fork"), reason="the system has no fork(2)"),
@@ -95,6 +97,7 @@ def test_the_port_is_free_after_the_stop(children: Children) -> None:
     again.stop(grace=0)
 
 
+@any_version
 def test_a_child_that_closes_what_it_inherited_ends_no_connection_of_its_parent(
     serve: Serve, connect: Connect
 ) -> None:

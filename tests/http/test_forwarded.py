@@ -15,12 +15,16 @@ from tests.http.http_wire import (
     PATIENCE,
     Connect,
     Serve,
+    any_version,
     certificate,
     client_context,
     get_over,
     tls_connection,
+    turned_away,
     wait_until,
 )
+
+PROTOCOLS = ("http/1.1",)
 
 PROXIES = TrustedProxies(("10.0.0.0/8", "192.0.2.1", "2001:db8::/32"))
 PEER = ("10.0.0.1", 4711)
@@ -119,6 +123,7 @@ def telling() -> HttpHandler:
     return handler
 
 
+@any_version
 def test_the_handler_sees_the_client_of_a_trusted_proxy_only(
     serve: Serve, connect: Connect
 ) -> None:
@@ -131,6 +136,7 @@ def test_the_handler_sees_the_client_of_a_trusted_proxy_only(
         assert body.body == expected + b" 70000"
 
 
+@any_version
 def test_a_proxy_has_no_limit_of_connections(serve: Serve, connect: Connect) -> None:
     server = serve(telling(), max_connections_per_client=1, trusted_proxies=("127.0.0.0/8",))
     peers = [connect(server) for _ in range(5)]
@@ -158,9 +164,19 @@ GET = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"
         (b"\x21\x11\0\x04" + V4[4:8], b"127.0.0.1"),  # too short
     ],
 )
+@any_version
 def test_a_proxy_header_names_the_client(
     serve: Serve, connect: Connect, header: bytes, expected: bytes
 ) -> None:
+    server = serve(telling(), proxy_protocol=True, trusted_proxies=("127.0.0.0/8",))
+    client = connect(server, preamble=SIGNATURE + header)
+    assert [client.get().body, client.get().body] == [expected] * 2
+
+
+def test_a_proxy_header_may_come_with_requests_or_byte_by_byte(
+    serve: Serve, connect: Connect
+) -> None:
+    header, expected = V6, b"2001:db9::7"
     server = serve(telling(), proxy_protocol=True, trusted_proxies=("127.0.0.0/8",))
     together = connect(server)
     together.send(SIGNATURE + header + GET + GET)
@@ -188,10 +204,10 @@ def test_anything_else_is_closed(serve: Serve, connect: Connect, sent: bytes) ->
     assert peer.ended()
 
 
+@any_version
 def test_no_other_peer_can_connect(serve: Serve, connect: Connect) -> None:
-    peer = connect(serve(telling(), proxy_protocol=True, trusted_proxies=("10.0.0.0/8",)))
-    peer.send(SIGNATURE + V4 + GET)
-    assert peer.ended()
+    server = serve(telling(), proxy_protocol=True, trusted_proxies=("10.0.0.0/8",))
+    assert turned_away(connect, server, SIGNATURE + V4)
 
 
 def test_a_header_that_does_not_come_is_not_awaited(serve: Serve, connect: Connect) -> None:
@@ -240,6 +256,7 @@ def test_tls_without_the_proxy_header_is_closed(serve: Serve) -> None:
         tls_connection(server.port, client_context())
 
 
+@any_version
 def test_mapped_addresses_of_clients_are_counted_as_what_they_stand_for(
     serve: Serve, connect: Connect
 ) -> None:
@@ -248,15 +265,14 @@ def test_mapped_addresses_of_clients_are_counted_as_what_they_stand_for(
         telling(), proxy_protocol=True, trusted_proxies=("127.0.0.0/8",),
         max_connections_per_client=1,
     )  # fmt: skip
-    first, other, same = (connect(server) for _ in range(3))
-    first.send(SIGNATURE + MAPPED + GET)
-    assert first.reply().body == b"203.0.113.7"
-    other.send(SIGNATURE + MAPPED.replace(V4[4:8], bytes([203, 0, 113, 8])) + GET)
-    assert other.reply().body == b"203.0.113.8"
-    same.send(SIGNATURE + V4 + GET)
-    assert same.ended()
+    first = connect(server, preamble=SIGNATURE + MAPPED)
+    assert first.get().body == b"203.0.113.7"
+    other = MAPPED.replace(V4[4:8], bytes([203, 0, 113, 8]))
+    assert connect(server, preamble=SIGNATURE + other).get().body == b"203.0.113.8"
+    assert turned_away(connect, server, SIGNATURE + V4), "it is the first one"
 
 
+@any_version
 def test_the_connections_of_a_client_behind_a_proxy_are_counted(
     serve: Serve, connect: Connect
 ) -> None:
@@ -264,13 +280,10 @@ def test_the_connections_of_a_client_behind_a_proxy_are_counted(
         telling(), proxy_protocol=True, trusted_proxies=("127.0.0.0/8",),
         max_connections_per_client=1,
     )  # fmt: skip
-    first, second, other = (connect(server) for _ in range(3))
-    first.send(SIGNATURE + V4 + GET)
-    assert first.reply().status == 200
-    second.send(SIGNATURE + V4 + GET)
-    assert second.ended()
-    other.send(SIGNATURE + V6 + GET)
-    assert other.reply().status == 200
+    first = connect(server, preamble=SIGNATURE + V4)
+    assert first.get().status == 200
+    assert turned_away(connect, server, SIGNATURE + V4)
+    assert connect(server, preamble=SIGNATURE + V6).get().status == 200
     first.close()
     assert len(server._acceptor.clients) <= 2
 

@@ -20,7 +20,9 @@ from cllm.http import (
 )
 from cllm.http.handler import Answer, Next
 from tests.http.handling import call, content, header, says
-from tests.http.http_wire import Connect, Serve
+from tests.http.http_wire import Connect, Serve, any_version
+
+PROTOCOLS = ("http/1.1",)
 
 
 def fails(error: BaseException) -> Callable[[HttpRequest], str]:
@@ -316,6 +318,7 @@ def test_so_does_one_whose_body_is_no_bytes(
     assert len([r for r in caplog.records if r.levelname == "ERROR"]) == 2
 
 
+@any_version
 @pytest.mark.parametrize("error", [CancelledError, SystemExit, BaseException])
 def test_an_exception_that_is_no_Exception_is_500_too(  # noqa: N802
     serve: Serve, connect: Connect, caplog: pytest.LogCaptureFixture, error: type[BaseException]

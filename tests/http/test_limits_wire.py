@@ -8,6 +8,8 @@ import resource
 import socket
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import pytest
 
@@ -17,11 +19,14 @@ from tests.http.http_wire import (
     Connect,
     RawClient,
     Serve,
+    any_version,
     basic_handler,
     encode,
     server_threads,
     wait_until,
 )
+
+PROTOCOLS = ("http/1.1",)
 
 SMALL = Limits(request_line=100, head=1000, fields=10, body=1000)
 
@@ -68,6 +73,7 @@ def test_a_refused_request_has_its_status_a_json_body_and_ends_the_connection(
     assert connect(server).get().status == 200
 
 
+@any_version
 def test_what_just_fits_is_served(serve: Serve, connect: Connect) -> None:
     client = connect(serve(limits=SMALL))
     assert client.request("POST", "/echo", b"x" * 1000).body == b"x" * 1000
@@ -77,37 +83,43 @@ def test_what_just_fits_is_served(serve: Serve, connect: Connect) -> None:
 # Connections
 
 
+@any_version
 def test_at_the_limit_the_next_connection_waits_until_one_closes(
     serve: Serve, connect: Connect
 ) -> None:
-    deferred = [DeferredResponse() for _ in range(3)]
+    deferred = [DeferredResponse() for _ in range(5)]
     given = iter(deferred)
     handler = basic_handler()
     handler.get("/deferred", lambda request: next(given))
     server = serve(handler, max_connections=3)
+
+    def asked(count: int) -> bool:
+        return server.stats().requests_total == count
+
     clients = [connect(server) for _ in range(3)]
-    for client in clients:
+    for number, client in enumerate(clients, 1):
         client.send(encode(path="/deferred"))
-    wait_until(lambda: server.stats().requests_total == 3, "all of them wait for a response")
-    waiting = connect(server)  # the kernel's backlog has it
-    waiting.send(encode())
-    for one, client in zip(deferred[1:], clients[1:], strict=True):
-        one.resolve(HttpResponse.text("made"))
-        assert client.reply().status == 200, "those it has are served"
-        client.send(b"GET / HT")  # and busy again: part of a head is there
-    assert server.stats().accepted_total == 3
-    clients[0].close()
-    assert waiting.reply().status == 200
+        wait_until(partial(asked, number), "it waits for a response")
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(lambda: connect(server).get())  # the kernel's backlog has it
+        for one, client in zip(deferred[1:3], clients[1:], strict=True):
+            one.resolve(HttpResponse.text("made"))
+            assert client.reply().status == 200, "those it has are served"
+            client.send(encode(path="/deferred"))  # and busy again
+        assert server.stats().accepted_total == 3
+        clients[0].close()
+        assert waiting.result(PATIENCE).status == 200
     assert server.stats().accepted_total == 4
 
 
-def test_a_crowd_passes_through_a_small_limit(serve: Serve) -> None:
+@any_version
+def test_a_crowd_passes_through_a_small_limit(serve: Serve, connect: Connect) -> None:
     server = serve(max_connections=4)
     served = []
 
     def visit() -> None:
         for _ in range(20):
-            with RawClient(server.port) as client:
+            with connect(server) as client:
                 served.append(client.get().status)
 
     threads = [threading.Thread(target=visit) for _ in range(12)]

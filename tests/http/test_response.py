@@ -12,7 +12,9 @@ from cllm.http import HttpHandler
 from cllm.http import response as response_module
 from cllm.http.body_stream import BodyStream
 from cllm.http.response import HttpResponse
-from tests.http.http_wire import Connect, Serve
+from tests.http.http_wire import HTTP_1, Connect, Serve, any_version
+
+PROTOCOLS = HTTP_1
 
 
 def lines(response: HttpResponse, **arguments: object) -> list[str]:
@@ -226,6 +228,7 @@ def test_each_body_names_its_type() -> None:
 # In a server
 
 
+@any_version
 @pytest.mark.parametrize("status", [100, 103, 199, 600, 299.5])
 def test_rfc9110_15_a_status_that_is_no_final_one_is_answered_500(
     serve: Serve, connect: Connect, status: int
@@ -238,6 +241,7 @@ def test_rfc9110_15_a_status_that_is_no_final_one_is_answered_500(
     assert client.get("/stream").status == 500
 
 
+@any_version
 def test_rfc9110_15_3_6_a_205_leaves_the_connection_in_step(serve: Serve, connect: Connect) -> None:
     handler = HttpHandler()
     handler.get("/", lambda request: HttpResponse(205, body=b"body"))

@@ -43,6 +43,7 @@ def _say(text: str, request: HttpRequest) -> str:
     return text
 
 
+@any_version
 def test_several_servers_in_one_process_are_apart(serve: Serve, connect: Connect) -> None:
     names = ("left", "right")
     servers = []
@@ -123,6 +124,7 @@ def test_an_ipv6_host(serve: Serve, connect: Connect, caplog: pytest.LogCaptureF
         Server(basic_handler(), "::1", server.port).start()
 
 
+@any_version
 @needs_ipv6
 def test_all_addresses_share_one_port(serve: Serve, connect: Connect) -> None:
     server = serve(host="")

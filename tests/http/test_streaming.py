@@ -43,14 +43,16 @@ def streaming(stream: BodyStream) -> HttpHandler:
     return handler
 
 
-def test_events_of_a_generator(serve: Serve, connect: Connect) -> None:
+@any_version
+def test_events_of_a_generator(serve: Serve, connect: Connect, protocol: str) -> None:
     handler = basic_handler()
     items = [{"token": "é"}, "text", b"data: raw\n\n"]
     handler.get_streaming("/events", lambda request: iter(items))
     client = connect(serve(handler))
     reply = client.get("/events")
     assert reply.headers["content-type"] == "text/event-stream"
-    assert reply.headers["transfer-encoding"] == "chunked"
+    if protocol in HTTP_1:
+        assert reply.headers["transfer-encoding"] == "chunked"
     assert "content-length" not in reply.headers
     assert reply.chunks == [
         'data: {"token":"é"}\n\n'.encode(), b"data: text\n\n", b"data: raw\n\n",
@@ -175,8 +177,9 @@ def test_streams_hold_no_worker(serve: Serve, connect: Connect) -> None:
 # Readers that are slow or leave
 
 
+@any_version
 def test_a_reader_too_slow_loses_its_stream_at_the_high_water_mark(
-    serve: Serve, connect: Connect
+    serve: Serve, connect: Connect, protocol: str
 ) -> None:
     stream = BodyStream()
     server = serve(streaming(stream), high_water=100_000)
@@ -186,12 +189,14 @@ def test_a_reader_too_slow_loses_its_stream_at_the_high_water_mark(
     with pytest.raises(StreamClosed, match="too slow"):
         for _ in range(10_000):
             stream.write(bytes(10_000))
-    wait_until(lambda: server.stats().connections_open == 0, "its connection is closed")
+    if protocol in HTTP_1:
+        wait_until(lambda: server.stats().connections_open == 0, "its connection is closed")
     with pytest.raises((EOFError, ConnectionResetError)):
         while client.chunk():
             pass
 
 
+@any_version
 def test_an_iterator_waits_for_a_slow_reader(serve: Serve, connect: Connect) -> None:
     pulled = [0]
 
@@ -238,6 +243,7 @@ def test_a_generator_is_closed_when_its_client_leaves(serve: Serve, connect: Con
     wait_until(lambda: server.stats().connections_open == 0, "its connection is closed")
 
 
+@any_version
 def test_a_client_that_leaves_while_its_generator_blocks(serve: Serve, connect: Connect) -> None:
     gate, closed = Gate(), threading.Event()
 
@@ -277,27 +283,47 @@ def test_a_body_that_is_broken_off_does_not_look_complete(serve: Serve, connect:
         client.chunk()
 
 
-@pytest.mark.parametrize("version", ["HTTP/1.0", "HTTP/1.1"])
-def test_a_generator_that_fails_after_the_head(
-    serve: Serve, connect: Connect, caplog: pytest.LogCaptureFixture, version: str
-) -> None:
+def failing_handler() -> HttpHandler:
     def failing() -> Iterator[bytes]:
         yield b"good"
         raise KeyError("a secret")
 
     handler = HttpHandler()
     handler.get("/", lambda request: HttpResponse.stream(IterableStream(failing())))
-    client = connect(serve(handler))
-    client.send(encode(version=version))
+    return handler
+
+
+@any_version
+def test_a_generator_that_fails_after_the_head(
+    serve: Serve, connect: Connect, caplog: pytest.LogCaptureFixture
+) -> None:
+    client = connect(serve(failing_handler()))
+    client.send(encode())
     client.reply_head()
     with pytest.raises((EOFError, ConnectionResetError)):
         client.exactly(1 << 20)
     assert "a secret" in caplog.text
 
 
+def test_a_generator_that_fails_in_http_1_0(
+    serve: Serve, connect: Connect, caplog: pytest.LogCaptureFixture
+) -> None:
+    client = connect(serve(failing_handler()))
+    client.send(encode(version="HTTP/1.0"))
+    client.reply_head()
+    with pytest.raises((EOFError, ConnectionResetError)):
+        client.exactly(1 << 20)
+    assert "a secret" in caplog.text
+
+
+@any_version
 @pytest.mark.parametrize("error", [ZeroDivisionError, SystemExit, GeneratorExit])
 def test_a_stream_whose_take_fails_costs_its_own_connection_only(
-    serve: Serve, connect: Connect, caplog: pytest.LogCaptureFixture, error: type[BaseException]
+    serve: Serve,
+    connect: Connect,
+    protocol: str,
+    caplog: pytest.LogCaptureFixture,
+    error: type[BaseException],
 ) -> None:
     class Broken(BodyStream):
         def take(self, most: int = 0) -> list[bytes]:
@@ -307,7 +333,12 @@ def test_a_stream_whose_take_fails_costs_its_own_connection_only(
     server = serve(streaming(stream), workers=1)
     client = connect(server)
     client.send(encode(path="/stream"))
-    assert client.ended()
+    if protocol in HTTP_1:
+        assert client.ended()
+    else:
+        with pytest.raises(ConnectionResetError):
+            client.reply()
+        assert client.get("/health").status == 200, "it costs its stream only"
     assert stream.cancelled
     assert error.__name__ in caplog.text
     assert connect(server).get("/health").status == 200

@@ -107,8 +107,9 @@ class Admission:
         if self.loads is not None and self.loads.delays(claimant):
             return None
         if self._placer.cache.has_idle:
-            if self._awaits_loads:
-                return None  # the slot stays free for one of them
+            first = next(self.waiting.candidates())
+            if self._awaits_loads or first.priority < claimant.priority:
+                return None  # the slot stays free for another one
             if self._fits(claimant, running):
                 return claimant
         others = [s for s in running if s.tenant == tenant and s.priority >= claimant.priority]

@@ -55,8 +55,8 @@ class Http2:
     """One connection's protocol state; run by the connection's owner only."""
 
     __slots__ = (
-        "_context", "_drain_by", "_idle_by", "_inbound", "_incomplete_by", "_outbox", "_phase",
-        "_streams", "_transport", "_used", "_window_by", "_window_sent",
+        "_context", "_drain_by", "_idle_by", "_inbound", "_incomplete_by", "_last", "_outbox",
+        "_phase", "_streams", "_transport", "_used", "_window_by", "_window_sent",
     )  # fmt: skip
 
     def __init__(self, context: Context, received: bytes = b"") -> None:
@@ -75,6 +75,7 @@ class Http2:
         self._drain_by = NEVER
         self._idle_by = NEVER
         self._used = True  # there was a stream since the idle deadline was set
+        self._last = 0  # the newest stream then: one may begin and end within a turn
 
     # Called by the connection
 
@@ -113,7 +114,7 @@ class Http2:
         idle_by = self._idle_by
         if self._streams.open or self._used or idle_by == NEVER or self._phase is not OPEN:
             return None
-        return idle_by - self._context.config.keep_alive_timeout
+        return idle_by - self._idle_time
 
     def closed(self) -> None:
         for stream in self._streams.open.values():
@@ -196,14 +197,21 @@ class Http2:
         if streams.open:
             self._used = True
             self._idle_by = NEVER
-        elif self._used:
+        elif self._used or self._inbound.last > self._last:
             self._used = False
-            self._idle_by = now + config.keep_alive_timeout
+            self._last = self._inbound.last
+            self._idle_by = now + self._idle_time
         connection.deadline = min(
             streams.due, self._inbound.settings_by, self._drain_by, self._incomplete_by,
             self._window_by, self._idle_by, outbox.write_by,
         )  # fmt: skip
         return interest
+
+    @property
+    def _idle_time(self) -> float:
+        """Seconds for the next request; the first one has those of a head, as in HTTP/1.1."""
+        config = self._context.config
+        return config.keep_alive_timeout if self._last else config.head_timeout
 
     # Ends
 
@@ -285,6 +293,7 @@ class Http2:
         self._phase = ENDED
         # A close with unread bytes resets the connection, and the last frames may be lost. Clients
         # answer DATA with WINDOW_UPDATE, which may be on its way.
-        if self._used or connection.transport.probe() is Peer.SENDING:
+        used = self._used or self._inbound.last > self._last
+        if used or connection.transport.probe() is Peer.SENDING:
             return linger(connection, workspace, self._context)
         return DONE

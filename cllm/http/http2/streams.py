@@ -133,7 +133,7 @@ class Streams:
                 continue
             if stream.exchange.broken:
                 self._break_off(stream, stream.exchange.broken_by, counters)
-            elif stream.size or self._outbox.size >= FULL:
+            elif stream.size or self._outbox.size >= (1 if stream.exchange.may_block else FULL):
                 stream.more = True
                 self.queue(stream)
             else:
@@ -220,6 +220,10 @@ class Streams:
             if stream.local_ended:
                 continue
             if not stream.size:
+                if outbox.size and stream.exchange.may_block:
+                    stream.queued = True
+                    turns.appendleft(stream)
+                    return
                 self._continue(stream, counters)
             else:
                 stream.send()

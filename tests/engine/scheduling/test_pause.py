@@ -73,14 +73,18 @@ def test_a_small_tenant_gets_an_idle_slot_while_the_big_one_rests_after_a_save(
 ) -> None:
     monkeypatch.setattr(admission, "_SAVE_REST", 1e9)
     engine = load(parallel=4, ctx_size=512, draft_max=0, keep_sequences=0, kv_unified=kv_unified)
-    streams = begun(engine, "big", 3, tokens=300)
+    watched = Watched(engine, LONG, greedy(300), tenant="big")
+    streams = [watched.generation, *begun(engine, "big", 2, tokens=300)]
     for first in (321, 322):  # the second needs the slot of the first, which is saved
         finished(engine.submit([first, *reversed(LONG)], greedy(2), tenant="big"))
     resting = engine.submit([323, *reversed(LONG)], greedy(2), tenant="big")
+    patient = engine.submit("Hello", greedy(2), tenant="small", priority=1)
+    watched.wait_for_tokens(watched.generation.usage.completion_tokens + 3)
+    assert patient.slot is None, "a more urgent one waits for the slot"
     finished(engine.submit("Hello", greedy(2), tenant="small"))
     assert not any(each.done for each in streams)
     assert engine.stats().pauses == 0
-    for each in (*streams, resting):
+    for each in (*streams, resting, patient):
         each.cancel()
 
 

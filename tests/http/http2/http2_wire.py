@@ -88,6 +88,7 @@ class Http2Client:
         greet: bool = True,
         tls: ssl.SSLContext | None = None,
         receive_buffer: int = 0,
+        preamble: bytes = b"",
         **first: int,
     ) -> None:
         self.socket: Any = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
@@ -95,6 +96,9 @@ class Http2Client:
             self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
         self.socket.settimeout(PATIENCE)
         self.socket.connect((host, port))
+        # A request may follow a WINDOW_UPDATE, whose acknowledgement takes 40 ms.
+        self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self.socket.sendall(preamble)
         if tls is not None:
             self.socket = tls.wrap_socket(self.socket, server_hostname="localhost")
         self.buffer = b""
@@ -220,7 +224,6 @@ class Http2Client:
             self._take_head(stream, found.payload)
         elif found.kind == DATA:
             reply = self.replies[stream]
-            reply.body += found.payload
             if found.payload:
                 reply.chunks.append(found.payload)
                 if self.updates:
@@ -233,9 +236,13 @@ class Http2Client:
                 return
             reply = self.replies.setdefault(stream, StreamReply(0, {}, b""))
             reply.reset = found.code
-            self.ended.add(stream)
+            self._end(stream)
         if found.kind in (HEADERS, DATA) and found.flags & END_STREAM:
-            self.ended.add(stream)
+            self._end(stream)
+
+    def _end(self, stream: int) -> None:
+        self.ended.add(stream)
+        self.replies[stream].body = b"".join(self.replies[stream].chunks)
 
     def _respond(self, data: bytes) -> None:
         with contextlib.suppress(OSError):  # the server may have ended the connection

@@ -308,6 +308,32 @@ def test_an_idle_connection_ends_with_goaway(serve: Serve, http2: Connect) -> No
     assert goaways(client) == [(1, NO_ERROR)]
 
 
+def test_a_connection_that_never_asks_has_the_time_of_a_head(serve: Serve, http2: Connect) -> None:
+    client = http2(serve(head_timeout=0.2))
+    client.all_frames()
+    assert goaways(client) == [(0, NO_ERROR)]
+
+
+def test_each_request_begins_the_idle_time_anew(serve: Serve, http2: Connect) -> None:
+    """Also one that begins and ends while the server reads once."""
+    server = serve(keep_alive_timeout=3600.0)
+    client = http2(server)
+    assert client.request().body == b"root"
+    client.settled()
+    (connection,) = server._connections.values()
+    begun = [0.0]
+
+    def waits_anew() -> bool:
+        since = connection.idle_since
+        return since is not None and since > begun[-1]
+
+    for _ in range(5):
+        wait_until(waits_anew, "it waits for a request again")
+        begun.append(connection.idle_since or 0.0)
+        assert client.request().body == b"root"
+    wait_until(waits_anew, "it waits for a request again")
+
+
 def test_pings_do_not_keep_an_idle_connection(serve: Serve, http2: Connect) -> None:
     client = http2(serve(keep_alive_timeout=0.3))
     client.request()

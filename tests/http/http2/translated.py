@@ -30,11 +30,16 @@ _DROPPED = ("connection", "transfer-encoding", "keep-alive")
 class TranslatingClient(RawClient):
     """Over a plain connection."""
 
-    def __init__(self, port: int, host: str = "127.0.0.1", receive_buffer: int = 0) -> None:
-        self.frames = Http2Client(port, host, receive_buffer=receive_buffer, tls=self.context())
+    def __init__(
+        self, port: int, host: str = "127.0.0.1", receive_buffer: int = 0, preamble: bytes = b""
+    ) -> None:
+        self.frames = Http2Client(
+            port, host, receive_buffer=receive_buffer, tls=self.context(), preamble=preamble
+        )
         self._asked: deque[int] = deque()  # streams whose response was not read
         self._current = 0  # the stream whose response is being read
         self._given = 0  # chunks of it
+        self._piece = b""  # of a chunk that `exactly` read
         self._partial = b""  # of a head
         self._missing = 0  # bytes of the body that is being sent
         self._chunked = False
@@ -124,18 +129,32 @@ class TranslatingClient(RawClient):
         self._given += 1
         return self._reply(stream).chunks[self._given - 1]
 
+    def exactly(self, size: int) -> bytes:
+        if self._asked and not self._current:
+            self._next()
+        parts, missing = [self._piece], size - len(self._piece)
+        while missing > 0:
+            data = self.chunk()
+            if not data:
+                raise EOFError(f"the stream ended; {missing} of {size} bytes are missing")
+            parts.append(data)
+            missing -= len(data)
+        whole = b"".join(parts)
+        self._piece = whole[size:]
+        return whole[:size]
+
     def until(self, end: bytes) -> bytes:
         stream = self._asked[0] if self._asked else self._current
         reply = self._reply(stream)
-        while end not in reply.head + reply.body:
+        while end not in reply.head + (body := b"".join(reply.chunks)):
             self._frame()
-        return reply.body
+        return body
 
     def rest(self) -> bytes:
         """What comes of the current stream until the connection ends."""
         if self._asked and not self._current:
             self._next()
-        before = len(self._reply(self._current).body) if self._current else 0
+        before = len(self._reply(self._current).chunks) if self._current else 0
         try:
             while True:
                 found = self._frame()
@@ -143,7 +162,7 @@ class TranslatingClient(RawClient):
                     raise ConnectionResetError
         except EOFError:
             pass
-        return self._reply(self._current).body[before:] if self._current else b""
+        return b"".join(self._reply(self._current).chunks[before:]) if self._current else b""
 
     def ended(self) -> bool:
         """The server ended the connection, with GOAWAY at most; waits for it."""
@@ -160,7 +179,7 @@ class TranslatingClient(RawClient):
         socket.socket.shutdown(self.socket, socket.SHUT_WR)
 
     def _next(self) -> int:
-        self._current, self._given = self._asked.popleft(), 0
+        self._current, self._given, self._piece = self._asked.popleft(), 0, b""
         return self._current
 
     def _reply(self, stream: int) -> StreamReply:
