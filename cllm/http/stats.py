@@ -21,6 +21,7 @@ class Counters:
         """Count a limit of HTTP/2 that a client has passed."""
         self.http2_limits[name] = self.http2_limits.get(name, 0) + 1
 
+
 @dataclass(frozen=True, slots=True)
 class ServerStats:
     """A server's counters since its start, and its state. Taken without a lock: each number is
