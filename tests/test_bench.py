@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -293,6 +295,24 @@ def test_busy_processes_compute_and_end() -> None:
             time.sleep(0.01)
         assert min(map(cpu_seconds, pids)) >= 0.1
     assert not any(Path(f"/proc/{pid}").exists() for pid in pids)
+
+
+def test_the_processor_time_of_a_server_includes_its_workers() -> None:
+    busy = [sys.executable, "-c", "while True: pass"]
+    code = f"import subprocess; print(subprocess.Popen({busy!r}).pid, flush=True); input()"
+    server = subprocess.Popen(
+        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert server.stdout is not None
+    worker = int(server.stdout.readline())
+    try:
+        limit = time.monotonic() + 60
+        while cpu_seconds(worker) < 0.2 and time.monotonic() < limit:
+            time.sleep(0.01)
+        assert cpu_seconds(server.pid) >= cpu_seconds(worker) - 0.1 >= 0.1
+    finally:
+        os.kill(worker, signal.SIGKILL)
+        server.communicate("")
 
 
 def test_what_is_kept_is_the_median_of_the_rounds_ratios() -> None:

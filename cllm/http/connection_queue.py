@@ -6,7 +6,8 @@ worker that finds the queue empty takes the *seat* and polls the sockets itself;
 Two promises keep that safe, whoever pushes:
 
 1. While the queue is not empty, a worker is awake, or about to be. If all that are awake are held
-   by handlers, the acceptor looks once a millisecond (`look`) and wakes one more each time.
+   by handlers, the acceptor looks once a millisecond (`look`) and wakes one more each time; every
+   fifth time if the last one that took a connection is runnable.
 2. While nobody is in the seat, the acceptor looks, or sleeps watching the poller (`vacant`).
 
 A worker that was woken for a stall stays awake while there is work. If the queue flows and several
@@ -26,12 +27,18 @@ from threading import get_ident
 from typing import Generic, Protocol, TypeVar
 
 from cllm.http.poller import DATA, EDGE, READ, Poller, WakeUp
+from cllm.http.thread_state import ThreadStates
 
 LOOK_INTERVAL = 0.001  # s between two looks of the acceptor while there is work
 
 # Fewer connections taken than this between two looks, with more waiting: the workers that are awake
 # are held up in handlers. A worker that is only busy takes fifty in a millisecond.
 STALLED = 8
+
+# Nor is a worker held that is runnable: other programs have the processor, and one more would
+# only contend for the interpreter lock. After so many looks one is woken all the same, since a
+# handler may compute without that lock.
+LACKING_LOOKS = 4
 
 # As many taken between two looks, and as many changes of the worker that takes: several workers are
 # hot where one would do, and each system call hands the interpreter lock from one to another. It
@@ -95,6 +102,8 @@ class ConnectionQueue(Generic[W]):
         self._seen_turns = 0
         self._unpolled = 0
         self._quiet = 0
+        self._lacking = 0  # looks for which no worker was woken
+        self._threads = ThreadStates()
 
     def __len__(self) -> int:
         return len(self.items)
@@ -239,6 +248,8 @@ class ConnectionQueue(Generic[W]):
         taken, polls = self._taken, self._polls
         moved = taken - self._seen_taken
         stalled = moved < STALLED
+        if not stalled:
+            self._lacking = 0
         turns = self._turns
         self._surplus = moved >= FLOWING and turns - self._seen_turns >= TURNS
         self._seen_turns = turns
@@ -248,7 +259,7 @@ class ConnectionQueue(Generic[W]):
             self._unpolled = 0
             self.collect()
         if self.items:
-            if stalled:
+            if stalled and not self._lacks_processor():
                 self._wake_worker(even_if_awake=True)
         elif not moved:
             self._quiet += 1
@@ -259,6 +270,14 @@ class ConnectionQueue(Generic[W]):
                     self._watched = True
             return
         self._quiet = 0
+
+    def _lacks_processor(self) -> bool:
+        """While it stalls: whether the worker that took last is not held, but has to wait."""
+        if self._lacking < LACKING_LOOKS and self._threads.is_runnable(self._taker):
+            self._lacking += 1
+            return True
+        self._lacking = 0
+        return False
 
     def close(self) -> None:
         """Send every worker home; what is still queued stays there."""

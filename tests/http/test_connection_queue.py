@@ -192,8 +192,9 @@ class Parked:
         self.armed = READ
         self.scheduled = threading.Event()
 
-    def schedule(self) -> None:
+    def queue(self) -> bool:
         self.scheduled.set()
+        return False
 
 
 def test_sockets_are_looked_at_although_the_queue_is_never_empty() -> None:

@@ -104,7 +104,7 @@ class Server:
         return rss(self.pid)
 
     def cpu_seconds(self) -> float:
-        """Processor seconds used so far."""
+        """Processor seconds used so far, its worker processes included."""
         return cpu_seconds(self.pid)
 
     def close(self) -> None:
@@ -143,12 +143,19 @@ def cllm_server(
 
 
 def cpu_seconds(pid: int) -> float:
-    """Processor time a process has used, user and system; NaN where there is no /proc."""
+    """Processor time that a process and its children have used, user and system.
+
+    NaN where there is no /proc.
+    """
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        own = (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+        lists = [path.read_text() for path in Path(f"/proc/{pid}/task").glob("*/children")]
     except OSError:
         return float("nan")
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    children = map(int, " ".join(lists).split())
+    # One that has just ended counts no more.
+    return own + sum(used for used in map(cpu_seconds, children) if used == used)
 
 
 def rss(pid: int) -> int:
