@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -284,6 +286,22 @@ def test_busy_processes_compute_and_end() -> None:
             time.sleep(0.01)
         assert min(map(cpu_seconds, pids)) >= 0.1
     assert not any(Path(f"/proc/{pid}").exists() for pid in pids)
+
+
+def test_processor_time_includes_that_of_child_processes() -> None:
+    child = "print(end='.', flush=True)\nwhile True: pass"
+    parent = f"import subprocess, sys\nsubprocess.run([sys.executable, '-c', {child!r}])"
+    command = [sys.executable, "-c", parent]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, start_new_session=True) as server:
+        try:
+            assert server.stdout is not None
+            assert server.stdout.read(1) == b"."
+            before, limit = cpu_seconds(server.pid), time.monotonic() + 60
+            while cpu_seconds(server.pid) - before < 0.1 and time.monotonic() < limit:
+                time.sleep(0.01)
+            assert cpu_seconds(server.pid) - before >= 0.1
+        finally:
+            os.killpg(server.pid, signal.SIGKILL)
 
 
 def test_what_is_kept_is_the_median_of_the_rounds_ratios() -> None:

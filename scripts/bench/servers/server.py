@@ -104,7 +104,7 @@ class Server:
         return rss(self.pid)
 
     def cpu_seconds(self) -> float:
-        """Processor seconds used so far."""
+        """Processor seconds used so far, also by its child processes."""
         return cpu_seconds(self.pid)
 
     def close(self) -> None:
@@ -143,12 +143,25 @@ def cllm_server(
 
 
 def cpu_seconds(pid: int) -> float:
-    """Processor time a process has used, user and system; NaN where there is no /proc."""
-    try:
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    except OSError:
+    """Processor time of a process, its descendants and the children that it has waited for.
+
+    User and system; NaN where there is no /proc.
+    """
+    ticks, children = dict[int, int](), dict[int, list[int]]()
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            fields = path.read_text().rpartition(")")[2].split()
+        except OSError:  # it has ended meanwhile
+            continue
+        each = int(path.parent.name)
+        ticks[each] = sum(map(int, fields[11:15]))
+        children.setdefault(int(fields[1]), []).append(each)
+    if pid not in ticks:
         return float("nan")
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    tree = [pid]
+    for each in tree:
+        tree += children.get(each, ())
+    return sum(map(ticks.__getitem__, tree)) / os.sysconf("SC_CLK_TCK")
 
 
 def rss(pid: int) -> int:
