@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import multiprocessing.synchronize
 import random
 import re
 import socket
@@ -48,12 +47,12 @@ def prompt(seed: int, length: int) -> str:
     return f"{rng.randrange(10**9)} " + " ".join(rng.choices(WORDS, k=length))
 
 
-def load(port: int, clients: int, stop: multiprocessing.synchronize.Event) -> None:
-    """The big client: each thread asks and waits, until `stop`."""
+def load(port: int, clients: int) -> None:
+    """The big client: each thread asks and waits, until the process is killed."""
 
     def ask(seed: int) -> None:
         rng = random.Random(seed)
-        while not stop.is_set():
+        while True:
             body = {
                 "prompt": prompt(rng.randrange(10**9), 60), "max_tokens": rng.randrange(32, 257),
                 "ignore_eos": True,
@@ -64,26 +63,26 @@ def load(port: int, clients: int, stop: multiprocessing.synchronize.Event) -> No
             ):
                 peer.sendall(request_bytes("POST", "/generate", body))
                 received = b""
-                while not response_end(received) and not stop.is_set():
+                while not response_end(received):
                     received += peer.recv(65536)
 
-    for seed in range(clients):
-        threading.Thread(target=ask, args=(seed,), daemon=True).start()
-    stop.wait()
+    threads = [threading.Thread(target=ask, args=(seed,), daemon=True) for seed in range(clients)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
 
 
 @contextlib.contextmanager
 def big_client(port: int, clients: int) -> Iterator[None]:
     """The big client in a process of its own."""
-    stop = SPAWN.Event()
-    process = SPAWN.Process(target=load, args=(port, clients, stop), daemon=True)
+    process = SPAWN.Process(target=load, args=(port, clients), daemon=True)
     process.start()
     try:
         yield
     finally:
-        stop.set()
-        process.join(10)
         process.kill()
+        process.join()
 
 
 def first_token(port: int, seed: int) -> float:
