@@ -63,8 +63,8 @@ def load(port: int, clients: int) -> None:
             ):
                 peer.sendall(request_bytes("POST", "/generate", body))
                 received = b""
-                while not response_end(received):
-                    received += peer.recv(65536)
+                while not response_end(received) and (more := peer.recv(65536)):
+                    received += more
 
     threads = [threading.Thread(target=ask, args=(seed,), daemon=True) for seed in range(clients)]
     for thread in threads:
