@@ -74,6 +74,9 @@ class Transport(Protocol):
     def shut_write(self) -> None:
         """End this side, so that the peer sees the end of the written data."""
 
+    def is_own(self) -> bool:
+        """False in a forked child: the peer must see nothing of it."""
+
     def close(self) -> None: ...
 
     def abort(self) -> None:
@@ -153,16 +156,16 @@ class PlainTransport:
             raise ConnectionLost(str(error)) from None
 
     def close(self) -> None:
-        if self._is_own():
+        if self.is_own():
             shut_down(self._socket)
         self._socket.close()
 
-    def _is_own(self) -> bool:
+    def is_own(self) -> bool:
         return self._process == os.getpid()
 
     def abort(self) -> None:
         try:
-            if self._is_own():
+            if self.is_own():
                 self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
                 reset(self._socket)
         finally:

@@ -76,6 +76,11 @@ class StreamReply(Reply):
     informational: list[int] = field(default_factory=list)
     reset: int | None = None  # the code of RST_STREAM
 
+    @property
+    def so_far(self) -> bytes:
+        """The part of the body that has come; `body` is set when it is whole."""
+        return b"".join(self.chunks)
+
 
 class Http2Client:
     """A connection, after the prefaces of both sides unless `greet` is False."""
@@ -242,7 +247,7 @@ class Http2Client:
 
     def _end(self, stream: int) -> None:
         self.ended.add(stream)
-        self.replies[stream].body = b"".join(self.replies[stream].chunks)
+        self.replies[stream].body = self.replies[stream].so_far
 
     def _respond(self, data: bytes) -> None:
         with contextlib.suppress(OSError):  # the server may have ended the connection

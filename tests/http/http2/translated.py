@@ -146,7 +146,7 @@ class TranslatingClient(RawClient):
     def until(self, end: bytes) -> bytes:
         stream = self._asked[0] if self._asked else self._current
         reply = self._reply(stream)
-        while end not in reply.head + (body := b"".join(reply.chunks)):
+        while end not in reply.head + (body := reply.so_far):
             self._frame()
         return body
 
