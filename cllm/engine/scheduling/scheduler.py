@@ -346,6 +346,10 @@ class Scheduler(EngineLoop[Sequence]):
         """Publish what was chosen; return how many tokens."""
         published = 0
         for sequence, tokens in chosen:
+            if sequence.generation.cancel_requested:  # during this step, perhaps by its callback
+                self._forget_rejected(sequence)
+                self._finish(sequence, FinishReason.CANCELLED)
+                continue
             length = len(sequence.tokens)
             reason = sequence.accept(tokens, now)
             generated = len(sequence.tokens) - length
