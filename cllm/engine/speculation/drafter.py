@@ -23,8 +23,8 @@ _TOKEN_BITS = 21  # of a token in a key
 _USUAL = (0.8, 0.85, 0.85, 0.9, 0.9, 0.97, 0.72, 0.75, 0.7, 0.8, 0.8, 0.97)
 """Share of right predictions after a run of 0, 1, 2 to 3, 4 to 7, 8 to 15 and more right ones: of
 those from the prompt, then of those from the answer. Measured with a small model on real text."""
-_START = 0.5  # tokens that a sequence's drafts may lose at first
-_ALLOWED = 0.008  # and for each token that is generated
+_START = 0.2  # tokens that a sequence's drafts may lose at first
+_ALLOWED = 0.005  # and for each token that is generated
 _MOST = 4.0  # tokens of what they have gained that they may lose later
 _SURE = 4  # right predictions after which they are evaluated although they have lost too much
 _COPIES, _FIRST = 4, 3  # a text without a run of so many drafts only so many tokens
@@ -184,12 +184,13 @@ class Drafter:
     """
 
     __slots__ = (
-        "_balance", "_lookup", "_rates", "_seen", "chance", "from_model", "model_rate",
+        "_balance", "_cost", "_lookup", "_rates", "_seen", "chance", "from_model", "model_rate",
     )  # fmt: skip
 
     def __init__(self, chance: Chance | None = None) -> None:
         self.chance = chance
         self._balance = _START
+        self._cost = 0.0  # of the draft that is being evaluated
         self._seen: int | None = None  # tokens that the balance counts
         self._lookup = PromptLookup()
         self._rates: CopyRates | None = None
@@ -203,7 +204,7 @@ class Drafter:
 
         Up to `limit`, and while the chance exceeds `least`. before: the rates of all sequences.
         """
-        self.from_model = False
+        self.from_model, self._cost = False, 0.0
         rates = self._rates
         if rates is None:
             rates = self._rates = CopyRates(before)
@@ -230,12 +231,12 @@ class Drafter:
 
         cost: of their evaluation, in generated tokens.
         """
-        self._balance -= cost
+        self._cost = cost
         return self._lookup.draft(tokens, limit)
 
     def observe(self, drafted: int, accepted: int) -> None:
         """Learn how many of a draft were accepted."""
         if not self.from_model:
-            self._balance += accepted
+            self._balance += accepted - self._cost
         elif self.model_rate is not None:
             self.model_rate.observe(drafted, accepted)

@@ -53,6 +53,8 @@ class Play:
             for i, (sequence, text) in enumerate(zip(sequences, texts, strict=True)):
                 draft, rest = sequence.rollback(), text[at[i] :]
                 right = next((n for n, t in enumerate(draft) if rest[n : n + 1] != [t]), len(draft))
+                if draft and sequence.drafter is not None:
+                    sequence.drafter.observe(len(draft), right)
                 sequence.tokens.extend(rest[: right + 1])
                 at[i] += right + 1
                 rows += len(draft)
