@@ -28,6 +28,7 @@ _SCALARS = {
 }  # fmt: skip
 _STRING, _ARRAY = 8, 9
 _SPLIT_NAME = re.compile(r"^(?P<stem>.*)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf$")
+_RECURRENT = re.compile(r"\.(ssm|shortconv|wkv|kda)\.")  # keys that describe recurrent layers
 _U32, _U64 = struct.Struct("<I"), struct.Struct("<Q")
 
 
@@ -51,6 +52,11 @@ class GgufHeader:
     quantized: bool
     size_bytes: int
     classifies: bool
+
+    @property
+    def recurrent(self) -> bool:
+        """Whether some layers are recurrent."""
+        return any(map(_RECURRENT.search, self.metadata))
 
 
 def read_header(path: Path) -> GgufHeader:

@@ -137,12 +137,24 @@ def readable_header(path: Path) -> GgufHeader:
 
 
 def wants_extra_bufts(config: EngineConfig, header: GgufHeader) -> bool:
-    """Whether to use the repacked/AMX kernels; "auto" tests them first."""
+    """Whether to use the repacked/AMX kernels; "auto" tests them first.
+
+    The AMX ones are wrong in products with a third dimension, the sequences of a recurrent layer:
+    they read weights and write results at offsets that are out of bounds.
+    """
     if config.extra_bufts != "auto" or not header.quantized:
         return config.extra_bufts != "off"
-    verdict = preflight.check(llama.library())
+    library = llama.library()
+    verdict = preflight.check(library)
     if not verdict.ok:
         _log.warning("%s", verdict.detail)
+    elif header.recurrent and library.has_amx:
+        _log.warning(
+            "llama.cpp's AMX kernels crash or compute wrong numbers when a model with recurrent "
+            "layers evaluates several sequences together, so they are off; with --parallel 1 you "
+            "may pass --extra-bufts on"
+        )
+        return False
     return verdict.ok
 
 

@@ -58,6 +58,11 @@ class Library:
     version: str
     features: str  # llama_print_system_info()
 
+    @property
+    def has_amx(self) -> bool:
+        """Whether it uses AMX on this CPU."""
+        return "AMX_INT8 = 1" in self.features
+
     def key(self) -> str:
         """Identifies this build on this CPU: 32 hex digits that change when either does."""
         digest = hashlib.blake2b(digest_size=16)
