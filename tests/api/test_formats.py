@@ -327,7 +327,7 @@ _PARTS = st.sampled_from(
 
 
 @pytest.mark.parametrize("format", FORMATS, ids=lambda format: format.name)
-@settings(max_examples=40)
+@settings(max_examples=40, deadline=None)
 @given(parts=st.lists(_PARTS, max_size=12), opened=st.booleans())
 def test_nonsense_is_survived_and_cut_anywhere(
     format: Format, parts: list[str], opened: bool
