@@ -336,13 +336,14 @@ class Program:
     def _begin_stop(self, number: int) -> None:
         self.stopping = True
         name = signal.Signals(number).name
-        if self.engine is None:
+        engine = self.engine  # which the thread of `idling` may close meanwhile
+        if engine is None:
             state = "loading" if self.service.resting is None else "unloaded"
             log.info("%s: stopping while the model is %s", name, state)
             grace = 0.0
         else:
             grace = self.settings.grace
-            stats = self.engine.stats()
+            stats = engine.stats()
             running = stats.slots_busy + stats.queue_depth
             finish = f"generations in flight ({running}) have {grace:g} s to finish; "
             log.info(

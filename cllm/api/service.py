@@ -102,7 +102,8 @@ class Service:
     def state(self) -> State:
         """LOADING, READY or UNHEALTHY, as of now: an engine that has stopped is noticed here."""
         engine = self._engine
-        if engine is not None and self._state is State.READY and not engine.healthy:
+        stopped = engine is not None and self._state is State.READY and not engine.healthy
+        if stopped and engine is self._engine:  # else it was closed, as its model is unloaded
             self.failed("the engine has stopped")
         return self._state
 
@@ -122,7 +123,13 @@ class Service:
     @property
     def known(self) -> Engine | Unloaded:
         """The engine, or what is known of it while its model is unloaded; raises HttpError 503."""
-        return self.resting or self.engine
+        try:
+            return self.resting or self.engine
+        except HttpError:
+            resting = self.resting  # The model may have been unloaded since.
+            if resting is None:
+                raise
+            return resting
 
     def unavailable(self) -> HttpError:
         """503 with the reason why no engine is ready."""
@@ -175,8 +182,14 @@ class Service:
         self._state = State.READY
 
     def rest(self) -> Unloaded:
-        """Answer without the engine, which is closed after this, until another one is ready."""
-        self.resting = known = self.engine.at_rest()
+        """Answer without the engine, which is closed after this, until another one is ready.
+
+        It may have failed; then requests get 503 until another one is ready.
+        """
+        engine = self._engine
+        if engine is None:
+            raise self.unavailable()
+        self.resting = known = engine.at_rest()
         self._engine = None
         return known
 

@@ -181,24 +181,25 @@ class Engine:
         generation = Generation(len(tokens), on_update, self._scheduler.cancel, meter)
         generation.adapters = adapters
         scheduler = self._scheduler
-        sequence = EngineSequence(
-            tokens,
-            params,
-            generation,
-            self._vocab,
-            self._ctx_size,
-            deadline,
-            guide,
-            wanted_slot=slot,
-            fresh=fresh,
-            drafter=self._drafter(params) if drafts else None,
-            tenant=tenant,
-            share=share,
-            priority=priority,
-            scope=scope._replace(adapters=adapters),
-            shifts=self._shifts,
-            reproducible=reproducible,
-        )
+        with self._tokenizer.borrowed():  # samplers are made from the vocabulary
+            sequence = EngineSequence(
+                tokens,
+                params,
+                generation,
+                self._vocab,
+                self._ctx_size,
+                deadline,
+                guide,
+                wanted_slot=slot,
+                fresh=fresh,
+                drafter=self._drafter(params) if drafts else None,
+                tenant=tenant,
+                share=share,
+                priority=priority,
+                scope=scope._replace(adapters=adapters),
+                shifts=self._shifts,
+                reproducible=reproducible,
+            )
         try:
             scheduler.submit(sequence)
         except BaseException:

@@ -15,6 +15,7 @@ import requests
 
 from cllm.api import ApiSettings, Service, create_handler
 from cllm.api.idling import Idling
+from cllm.api.service import State
 from cllm.engine import Engine, ModelLoadError
 from cllm.engine.unloaded import Unloaded
 from cllm.http import BodyStream, HttpRequest, HttpResponse, Server, ServerConfig
@@ -257,3 +258,43 @@ def test_the_settings_of_the_api_outlive_the_model() -> None:
             wait_for_rest(live)
             assert live.post("/apply-template", asked).json()["prompt"].endswith("Hi!")
             assert live.get("/v1/models").json()["data"][0]["id"] == "mine"
+
+
+def test_health_asked_for_while_the_model_is_being_unloaded_is_good(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    service = Service(None)
+
+    def unload_first(_: Engine) -> bool:
+        service._engine = None  # as rest() does before the engine is closed
+        return False
+
+    with Engine.load(random_path(), parallel=1) as engine:
+        service.ready(engine)
+        monkeypatch.setattr(Engine, "healthy", property(unload_first))
+        assert service.state is State.READY
+
+
+def test_counters_asked_for_while_the_model_is_being_unloaded_are_those_at_rest() -> None:
+    class Interrupted(Service):
+        @property
+        def engine(self) -> Engine:
+            self.rest()
+            return super().engine
+
+    service = Interrupted(None)
+    with Engine.load(random_path(), parallel=1) as engine:
+        service.ready(engine)
+        assert service.known is service.resting
+
+
+def test_a_request_after_the_engine_has_failed_gets_an_engine_or_503() -> None:
+    with resting(random_path(), seconds=0.5, parallel=1) as (live, program):
+        assert program.engine is not None
+        program.engine._scheduler._inbox.fail(RuntimeError("on purpose"))
+        eventually(lambda: live.service.state is State.UNHEALTHY, "the failure is noticed")
+        assert live.post("/generate", ASKED).status_code == 503
+        wait_for_rest(live)
+        assert live.get("/health").status_code == 503
+        live.ask("/generate", **ASKED)
+        assert live.get("/health").status_code == 200

@@ -19,6 +19,8 @@ from cllm.engine import (
     PromptTooLong,
     SamplingParams,
 )
+from cllm.engine.llama import Vocab
+from cllm.engine.sampling.sampler import TokenSampler
 from tests.engine.engine_helpers import WAIT, Loader, Watched, finished, greedy
 
 
@@ -365,3 +367,19 @@ def test_two_engines_live_in_one_process(load: Loader, memoryless_path: Path) ->
     pairs = [(first.submit(f"p{i}", greedy()), second.submit(f"p{i}", greedy())) for i in range(6)]
     for one, other in pairs:
         assert finished(one).text == finished(other).text
+
+
+def test_close_waits_for_samplers_that_are_made_from_the_vocabulary(
+    load: Loader, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = load(parallel=1)
+    borrowers = list[int]()
+
+    class Observed(TokenSampler):
+        def __init__(self, params: SamplingParams, vocab: Vocab) -> None:
+            borrowers.append(engine._tokenizer._borrowers)
+            super().__init__(params, vocab)
+
+    monkeypatch.setattr("cllm.engine.sequence.TokenSampler", Observed)
+    finished(engine.submit([5, 6], SamplingParams(max_tokens=1, dry_multiplier=0.8)))
+    assert borrowers == [1]

@@ -42,10 +42,13 @@ class SavesAside:
         return self._tried.get(slot.id) == slot.last_used
 
     def run(self, in_time: Callable[[], bool]) -> None:
-        """Save them, the first in any case. in_time: whether one more may begin."""
+        """Save them, the first in any case. in_time: whether one more may begin.
+
+        Not those in which another tenant's request has claimed its place meanwhile.
+        """
         for slot in self.leaving:
-            if self._worth(slot):
+            if not slot.busy and self._worth(slot):
+                self._tried[slot.id] = slot.last_used  # first: a failure is not repeated each step
                 self._save(slot)
-                self._tried[slot.id] = slot.last_used
             if not in_time():
                 break

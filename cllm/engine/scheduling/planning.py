@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable
+from dataclasses import dataclass
 from itertools import pairwise
 
 from cllm.engine.cache.prefix_cache import Slot
@@ -33,6 +34,20 @@ Plan = list[tuple[Sequence, int]]
 """Sequences, and the number of tokens to decode of each."""
 
 
+@dataclass(slots=True)
+class _Turns:
+    """How streams and prompts with the same LoRA adapters take turns.
+
+    prompts_were_read: in the last step. owed: steps of streams before the next crowd, as a crowd
+    has stopped them. waited: steps for which prompts have waited for streams to end, since there
+    were no prompts.
+    """
+
+    prompts_were_read: bool = False
+    owed: int = 0
+    waited: int = 0
+
+
 class Planner:
     """Fills steps within the limits of time and batch, and learns their times. Engine thread."""
 
@@ -58,7 +73,7 @@ class Planner:
         self._slots = slots
         self._ubatch = capacity if ubatch is None else min(capacity, ubatch)
         self._turns = AdapterTurns()
-        self._prompts_were_read: set[AdapterSet] = set()
+        self._turns_of: dict[AdapterSet, _Turns] = {}
         self._turn = 0
 
     def plan(self, running: list[Sequence]) -> Plan:
@@ -113,22 +128,28 @@ class Planner:
             waiting = sum(s.decoding for s in ready) - sum(s.decoding for s in chosen)
         crowd = self._crowd(prompts, len(generating) + waiting)
         prompts = crowd or prompts
-        in_turn = self._split_cache and not crowd and adapters in self._prompts_were_read
-        if generating and (in_turn or self._end_soon(generating, prompts)):
+        turns = self._turns_of.setdefault(adapters, _Turns())
+        if len(self._turns_of) > 1:
+            present = {sequence.adapters for sequence in ready}
+            self._turns_of = {
+                each: self._turns_of[each] for each in self._turns_of if each in present
+            }
+        in_turn = self._split_cache and (turns.owed > 0 if crowd else turns.prompts_were_read)
+        ends_soon = bool(generating) and self._end_soon(generating, prompts, turns.waited)
+        turns.waited = turns.waited + ends_soon if prompts else 0
+        if ends_soon or (in_turn and generating):
             prompts = []
-        if len(chosen) < len(ready):
-            self._prompts_were_read &= {sequence.adapters for sequence in ready}
-        else:
-            self._prompts_were_read.clear()
-        if prompts:
-            self._prompts_were_read.add(adapters)
-            plain = True
-        else:
-            self._prompts_were_read.discard(adapters)
+        plain = plain or bool(prompts)
+        turns.prompts_were_read = bool(prompts)
         counts = {} if prompts and self._split_cache else self._newest(generating, not plain)
         if prompts:
             full = len(running) >= self._slots
-            self._add_prompts(counts, prompts, len(generating) + waiting, bool(crowd), full)
+            streams = len(generating) + waiting
+            begins = self._add_prompts(counts, prompts, streams, bool(crowd), full)
+            if begins and crowd and generating and self._split_cache:
+                turns.owed = 1 + int(self._pacer.prompt_s(sum(map(_to_read, crowd))) or 0.0)
+        else:
+            turns.owed = max(0, turns.owed - 1)
         # llama_decode evaluates slots of a split cache together only if they follow each other.
         return sorted(
             ((s, n) for s, n in counts.items() if n), key=lambda item: slot_of(item[0]).id
@@ -157,13 +178,15 @@ class Planner:
         generating: int,
         together: bool,
         full: bool,
-    ) -> None:
+    ) -> bool:
+        """Add parts of prompts; whether those that begin together are read to their ends."""
         pacer, capacity = self._pacer, self._capacity - sum(counts.values())
         budget = room = min(capacity, pacer.budget(generating, len(prompts), _TILE))
         over = _TILE // 2 if generating else _OVER
         rows = SCORED_ROWS // 2 if generating else SCORED_ROWS
         prompts.sort(key=lambda s: pacer.due(s.generation.submitted, s.pending))
-        if together and self._all_end(prompts, budget, full):
+        ends = together and self._all_end(prompts, budget, full)
+        if ends:
             together, room = False, capacity
         read = False
         for sequence in prompts:
@@ -185,6 +208,7 @@ class Planner:
             read = True
             capacity -= count
             room = max(0, room - count)
+        return ends
 
     def _crowd(self, prompts: list[Sequence], generating: int) -> list[Sequence]:
         """Prompts that begin to generate in the same step, and that streams wait for; [] if none.
@@ -211,17 +235,18 @@ class Planner:
     def _first(self, prompts: list[Sequence]) -> Sequence:
         return min(prompts, key=lambda s: self._pacer.due(s.generation.submitted, s.pending))
 
-    def _end_soon(self, generating: list[Sequence], prompts: list[Sequence]) -> bool:
+    def _end_soon(self, generating: list[Sequence], prompts: list[Sequence], waited: int) -> bool:
         """Whether all streams end so soon that prompts wait for it rather than stop them.
 
-        That is within half of the time for which they would stop, and less wait in all.
+        That is within half of the time for which they would stop, and less wait in all. waited:
+        steps for which the prompts have waited already, maybe for streams that have ended since.
         """
         step_s = self._pacer.step_s(len(generating))
         reading_s = self._pacer.prompt_s(sum(s.pending for s in prompts))
         if not prompts or step_s is None or reading_s is None:
             return False
         left = max(s.max_length - len(s.tokens) for s in generating)
-        return left * step_s <= reading_s * min(0.5, len(generating) / len(prompts))
+        return (waited + left) * step_s <= reading_s * min(0.5, len(generating) / len(prompts))
 
     def _all_end(self, prompts: list[Sequence], budget: int, full: bool) -> bool:
         """Whether the next step reads prompts that begin together to their ends.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from array import array
 from pathlib import Path
 
 import pytest
@@ -95,6 +96,31 @@ def test_a_prompt_gets_a_slot_whose_prefix_could_not_be_saved(
     for each in new:
         finished(each)
     assert engine.stats().saved_prefixes == 0
+
+
+def test_a_slot_that_was_claimed_meanwhile_is_not_saved_while_it_computes(engine: Engine) -> None:
+    scheduler = engine._scheduler
+    placer = scheduler._placer
+    for prompt in (*PROMPTS, *OTHERS):
+        finished(engine.submit(prompt, greedy(4)))
+
+    def claim(_: Slot) -> list[int]:
+        """On the engine thread: a prompt waits for saves, then another one takes such a slot."""
+        saved = list[int]()
+        assert placer.place(array("i", [9] * 100), aside=4) is None
+        # Its beginning is in host memory, from where it moves into the slot.
+        claimed = placer.place(array("i", [*PROMPTS[0], 7]))
+        assert claimed is not None
+        assert claimed in placer.aside.leaving
+        assert claimed.length >= 300
+        placer.aside._save = lambda slot: saved.append(slot.id)
+        placer.aside.run(lambda: True)
+        placer.aside.leaving = []
+        placer.release(claimed)
+        assert claimed.id not in saved
+        return saved
+
+    assert scheduler.command(0, claim).result(WAIT), "the idle ones are saved"
 
 
 def test_no_hole_is_filled_in_a_slot_that_is_being_saved(engine: Engine) -> None:

@@ -237,3 +237,30 @@ def test_what_waits_for_others_breaks_no_tile(pending: int) -> None:
         left -= parts[-1]
     assert odd(parts) == pending % 64
     assert held == _held_back(held), "it stays when the rest is read"
+
+
+@pytest.mark.parametrize("tokens", [30, 80, 240])
+def test_a_stream_is_not_stopped_for_ever_by_crowds(vocab: Vocab, tokens: int) -> None:
+    machine = Machine(vocab)
+    stream = machine.begin(50, answer=500)
+    while machine.now < 60:
+        while len(machine.running) < 8:
+            machine.begin(tokens, answer=1)
+        machine.step()
+    at = machine.times[stream]
+    assert len(at) > 30, "as many as seconds of reading, in which it stops"
+    assert max(after - before for before, after in pairwise([*at, machine.now])) < 10
+
+
+def test_a_prompt_does_not_wait_for_ever_for_streams_that_end_soon(vocab: Vocab) -> None:
+    machine = Machine(vocab)
+    machine.begin(2, answer=6)
+    for _ in range(3):
+        machine.step()
+    machine.begin(2, answer=6)
+    long = machine.begin(1500)
+    while not machine.times[long]:
+        for _ in machine.step():
+            cached = machine.begin(2, answer=6)
+            slot_of(cached).length = 1
+        assert machine.now < 12, "it takes 6 seconds alone"
