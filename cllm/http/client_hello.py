@@ -35,15 +35,18 @@ def client_hello(data: bytes) -> tuple[bytes, int]:
         if len(data) < at:
             return message, at
         message += data[begin:at]
-        if len(message) >= _MESSAGE_HEADER + int.from_bytes(message[1:_MESSAGE_HEADER], "big"):
+        if _is_complete(message):
             break
     return message, 0
 
 
 def server_name(message: bytes) -> str:
-    """The host that a ClientHello names, in lower case; "" for none, or for one not in ASCII."""
+    """The host that a ClientHello names, in lower case; "" for none, or for one not in ASCII.
+
+    Also "" for a message that is not complete: a part of a name may be another host's.
+    """
     try:
-        if message[0] != _CLIENT_HELLO:
+        if message[0] != _CLIENT_HELLO or not _is_complete(message):
             return ""
         at = _MESSAGE_HEADER + 2 + 32  # the version and the random bytes
         at += 1 + message[at]  # the session
@@ -62,6 +65,10 @@ def server_name(message: bytes) -> str:
     except (IndexError, UnicodeDecodeError):
         return ""
     return ""
+
+
+def _is_complete(message: bytes) -> bool:
+    return len(message) >= _MESSAGE_HEADER + int.from_bytes(message[1:_MESSAGE_HEADER], "big")
 
 
 def _number(data: bytes, at: int) -> int:

@@ -130,7 +130,7 @@ class Connection:
         self.fd = transport.fileno()
         self.client = client
         # The interest registered with the poller; 0: it reported an event and is disarmed, or with
-        # EDGE, the peer's end, which it must report again. Set before the poller is rearmed, so
+        # EDGE, more than data, which it must report again. Set before the poller is rearmed, so
         # that an event that follows at once is not overwritten.
         self.armed = armed
         self.attention = False  # a deadline passed or the server stops

@@ -7,7 +7,7 @@ Two promises keep that safe, whoever pushes:
 
 1. While the queue is not empty, a worker is awake, or about to be. If all that are awake are held
    by handlers, the acceptor looks once a millisecond (`look`) and wakes one more each time; every
-   fifth time if the last one that took a connection is runnable.
+   fifth time if the last one that took a connection lacks the processor.
 2. While nobody is in the seat, the acceptor looks, or sleeps watching the poller (`vacant`).
 
 A worker that was woken for a stall stays awake while there is work. If the queue flows and several
@@ -35,10 +35,13 @@ LOOK_INTERVAL = 0.001  # s between two looks of the acceptor while there is work
 # are held up in handlers. A worker that is only busy takes fifty in a millisecond.
 STALLED = 8
 
-# Nor is a worker held that is runnable: other programs have the processor, and one more would
-# only contend for the interpreter lock. After so many looks one is woken all the same, since a
-# handler may compute without that lock.
+# Nor is a worker held that is runnable and has not run: other programs have the processor, and one
+# more would only contend for the interpreter lock. After so many looks one is woken all the same.
 LACKING_LOOKS = 4
+
+# Processor time for one connection after which a runnable worker is held: its handler computes. A
+# whole turn of small requests takes less.
+COMPUTING = 0.001  # s
 
 # As many taken between two looks, and as many changes of the worker that takes: several workers are
 # hot where one would do, and each system call hands the interpreter lock from one to another. It
@@ -103,6 +106,7 @@ class ConnectionQueue(Generic[W]):
         self._unpolled = 0
         self._quiet = 0
         self._lacking = 0  # looks for which no worker was woken
+        self._seen_run = (0, 0, 0.0)  # the worker that took last, `_taken`, its processor time
         self._threads = ThreadStates()
 
     def __len__(self) -> int:
@@ -273,11 +277,15 @@ class ConnectionQueue(Generic[W]):
 
     def _lacks_processor(self) -> bool:
         """While it stalls: whether the worker that took last is not held, but has to wait."""
-        if self._lacking < LACKING_LOOKS and self._threads.is_runnable(self._taker):
-            self._lacking += 1
-            return True
-        self._lacking = 0
-        return False
+        taker, taken, threads = self._taker, self._taken, self._threads
+        lacks = self._lacking < LACKING_LOOKS and threads.is_runnable(taker)
+        if lacks:
+            ran = threads.processor_time(taker)
+            if self._seen_run[:2] != (taker, taken):
+                self._seen_run = taker, taken, ran
+            lacks = ran - self._seen_run[2] < COMPUTING
+        self._lacking = self._lacking + 1 if lacks else 0
+        return lacks
 
     def close(self) -> None:
         """Send every worker home; what is still queued stays there."""

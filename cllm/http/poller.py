@@ -21,7 +21,7 @@ HANGUP = 4  # the peer ended its side or the connection broke, even with unread 
 if sys.platform == "linux":
     # As READ, but reported once for each arrival, and still armed after it: a reader must take all
     # bytes that are there. An event other than DATA also has the end of the peer's side, which is
-    # not reported again.
+    # not reported again, or TCP's urgent data, before which a read ends although more has come.
     EDGE = 8
     DATA = int(select.EPOLLIN)
 else:
@@ -59,7 +59,7 @@ if sys.platform == "linux":
     )
     _EPOLL_ONCE = (
         *(mask | select.EPOLLONESHOT for mask in _EPOLL),
-        select.EPOLLIN | select.EPOLLRDHUP | select.EPOLLET,  # EDGE
+        select.EPOLLIN | select.EPOLLRDHUP | select.EPOLLPRI | select.EPOLLET,  # EDGE
     )
 
     class EpollPoller:

@@ -72,6 +72,13 @@ def test_the_name_is_read_from_any_records(name: str, size: int) -> None:
         assert cut < needed <= len(data), "so that it is asked for, and not more"
 
 
+def test_a_hello_that_is_not_complete_names_no_host() -> None:
+    whole = Hello("x" * 60 + ".example").data[5:]
+    for cut in range(len(whole)):
+        assert server_name(whole[:cut]) == ""
+    assert server_name(whole) != ""
+
+
 def test_what_names_no_host_in_ascii_has_no_name() -> None:
     unnamed = Hello("127.0.0.1").data
     assert server_name(client_hello(unnamed)[0]) == ""
@@ -113,6 +120,22 @@ def test_a_hello_in_parts_gets_the_certificate_that_it_names(
         hello.tls.write(encode())
         client.send(hello.outgoing.read())
         assert client.receive(1) != b""
+
+
+@pytest.mark.parametrize(("records", "name"), [(16, "a.example"), (17, "localhost")])
+def test_a_hello_in_too_many_records_gets_the_first_certificate(
+    serve: Serve, records: int, name: str
+) -> None:
+    context = client_context()
+    context.check_hostname = False
+    server = serve(tls=TWO)
+    hello = Hello("a.example", context)
+    # Each holds as much, so that the name is in the first ones.
+    data = hello.in_records(-(-(len(hello.data) - 5) // records))
+    with RawClient(server.port) as client:
+        client.send(data)
+        hello.go_on(client)
+        assert name in names_of(hello.tls)
 
 
 @pytest.mark.parametrize("certificates", [TWO, TlsConfig(TWO.certificates[:1])], ids=["two", "one"])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import socket
+
 import pytest
 
 from cllm.http import Server
@@ -73,6 +75,27 @@ def test_a_request_that_comes_during_a_turn_is_read_although_others_wait(
     gate.opened.set()
     assert [client.reply().status for _ in range(TURN_REQUESTS + 2)] == [200] * (TURN_REQUESTS + 2)
     assert [other.reply().status for _ in range(4 * TURN_REQUESTS)] == [200] * 4 * TURN_REQUESTS
+
+
+def test_a_request_with_urgent_data_in_it_is_read_while_others_wait(
+    serve: Serve, connect: Connect
+) -> None:
+    server, gate = serve_gate(serve)
+    holder, client, other = connect(server), connect(server), connect(server)
+    for each in (holder, client, other):
+        assert each.get().status == 200
+    holder.send(encode(path="/gate"))
+    gate.wait_entered()
+    request = encode()
+    client.send(request[:10])
+    client.socket.send(b"!", socket.MSG_OOB)  # a read ends before it, although more has come
+    client.send(request[10:])
+    wait_until(lambda: server.stats().queue_depth == 1, "it waits for the worker")
+    other.send(encode())
+    wait_until(lambda: server.stats().queue_depth == 2, "both wait for the worker")
+    gate.opened.set()
+    assert client.reply().status == 200
+    assert other.reply().status == 200
 
 
 def test_a_client_that_sends_one_byte_at_a_time_is_served(serve: Serve, connect: Connect) -> None:

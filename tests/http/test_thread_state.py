@@ -5,12 +5,14 @@ from __future__ import annotations
 import hashlib
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 
 import pytest
 
+from cllm.http import connection_queue
 from cllm.http.connection import Connection
-from cllm.http.connection_queue import LACKING_LOOKS, ConnectionQueue
+from cllm.http.connection_queue import COMPUTING, LACKING_LOOKS, ConnectionQueue
 from cllm.http.poller import new_poller
 from cllm.http.thread_state import ThreadStates
 from tests.http.http_wire import PATIENCE, wait_until
@@ -65,6 +67,17 @@ def test_a_thread_that_computes_is_runnable_and_one_that_waits_is_not(
     assert not states.is_runnable(1)  # no thread's
 
 
+def test_the_processor_time_of_a_thread_is_its_own(holding: Callable[..., Holder]) -> None:
+    states = ThreadStates()
+    thread = threading.Thread(target=holding(computes=True).hold)
+    thread.start()
+    computing, mine = thread.ident or 0, threading.get_ident()
+    wait_until(lambda: states.processor_time(computing) > 0.01, "it computes")
+    before = time.thread_time()
+    assert before <= states.processor_time(mine) <= time.thread_time()
+    assert states.processor_time(1) == 0.0  # no thread's
+
+
 class Queue:
     """Two workers; the first takes an item and is held, a second item waits."""
 
@@ -108,10 +121,32 @@ def test_a_further_worker_is_woken_at_once_if_the_first_is_blocked(
     queue.close()
 
 
-def test_a_further_worker_is_woken_after_some_looks_if_the_first_computes(
+def test_a_further_worker_is_woken_once_the_first_has_computed_for_a_while(
     holding: Callable[..., Holder],
 ) -> None:
     queue = Queue(holding(computes=True))
+    states, taker = ThreadStates(), queue.queue._taker
+    wait_until(lambda: states.is_runnable(taker), "it computes")
+    queue.queue.look()
+    seen = states.processor_time(taker)
+    wait_until(
+        lambda: states.processor_time(taker) > seen + COMPUTING and states.is_runnable(taker),
+        "it goes on",
+    )
+    queue.queue.look()
+    assert queue.queue._awake == 2
+    assert queue.taken.acquire(timeout=PATIENCE)
+    queue.close()
+
+
+def test_a_further_worker_is_woken_after_some_looks_if_the_first_does_not_get_on(
+    holding: Callable[..., Holder], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # No test can take the processor from a thread, so however long it runs counts as nothing.
+    monkeypatch.setattr(connection_queue, "COMPUTING", float("inf"))
+    queue = Queue(holding(computes=True))
+    states, taker = ThreadStates(), queue.queue._taker
+    wait_until(lambda: states.is_runnable(taker), "it computes")
     for _ in range(LACKING_LOOKS):
         queue.queue.look()
     assert queue.queue._awake == 1
