@@ -6,6 +6,7 @@ or gets a future that is done once the model is loaded; no worker waits for it.
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import logging
 import threading
@@ -117,6 +118,7 @@ class Idling:
             log.info("no request for %g s: unloading the model", self._seconds)
             known = self._unload()
             gc.collect()  # what an engine holds includes circles
+            return_memory()
             while self._waking is not None:
                 if not self._wait_until_wanted():
                     return
@@ -174,3 +176,10 @@ class Idling:
             waking.set_result(None)
         else:
             waking.set_exception(error)
+
+
+def return_memory() -> None:
+    """Give freed memory back to the system, where the C library would keep it (glibc)."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import threading
 import weakref
 from collections.abc import Iterator
@@ -14,7 +15,7 @@ import pytest
 import requests
 
 from cllm.api import ApiSettings, Service, create_handler
-from cllm.api.idling import Idling
+from cllm.api.idling import Idling, return_memory
 from cllm.api.service import State
 from cllm.engine import Engine, ModelLoadError
 from cllm.engine.unloaded import Unloaded
@@ -207,6 +208,37 @@ def test_nothing_of_the_engine_stays_in_memory() -> None:
         wait_for_rest(live)
         assert len(program.parts) >= 6
         eventually(lambda: all(part() is None for part in program.parts), "all parts are freed")
+
+
+def test_freed_memory_goes_back_to_the_system(monkeypatch: pytest.MonkeyPatch) -> None:
+    libc = ctypes.CDLL(None)
+    if not hasattr(libc, "malloc_trim"):
+        pytest.skip("not glibc")
+    libc.malloc.restype = ctypes.c_void_p
+    blocks = [ctypes.c_void_p(libc.malloc(1000)) for _ in range(50_000)]
+    for block in blocks:
+        ctypes.memset(block, 1, 1000)
+    for block in blocks[:-1]:  # the last one keeps the heap from becoming smaller
+        libc.free(block)
+    before = anonymous_kib()
+    return_memory()
+    assert before - anonymous_kib() > 30_000
+    libc.free(blocks[-1])
+
+    returned = threading.Event()
+    monkeypatch.setattr("cllm.api.idling.return_memory", returned.set)
+    with resting(random_path(), parallel=1):
+        assert returned.wait(PATIENCE), "after the model was unloaded"
+
+
+def anonymous_kib() -> int:
+    """Memory of this process that no file backs."""
+    (line,) = [
+        line
+        for line in Path("/proc/self/status").read_text().splitlines()
+        if line.startswith("RssAnon:")
+    ]
+    return int(line.split()[1])
 
 
 def test_a_stream_holds_the_model_until_it_has_ended() -> None:
