@@ -102,7 +102,8 @@ class Service:
     def state(self) -> State:
         """LOADING, READY or UNHEALTHY, as of now: an engine that has stopped is noticed here."""
         engine = self._engine
-        if engine is not None and self._state is State.READY and not engine.healthy:
+        stopped = engine is not None and self._state is State.READY and not engine.healthy
+        if stopped and engine is self._engine:  # else its model has been unloaded at this moment
             self.failed("the engine has stopped")
         return self._state
 
@@ -122,7 +123,12 @@ class Service:
     @property
     def known(self) -> Engine | Unloaded:
         """The engine, or what is known of it while its model is unloaded; raises HttpError 503."""
-        return self.resting or self.engine
+        engine = self._engine  # before `resting`: at any time one of the two is set
+        if engine is None:
+            return self.resting or self.engine
+        if self._state is not State.READY:
+            raise self.unavailable()
+        return engine
 
     def unavailable(self) -> HttpError:
         """503 with the reason why no engine is ready."""

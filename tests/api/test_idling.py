@@ -15,6 +15,7 @@ import requests
 
 from cllm.api import ApiSettings, Service, create_handler
 from cllm.api.idling import Idling
+from cllm.api.service import State
 from cllm.engine import Engine, ModelLoadError
 from cllm.engine.unloaded import Unloaded
 from cllm.http import BodyStream, HttpRequest, HttpResponse, Server, ServerConfig
@@ -257,3 +258,51 @@ def test_the_settings_of_the_api_outlive_the_model() -> None:
             wait_for_rest(live)
             assert live.post("/apply-template", asked).json()["prompt"].endswith("Hi!")
             assert live.get("/v1/models").json()["data"][0]["id"] == "mine"
+
+
+class UnloadedWhenAsked:
+    """An engine whose model is unloaded at the moment when a thread asks for its health."""
+
+    def __init__(self, engine: Engine, program: Program) -> None:
+        self._engine = engine
+        self._program = program
+
+    @property
+    def healthy(self) -> bool:
+        self._program.unload()
+        return self._engine.healthy
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._engine, name)
+
+
+class UnloadedWhenRead(Service):
+    """Its model is unloaded at the moment after a thread has read that it is not."""
+
+    program: Program
+
+    def __getattribute__(self, name: str) -> Any:
+        value = super().__getattribute__(name)
+        if name == "resting" and value is None:
+            self.program.unload()
+        return value
+
+
+def test_a_look_at_the_state_during_an_unload_finds_no_failure() -> None:
+    service = Service(None)
+    program = Program(random_path(), service)
+    assert program.engine is not None
+    service.ready(program.engine)
+    service._engine = UnloadedWhenAsked(program.engine, program)  # type: ignore[assignment]
+    assert service.state is State.READY
+    assert service.resting is not None
+    assert service.state is State.READY
+
+
+def test_something_is_known_of_the_model_at_every_moment_of_an_unload() -> None:
+    service = UnloadedWhenRead(None)
+    program = service.program = Program(random_path(), service)
+    assert program.engine is not None
+    service.ready(program.engine)
+    assert service.known.info().name
+    program.close()
