@@ -1,7 +1,7 @@
 """One connection: which thread runs it, what wakes it, how it ends. The protocol does the rest.
 
 Invariant: at most one thread runs a connection, and every wake-up (socket, response, deadline,
-stop) is a call of `schedule`, so that no wake-up is lost.
+stop) is a call of `schedule`, or of `queue` and a push, so that no wake-up is lost.
 """
 
 from __future__ import annotations
