@@ -27,7 +27,7 @@ LONG = 60.0
 
 
 def test_a_head_that_does_not_come_is_answered_with_408(serve: Serve, connect: Connect) -> None:
-    client = connect(serve(head_timeout=SHORT))
+    client = connect(serve(head_timeout=5 * SHORT))  # time for a TLS handshake is within it
     client.send(b"GET / HTTP/1.1\r\n")
     reply = client.reply()
     assert reply.status == 408

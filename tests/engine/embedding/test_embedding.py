@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any
 
 import numpy as np
@@ -195,19 +196,15 @@ def test_an_operator_may_lower_the_longest_input(load: Loader) -> None:
 
 def test_the_requests_of_many_share_a_batch_in_turn(load: Loader) -> None:
     engine = load(bert("mean"), ubatch_size=16, **PRECISE)
-    ended: list[str] = []
+    ended: SimpleQueue[str] = SimpleQueue()
     with held(engine):
         steps = engine.stats().steps
-        big = engine.embedder.submit(
-            [[CLS, SEP, SEP, SEP]] * 40, on_update=lambda: ended.append("big")
-        )
+        inputs = [[CLS, SEP, SEP, SEP]]
+        big = engine.embedder.submit(inputs * 40, on_update=lambda: ended.put("big"))
         small = [
-            engine.embedder.submit([[CLS, SEP, SEP, SEP]], on_update=lambda: ended.append("small"))
-            for _ in range(3)
+            engine.embedder.submit(inputs, on_update=lambda: ended.put("small")) for _ in range(3)
         ]
-    for each in [big, *small]:
-        each.result(WAIT)
-    assert ended == ["small"] * 3 + ["big"]
+    assert [ended.get(timeout=WAIT) for _ in [big, *small]] == ["small"] * 3 + ["big"]
     assert engine.stats().steps - steps == 11
 
 
