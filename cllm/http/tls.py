@@ -125,7 +125,7 @@ class TlsTransport(PlainTransport):
         self._read = lambda size, buffer: self._recv_into(buffer)
 
     def close(self) -> None:
-        if self._is_own():
+        if self.is_own():
             self._notify()
         super().close()
 

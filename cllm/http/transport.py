@@ -68,6 +68,9 @@ class Transport(Protocol):
     def probe(self) -> Peer:
         """Whether the peer is still connected."""
 
+    def is_own(self) -> bool:
+        """False in a forked child: the connection is its parent's, so nothing may be sent on it."""
+
     def unsent(self) -> int:
         """Bytes written that the peer has not acknowledged; 0 if the system does not say."""
 
@@ -153,16 +156,16 @@ class PlainTransport:
             raise ConnectionLost(str(error)) from None
 
     def close(self) -> None:
-        if self._is_own():
+        if self.is_own():
             shut_down(self._socket)
         self._socket.close()
 
-    def _is_own(self) -> bool:
+    def is_own(self) -> bool:
         return self._process == os.getpid()
 
     def abort(self) -> None:
         try:
-            if self._is_own():
+            if self.is_own():
                 self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
                 reset(self._socket)
         finally:

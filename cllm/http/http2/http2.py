@@ -120,9 +120,12 @@ class Http2:
         for stream in self._streams.open.values():
             stream.drop()
         # An idle connection that makes room for a new one ends as any other (section 6.8).
-        if self._transport is not None and self._phase is OPEN and not self._outbox.size:
+        transport = self._transport
+        if transport is None or self._phase is not OPEN or self._outbox.size:
+            return
+        if transport.is_own():
             with contextlib.suppress(ConnectionLost):
-                self._transport.write((frames.goaway(self._inbound.last, ErrorCode.NO_ERROR),))
+                transport.write((frames.goaway(self._inbound.last, ErrorCode.NO_ERROR),))
 
     # A turn
 
