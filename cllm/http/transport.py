@@ -68,6 +68,9 @@ class Transport(Protocol):
     def probe(self) -> Peer:
         """Whether the peer is still connected."""
 
+    def is_own(self) -> bool:
+        """False in a forked child: the connection is its parent's, so nothing may be sent on it."""
+
     def unsent(self) -> int:
         """Bytes written that the peer has not acknowledged; 0 if the system does not say."""
 

@@ -12,7 +12,9 @@ from collections.abc import Iterator
 import pytest
 
 from cllm.http import BodyStream, HttpHandler, HttpRequest, HttpResponse, Server, ServerConfig
-from tests.http.http_wire import HTTP_1, Connect, Serve, any_version, encode
+from cllm.http.connection import IDLE
+from tests.http.http2.http2_wire import GOAWAY, Http2Client
+from tests.http.http_wire import HTTP_1, Connect, Serve, any_version, encode, wait_until
 
 PROTOCOLS = HTTP_1
 
@@ -117,3 +119,25 @@ def test_a_child_that_closes_what_it_inherited_ends_no_connection_of_its_parent(
     assert os.waitpid(child, 0)[1] == 0
     done.set()
     assert client.get("/health").status == 200
+
+
+def test_a_child_that_closes_an_inherited_http2_connection_sends_nothing_on_it(
+    serve: Serve,
+) -> None:
+    server = serve(tls=None)
+    with Http2Client(server.port) as client:
+        assert client.request().status == 200
+        (parked,) = server._connections.values()
+        wait_until(lambda: parked.state is IDLE, "nothing is being sent")
+        child = os.fork()
+        if child == 0:
+            status = 1
+            try:
+                for connection in list(server._connections.values()):
+                    connection.close()
+                    status = 0
+            finally:
+                os._exit(status)
+        assert os.waitpid(child, 0)[1] == 0
+        assert client.request().status == 200
+        assert GOAWAY not in {frame.kind for frame in client.seen}
