@@ -10,8 +10,9 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
 from time import monotonic
 from typing import TYPE_CHECKING
 
@@ -77,6 +78,7 @@ class Stopped:
 
 _STANDARD_ERROR = 2
 _OTHER_FILES = 256  # besides connections: listeners, pollers, the model's parts, libraries, logs
+_LOOK_UP = 1.0  # seconds until a signal that another thread received is handled
 _PARTING = 0.2  # seconds for threads to end after their last message
 
 Message = StopSignal | ReloadSignal | Loaded | LoadFailed | Stopped
@@ -228,7 +230,7 @@ class Program:
         log.info("loading %s", self.settings.model or "the built-in model")
         _start_thread("cllm-loader", self._load)
         while True:
-            message = self.mailbox.get()
+            message = self._next_message()
             if isinstance(message, Loaded):
                 self._serve(message.engine)
             elif isinstance(message, LoadFailed):
@@ -242,6 +244,15 @@ class Program:
                 self._begin_stop(message.number)
             else:
                 return self._end(message.error)
+
+    def _next_message(self) -> Message:
+        """The next message. Looks up now and then, as the system may give a signal to any thread.
+
+        It interrupts no other one; Python runs the handler on the main thread, once that goes on.
+        """
+        while True:
+            with suppress(Empty):
+                return self.mailbox.get(timeout=_LOOK_UP)
 
     @property
     def url(self) -> str:

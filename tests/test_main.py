@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import http.client
 import json
 import os
@@ -569,6 +570,16 @@ def test_an_idle_server_stops_with_status_0(start: Start, number: signal.Signals
     child.signal(number)
     assert child.wait() == 0
     child.until(rf"{number.name}: stopping; a second signal ends the process now")
+
+
+def test_a_signal_that_another_thread_receives_stops_the_server_too(start: Start) -> None:
+    child = start().ready()
+    pid = child.process.pid
+    other = max(int(each.name) for each in Path(f"/proc/{pid}/task").iterdir())
+    assert other != pid
+    # Linux may choose any thread for a signal to the process; Python's os.kill cannot.
+    assert ctypes.CDLL(None).tgkill(pid, other, signal.SIGTERM) == 0
+    assert child.wait() == 0
 
 
 def test_an_unloaded_model_is_loaded_for_a_request_and_no_hindrance_to_the_exit(

@@ -78,7 +78,7 @@ def break_decode(engine: Engine, outcomes: Iterable[int | Exception]) -> None:
 
 def assume_costs(monkeypatch: pytest.MonkeyPatch) -> None:
     """Assume what steps and drafts cost; see the fixture steady_costs."""
-    draft = Speculation.draft
+    draft, spend = Speculation.draft, DraftPolicy.spend
     monkeypatch.setattr(
         Speculation, "draft", lambda self, sequences, room, _: draft(self, sequences, room, 0.01)
     )
@@ -86,6 +86,9 @@ def assume_costs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(DraftCost, "trusted", SPARE_ROWS)
     monkeypatch.setattr(DraftCost, "relative", lambda *_: (0.05, 0.05))
     monkeypatch.setattr(DraftPolicy, "note_rounds", lambda *_: None)
+    monkeypatch.setattr(
+        DraftPolicy, "spend", lambda self, seconds: spend(self, 0.005 if seconds else 0.0)
+    )
     monkeypatch.setattr(DraftPolicy, "note_read", lambda *_: None)
 
 
