@@ -77,9 +77,6 @@ class Transport(Protocol):
     def shut_write(self) -> None:
         """End this side, so that the peer sees the end of the written data."""
 
-    def is_own(self) -> bool:
-        """False in a forked child: the peer must see nothing of it."""
-
     def close(self) -> None: ...
 
     def abort(self) -> None:
