@@ -201,7 +201,7 @@ def test_a_model_whose_drafts_are_rejected_hardly_runs(
 
 
 @pytest.mark.parametrize("unified", [False, True])
-@pytest.mark.parametrize("batch", [5, 512])
+@pytest.mark.parametrize("batch", [8, 512])
 def test_sequences_of_different_lengths_draft_side_by_side(
     load_both: Loader, expected: list[str], unified: bool, batch: int
 ) -> None:
