@@ -73,6 +73,7 @@ def test_a_small_tenant_gets_an_idle_slot_while_the_big_one_rests_after_a_save(
 ) -> None:
     monkeypatch.setattr(admission, "_SAVE_REST", 1e9)
     engine = load(parallel=4, ctx_size=512, draft_max=0, keep_sequences=0, kv_unified=kv_unified)
+    engine._scheduler._placer.aside._possible = False  # it needs no rest
     watched = Watched(engine, LONG, greedy(300), tenant="big")
     streams = [watched.generation, *begun(engine, "big", 2, tokens=300)]
     for first in (321, 322):  # the second needs the slot of the first, which is saved
