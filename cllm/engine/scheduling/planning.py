@@ -39,8 +39,8 @@ class _Turns:
     """How streams and prompts with the same LoRA adapters take turns.
 
     prompts_were_read: in the last step. owed: steps of streams before the next crowd, as a crowd
-    has stopped them. waited: steps for which prompts have waited for streams to end, since there
-    were no prompts.
+    has stopped them. waited: steps for which prompts have waited for streams to end, less the
+    steps since.
     """
 
     prompts_were_read: bool = False
@@ -136,7 +136,7 @@ class Planner:
             }
         in_turn = self._split_cache and (turns.owed > 0 if crowd else turns.prompts_were_read)
         ends_soon = bool(generating) and self._end_soon(generating, prompts, turns.waited)
-        turns.waited = turns.waited + ends_soon if prompts else 0
+        turns.waited = turns.waited + 1 if ends_soon else max(0, turns.waited - 1)
         if ends_soon or (in_turn and generating):
             prompts = []
         plain = plain or bool(prompts)
