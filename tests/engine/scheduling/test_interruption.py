@@ -194,7 +194,7 @@ def test_cancelling_a_stream_does_not_interrupt_the_prompts_of_others(load: Load
 
 def test_a_client_that_cancels_one_prompt_after_the_other_stops_nobody(load: Loader) -> None:
     engine = load(parallel=2, ctx_size=2048, kv_unified=True)
-    stream = Watched(engine, "Hello", greedy(60))
+    stream = Watched(engine, "Hello", greedy(None))  # prompts would wait for one that ends soon
     stream.wait_for_tokens(1)
     prompts: list[Generation] = []
 
@@ -203,6 +203,8 @@ def test_a_client_that_cancels_one_prompt_after_the_other_stops_nobody(load: Loa
             prompt.cancel()
         if n < 40:
             prompts.append(engine.submit([n, *LONG], greedy(2)))
+        else:
+            stream.generation.cancel()
 
     steps = within_steps(engine, act)
     finished(stream.generation)
