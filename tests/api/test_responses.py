@@ -216,10 +216,12 @@ def test_thoughts_are_items_of_their_own_and_counted(stories: Live) -> None:
         body = {"input": FOX, "max_output_tokens": 12, "temperature": 0}
         whole = live.post("/v1/responses", body).json()
         assert [item["type"] for item in whole["output"]] == ["reasoning"]
-        assert whole["usage"]["output_tokens_details"]["reasoning_tokens"] == 12
+        usage = whole["usage"]
+        assert usage["output_tokens_details"]["reasoning_tokens"] == usage["output_tokens"] > 2
         with openai.OpenAI(base_url=live.url + "/v1", api_key="none") as client:
             _, last = streamed(client, input=FOX, max_output_tokens=12, temperature=0)
-    assert last.usage.output_tokens_details.reasoning_tokens == 12
+    usage = last.usage
+    assert usage.output_tokens_details.reasoning_tokens == usage.output_tokens > 2
 
 
 def test_a_client_that_leaves_frees_its_sequence(stories: Live) -> None:
