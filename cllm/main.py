@@ -289,7 +289,10 @@ class Program:
     def _unload(self) -> Unloaded:
         """On the thread of `idling`."""
         known = self.service.rest()
-        self._close_engine()
+        try:
+            self._close_engine()
+        except Exception:  # no request uses it any more, so another one can follow
+            log.exception("the unloaded model's memory may not be free")
         return known
 
     def _close_engine(self) -> None:

@@ -30,8 +30,9 @@ _STREAMS = 64  # that are kept before those that have ended are dropped
 class Idling:
     """Whether the model is in memory; one thread unloads and loads it.
 
-    unload and load: of the program, which owns the engine; both run on that thread. load may raise:
-    the requests that wait get 503, and the next one tries again.
+    unload and load: of the program, which owns the engine; both run on that thread. If unload
+    raises, the model is still loaded, and it is tried again after another idle period. If load
+    raises, the requests that wait get 503, and the next one tries again.
     """
 
     def __init__(
@@ -116,7 +117,12 @@ class Idling:
     def _run(self) -> None:
         while self._wait_until_idle():
             log.info("no request for %g s: unloading the model", self._seconds)
-            known = self._unload()
+            try:
+                known = self._unload()
+            except Exception:
+                log.exception("the model cannot be unloaded and stays in memory")
+                self._settle(None)
+                continue
             gc.collect()  # what an engine holds includes circles
             return_memory()
             while self._waking is not None:

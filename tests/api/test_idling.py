@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any
 
 import pytest
@@ -270,6 +271,24 @@ def test_streams_that_have_ended_are_not_kept() -> None:
         assert idling.enter() is None
         idling.held(partial(streaming, stream), request)
     assert len(idling._streams) <= 64
+
+
+def test_a_failed_unload_leaves_no_request_waiting() -> None:
+    tries: SimpleQueue[bool] = SimpleQueue()
+
+    def unload() -> Unloaded:
+        tries.put(True)
+        raise RuntimeError("on purpose")
+
+    idling = Idling(0.05, unload, lambda known: None)
+    idling.start()
+    try:
+        assert tries.get(timeout=30) and tries.get(timeout=30)  # again after another period
+        waiting = idling.enter()
+        if waiting is not None:
+            waiting.result(30)
+    finally:
+        idling.stop()
 
 
 def test_an_embedding_model_is_unloaded_too() -> None:
