@@ -19,7 +19,7 @@ from .busy import BusyProcesses
 from .common import BenchError, Report, parse, parser, positive
 from .report.comparison import REFERENCE
 from .report.curve import KINDS, Point, draw, from_json, tables, to_json
-from .serve import CONTENDERS, named, program_of
+from .serve import CONTENDERS, add_load, named, program_of
 from .servers.contenders import Answer, Contender, Setup, Turn
 from .workloads import SAMPLING, Crowd, Request, Workload, Writer
 
@@ -229,14 +229,7 @@ def _options() -> argparse.ArgumentParser:
         help="default: all that are available",
     )  # fmt: skip
     options.add_argument("--llama-server", metavar="PATH", help="the program")
-    options.add_argument(
-        "--threads", type=positive, metavar="N",
-        help="default: cLLM's own, and one per core for the others",
-    )  # fmt: skip
-    options.add_argument(
-        "--busy", nargs="+", type=int, default=[0], metavar="N",
-        help="numbers of processes that only compute next to the servers, in turns; default: 0",
-    )  # fmt: skip
+    add_load(options)
     options.add_argument("--rounds", type=positive, default=3, metavar="N", help="default: 3")
     options.add_argument(
         "--seconds", type=float, default=2.0, metavar="S",

@@ -187,6 +187,18 @@ def named(kind: str, names: Sequence[str]) -> Callable[[str], str]:
     return known
 
 
+def add_load(options: argparse.ArgumentParser) -> None:
+    """The options for how many threads compute, and next to what."""
+    options.add_argument(
+        "--threads", type=positive, metavar="N",
+        help="default: cLLM's own, and one per core for the others",
+    )  # fmt: skip
+    options.add_argument(
+        "--busy", nargs="+", type=int, default=[0], metavar="N",
+        help="numbers of processes that only compute next to the servers, in turns; default: 0",
+    )  # fmt: skip
+
+
 def _options() -> argparse.ArgumentParser:
     options = parser(__doc__ or "", EPILOG)
     options.add_argument(
@@ -215,14 +227,7 @@ def _options() -> argparse.ArgumentParser:
     options.add_argument(
         "--llama-server", metavar="PATH", help="the program; llama-batched-bench is next to it"
     )
-    options.add_argument(
-        "--threads", type=positive, metavar="N",
-        help="default: cLLM's own, and one per core for the others",
-    )  # fmt: skip
-    options.add_argument(
-        "--busy", nargs="+", type=int, default=[0], metavar="N",
-        help="numbers of processes that only compute next to the servers, in turns; default: 0",
-    )  # fmt: skip
+    add_load(options)
     options.add_argument("--rounds", type=positive, default=5, metavar="N", help="default: 5")
     options.add_argument("--picture", type=Path, metavar="FILE.svg", help="also draw the ratios")
     return options
