@@ -6,7 +6,6 @@ import contextlib
 import os
 import signal
 import socket
-import threading
 from collections.abc import Iterator
 
 import pytest
@@ -99,14 +98,8 @@ def test_the_port_is_free_after_the_stop(children: Children) -> None:
     again.stop(grace=0)
 
 
-@any_version
-def test_a_child_that_closes_what_it_inherited_ends_no_connection_of_its_parent(
-    serve: Serve, connect: Connect
-) -> None:
-    server = serve()
-    client = connect(server)
-    assert client.get("/health").status == 200
-    done = threading.Event()
+def close_in_a_child(server: Server) -> None:
+    """Fork; the child closes the connections that it inherited."""
     child = os.fork()
     if child == 0:
         status = 1
@@ -117,7 +110,16 @@ def test_a_child_that_closes_what_it_inherited_ends_no_connection_of_its_parent(
         finally:
             os._exit(status)
     assert os.waitpid(child, 0)[1] == 0
-    done.set()
+
+
+@any_version
+def test_a_child_that_closes_what_it_inherited_ends_no_connection_of_its_parent(
+    serve: Serve, connect: Connect
+) -> None:
+    server = serve()
+    client = connect(server)
+    assert client.get("/health").status == 200
+    close_in_a_child(server)
     assert client.get("/health").status == 200
 
 
@@ -129,15 +131,6 @@ def test_a_child_that_closes_an_inherited_http2_connection_sends_nothing_on_it(
         assert client.request().status == 200
         (parked,) = server._connections.values()
         wait_until(lambda: parked.state is IDLE, "nothing is being sent")
-        child = os.fork()
-        if child == 0:
-            status = 1
-            try:
-                for connection in list(server._connections.values()):
-                    connection.close()
-                    status = 0
-            finally:
-                os._exit(status)
-        assert os.waitpid(child, 0)[1] == 0
+        close_in_a_child(server)
         assert client.request().status == 200
         assert GOAWAY not in {frame.kind for frame in client.seen}

@@ -71,7 +71,7 @@ def test_a_small_tenant_gets_an_idle_slot_while_the_big_one_rests_after_a_save(
     load: Loader, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(admission, "_SAVE_REST", 1e9)
-    # A unified cache: slots of a split one are saved during a step, and nobody rests.
+    # A unified cache: slots of a split one are saved during a step, without a rest.
     engine = load(parallel=4, ctx_size=512, draft_max=0, keep_sequences=0, kv_unified=True)
     watched = Watched(engine, LONG, greedy(300), tenant="big")
     streams = [watched.generation, *begun(engine, "big", 2, tokens=300)]
