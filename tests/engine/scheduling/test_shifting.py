@@ -147,6 +147,7 @@ def test_sequences_that_share_a_prefix_do_not_disturb_each_other(
     assert engine.stats().context_shifts >= 3
 
 
+@pytest.mark.usefixtures("steady_costs")
 def test_drafts_go_on_after_a_shift(shifting: Loader, direct: Direct) -> None:
     engine = shifting(parallel=1)
     bias = {7: 20.0, 8: 20.0, 9: 20.0}  # a text that repeats itself
