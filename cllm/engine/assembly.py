@@ -108,6 +108,7 @@ def _generator(loaded: Loaded) -> Parts:
         split_cache,
         config.parallel,
         loaded.context.n_ubatch,
+        computes_tiles(loaded),
     )
     shared_cells = loaded.context.n_ctx if config.kv_cells is not None else None
     admission = Admission(placer, stats, shared_cells)
@@ -128,6 +129,13 @@ def _generator(loaded: Loaded) -> Parts:
         scheduler.command, placer, config, loaded.info.path, ctx_size, loaded.adapters
     )
     return Parts(scheduler, sessions, disk)
+
+
+def computes_tiles(loaded: Loaded) -> bool:
+    """Whether attention is computed in tiles: flash attention on a CPU, with F16 or F32."""
+    live = loaded.info.context
+    types = {live.cache_type_k, live.cache_type_v}
+    return live.flash_attn != "off" and types in ({"f16"}, {"f32"}) and not live.n_gpu_layers
 
 
 def _speculation(loaded: Loaded, stats: EngineStats) -> Speculation | SyntheticSpeculation:

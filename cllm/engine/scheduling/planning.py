@@ -12,6 +12,7 @@ from cllm.engine.config import SCORED_ROWS
 from cllm.engine.llama import Batch
 from cllm.engine.scheduling.adapter_turns import AdapterTurns
 from cllm.engine.scheduling.pacing import Pacer
+from cllm.engine.scheduling.passes import TILE, Plan, in_passes, whole_passes
 from cllm.engine.scheduling.thread_policy import Shape
 from cllm.engine.sequence import Sequence, slot_of
 from cllm.engine.sharing import AdapterSet
@@ -20,18 +21,12 @@ from cllm.engine.speculation.synthetic import SyntheticSpeculation
 
 _log = logging.getLogger("cllm.engine")
 
-_TILE = 64
-"""Rows of a sequence that llama.cpp's flash attention computes together on a CPU; the rest go one
-by one. After 1 500 tokens, 64 rows take less time than 32, and two thirds of the time of 65."""
 _OVER = 8
 """Tokens by which a step without streams may exceed its budget to read a whole tile."""
 _SHALLOW = 256  # tokens up to which parts of a tile cost little more than their share
 _PARTS = (16, 8)
 _LAST_STEP = 2
 """Budgets that a step without streams may read if all prompts end in it."""
-
-Plan = list[tuple[Sequence, int]]
-"""Sequences, and the number of tokens to decode of each."""
 
 
 @dataclass(slots=True)
@@ -59,12 +54,13 @@ class Planner:
         split_cache: bool,
         slots: int,
         ubatch: int | None = None,
+        tiles: bool = True,
     ) -> None:
         """capacity: tokens of a batch. split_cache: each sequence has an equal part of the cache;
         sequences are then evaluated together only with equal numbers of tokens. slots: sequences
-        that can run. ubatch: maximum tokens of a step with drafts. With windowed attention
-        llama.cpp may use cells again that are out of the window of the last token of an earlier
-        ubatch, which may be a rejected draft.
+        that can run. ubatch: tokens of one pass, and maximum of a step with drafts. With windowed
+        attention llama.cpp may use cells again that are out of the window of the last token of an
+        earlier ubatch, which may be a rejected draft. tiles: whether attention has tiles.
         """
         self._pacer = pacer
         self._speculation = speculation
@@ -72,6 +68,7 @@ class Planner:
         self._split_cache = split_cache
         self._slots = slots
         self._ubatch = capacity if ubatch is None else min(capacity, ubatch)
+        self._tiles = tiles and split_cache
         self._turns = AdapterTurns()
         self._turns_of: dict[AdapterSet, _Turns] = {}
         self._turn = 0
@@ -96,7 +93,7 @@ class Planner:
 
     def _fixed_part(self, sequence: Sequence) -> int:
         """All newest tokens; of a prompt, those up to the next whole tile."""
-        most = sequence.pending if sequence.decoding else _TILE - slot_of(sequence).length % _TILE
+        most = sequence.pending if sequence.decoding else TILE - slot_of(sequence).length % TILE
         return min(most, sequence.pending, self._capacity)
 
     def _plan_together(self, running: list[Sequence]) -> Plan:
@@ -150,10 +147,11 @@ class Planner:
                 turns.owed = 1 + int(self._pacer.prompt_s(sum(map(_to_read, crowd))) or 0.0)
         else:
             turns.owed = max(0, turns.owed - 1)
+        plan = [(s, n) for s, n in counts.items() if n]
+        if prompts and self._tiles:
+            return in_passes(plan, self._ubatch)
         # llama_decode evaluates slots of a split cache together only if they follow each other.
-        return sorted(
-            ((s, n) for s, n in counts.items() if n), key=lambda item: slot_of(item[0]).id
-        )
+        return sorted(plan, key=lambda item: slot_of(item[0]).id)
 
     def _newest(self, generating: list[Sequence], draft: bool) -> dict[Sequence, int]:
         pending = sum(s.pending for s in generating)
@@ -181,8 +179,8 @@ class Planner:
     ) -> bool:
         """Add parts of prompts; whether those that begin together are read to their ends."""
         pacer, capacity = self._pacer, self._capacity - sum(counts.values())
-        budget = room = min(capacity, pacer.budget(generating, len(prompts), _TILE))
-        over = _TILE // 2 if generating else _OVER
+        budget = room = min(capacity, pacer.budget(generating, len(prompts), TILE))
+        over = TILE // 2 if generating else _OVER
         rows = SCORED_ROWS // 2 if generating else SCORED_ROWS
         prompts.sort(key=lambda s: pacer.due(s.generation.submitted, s.pending))
         ends = together and self._all_end(prompts, budget, full)
@@ -196,9 +194,11 @@ class Planner:
                 pending -= _held_back(pending)
                 if not pending:
                     continue
-            if read and room < min(pending, _TILE // 2):
+            if read and room < min(pending, TILE // 2):
                 break
             count = min(_part(pending, room, slot.length, over), capacity)
+            if self._tiles and not ends:
+                count = whole_passes(count, self._ubatch)
             if sequence.scores is not None:
                 count = min(count, rows)
                 rows -= count
@@ -225,7 +225,7 @@ class Planner:
         crowd = sorted(prompts, key=_to_read)
         total = sum(map(_to_read, crowd))
         while crowd and not (
-            self._pacer.begin_together(total) and 2 * _to_read(crowd[-1]) <= total + _TILE
+            self._pacer.begin_together(total) and 2 * _to_read(crowd[-1]) <= total + TILE
         ):
             total -= _to_read(crowd.pop())
         if len(crowd) <= max(1, generating) or self._first(prompts) not in crowd:
@@ -274,7 +274,7 @@ class Planner:
                 self._speculation.observe(shape.generating, drafted, seconds, step_s)
 
 
-def _part(pending: int, room: int, behind: int, over: int = _TILE // 2) -> int:
+def _part(pending: int, room: int, behind: int, over: int = TILE // 2) -> int:
     """Tokens of a prompt to read when there is time for `room` tokens.
 
     The part that is no whole tile is read first, where there is little to attend to, then whole
@@ -283,11 +283,11 @@ def _part(pending: int, room: int, behind: int, over: int = _TILE // 2) -> int:
     """
     if pending <= room:
         return pending
-    if room < _TILE // 2 and behind < _SHALLOW:
+    if room < TILE // 2 and behind < _SHALLOW:
         return next((part for part in _PARTS if part <= room), room)
-    odd = pending % _TILE
-    tiles = max(0, room - odd + over) // _TILE * _TILE
-    return odd + tiles or _TILE
+    odd = pending % TILE
+    tiles = max(0, room - odd + over) // TILE * TILE
+    return odd + tiles or TILE
 
 
 def _to_read(sequence: Sequence) -> int:
@@ -297,8 +297,8 @@ def _to_read(sequence: Sequence) -> int:
 
 def _held_back(pending: int) -> int:
     """Tokens at the end of a prompt that wait until those of others are read: few, and no tile."""
-    odd = pending % _TILE
-    return min(odd, _PARTS[-1]) if odd > 1 else _TILE + odd if pending >= _TILE else pending
+    odd = pending % TILE
+    return min(odd, _PARTS[-1]) if odd > 1 else TILE + odd if pending >= TILE else pending
 
 
 def shape_of(plan: Plan) -> Shape:

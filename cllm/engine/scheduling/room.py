@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from cllm.engine.cache.placement import Placer
 from cllm.engine.scheduling.fairness import FairQueue
-from cllm.engine.scheduling.planning import Plan, Planner
+from cllm.engine.scheduling.passes import Plan
+from cllm.engine.scheduling.planning import Planner
 from cllm.engine.sequence import Sequence, slot_of
 from cllm.engine.stats import EngineStats
 

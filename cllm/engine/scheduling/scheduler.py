@@ -24,7 +24,8 @@ from cllm.engine.scheduling.fairness import GENERATED
 from cllm.engine.scheduling.interruption import Interruption
 from cllm.engine.scheduling.loop import EngineLoop
 from cllm.engine.scheduling.overlap import Job, Overlap
-from cllm.engine.scheduling.planning import Plan, Planner, fill, holes_of, shape_of
+from cllm.engine.scheduling.passes import Plan
+from cllm.engine.scheduling.planning import Planner, fill, holes_of, shape_of
 from cllm.engine.scheduling.room import RoomMaker
 from cllm.engine.scheduling.rows import filtered
 from cllm.engine.scheduling.shifting import ContextShift

@@ -15,7 +15,8 @@ from cllm.engine.generation import Generation
 from cllm.engine.llama import Vocab
 from cllm.engine.sampling.params import SamplingParams
 from cllm.engine.scheduling.pacing import Pacer
-from cllm.engine.scheduling.planning import Plan, Planner, _held_back, _part, shape_of
+from cllm.engine.scheduling.passes import Plan
+from cllm.engine.scheduling.planning import Planner, _held_back, _part, shape_of
 from cllm.engine.sequence import Sequence, slot_of
 
 STEP_S, STREAM_S, PASS_S, TOKEN_S = 0.035, 0.012, 0.025, 0.004
