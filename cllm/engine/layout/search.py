@@ -62,7 +62,8 @@ def knobs(
         found.append(Knob("kv_unified", (True,), parts))
     if config.flash_attn == "auto" and config.cache_type_v in ("f32", "f16", "bf16"):
         # "auto" is "on" if llama.cpp supports it on the device that computes the layer.
-        found.append(Knob("flash_attn", ("off",), parts))
+        other = "on" if default.flash_attn == "off" else "off"
+        found.append(Knob("flash_attn", (other,), parts))
     if config.ubatch_size is None:
         # Fewer than one token per sequence would split steps; more than the prompt has no
         # effect.

@@ -45,18 +45,26 @@ def kv_bytes_per_token(metadata: Mapping[str, Any], config: EngineConfig) -> int
     An upper bound for models with windowed or latent attention, or layers without attention.
     """
     arch = metadata.get("general.architecture", "")
-
-    def of(name: str, default: Any = 0) -> Any:
-        return metadata.get(f"{arch}.{name}", default)
-
-    layers, width = int(of("block_count")), int(of("embedding_length"))
-    heads_by_layer = _by_layer(of("attention.head_count", 1), layers)
-    kv_heads = sum(_by_layer(of("attention.head_count_kv", heads_by_layer), layers))
-    head = width // max(1, max(heads_by_layer, default=1))
-    keys = kv_heads * int(of("attention.key_length", head))
-    values = kv_heads * int(of("attention.value_length", head))
+    layers = int(metadata.get(f"{arch}.block_count", 0))
+    heads = metadata.get(f"{arch}.attention.head_count", 1)
+    kv_heads = sum(_by_layer(metadata.get(f"{arch}.attention.head_count_kv", heads), layers))
+    _, key, value = head_sizes(metadata)
+    keys, values = kv_heads * key, kv_heads * value
     size = keys * _BYTES_PER_32[config.cache_type_k] + values * _BYTES_PER_32[config.cache_type_v]
     return size // 32
+
+
+def head_sizes(metadata: Mapping[str, Any]) -> tuple[int, int, int]:
+    """The most heads of a layer, and the numbers in a key and a value of each."""
+    arch = metadata.get("general.architecture", "")
+    width = int(metadata.get(f"{arch}.embedding_length", 0))
+    heads = max(_by_layer(metadata.get(f"{arch}.attention.head_count", 1), 1), default=1)
+    size = width // max(1, heads)
+    return (
+        heads,
+        int(metadata.get(f"{arch}.attention.key_length", size)),
+        int(metadata.get(f"{arch}.attention.value_length", size)),
+    )
 
 
 def context_size(

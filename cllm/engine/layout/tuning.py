@@ -57,12 +57,16 @@ class Tuning:
 
 @dataclass(frozen=True, slots=True)
 class Subject:
-    """The subject of tuning: a loaded model and its use; extra: with repacked kernels."""
+    """The subject of tuning: a loaded model and its use.
+
+    default: the layout without tuning. extra: with repacked kernels.
+    """
 
     path: Path
     model: llama.Model
     size: ContextSize
     config: EngineConfig
+    default: Layout
     extra: bool
 
     def key(self) -> str:
@@ -74,7 +78,8 @@ class Subject:
         }
         config = {k: v for k, v in asdict(self.config).items() if k not in _INDIFFERENT}
         prompt = longest_prompt(self.size, self.config)
-        whole = [_REVISION, fingerprint(self.path), machine, config, prompt, self.extra]
+        attention = self.default.flash_attn
+        whole = [_REVISION, fingerprint(self.path), machine, config, prompt, self.extra, attention]
         text = json.dumps(whole, sort_keys=True)
         return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
@@ -84,7 +89,7 @@ def tune(subject: Subject, progress: Callable[[float], None]) -> tuple[Layout, T
 
     progress: called with 0.0 to 1.0 during the measurement, on another thread.
     """
-    default = Layout.of(subject.config)
+    default = subject.default
     path = user_cache() / f"tuning-{subject.key()}.json"
     known = _remembered(path, subject.config, default)
     if known is not None:

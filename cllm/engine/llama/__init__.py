@@ -5,6 +5,7 @@ package and the preflight's child process import llama_cpp.
 """
 
 from cllm.engine.llama.arrays import Bytes, FloatArray, IntArray
+from cllm.engine.llama.attention import AttentionTimes, attention_times
 from cllm.engine.llama.backend import (
     LoadError,
     init_backend,
@@ -30,6 +31,7 @@ __all__ = [
     "DONE",
     "INTERRUPTED",
     "NO_ROOM",
+    "AttentionTimes",
     "Batch",
     "Bytes",
     "Context",
@@ -42,6 +44,7 @@ __all__ = [
     "Rope",
     "SamplerChain",
     "Vocab",
+    "attention_times",
     "buffer_types",
     "dry_link",
     "init_backend",

@@ -15,6 +15,7 @@ from cllm.engine.config import MAX_PARALLEL, POOLINGS, SCORED_ROWS, SPARE_ROWS, 
 from cllm.engine.embedding.pooling import EmbeddingShape, check_classifier, pooling_of, shape_of
 from cllm.engine.errors import ModelLoadError
 from cllm.engine.info import ModelInfo, context_info, describe
+from cllm.engine.layout.attention import with_faster_attention
 from cllm.engine.layout.layout import Layout
 from cllm.engine.layout.sizing import ContextSize, context_size, kv_bytes_per_token
 from cllm.engine.layout.tuning import Subject, tune
@@ -100,8 +101,9 @@ def load(
             beside = 0 if drafter is None else drafter.kv_bytes_per_token(config)
             size = context_size(header.metadata, model.n_ctx_train, config, beside)
             _check_memory(size, config)
+            layout = with_faster_attention(layout, header.metadata, size.ctx_size, config)
             if config.tune:
-                subject = Subject(path, model, size, config, extra)
+                subject = Subject(path, model, size, config, layout, extra)
                 layout, tuning = tune(subject, tuning_progress or (lambda _: None))
                 config = replace(config, **asdict(layout))
             context = _make_context(model, size, config, layout)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -152,6 +153,12 @@ def test_values_are_other_than_the_default() -> None:
 )
 def test_an_option_that_is_given_is_not_tried(given: dict[str, Any], left_alone: str) -> None:
     assert set(tried(CONFIG)) - set(tried(EngineConfig(**given))) == {left_alone}
+
+
+def test_what_the_measured_attention_is_not_is_tried() -> None:
+    measured = replace(DEFAULT, flash_attn="off")
+    found = knobs(CONFIG, measured, cores=8, hardware_threads=16, prompt=512)
+    assert [knob.values for knob in found if knob.name == "flash_attn"] == [("on",)]
 
 
 def test_quantized_values_are_not_tried_without_flash_attention() -> None:
