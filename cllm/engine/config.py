@@ -79,7 +79,7 @@ class EngineConfig:
     kv_offload: keep the key/value cache on the GPU.
     override_tensor: "PATTERN=BUFFER": the buffer type of weights by their names.
     cpu_moe, n_cpu_moe: keep the weights of the experts on the CPU, of all or of the first layers.
-    flash_attn: "auto" lets llama.cpp decide.
+    flash_attn: "auto": where llama.cpp can, unless this CPU is faster without it.
     cache_type_k, cache_type_v: one of CACHE_TYPES.
     swa_full: keep all tokens of layers with sliding-window attention, so that any part of a slot
         can be reused, and not only the window, which takes less memory.

@@ -110,6 +110,6 @@ def _ggml() -> Any:
         ):
             function = getattr(ggml, name)
             function.argtypes, function.restype = takes, gives
-    except (AttributeError, OSError):
+    except (AttributeError, OSError, TypeError):
         return None
     return ggml
