@@ -82,6 +82,8 @@ class Planner:
         They take turns. The sums of a row depend on how many rows are computed with it, so all
         rows of a reproducible sequence are computed in steps of its own, in the same parts.
         """
+        if plan := self._streams(running):
+            return plan
         alone = [sequence for sequence in running if sequence.reproducible]
         if not alone:
             return self._plan_together(running)
@@ -93,6 +95,29 @@ class Planner:
             if plan := self._plan_together(together):
                 return plan
         return []
+
+    def _streams(self, running: list[Sequence]) -> Plan:
+        """The plan of the usual step, in which every sequence is a stream; []: it is another step.
+
+        As _plan_together() would make it, with a part of its work.
+        """
+        if not running or len(self._turns_of) != 1:
+            return []
+        ((adapters, turns),) = self._turns_of.items()
+        for sequence in running:
+            if (
+                not sequence.decoding
+                or slot_of(sequence).leader is not None
+                or sequence.reproducible
+                or sequence.adapters != adapters
+            ):
+                return []
+        if self._turns.holder != adapters:
+            return []
+        turns.prompts_were_read = False
+        turns.waited = max(0, turns.waited - 1)
+        turns.owed = max(0, turns.owed - 1)
+        return _in_order(self._newest(running, True))
 
     def _fixed_part(self, sequence: Sequence) -> int:
         """All newest tokens; of a prompt, those up to the next whole tile."""
@@ -150,10 +175,7 @@ class Planner:
                 turns.owed = 1 + int(self._pacer.prompt_s(sum(map(_to_read, crowd))) or 0.0)
         else:
             turns.owed = max(0, turns.owed - 1)
-        # llama_decode evaluates slots of a split cache together only if they follow each other.
-        return sorted(
-            ((s, n) for s, n in counts.items() if n), key=lambda item: slot_of(item[0]).id
-        )
+        return _in_order(counts)
 
     def _newest(self, generating: list[Sequence], draft: bool) -> dict[Sequence, int]:
         pending = sum(s.pending for s in generating)
@@ -241,9 +263,11 @@ class Planner:
         That is within half of the time for which they would stop, and less wait in all. waited:
         steps for which the prompts have waited already, maybe for streams that have ended since.
         """
+        if not prompts:
+            return False
         step_s = self._pacer.step_s(len(generating))
         reading_s = self._pacer.prompt_s(sum(s.pending for s in prompts))
-        if not prompts or step_s is None or reading_s is None:
+        if step_s is None or reading_s is None:
             return False
         left = max(s.max_length - len(s.tokens) for s in generating)
         return (waited + left) * step_s <= reading_s * min(0.5, len(generating) / len(prompts))
@@ -272,6 +296,11 @@ class Planner:
             step_s = self._pacer.step_s(shape.generating)
             if step_s is not None:
                 self._speculation.observe(shape.generating, drafted, seconds, step_s)
+
+
+def _in_order(counts: dict[Sequence, int]) -> Plan:
+    """The plan: llama_decode evaluates neighboring slots of a split cache together."""
+    return sorted(((s, n) for s, n in counts.items() if n), key=lambda item: slot_of(item[0]).id)
 
 
 def _part(pending: int, room: int, behind: int, over: int = _TILE // 2) -> int:
