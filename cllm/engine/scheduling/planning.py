@@ -178,11 +178,13 @@ class Planner:
         return _in_order(counts)
 
     def _newest(self, generating: list[Sequence], draft: bool) -> dict[Sequence, int]:
-        pending = sum(s.pending for s in generating)
+        counts = {s: s.pending for s in generating}
+        pending = sum(counts.values())
         if pending > self._capacity:
             return dict.fromkeys(generating, 1)
         room = self._ubatch - pending
-        if draft and generating and self._speculation is not None and room > 0:
+        draft = draft and room > 0 and any(s.drafter is not None for s in generating)
+        if draft and self._speculation is not None:
             step_s = self._pacer.step_s(len(generating))
             try:
                 self._speculation.draft(generating, room, step_s)
@@ -191,7 +193,8 @@ class Planner:
                 self._speculation = None
                 for sequence in generating:
                     sequence.rollback()
-        return {s: s.pending for s in generating}
+            counts = {s: s.pending for s in generating}
+        return counts
 
     def _add_prompts(
         self,
@@ -346,9 +349,9 @@ def holes_of(plan: Plan, slots: list[Slot], longest: int) -> list[Slot]:
     which is removed afterwards, a step of 7 sequences takes one pass over the weights instead of
     two. longest: tokens that a slot can hold. Deeper slots than those of the step stay out.
     """
-    if any(count != 1 for _, count in plan):
-        return []
     ids = [slot_of(sequence).id for sequence, _ in plan]
+    if ids[-1] - ids[0] < len(ids) or any(count != 1 for _, count in plan):
+        return []
     depth = min(longest - 1, max((slot_of(sequence).length for sequence, _ in plan), default=0))
     holes = [slots[left + 1] for left, right in pairwise(ids) if right - left == 2]
     return [slot for slot in holes if slot.length <= depth]
@@ -391,16 +394,13 @@ def fill(batch: Batch, plan: Plan, holes: Iterable[Slot] = ()) -> int:
 
 
 def _fill_newest(batch: Batch, plan: Plan) -> int:
-    """fill() for one token of each sequence: four numpy calls for all of them."""
-    tokens, at, ids, outputs = list[int](), list[int](), list[int](), list[bool]()
-    for sequence, _ in plan:
-        slot = slot_of(sequence)
+    """fill() for one token of each sequence, in one pass without numpy."""
+    tokens, positions, ids, outputs = batch.views
+    for at, (sequence, _) in enumerate(plan):
+        slot, text = slot_of(sequence), sequence.tokens
         length = slot.length
-        tokens.append(sequence.tokens[length])
-        at.append(length)
-        ids.append(slot.id)
-        outputs.append(length + 1 == len(sequence.tokens))
-    count = len(plan)
-    batch.token[:count], batch.pos[:count] = tokens, at
-    batch.seq[:count], batch.output[:count] = ids, outputs
-    return count
+        tokens[at] = text[length]
+        positions[at] = length
+        ids[at] = slot.id
+        outputs[at] = length + 1 == len(text)
+    return len(plan)

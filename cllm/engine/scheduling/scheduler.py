@@ -356,7 +356,8 @@ class Scheduler(EngineLoop[Sequence]):
             self._stats.completion_tokens += generated
             published += generated
             self._waiting.charge(sequence.tenant, GENERATED * generated)
-            self._forget_rejected(sequence)
+            if slot_of(sequence).length >= len(sequence.tokens):
+                self._forget_rejected(sequence)
             if reason is not None:
                 self._finish(sequence, reason)
             else:

@@ -52,9 +52,7 @@ class Speculation:
         """
         if step_s is None:
             return
-        self._saved = min(_PROBE_MOST, self._saved + _PROBE_SHARE)
-        able = self._drafting is not None or any(s.drafter is not None for s in sequences)
-        if self._steps >= _PLAIN or not able:
+        if self._steps >= _PLAIN:
             self._steps = 0
             return
         count = len(sequences)
@@ -90,6 +88,7 @@ class Speculation:
             [] if s.drafter is None else s.drafter.chances(s.tokens, limit, least, self._rates)
             for s, limit in zip(sequences, limits, strict=True)
         ]
+        self._saved = min(_PROBE_MOST, self._saved + _PROBE_SHARE)
         if not any(chances):
             return [[] for _ in sequences]
         if self._split_cache and count > 1:  # all draft equally many, or none does
