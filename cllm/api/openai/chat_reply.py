@@ -138,7 +138,7 @@ class ChatFrames:
         events = self._choices[index].push(text)
         if self._plain and len(events) == 1 and isinstance(said := events[0], Text):
             before, behind = self._pieces[index]
-            return b"%b%b%b" % (before, encode(said.text), behind)
+            return before + encode(said.text) + behind
         return self._events(index, events)
 
     def end(self, index: int, generation: Generation, error: str | None) -> bytes:
@@ -163,7 +163,7 @@ class ChatFrames:
                 if delta is not None:
                     shown.append(self._delta(index, delta, None))
             elif self._plain:
-                shown.append(b"%b%b%b" % (before, encode(event.text), behind))
+                shown.append(before + encode(event.text) + behind)
             else:
                 shown.append(self._delta(index, {"content": event.text}, None))
         return b"".join(shown)

@@ -21,10 +21,11 @@ from cllm.engine.scheduling.adapter_turns import TURN_S
 from cllm.engine.scheduling.admission import Admission
 from cllm.engine.scheduling.commands import Commands
 from cllm.engine.scheduling.fairness import GENERATED
+from cllm.engine.scheduling.filling import fill
 from cllm.engine.scheduling.interruption import Interruption
 from cllm.engine.scheduling.loop import EngineLoop
 from cllm.engine.scheduling.overlap import Job, Overlap
-from cllm.engine.scheduling.planning import Plan, Planner, fill, holes_of, shape_of
+from cllm.engine.scheduling.planning import Plan, Planner, holes_of, shape_of
 from cllm.engine.scheduling.room import RoomMaker
 from cllm.engine.scheduling.rows import filtered
 from cllm.engine.scheduling.shifting import ContextShift
