@@ -275,6 +275,13 @@ class Engine:
         """
         return self._tokenizer.tokenize(text, add_special, parse_special)
 
+    def mark(self, text: str) -> int | None:
+        """The token that a mark of a template is, if it is a control token or looks like one.
+
+        Remembered: only for texts that are few. Raises InvalidRequest, EngineClosed.
+        """
+        return self._tokenizer.mark(text)
+
     def detokenize(self, tokens: Sequence[int], special: bool = True) -> str:
         """Tokens -> text. special: spell out special tokens, except the BOS and EOS that
         tokenize adds by itself. Bytes that are not UTF-8 become U+FFFD. Raises as tokenize.

@@ -123,6 +123,10 @@ class Generation(Request):
         no entry. What was there before the end stays takeable after it, whatever the end was.
         """
         deltas = self._deltas
+        if len(deltas) == 1:  # the common case
+            text = deltas.popleft()
+            self._taken_chars += len(text)
+            return [text]
         taken = [deltas.popleft() for _ in range(len(deltas))]
         self._taken_chars += sum(map(len, taken))
         return taken

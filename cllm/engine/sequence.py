@@ -123,7 +123,8 @@ class Sequence:
         self._newest = 0
         self._vocab = vocab
         self._piece = vocab.spelled if params.spell_special else vocab.piece
-        self._detokenizer = Detokenizer(self._piece)
+        known = vocab.spelled_texts if params.spell_special else vocab.texts_of_ascii
+        self._detokenizer = Detokenizer(self._piece, known)
         self._stops = StopMatcher(params.stop)
         self._indent = IndentLimit(params.min_indent) if params.min_indent else None
         self._passes = not params.stop and self._indent is None  # all text, as it is

@@ -5,7 +5,6 @@ from __future__ import annotations
 import enum
 import json
 from collections.abc import Sequence
-from functools import partial
 from typing import TYPE_CHECKING
 
 from cllm.api.chat.conversation import Conversation, Tool
@@ -101,7 +100,7 @@ def _compiled(
     free = not tools and response is None
     if budget is None and (free or (not tools and not thinks and format.answer is None)):
         return response
-    grammar = Grammar(partial(_marker_token, engine))
+    grammar = Grammar(engine.mark)
     called = conversation.choice == "required"
     expressions = ["TEXT"] if free else []
     if tools:
@@ -131,18 +130,9 @@ def _budget(engine: Engine, conversation: Conversation, dialect: Dialect) -> int
     if budget is None or budget < 0:
         return None
     end = dialect.think[1]
-    if _marker_token(engine, end) is None:
+    if engine.mark(end) is None:
         if conversation.soft_budget:
             return None
         expected = f"-1: this model has no token that ends thoughts ({end!r} is text)"
         raise InvalidRequest("thinking_budget_tokens", budget, expected)
     return budget
-
-
-def _marker_token(engine: Engine, marker: str) -> int | None:
-    """The token that a marker is, if it is a control token or looks like one."""
-    special = engine.tokenize(marker, add_special=False, parse_special=True)
-    if len(special) != 1:
-        return None
-    text = engine.tokenize(marker, add_special=False)
-    return special[0] if text != special or marker[0] + marker[-1] == "<>" else None

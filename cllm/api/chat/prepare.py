@@ -100,4 +100,5 @@ def read_text(reader: Reader) -> Steps[None]:
             yield Text(reader.skip(len(reader.text)))
         if reader.ended:
             return
+        reader.free = "", Text
         yield None

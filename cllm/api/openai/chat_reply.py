@@ -101,7 +101,9 @@ class _Message:
 class ChatFrames:
     """The chunks of a stream; see `cllm.api.stream.Frames`."""
 
-    __slots__ = ("_by_number", "_choices", "_chunks", "_engine", "_pieces", "_reply", "_timed")
+    __slots__ = (
+        "_by_number", "_choices", "_chunks", "_engine", "_pieces", "_plain", "_reply", "_timed",
+    )  # fmt: skip
 
     ping = PING
 
@@ -112,6 +114,7 @@ class ChatFrames:
         self._by_number = bool(asked.return_tokens_as_token_ids)
         self._reply = reply
         self._engine = engine
+        self._plain = engine is None and not self._timed  # of an event of text only that differs
         self._choices = [
             Choice(generation, prepared, engine is not None) for generation in reply.generations
         ]
@@ -132,7 +135,11 @@ class ChatFrames:
         if not text:
             generation, choice = self._reply.generations[index], self._choice(index, {}, None)
             return self._chunks.progress(choice, generation, self._timed)
-        return self._events(index, self._choices[index].push(text))
+        events = self._choices[index].push(text)
+        if self._plain and len(events) == 1 and isinstance(said := events[0], Text):
+            before, behind = self._pieces[index]
+            return before + encode(said.text) + behind
+        return self._events(index, events)
 
     def end(self, index: int, generation: Generation, error: str | None) -> bytes:
         choice = self._choices[index]
@@ -155,8 +162,8 @@ class ChatFrames:
                 delta = _delta_of(event)
                 if delta is not None:
                     shown.append(self._delta(index, delta, None))
-            elif self._engine is None and not self._timed:
-                shown.append(b"%b%b%b" % (before, encode(event.text), behind))
+            elif self._plain:
+                shown.append(before + encode(event.text) + behind)
             else:
                 shown.append(self._delta(index, {"content": event.text}, None))
         return b"".join(shown)

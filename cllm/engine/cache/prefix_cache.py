@@ -208,9 +208,11 @@ class PrefixCache:
         own = self._held(slot, shared)
         best = at_own = self._from(slot, own, shared, own=True)
         for holder in sorted(shared.lengths, key=lambda holder: isinstance(holder, Saved)):
+            if holder is slot or shared.lengths[holder] <= best.reuse:
+                continue
             gain = self._copy_gain if isinstance(holder, Slot) else WORTH
             held = self._held(holder, shared)
-            if holder is not slot and held - own >= gain and held > best.reuse:
+            if held - own >= gain and held > best.reuse:
                 best = self._from(holder, held, shared)
         if self.checkpoints.suffice and shared.checkpoints:
             longest = shared.checkpoints[0]
@@ -250,9 +252,11 @@ class PrefixCache:
         if slot.length - kept < WORTH_SAVING or not self.saved.max_bytes:
             return False
         shared = self._shared(slot.tokens[: slot.length], slot.scope)
-        others = [holder for holder in shared.lengths if holder is not slot]
-        elsewhere = [self._held(holder, shared) for holder in others]
-        return is_worth_saving(slot.length, slot.length - max(kept, *elsewhere, 0))
+        most = kept
+        for holder, n in shared.lengths.items():
+            if n > most and holder is not slot:
+                most = max(most, self._held(holder, shared))
+        return is_worth_saving(slot.length, slot.length - most)
 
     def coming(self, tokens: array[int], scope: Scope) -> int:
         """Leading tokens of a prompt that are held, or are being evaluated in a slot."""

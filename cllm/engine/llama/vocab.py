@@ -39,6 +39,9 @@ class Vocab:
         self.bos_added = self.bos if self.adds_bos else None
         self.eos_added = self.eos if self.adds_eos else None
         self.adds_sep = bool(C.llama_vocab_get_add_sep(handle))
+        # The texts of tokens of ASCII that were generated, from piece() and from spelled().
+        self.texts_of_ascii: dict[int, str] = {}
+        self.spelled_texts: dict[int, str] = {}
         self._pieces: dict[int, bytes] = {}
         self._spelled: dict[int, bytes] = {}
         self._prose: dict[int, bool] = {}

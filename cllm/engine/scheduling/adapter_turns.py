@@ -39,10 +39,15 @@ class AdapterTurns:
         self._began = 0.0
         self._order: OrderedDict[AdapterSet, None] = OrderedDict({COMMON.adapters: None})
 
+    @property
+    def holder(self) -> AdapterSet:
+        """The set whose turn it is, or was last."""
+        return next(iter(self._order))
+
     def choose(self, sequences: Seq[S]) -> list[S]:
         """The sequences of the set whose turn it is."""
         order = self._order
-        holder = next(iter(order))
+        holder = self.holder
         sets = dict.fromkeys(sequence.adapters for sequence in sequences)
         if len(sets) <= 1 and (not sets or holder in sets):
             return list(sequences)

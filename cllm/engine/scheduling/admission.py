@@ -46,10 +46,9 @@ class Admission:
 
         give_up: ends the one sequence that caused an exception; the same for admit().
         """
-        for sequence in list(running):
-            slot = slot_of(sequence)
+        for sequence in [s for s in running if slot_of(s).leader is not None]:
             try:
-                if slot.leader is not None and self._placer.catch_up(slot):
+                if self._placer.catch_up(slot_of(sequence)):
                     self._note_start(sequence)
             except Exception as error:
                 give_up(sequence, error)

@@ -7,7 +7,7 @@ import threading
 import time
 from dataclasses import dataclass
 from itertools import islice
-from typing import Generic
+from typing import Any, Generic
 
 from cllm.engine.errors import EngineClosed, EngineError, QueueFull, described
 from cllm.engine.machine.own_process import OwnProcess
@@ -26,6 +26,9 @@ class Messages(Generic[T]):
     arrivals: list[T]
     cancelled: set[Request]
     displaced: list[tuple[T, QueueFull]]
+
+
+_NOTHING: Messages[Any] = Messages([], set(), [])
 
 
 class Inbox(Generic[T]):
@@ -153,6 +156,8 @@ class Inbox(Generic[T]):
         wait: sleep until there is a message, `longest` seconds at most, then until gather_s
         seconds pass without another request, so that requests that arrive together begin together.
         """
+        if not (wait or self._has_news()):  # what comes meanwhile is taken next time
+            return _NOTHING
         with self._changed:
             ended, self._ended = self._ended, 0
             if wait:
@@ -182,6 +187,9 @@ class Inbox(Generic[T]):
                 left = min(seconds, left)
             if left <= 0 or not self._changed.wait(left):
                 return
+
+    def _has_news(self) -> bool:
+        return bool(self._arrivals or self._displaced or self._ended) or self._is_urgent()
 
     def _is_urgent(self) -> bool:
         return bool(self._cancelled) or self._woken or self.stopping

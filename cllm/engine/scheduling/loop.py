@@ -172,9 +172,10 @@ class EngineLoop(ABC, Generic[W]):
         messages = self._inbox.take(wait=rest > 0, gather_s=self._gather_s, longest=rest)
         if messages is None:
             return False
-        self._waiting.extend(messages.arrivals)
-        for work in messages.arrivals:
-            self._next_deadline = min(self._next_deadline, work.deadline)
+        if messages.arrivals:
+            self._waiting.extend(messages.arrivals)
+            for work in messages.arrivals:
+                self._next_deadline = min(self._next_deadline, work.deadline)
         for work, refusal in messages.displaced:
             # One that was admitted or has ended meanwhile has left the queue already.
             if not (work.writer.admitted or work.request.done):

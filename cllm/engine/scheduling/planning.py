@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import pairwise
 
 from cllm.engine.cache.prefix_cache import Slot
 from cllm.engine.config import SCORED_ROWS
-from cllm.engine.llama import Batch
 from cllm.engine.scheduling.adapter_turns import AdapterTurns
 from cllm.engine.scheduling.pacing import Pacer
 from cllm.engine.scheduling.passes import TILE, Plan, in_passes, whole_passes
@@ -79,6 +77,8 @@ class Planner:
         They take turns. The sums of a row depend on how many rows are computed with it, so all
         rows of a reproducible sequence are computed in steps of its own, in the same parts.
         """
+        if plan := self._streams(running):
+            return plan
         alone = [sequence for sequence in running if sequence.reproducible]
         if not alone:
             return self._plan_together(running)
@@ -90,6 +90,29 @@ class Planner:
             if plan := self._plan_together(together):
                 return plan
         return []
+
+    def _streams(self, running: list[Sequence]) -> Plan:
+        """The plan of the usual step, in which every sequence is a stream; []: it is another step.
+
+        As _plan_together() would make it, with a part of its work.
+        """
+        if not running or len(self._turns_of) != 1:
+            return []
+        ((adapters, turns),) = self._turns_of.items()
+        for sequence in running:
+            if (
+                not sequence.decoding
+                or slot_of(sequence).leader is not None
+                or sequence.reproducible
+                or sequence.adapters != adapters
+            ):
+                return []
+        if self._turns.holder != adapters:
+            return []
+        turns.prompts_were_read = False
+        turns.waited = max(0, turns.waited - 1)
+        turns.owed = max(0, turns.owed - 1)
+        return _in_order(self._newest(running, True))
 
     def _fixed_part(self, sequence: Sequence) -> int:
         """All newest tokens; of a prompt, those up to the next whole tile."""
@@ -147,18 +170,17 @@ class Planner:
                 turns.owed = 1 + int(self._pacer.prompt_s(sum(map(_to_read, crowd))) or 0.0)
         else:
             turns.owed = max(0, turns.owed - 1)
-        plan = [(s, n) for s, n in counts.items() if n]
-        if prompts and self._tiles:
-            return in_passes(plan, self._ubatch)
-        # llama_decode evaluates slots of a split cache together only if they follow each other.
-        return sorted(plan, key=lambda item: slot_of(item[0]).id)
+        plan = _in_order(counts)
+        return in_passes(plan, self._ubatch) if prompts and self._tiles else plan
 
     def _newest(self, generating: list[Sequence], draft: bool) -> dict[Sequence, int]:
-        pending = sum(s.pending for s in generating)
+        counts = {s: s.pending for s in generating}
+        pending = sum(counts.values())
         if pending > self._capacity:
             return dict.fromkeys(generating, 1)
         room = self._ubatch - pending
-        if draft and generating and self._speculation is not None and room > 0:
+        draft = draft and room > 0 and any(s.drafter is not None for s in generating)
+        if draft and self._speculation is not None:
             step_s = self._pacer.step_s(len(generating))
             try:
                 self._speculation.draft(generating, room, step_s)
@@ -167,7 +189,8 @@ class Planner:
                 self._speculation = None
                 for sequence in generating:
                     sequence.rollback()
-        return {s: s.pending for s in generating}
+            counts = {s: s.pending for s in generating}
+        return counts
 
     def _add_prompts(
         self,
@@ -241,9 +264,11 @@ class Planner:
         That is within half of the time for which they would stop, and less wait in all. waited:
         steps for which the prompts have waited already, maybe for streams that have ended since.
         """
+        if not prompts:
+            return False
         step_s = self._pacer.step_s(len(generating))
         reading_s = self._pacer.prompt_s(sum(s.pending for s in prompts))
-        if not prompts or step_s is None or reading_s is None:
+        if step_s is None or reading_s is None:
             return False
         left = max(s.max_length - len(s.tokens) for s in generating)
         return (waited + left) * step_s <= reading_s * min(0.5, len(generating) / len(prompts))
@@ -272,6 +297,11 @@ class Planner:
             step_s = self._pacer.step_s(shape.generating)
             if step_s is not None:
                 self._speculation.observe(shape.generating, drafted, seconds, step_s)
+
+
+def _in_order(counts: dict[Sequence, int]) -> Plan:
+    """The plan: llama_decode evaluates neighboring slots of a split cache together."""
+    return sorted(((s, n) for s, n in counts.items() if n), key=lambda item: slot_of(item[0]).id)
 
 
 def _part(pending: int, room: int, behind: int, over: int = TILE // 2) -> int:
@@ -317,61 +347,9 @@ def holes_of(plan: Plan, slots: list[Slot], longest: int) -> list[Slot]:
     which is removed afterwards, a step of 7 sequences takes one pass over the weights instead of
     two. longest: tokens that a slot can hold. Deeper slots than those of the step stay out.
     """
-    if any(count != 1 for _, count in plan):
-        return []
     ids = [slot_of(sequence).id for sequence, _ in plan]
+    if ids[-1] - ids[0] < len(ids) or any(count != 1 for _, count in plan):
+        return []
     depth = min(longest - 1, max((slot_of(sequence).length for sequence, _ in plan), default=0))
     holes = [slots[left + 1] for left, right in pairwise(ids) if right - left == 2]
     return [slot for slot in holes if slot.length <= depth]
-
-
-def fill(batch: Batch, plan: Plan, holes: Iterable[Slot] = ()) -> int:
-    """Put a plan into the batch; return its number of tokens. Last and scored tokens get logits.
-
-    holes: slots that get a token without meaning.
-    """
-    at, before = 0, {slot.id + 1: slot for slot in holes}
-    if not before and all(
-        count == 1 and not sequence.drafted and sequence.scores is None for sequence, count in plan
-    ):
-        return _fill_newest(batch, plan)
-    for sequence, count in plan:
-        slot = slot_of(sequence)
-        if (hole := before.get(slot.id)) is not None:
-            batch.token[at] = sequence.tokens[slot.length]
-            batch.pos[at] = hole.length
-            batch.seq[at] = hole.id
-            batch.output[at] = 0
-            at += 1
-        start, end = slot.length, slot.length + count
-        if count == 1:
-            batch.token[at] = sequence.tokens[start]
-            batch.pos[at] = start
-            batch.seq[at] = slot.id
-        else:
-            batch.token[at : at + count] = sequence.tokens[start:end]
-            batch.pos[at : at + count] = range(start, end)
-            batch.seq[at : at + count] = slot.id
-            batch.output[at : at + count] = 0
-        at += count
-        rows = 1 + sequence.drafted
-        batch.output[at - rows : at] = end == len(sequence.tokens)
-        if sequence.scores is not None and (scored := sequence.scores.wanted(start, end)):
-            batch.output[at - end + scored.start : at - end + scored.stop] = 1
-    return at
-
-
-def _fill_newest(batch: Batch, plan: Plan) -> int:
-    """fill() for one token of each sequence: four numpy calls for all of them."""
-    tokens, at, ids, outputs = list[int](), list[int](), list[int](), list[bool]()
-    for sequence, _ in plan:
-        slot = slot_of(sequence)
-        length = slot.length
-        tokens.append(sequence.tokens[length])
-        at.append(length)
-        ids.append(slot.id)
-        outputs.append(length + 1 == len(sequence.tokens))
-    count = len(plan)
-    batch.token[:count], batch.pos[:count] = tokens, at
-    batch.seq[:count], batch.output[:count] = ids, outputs
-    return count

@@ -21,11 +21,12 @@ from cllm.engine.scheduling.adapter_turns import TURN_S
 from cllm.engine.scheduling.admission import Admission
 from cllm.engine.scheduling.commands import Commands
 from cllm.engine.scheduling.fairness import GENERATED
+from cllm.engine.scheduling.filling import fill
 from cllm.engine.scheduling.interruption import Interruption
 from cllm.engine.scheduling.loop import EngineLoop
 from cllm.engine.scheduling.overlap import Job, Overlap
 from cllm.engine.scheduling.passes import Plan
-from cllm.engine.scheduling.planning import Planner, fill, holes_of, shape_of
+from cllm.engine.scheduling.planning import Planner, holes_of, shape_of
 from cllm.engine.scheduling.room import RoomMaker
 from cllm.engine.scheduling.rows import filtered
 from cllm.engine.scheduling.shifting import ContextShift
@@ -357,7 +358,8 @@ class Scheduler(EngineLoop[Sequence]):
             self._stats.completion_tokens += generated
             published += generated
             self._waiting.charge(sequence.tenant, GENERATED * generated)
-            self._forget_rejected(sequence)
+            if slot_of(sequence).length >= len(sequence.tokens):
+                self._forget_rejected(sequence)
             if reason is not None:
                 self._finish(sequence, reason)
             else:

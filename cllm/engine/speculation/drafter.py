@@ -20,6 +20,7 @@ _SLICE = (
 )
 _FEW = 32  # tokens for which a loop is faster than numpy
 _TOKEN_BITS = 21  # of a token in a key
+_KEY_MASK = (1 << _GRAM * _TOKEN_BITS) - 1
 _USUAL = (0.8, 0.85, 0.85, 0.9, 0.9, 0.97, 0.72, 0.75, 0.7, 0.8, 0.8, 0.97)
 """Share of right predictions after a run of 0, 1, 2 to 3, 4 to 7, 8 to 15 and more right ones: of
 those from the prompt, then of those from the answer. Measured with a small model on real text."""
@@ -70,11 +71,12 @@ class PromptLookup:
     run so far.
     """
 
-    __slots__ = ("_follower", "_next", "_prompt", "_read", "_seen", "longest", "run")
+    __slots__ = ("_follower", "_key", "_next", "_prompt", "_read", "_seen", "longest", "run")
 
     def __init__(self) -> None:
         self._follower: dict[int, int] = {}
         self._read = _GRAM  # tokens before this one are in the table as followers
+        self._key = 0  # of the last three tokens, once follow() was called
         self._seen: int | None = None  # tokens that were there at the last call
         self._prompt = 0  # tokens of the prompt
         self._next = 0  # position of the token that is predicted to come; 0: none is
@@ -85,28 +87,31 @@ class PromptLookup:
 
         The table of a long prompt is filled over several calls, the beginning first.
         """
-        length = len(tokens)
-        if self._seen is None:
-            self._seen = self._prompt = length
-        seen = self._seen
-        self._fill(tokens, min(seen, self._read + _SLICE))
+        length, seen = len(tokens), self._seen
+        if seen is None:
+            seen = self._prompt = length
+            self._key = _key(tokens, length)
+        if self._read < seen:
+            self._fill(tokens, min(seen, self._read + _SLICE))
+        follower, key = self._follower, self._key
         for position in range(seen, length):
-            right = False
+            token, right = tokens[position], False
             if self._next:
-                right = tokens[self._next] == tokens[position]
+                right = tokens[self._next] == token
                 rates.observe(self.kind(0), right)
             if self._read == position:
-                self._follower[_key(tokens, position)] = position
+                follower[key] = position
                 self._read += 1
+            key = (key << _TOKEN_BITS | token) & _KEY_MASK
             if right:
                 self.run += 1
                 self.longest = max(self.longest, self.run)
                 self._next += 1
             else:
-                self.run, self._next = 0, self._find(tokens, position + 1)
-        self._seen = length
-        if not self._next:
-            self._next = self._find(tokens, length)
+                self.run, self._next = 0, follower.get(key, 0)
+        self._seen, self._key = length, key
+        if not self._next:  # a slice of the prompt may have it
+            self._next = follower.get(key, 0)
         return self._next > 0
 
     def kind(self, ahead: int) -> int:
@@ -122,13 +127,8 @@ class PromptLookup:
             draft.append(draft[len(draft) - (length - start)])
         return draft
 
-    def _find(self, tokens: array[int], end: int) -> int:
-        return self._follower.get(_key(tokens, end), 0) if end >= _GRAM else 0
-
     def _fill(self, tokens: array[int], end: int) -> None:
         follower, begin = self._follower, self._read
-        if end <= begin:
-            return
         if end - begin < _FEW:
             for position in range(begin, end):
                 follower[_key(tokens, position)] = position
@@ -140,8 +140,11 @@ class PromptLookup:
 
 
 def _key(tokens: array[int], end: int) -> int:
-    first, second, third = tokens[end - 3], tokens[end - 2], tokens[end - 1]
-    return (first << 2 * _TOKEN_BITS) | (second << _TOKEN_BITS) | third
+    """The last three tokens before `end` as one number; fewer at the beginning of a text."""
+    key = 0
+    for token in tokens[max(0, end - _GRAM) : end]:
+        key = key << _TOKEN_BITS | token
+    return key
 
 
 class AcceptanceRate:

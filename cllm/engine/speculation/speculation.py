@@ -63,9 +63,12 @@ class Speculation:
         drafts = self._from_texts(sequences, limits, fixed, each)
         if self._drafting is not None:
             self._improve(self._drafting, sequences, drafts, limits, (fixed, each * count), step_s)
+        if not any(drafts):
+            self._steps = 0
+            return
         if self._split_cache and count > 1:
             _equalize(sequences, drafts)
-        self._steps = self._steps + 1 if any(drafts) else 0
+        self._steps += 1
         for sequence, draft in zip(sequences, drafts, strict=True):
             sequence.add_draft(draft)
 
@@ -86,6 +89,8 @@ class Speculation:
             for s, limit in zip(sequences, limits, strict=True)
         ]
         self._saved = min(_PROBE_MOST, self._saved + _PROBE_SHARE)
+        if not any(chances):
+            return [[] for _ in sequences]
         if self._split_cache and count > 1:  # all draft equally many, or none does
             room = min(limits) if all(s.drafter is not None for s in sequences) else 0
             columns = zip_longest(*chances, fillvalue=0.0)

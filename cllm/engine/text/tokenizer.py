@@ -24,6 +24,7 @@ class Tokenizer:
         self._changed = threading.Condition()
         self._borrowers = 0
         self._closed = False
+        self._marks: dict[str, int | None] = {}
 
     @contextmanager
     def borrowed(self) -> Iterator[None]:
@@ -52,6 +53,19 @@ class Tokenizer:
         """Text -> tokens. name: of the field, for errors. Raises InvalidRequest."""
         with self.borrowed():
             return self._tokenize(name, text, add_special, parse_special)
+
+    def mark(self, text: str) -> int | None:
+        """The token that a mark of a template is, if it is a control token or looks like one.
+
+        Remembered: only for texts that are few. Raises InvalidRequest.
+        """
+        if text not in self._marks:
+            tokens = self.tokenize(text, False, parse_special=True)
+            is_one = len(tokens) == 1 and (
+                text[0] + text[-1] == "<>" or self.tokenize(text, False, False) != tokens
+            )
+            self._marks[text] = tokens[0] if is_one else None
+        return self._marks[text]
 
     def detokenize(self, tokens: Sequence[int], special: bool) -> str:
         """Tokens -> text; bytes that are not UTF-8 become U+FFFD. Raises InvalidRequest."""
