@@ -114,6 +114,16 @@ def test_prompts_that_arrive_together_begin_to_generate_together(
     assert max(parts) <= 2.1, "in steps that let new requests in"
 
 
+def test_prompts_that_are_answered_by_one_token_do_not_wait_for_each_other(vocab: Vocab) -> None:
+    machine = Machine(vocab)
+    for _ in range(8):
+        machine.begin(240, answer=1)
+    machine.drain()
+    first = sorted(times[0] for times in machine.times.values())
+    assert first[0] < 1.1 < first[-1]
+    assert all(n >= 64 for plan in machine.plans for _, n in plan), "no end was held back"
+
+
 @pytest.mark.parametrize("tokens", [30, 240])
 def test_one_that_arrives_while_others_are_read_begins_with_them(vocab: Vocab, tokens: int) -> None:
     machine = Machine(vocab)
