@@ -11,6 +11,7 @@ from cllm.engine.cache.prefix_cache import Slot
 from cllm.engine.config import SCORED_ROWS
 from cllm.engine.llama import Batch
 from cllm.engine.scheduling.adapter_turns import AdapterTurns
+from cllm.engine.scheduling.batch_order import batch_order
 from cllm.engine.scheduling.pacing import Pacer
 from cllm.engine.scheduling.thread_policy import Shape
 from cllm.engine.sequence import Sequence, slot_of
@@ -151,9 +152,13 @@ class Planner:
         else:
             turns.owed = max(0, turns.owed - 1)
         # llama_decode evaluates slots of a split cache together only if they follow each other.
-        return sorted(
+        plan = sorted(
             ((s, n) for s, n in counts.items() if n), key=lambda item: slot_of(item[0]).id
         )
+        if not (prompts and self._split_cache):
+            return plan
+        order = batch_order([(slot_of(s).id, n) for s, n in plan], self._ubatch, _TILE)
+        return [plan[index] for index in order]
 
     def _newest(self, generating: list[Sequence], draft: bool) -> dict[Sequence, int]:
         pending = sum(s.pending for s in generating)
