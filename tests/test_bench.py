@@ -34,7 +34,7 @@ from scripts.bench.report.comparison import check_targets, ratio, rows
 from scripts.bench.report.figure import draw
 from scripts.bench.servers import peers
 from scripts.bench.servers.contenders import check_shape, judge
-from scripts.bench.servers.server import cpu_seconds
+from scripts.bench.servers.server import cpu_seconds, settle
 from scripts.bench.streams import Outcome, check
 from scripts.bench.workloads import GREEDY, SCHEMA, Request, Writer
 
@@ -293,6 +293,25 @@ def test_busy_processes_compute_and_end() -> None:
             time.sleep(0.01)
         assert min(map(cpu_seconds, pids)) >= 0.1
     assert not any(Path(f"/proc/{pid}").exists() for pid in pids)
+
+
+@pytest.mark.skipif(not Path("/proc").exists(), reason="needs /proc")
+def test_a_turn_waits_until_the_last_server_computes_no_more() -> None:
+    spins = "import sys, threading as t; e = t.Event()\n"
+    spins += "s = t.Thread(target=lambda: any(iter(e.is_set, True))); s.start()\n"
+    spins += "print(flush=True); sys.stdin.readline(); e.set(); s.join(); sys.stdin.readline()"
+    command = [sys.executable, "-c", spins]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as child:
+        assert child.stdin is not None and child.stdout is not None
+        try:
+            child.stdout.readline()
+            assert not settle(child.pid, patience=0.2)
+            child.stdin.write(b"\n")
+            child.stdin.flush()
+            assert settle(child.pid, patience=60)
+        finally:
+            child.kill()
+    assert settle(child.pid) and settle(None)
 
 
 def test_the_processor_time_of_a_server_includes_its_workers() -> None:

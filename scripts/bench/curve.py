@@ -21,6 +21,7 @@ from .report.comparison import REFERENCE
 from .report.curve import KINDS, Point, draw, from_json, tables, to_json
 from .serve import CONTENDERS, add_load, named, program_of
 from .servers.contenders import Answer, Contender, Setup, Turn
+from .servers.server import settle
 from .workloads import SAMPLING, Crowd, Request, Workload, Writer
 
 SERVERS = ("cllm", REFERENCE, "xllamacpp", "llama_cpp.server")
@@ -119,6 +120,7 @@ class Curve:
             before = contender.steps()
             with BusyProcesses(busy):
                 turn = contender.ask(crowd, lambda: None)
+            settle(contender.pid)
             after = contender.steps()
             steps = after.since(before) if after and before else None
             cut = any(answer.cut for answer in turn.answers)
@@ -159,7 +161,9 @@ class Curve:
 
     def _warm_up(self, contender: Contender, kind: str, sequences: int) -> float:
         crowd, sizes = self._crowd("warm up", kind, sequences, 4 * LENGTHS[kind][0])
-        return rate_of(kind, contender.ask(crowd, lambda: None), sizes)
+        turn = contender.ask(crowd, lambda: None)
+        settle(contender.pid)
+        return rate_of(kind, turn, sizes)
 
     def _crowd(self, seed: str, kind: str, sequences: int, length: int) -> tuple[Crowd, list[int]]:
         """Requests that all start at once, and the sizes of their prompts."""

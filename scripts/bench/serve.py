@@ -30,7 +30,7 @@ from .servers.contenders import (
     xllamacpp,
 )
 from .servers.engine_alone import BATCHED_BENCH, BatchedBench, EngineContender
-from .servers.server import PeakRss, cpu_seconds
+from .servers.server import PeakRss, cpu_seconds, settle
 from .workloads import WORKLOADS, Crowd, Script, Workload, Writer
 
 GUESSING = "llama-server-ngram"
@@ -99,6 +99,7 @@ def measure(
     found["peak MiB"] = memory.peak / 2**20 if memory else float("nan")
     if probing is not None:
         found["/health p99"] = percentile(probing.latencies, 99) * 1e3
+    settle(pid)
     return found, faults
 
 
@@ -152,6 +153,7 @@ def run_workload(
         with tqdm(total=total, desc=work.name, unit="req", disable=None) as bar:
             for contender in contenders:
                 contender.ask(warm_up, lambda: None)
+                settle(contender.pid)
                 before[contender.name] = contender.steps()
             for crowd, busy, contender in product(crowds, given.busy, contenders):
                 if crowd.earlier:

@@ -135,6 +135,12 @@ class EmbeddingScheduler(EngineLoop[Job]):
 
     # The engine thread.
 
+    def _rest(self) -> float:
+        rest = super()._rest()
+        if rest > 0:
+            self._threads.rest()
+        return rest
+
     def _step(self) -> None:
         began = time.perf_counter()
         self._expire()
@@ -146,9 +152,9 @@ class EmbeddingScheduler(EngineLoop[Job]):
         self._plan()
         count = self._fill()
         step = Shape(len(self._parts), 0, count)
+        self._threads.prepare(step)
         if self._threads.is_due:
             self._threads.look()
-        self._threads.prepare(step)
         decode_began = time.perf_counter()
         jobs = {part.job for part in self._parts}
         # The inputs of others in a step would have to be computed again: it runs to its end.

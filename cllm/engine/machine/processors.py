@@ -125,6 +125,11 @@ class ProcessorWatch:
         """CPUs that this process may use."""
         return len(self._cpus)
 
+    @property
+    def works(self) -> bool:
+        """Whether this system tells what others use."""
+        return self._ticks is not None
+
     def spare(self) -> float | None:
         """CPUs that others left on average since the last call; None: unknown on this system.
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 from cllm.engine.cache.prefix_cache import Slot
 from cllm.engine.llama import Batch
-from cllm.engine.scheduling.planning import Plan
+from cllm.engine.scheduling.passes import Plan
 from cllm.engine.sequence import slot_of
 
 

@@ -239,13 +239,14 @@ class Planner:
         They are more than the streams, and take not too long from the beginning to the end of all.
         The first ones would otherwise stop, after each of a few tokens, for a part of the others.
         None is longer than the others together, which would wait for it, nor passes one that is due
-        before.
+        before. A prompt whose answer is its first token has nothing to keep in step.
         """
         if len(prompts) <= max(1, generating):
             return []
         if any(s.scores is not None or s.preempted for s in prompts):
             return []
-        crowd = sorted(prompts, key=_to_read)
+        crowd = [s for s in prompts if s.max_length - len(s.tokens) > 1]
+        crowd.sort(key=_to_read)
         total = sum(map(_to_read, crowd))
         while crowd and not (
             self._pacer.begin_together(total) and 2 * _to_read(crowd[-1]) <= total + TILE

@@ -129,6 +129,8 @@ class Scheduler(EngineLoop[Sequence]):
 
     def _rest(self) -> float:
         rest = super()._rest()
+        if rest > 0:
+            self._threads.rest()
         if self._disk is None:
             return rest
         if rest == math.inf:

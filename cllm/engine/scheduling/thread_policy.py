@@ -16,6 +16,7 @@ _ALIKE = 1.25  # maximum ratio of tokens of two comparable steps
 # ratio of at most `better` ends a trial with a switch, of at least `worse` without.
 _WORSE = ((1, 1.4), (2, 1.25), (3, 1.15))
 _BETTER = ((1, 0.3), (2, 0.5), (3, 0.65), (5, 0.75), (8, 0.85), (_ROUNDS, 0.92))
+_FREE = 2  # times in a row that all cores are free, after which all threads are used again
 _FIRST_S = 2.0  # of computing before the first trial without a change
 _NO_WORSE = 1.02  # suffices if other programs leave a core per thread
 _PAUSE_S = 1.0  # minimum of computing between two trials
@@ -56,12 +57,14 @@ class ThreadPolicy:
     fewer cores than there are threads, more threads at any time. It loses time if it fails, so
     pauses double, and are long enough that all trials lose at most a hundredth of the time. When
     the cores that others leave change, the next trial is due at once, or as soon as trials have
-    lost less than a twentieth. On a machine without other load there is none.
+    lost less than a twentieth. On a machine without other load there is none: when twice in a row
+    each of all threads has had a free core, all are used again. Steps that read prompts are seldom
+    alike, so a trial would take long.
     """
 
     __slots__ = (
-        "_clock", "_counts", "_failures", "_judged_with", "_next", "_next_with_news", "_spare",
-        "_trial", "_turn", "threads",
+        "_clock", "_counts", "_failures", "_free", "_judged_with", "_next", "_next_with_news",
+        "_spare", "_trial", "_turn", "threads",
     )  # fmt: skip
 
     def __init__(self, most: int) -> None:
@@ -73,6 +76,7 @@ class ThreadPolicy:
         self._next, self._next_with_news = _FIRST_S, 0.0  # on that clock, when a trial is due
         self._failures = 0  # trials since the last switch or change
         self._turn = 0
+        self._free = 0  # times in a row that others left a core for each of all threads
         self._spare: float | None = None  # cores that other programs leave
         self._judged_with: float | None = most  # what that was at the last trial
 
@@ -84,6 +88,11 @@ class ThreadPolicy:
         elif spare is not None and abs(spare - self._judged_with) > _CHANGE:
             self._judged_with = spare
             self._next = min(self._next, self._next_with_news)
+            self._failures = self._turn = 0
+        most = self._counts[0]
+        self._free = self._free + 1 if spare is not None and spare >= most - _MARGIN else 0
+        if self._free >= _FREE and self.threads < most:
+            self.threads, self._trial, self._judged_with = most, None, spare
             self._failures = self._turn = 0
 
     def choose(self, shape: Shape) -> int:

@@ -16,6 +16,7 @@ from cllm.engine.stats import EngineStats
 _log = logging.getLogger("cllm.engine")
 
 _LOOK_S = 1.0  # between two readings of other programs' use
+_IDLE_S = 0.1  # without steps, after which what others used before says nothing
 _SILENCE_S = 60.0  # between two log lines
 
 
@@ -39,12 +40,19 @@ class Threads:
         self._watch = ProcessorWatch()
         self._in_use = self._most
         self._looked = clock()
+        self._idle_since: float | None = self._looked
+        self._rested = False  # since the last look
+        if self._policy is not None and self._watch.works:
+            self._policy.note_spare(self._watch.cpus)  # until it is measured
         self._told, self._told_at = self._most, -math.inf
         stats.threads = stats.threads_limit = self._most
         stats.cores_left = stats.cores = self._watch.cpus
 
     def prepare(self, shape: Shape, fixed: bool = False) -> None:
         """Set the number of threads for a step. fixed: always the same, as sums depend on it."""
+        if self._idle_since is not None:
+            self._rested |= self._clock() - self._idle_since >= _IDLE_S
+            self._idle_since = None
         if self._policy is not None:
             self._use(self._most if fixed else self._policy.choose(shape))
 
@@ -69,12 +77,24 @@ class Threads:
     @property
     def is_due(self) -> bool:
         """Whether to call look() again."""
-        return self._clock() - self._looked >= _LOOK_S
+        return self._rested or self._clock() - self._looked >= _LOOK_S
+
+    def rest(self) -> None:
+        """No step follows until a request arrives."""
+        if self._idle_since is None:
+            self._idle_since = self._clock()
 
     def look(self) -> None:
-        """Find out which cores other programs leave. It reads a file: best during a step."""
+        """Find out which cores other programs leave. It reads a file: best during a step.
+
+        Only what they use while this engine computes counts. So the first look after a rest only
+        begins the measurement.
+        """
         now = self._looked = self._clock()
         spare = self._watch.spare()
+        if self._rested:
+            self._rested = False
+            return
         self._stats.cores_left = math.nan if spare is None else spare
         if self._policy is not None:
             self._policy.note_spare(spare)

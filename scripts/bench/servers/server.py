@@ -23,6 +23,7 @@ from ..common import BenchError
 
 REPOSITORY = Path(__file__).resolve().parents[3]
 HOST = "127.0.0.1"
+_STILL = 5  # looks, 10 ms apart, that find no thread computing
 
 
 def raise_file_limit(needed: int) -> None:
@@ -156,6 +157,34 @@ def cpu_seconds(pid: int) -> float:
     children = map(int, " ".join(lists).split())
     # One that has just ended counts no more.
     return own + sum(used for used in map(cpu_seconds, children) if used == used)
+
+
+def settle(pid: int | None, patience: float = 5.0) -> bool:
+    """Wait until a process and its children compute no more; whether they do within `patience` s.
+
+    Threads of LLVM's OpenMP spin for 0.2 s after their work, in which the next server would find
+    a core busy. Without a pid, or /proc, it does not wait.
+    """
+    end, still = time.monotonic() + patience, 0
+    while pid is not None and still < _STILL:
+        still = 0 if _computes(pid) else still + 1
+        if time.monotonic() > end:
+            return False
+        time.sleep(0.01)
+    return True
+
+
+def _computes(pid: int) -> bool:
+    """Whether a thread of a process or its children has, or waits for, a processor."""
+    for task in Path(f"/proc/{pid}/task").glob("*"):
+        try:
+            state = (task / "stat").read_text().rpartition(")")[2].split()[0]
+            children = map(int, (task / "children").read_text().split())
+        except OSError:
+            continue  # it has just ended
+        if state == "R" or any(map(_computes, children)):
+            return True
+    return False
 
 
 def rss(pid: int) -> int:

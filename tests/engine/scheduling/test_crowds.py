@@ -115,6 +115,29 @@ def test_prompts_that_arrive_together_begin_to_generate_together(
     assert max(parts) <= 2.1, "in steps that let new requests in"
 
 
+def test_prompts_that_are_answered_by_one_token_do_not_wait_for_each_other(vocab: Vocab) -> None:
+    machine = Machine(vocab)
+    for _ in range(8):
+        machine.begin(240, answer=1)
+    machine.drain()
+    first = sorted(times[0] for times in machine.times.values())
+    assert first[0] < 1.1 < first[-1]
+    assert all(n >= 64 for plan in machine.plans for _, n in plan), "no end was held back"
+
+
+@pytest.mark.parametrize(
+    ("prompts", "order"), [((80, 79, 78), [2, 1, 0]), ((80, 80, 79), [2, 0, 1]), ((9, 8), [0, 1])]
+)
+def test_a_batch_keeps_whole_prompts_together(
+    vocab: Vocab, prompts: tuple[int, ...], order: list[int]
+) -> None:
+    machine = Machine(vocab)
+    for tokens in prompts:
+        machine.begin(tokens, answer=1)
+    machine.step()
+    assert [slot_of(sequence).id for sequence, _ in machine.plans[0]] == order
+
+
 @pytest.mark.parametrize("tokens", [30, 240])
 def test_one_that_arrives_while_others_are_read_begins_with_them(vocab: Vocab, tokens: int) -> None:
     machine = Machine(vocab)

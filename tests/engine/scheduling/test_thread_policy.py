@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from itertools import cycle
 
 import pytest
 
@@ -127,6 +128,24 @@ def test_it_comes_back_within_seconds_when_the_machine_is_free_again(noise: floa
     machine.run(8)
     assert machine.policy.threads == 2
     assert {machine.step() for _ in range(1000)} == {2}
+
+
+def test_it_comes_back_where_no_step_is_like_the_last_one() -> None:
+    machine = Machine(ThreadPolicy(2), two_cores, busy=1)
+    machine.run(300)
+    assert machine.policy.threads == 1
+    machine.busy = 0
+    prompts = cycle((8, 20, 90))
+    machine.run(8, lambda: Shape(1, 0, next(prompts)))
+    assert machine.policy.threads == 2
+
+
+def test_one_free_second_is_no_reason_to_come_back() -> None:
+    policy = ThreadPolicy(2)
+    policy.threads = 1
+    for spare in (1.0, 2.0, 1.0, 2.0, 1.0):
+        policy.note_spare(spare)
+        assert policy.threads == 1
 
 
 @pytest.mark.parametrize("seed", range(20))

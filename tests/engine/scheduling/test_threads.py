@@ -48,18 +48,21 @@ class Rig:
         self.clock = Clock()
         self.stats = EngineStats()
         self.seconds = {1: 0.06, 2: 0.03}
+        self.on_trial = 0  # steps
         self.threads = Threads(loaded.contexts, loaded.info.context, self.stats, self.clock)
         self.threads._watch = self.watch = Watch()
 
     def step(self) -> tuple[int, bool]:
         """The threads of a step, as the policy chose them, and whether it was a usual one."""
+        self.threads.prepare(STEP)
         if self.threads.is_due:
             self.threads.look()
-        self.threads.prepare(STEP)
         count = self.in_force()[0][1]
         took = self.seconds[count]
         self.clock.now += took
-        return count, self.threads.learn(STEP, took)
+        usual = self.threads.learn(STEP, took)
+        self.on_trial += not usual
+        return count, usual
 
     def run(self, seconds: float) -> None:
         end = self.clock.now + seconds
@@ -112,6 +115,37 @@ def test_steps_on_trial_are_not_usual_ones(rig: Rig) -> None:
     first = steps.index((1, False))
     assert all(usual for _, usual in steps[:first])
     assert steps[-1] == (1, True)
+
+
+def test_what_others_used_while_the_engine_rested_does_not_count(rig: Rig) -> None:
+    rig.run(5)
+    for seconds in (0.2, 1.0, 30.0):
+        rig.threads.rest()
+        rig.clock.now += seconds / 2
+        rig.threads.rest()  # woken without work
+        rig.clock.now += seconds / 2
+        rig.watch.left = 0.3  # until the next reading
+        rig.step()
+        rig.watch.left = 2.0
+        rig.run(5)
+    assert (rig.stats.threads, rig.stats.thread_changes, rig.stats.cores_left) == (2, 0, 2.0)
+    assert rig.on_trial == 0, "not even a step with fewer threads"
+
+
+def test_short_rests_do_not_hide_what_others_use(rig: Rig) -> None:
+    rig.next_to_others()
+    for _ in range(60):
+        rig.run(0.2)
+        rig.threads.rest()
+        rig.clock.now += 0.02
+    assert (rig.stats.threads, rig.stats.cores_left) == (1, 1.0)
+
+
+def test_the_first_steps_use_all_threads_until_others_have_been_measured(rig: Rig) -> None:
+    for _ in range(4):
+        rig.threads.prepare(STEP)
+        assert rig.in_force()[0] == (2, 2)
+        assert rig.threads.learn(STEP, 3.0)
 
 
 def test_a_change_is_logged_at_most_once_a_minute(
