@@ -225,7 +225,8 @@ class Planner:
         crowd = sorted(prompts, key=_to_read)
         total = sum(map(_to_read, crowd))
         while crowd and not (
-            self._pacer.begin_together(total) and 2 * _to_read(crowd[-1]) <= total + _TILE
+            self._pacer.begin_together(total, generating)
+            and 2 * _to_read(crowd[-1]) <= total + _TILE
         ):
             total -= _to_read(crowd.pop())
         if len(crowd) <= max(1, generating) or self._first(prompts) not in crowd:
