@@ -303,8 +303,10 @@ class Program:
     def _load_again(self, before: Unloaded) -> None:
         """On the same thread."""
         from cllm.engine import Engine
+        from cllm.startup import calm_collector
 
         self.engine = Engine.load(self._model(), self.engine_config, before=before)
+        calm_collector()
         self.service.ready(self.engine)
 
     def _reload(self) -> None:
@@ -323,9 +325,10 @@ class Program:
         log.info("SIGHUP: %s has %d keys", self.settings.api_keys_file, len(ring.keys))
 
     def _serve(self, engine: Engine) -> None:
-        from cllm.startup import announce
+        from cllm.startup import announce, calm_collector
 
         self.engine = engine
+        calm_collector()
         if not self.stopping:
             self.service.ready(engine)
             if self.idling is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import ipaddress
 import logging
 import os
@@ -26,6 +27,16 @@ Report = Callable[[float], None]
 
 _STEP = 10  # percent between two lines about loading
 _PAUSE = 1.0  # seconds between two lines about loading; a quick load prints none
+
+
+def calm_collector() -> None:
+    """Keep the garbage collector away from the objects of the loaded program.
+
+    There are some 75 000 of them. A full collection holds the interpreter lock for 20 ms or more,
+    on whatever thread it begins, and all streams wait.
+    """
+    gc.collect()
+    gc.freeze()
 
 
 @contextmanager

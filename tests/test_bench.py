@@ -238,10 +238,16 @@ def test_a_small_client_is_measured_next_to_a_big_one(tmp_path: Path) -> None:
 def test_gaps_divides_the_time_between_two_decodes_into_parts(tmp_path: Path) -> None:
     found, _ = results(tmp_path, "gaps", "--requests", "16")
     for size in (40, 400):
-        whole, *parts = rows_of(found, f"64 clients, 16 sequences, {size} tokens")
-        assert whole["part"] == "all"
+        title = f"64 clients, 16 sequences, {size} tokens"
+        whole, wall, *parts = rows_of(found, f"Processor time, {title}")
+        assert whole["part"] == "all" and wall["part"] == "wall"
         assert sum(part["share %"] for part in parts) == pytest.approx(100)
         assert 0 < whole["p50 ms"] <= whole["p99 ms"] <= whole["max ms"]
+        means, *parts = rows_of(found, f"Means in ms, {title}")
+        for column in (name for name in means if name != "part"):
+            assert sum(part[column] for part in parts) == pytest.approx(means[column])
+        groups = rows_of(found, f"By requests that begin or end, {title}")
+        assert sum(group["gaps"] for group in groups) > 0
 
 
 def test_the_cache_is_measured_with_and_without_each_mechanism(tmp_path: Path) -> None:

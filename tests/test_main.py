@@ -360,6 +360,22 @@ def test_a_port_that_strangers_reach_without_a_key_is_warned_of(
     assert not any("sk-1" in line for line in child.seen)
 
 
+def test_the_garbage_collector_leaves_the_loaded_program_alone(start: Start) -> None:
+    code = """
+import gc, sys
+from cllm import main, startup
+announce = startup.announce
+def told(*about):
+    announce(*about)
+    print("kept", gc.get_freeze_count(), len(gc.get_objects()), flush=True)
+startup.announce = told
+sys.exit(main.main())
+"""
+    child = start(command=[sys.executable, "-c", code])
+    kept, others = map(int, child.until(r"^kept (\d+) (\d+)").groups())
+    assert kept > 10 * others
+
+
 def test_a_small_memory_budget_makes_a_smaller_context_and_the_banner_says_so(start: Start) -> None:
     child = start("--memory-budget", "12M")
     child.ready()

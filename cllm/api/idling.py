@@ -123,6 +123,7 @@ class Idling:
                 log.exception("the model cannot be unloaded and stays in memory")
                 self._settle(None)
                 continue
+            gc.unfreeze()  # see cllm.startup.calm_collector
             gc.collect()  # what an engine holds includes circles
             return_memory()
             while self._waking is not None:

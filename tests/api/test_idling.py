@@ -21,6 +21,7 @@ from cllm.api.service import State
 from cllm.engine import Engine, ModelLoadError
 from cllm.engine.unloaded import Unloaded
 from cllm.http import BodyStream, HttpRequest, HttpResponse, Server, ServerConfig
+from cllm.startup import calm_collector
 from tests.api.api_client import PATIENCE, Live, begin_post, eventually, read_until
 from tests.embedding_models import bert
 from tests.engine.lora_files import write_lora
@@ -34,6 +35,13 @@ QUIET = (
 )
 
 
+class Circle:
+    """An object that only the garbage collector frees."""
+
+    def __init__(self) -> None:
+        self.itself = self
+
+
 class Program:
     """The owner of the engine, as in the program; loads may be held back or fail."""
 
@@ -45,6 +53,9 @@ class Program:
         self.parts: list[weakref.ref[Any]] = []
         self.loads = 0
         self.note_parts(self.engine)
+        self.circle: Circle | None = Circle()
+        self.parts.append(weakref.ref(self.circle))
+        calm_collector()
         self.may_load = threading.Event()
         self.may_load.set()
         self.error: Exception | None = None
@@ -54,7 +65,7 @@ class Program:
         self.parts += [weakref.ref(part) for part in each]
 
     def close(self) -> None:
-        engine, self.engine = self.engine, None
+        engine, self.engine, self.circle = self.engine, None, None
         if engine is not None:
             engine.close()
 

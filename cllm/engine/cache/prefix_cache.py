@@ -232,19 +232,22 @@ class PrefixCache:
 
     def _given_up(self, idle: list[Slot]) -> Slot:
         """The idle slot to give to a prompt that no slot has a prefix of."""
-        order = sorted(idle, key=self._reluctance)
+        ranks = {slot.id: self._reluctance(slot) for slot in idle}
+        order = sorted(idle, key=lambda slot: ranks[slot.id])
         if len(order) > 1 and self.worth_saving(order[0]):
-            neighbours = self._reluctance(order[0])[0]
+            neighbours = ranks[order[0].id][0]
             for slot in order[1:_LOOKED_AT]:
-                if self._reluctance(slot)[0] == neighbours and not self.worth_saving(slot):
+                if ranks[slot.id][0] == neighbours and not self.worth_saving(slot):
                     return slot
         return order[0]
 
     def _reluctance(self, slot: Slot) -> tuple[int, bool, int, int]:
         """The slot with the least is given to a prompt that no slot has a prefix of."""
-        busy_neighbours = 0
+        busy_neighbours, slots, at = 0, self.slots, slot.id
         if self.split:
-            busy_neighbours = sum(s.busy for s in self.slots if abs(s.id - slot.id) == 1)
+            busy_neighbours = (at > 0 and slots[at - 1].busy) + (
+                at + 1 < len(slots) and slots[at + 1].busy
+            )
         return (-busy_neighbours, slot.length > 0, slot.last_used, slot.id)
 
     def worth_saving(self, slot: Slot, kept: int = 0) -> bool:

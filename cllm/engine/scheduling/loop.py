@@ -14,6 +14,7 @@ from cllm.engine.history import History, RequestRecord, record_of
 from cllm.engine.request import FinishReason, Request, RequestWriter
 from cllm.engine.scheduling.fairness import FairQueue, Queued
 from cllm.engine.scheduling.inbox import Inbox
+from cllm.engine.scheduling.lock_waits import lock_waits
 from cllm.engine.sharing import EQUAL, Share
 from cllm.engine.stats import EngineStats
 
@@ -57,6 +58,7 @@ class EngineLoop(ABC, Generic[W]):
         self._gather_s = gather_s
         self._next_deadline = math.inf
         self._failures = 0
+        self._works = False  # and has the interpreter lock given to it sooner
 
     # Any thread.
 
@@ -165,13 +167,17 @@ class EngineLoop(ABC, Generic[W]):
                     work.writer.finish(FinishReason.ERROR, ending)
                     self._changed.append(work.writer)
             self._tell()
+            self._note_work(False)
 
     def _take_messages(self) -> bool:
         """Take what other threads left; sleep while there is nothing to do. False: stop."""
         rest = self._rest()
+        if rest > 0:
+            self._note_work(False)
         messages = self._inbox.take(wait=rest > 0, gather_s=self._gather_s, longest=rest)
         if messages is None:
             return False
+        self._note_work(True)
         if messages.arrivals:
             self._waiting.extend(messages.arrivals)
             for work in messages.arrivals:
@@ -185,6 +191,11 @@ class EngineLoop(ABC, Generic[W]):
                 if work.request in messages.cancelled:
                     self._finish(work, FinishReason.CANCELLED)
         return True
+
+    def _note_work(self, works: bool) -> None:
+        if works != self._works:
+            self._works = works
+            (lock_waits.shorten if works else lock_waits.restore)()
 
     def _guarded_step(self) -> None:
         try:

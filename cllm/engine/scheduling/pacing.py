@@ -9,6 +9,7 @@ _AUTO_STEPS = 5.0  # the time between two tokens, in decode steps, if not config
 _AUTO_LEAST_S = 0.1  # the minimum: a reader does not notice it
 _ALONE_S = 1.0  # of a step without generating sequences: a new arrival waits this long
 _TOGETHER_S = 10.0  # of reading prompts before all of them begin to generate, at most
+_HELD_S = 2.0  # the same while streams wait for it
 _LEAST_TOKENS = 8  # of prompts in a step: smaller products cost as much
 _MEMORY = 0.9  # weight of the past at each observation
 
@@ -58,12 +59,13 @@ class Pacer:
                 target = max(target, _ALONE_S)
         return max(_LEAST_TOKENS, int(prompt.inverse(max(target - step, step))))
 
-    def begin_together(self, tokens: int) -> bool:
+    def begin_together(self, tokens: int, streams: int) -> bool:
         """Whether prompts of so many tokens in all, more than streams, begin to generate together.
 
         Not if a gap is configured, which keeps the first ones generating meanwhile.
         """
-        return self._max_itl is None and (self.prompt_s(tokens) or 0.0) <= _TOGETHER_S
+        most = _HELD_S if streams else _TOGETHER_S
+        return self._max_itl is None and (self.prompt_s(tokens) or 0.0) <= most
 
     def step_s(self, decoding: int) -> float | None:
         """Seconds of a step with only this number of generating sequences; None: unknown."""

@@ -249,7 +249,8 @@ class Planner:
         crowd.sort(key=_to_read)
         total = sum(map(_to_read, crowd))
         while crowd and not (
-            self._pacer.begin_together(total) and 2 * _to_read(crowd[-1]) <= total + TILE
+            self._pacer.begin_together(total, generating)
+            and 2 * _to_read(crowd[-1]) <= total + TILE
         ):
             total -= _to_read(crowd.pop())
         if len(crowd) <= max(1, generating) or self._first(prompts) not in crowd:
