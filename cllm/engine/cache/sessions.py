@@ -98,12 +98,8 @@ class Sessions:
         found = self._command(self._checked(slot), take)
         return _then(found, lambda snapshot: self._file_thread(write, snapshot))
 
-    def restore(
-        self, slot: int, filename: str, owner: str = "", lasting: bool = True
-    ) -> Future[Session]:
+    def restore(self, slot: int, filename: str, owner: str = "") -> Future[Session]:
         """Put a file's prefix into a slot; prompts of its scope that begin with it reuse it.
-
-        lasting: see Scope.
 
         Raises as save does; the future raises InvalidRequest if the file is missing, damaged, or
         saved with another model or another cache layout.
@@ -120,7 +116,7 @@ class Sessions:
             if adapters is None:
                 expected = "a file saved with LoRA adapters that are loaded"
                 raise InvalidRequest("filename", filename, expected)
-            scope = Scope(owner, content.salt, lasting, adapters)
+            scope = Scope(owner, content.salt, adapters)
             return content.tokens, content.state, content.size, scope
 
         def put(content: tuple[array[int], Bytes, int, Scope]) -> Future[Session]:
