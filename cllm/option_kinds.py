@@ -48,7 +48,15 @@ def text(metavar: str = "TEXT") -> Kind:
 def path(metavar: str = "FILE") -> Kind:
     """A file name; `~` is the home directory."""
     plain = text(metavar)
-    return Kind(metavar, lambda raw: os.path.expanduser(plain.parse(raw)), plain.show)
+    return Kind(metavar, lambda raw: _file(plain.parse(raw)), plain.show)
+
+
+def _file(name: str) -> str:
+    """The name with `~` expanded. Raises ValueError for one that the system cannot take."""
+    with suppress(UnicodeEncodeError):
+        if b"\0" not in os.fsencode(name):
+            return os.path.expanduser(name)
+    raise ValueError("expected a file name")
 
 
 def integer(low: int, high: int | None = None, *, auto: bool = False) -> Kind:
@@ -240,8 +248,11 @@ def quoted(metavar: str, *, files: bool = False) -> Kind:
         texts = [item for item in items if isinstance(item, str)]
         if texts != items:
             raise ValueError("expected a list of texts")
-        words = [word.strip() for row in csv.reader(texts) for word in row]
-        return tuple(os.path.expanduser(word) if files else word for word in words if word)
+        try:
+            words = [word.strip() for row in csv.reader(texts) for word in row]
+        except csv.Error:
+            raise ValueError("expected a list separated by commas, without line breaks") from None
+        return tuple(_file(word) if files else word for word in words if word)
 
     def show(value: Iterable[str]) -> str:
         return ",".join(f'"{word}"' if "," in word else word for word in value)
@@ -254,7 +265,7 @@ def paths() -> Kind:
     plain = names()
 
     def parse(raw: object) -> tuple[str, ...]:
-        return tuple(os.path.expanduser(word) for word in plain.parse(raw))
+        return tuple(_file(word) for word in plain.parse(raw))
 
     return Kind("FILE,…", parse, ",".join, is_list=True)
 

@@ -188,6 +188,9 @@ def test_limits_reach_the_http_room() -> None:
         (["--", "a=b.gguf"], "--model a=b.gguf"),
         (["--max-head", "17"], "--max-head: got"),
         (["--mode", "x"], 'unknown option "--mode"; did you mean "--model"?'),
+        (["--lora", "a\nb"], "without line breaks"),
+        (["--override-kv", "a=int:1\nb=int:2"], "without line breaks"),
+        (["--override-tensor", "a=CPU\nb=CPU"], "without line breaks"),
     ],
 )
 def test_a_bad_argument_is_named_with_what_was_expected(argv: list[str], said: str) -> None:
@@ -226,6 +229,9 @@ def test_a_bad_value_counts_even_where_a_stronger_source_overrides_it() -> None:
         ("- port", 'must hold "name: value" lines'),
         ("a: b: c", "line 1 is not valid YAML"),
         ("cors-origins: [1]", "expected a list of words"),
+        ('model: "a\\0b"', "expected a file name"),
+        ('tls-cert: ["a\\0b"]', "expected a file name"),
+        ('lora: ["a\\0b"]', "expected a file name"),
     ],
 )
 def test_a_bad_file_is_named_with_its_key(yaml_file: Path, content: str, said: str) -> None:
@@ -238,6 +244,12 @@ def test_a_bad_file_is_named_with_its_key(yaml_file: Path, content: str, said: s
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     assert "No such file" in complaint("--config", str(tmp_path / "no.yaml"))
     assert "Is a directory" in complaint("--config", str(tmp_path))
+
+
+@pytest.mark.parametrize("option", ["slot-save-path", "cache-disk"])
+def test_a_directory_that_the_system_refuses_is_named(option: str) -> None:
+    with pytest.raises(SettingsError, match=rf"^--{option}=x.* \(File name too long\); name a "):
+        engine_config(load(f"--{option}", "x" * 300))
 
 
 def test_contradictions_that_only_a_room_can_see_are_settings_errors() -> None:

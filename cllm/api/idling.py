@@ -16,6 +16,7 @@ from time import monotonic
 from typing import TYPE_CHECKING
 
 from cllm.api.lanes import Answer, Endpoint
+from cllm.api.rate_limits import retry_fields
 from cllm.http import BodyStream, DeferredResponse, HttpError, HttpRequest, HttpResponse
 
 if TYPE_CHECKING:
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("cllm.api")
 
 _LOOKS = 4  # in an idle period, at streams, whether they have ended
+_RETRY_S = 5.0  # after which a client tries a load again that failed
 _STREAMS = 64  # that are kept before those that have ended are dropped
 
 
@@ -167,7 +169,9 @@ class Idling:
             self._load(known)
         except Exception as error:
             log.error("the model cannot be loaded again: %s; the next request tries again", error)
-            self._settle(HttpError(503, f"the model cannot be loaded again: {error}"))
+            # Not the reason: it may name files.
+            message = "the model cannot be loaded again; the server's log says why"
+            self._settle(HttpError(503, message, retry_fields(_RETRY_S)))
             return
         log.info("the model is loaded after %.1f s", monotonic() - began)
         self._settle(None)

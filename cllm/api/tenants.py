@@ -65,13 +65,13 @@ class Tenant:
 
     A running request costs nothing while it runs: its tokens are read when the next one asks.
     limited: whether there is a limit of requests or tokens. requests: POST requests taken.
-    refused: by the limit that refused them: "requests", "tokens", "queue". lasting: whether the
-    name means the same key after a restart.
+    refused: by the limit that refused them: "requests", "tokens", "queue". owner: of its prefixes,
+    also in files: no other tenant has it after a restart. None: its name.
     """
 
-    def __init__(self, name: str, terms: Terms, lasting: bool = True) -> None:
+    def __init__(self, name: str, terms: Terms, owner: str | None = None) -> None:
         self.name = name
-        self.lasting = lasting
+        self.owner = owner or name
         self._lock = threading.Lock()
         self._running: dict[Request, float] = {}  # what was counted of each
         self._requests: Bucket | None = None
@@ -263,8 +263,9 @@ class Tenants:
         for key in (*wanted, *ring.keys):  # a key of the file takes precedence
             tenant = known.get(key.name)
             if tenant is None:
-                # "key 1" is another key when the options name others.
-                tenant = Tenant(key.name, key.terms, lasting=key.digest not in self._plain)
+                # "key 1" is another key when the options name others. Names have no blank.
+                owner = f"key {sha256(key.digest).hexdigest()}" if key in wanted else None
+                tenant = Tenant(key.name, key.terms, owner)
             elif tenant.terms != key.terms:
                 tenant.renew(key.terms)
             by_digest[key.digest] = tenant
@@ -333,7 +334,7 @@ def scope_of(request: HttpRequest, divided: bool, salt: str | None) -> Scope:
     if not divided:
         return Scope("", digest)
     tenant: Tenant | None = request.context.get(TENANT)
-    return Scope(tenant_of(request), digest, tenant is None or tenant.lasting)
+    return Scope(address_of(request) if tenant is None else tenant.owner, digest)
 
 
 def metered(tenants: Tenants, uncounted: Collection[str] = ()) -> Middleware:

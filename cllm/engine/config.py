@@ -202,12 +202,19 @@ class EngineConfig:
         self._check_each("override_kv", self.override_kv, KvOverride.parse)
         self._check_each("lora", self.lora, LoraFile.parse)
         self._check_each("override_tensor", self.override_tensor, TensorOverride.parse)
-        if self.slot_save_path is not None and not Path(self.slot_save_path).is_dir():
-            raise ValueError(
-                f"slot_save_path={self.slot_save_path} is not a directory; create it first"
-            )
-        if self.cache_disk is not None:
-            self._check_cache_disk(Path(self.cache_disk))
+        for name, check in (
+            ("slot_save_path", self._check_slot_save_path),
+            ("cache_disk", self._check_cache_disk),
+        ):
+            path = getattr(self, name)
+            if path is not None:
+                try:
+                    check(Path(path))
+                except OSError as error:
+                    raise ValueError(
+                        f"{name}={path} cannot be used ({error.strerror}); name a directory of "
+                        "this user"
+                    ) from None
         self._check_choice("pooling", self.pooling, ("auto", *POOLINGS))
         if self.batch_size < self.parallel:
             raise ValueError(
@@ -265,6 +272,11 @@ class EngineConfig:
             raise ValueError(
                 f"spec_synth_rates has {len(rates)} values; give at most draft_max={self.draft_max}"
             )
+
+    @staticmethod
+    def _check_slot_save_path(path: Path) -> None:
+        if not path.is_dir():
+            raise ValueError(f"slot_save_path={path} is not a directory; create it first")
 
     def _check_cache_disk(self, path: Path) -> None:
         if self.cache_ram == 0:

@@ -39,21 +39,19 @@ AdapterSet = tuple[tuple[int, float], ...]
 class Scope(NamedTuple):
     """Whose prefixes a request may reuse: those of requests with an equal scope, and no others.
 
-    owner: "": all requests without an owner. salt: divides the scope of an owner further.
-    lasting: whether the owner's name means the same after a restart; otherwise nothing of it is
-    put on disk.
+    owner: "": all requests without an owner; any other must mean the same after a restart.
+    salt: divides the scope of an owner further.
     adapters: what the prefixes were computed with.
     """
 
     owner: str = ""
     salt: str = ""
-    lasting: bool = True
     adapters: AdapterSet = ()
 
     @property
     def durable(self) -> bool:
         """Whether prefixes may be put on disk: adapters have numbers that a restart may change."""
-        return self.lasting and not self.adapters
+        return not self.adapters
 
 
 COMMON = Scope()

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from hashlib import sha256
 
 import pytest
 
 from cllm.api import ApiSettings
+from cllm.api.tenants import Tenants
 from cllm.engine import Engine, EngineConfig
 from cllm.models import demo_path
 from tests.api.api_client import Live, eventually, idle, serving
@@ -59,8 +61,10 @@ def keyed_engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
 def keyed(keyed_engine: Engine) -> Iterator[Live]:
     """A server whose keys have limits; each test has the same engine and counts of its own."""
     engine = keyed_engine
+    plain = Tenants(["plain"]).find(sha256(b"plain").digest())
+    assert plain is not None
     for slot in range(4):
-        for owner in ("", *(key.name for key in RING.keys), "key 1"):
+        for owner in ("", *(key.name for key in RING.keys), plain.owner):
             engine.sessions.erase(slot, owner).result(60)
     with serving(engine, ApiSettings(key_ring=RING, api_keys=("plain",))) as live:
         yield live

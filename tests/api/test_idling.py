@@ -189,10 +189,15 @@ def test_requests_that_arrive_while_it_loads_wait_and_one_may_leave(
     wait_for_rest(live)
 
 
-def test_a_load_that_fails_is_told_and_tried_again(asleep: tuple[Live, Program]) -> None:
+def test_a_load_that_fails_is_told_and_tried_again(
+    asleep: tuple[Live, Program], caplog: pytest.LogCaptureFixture
+) -> None:
     live, program = asleep
-    program.error = ModelLoadError("the file is gone")
-    assert "the file is gone" in live.refused("/generate", ASKED, 503)
+    program.error = ModelLoadError("there is no file /srv/models/secret.gguf")
+    answer = live.post("/generate", ASKED)
+    assert answer.status_code == 503 and "the server's log says why" in answer.text
+    assert "secret" not in answer.text and int(answer.headers["Retry-After"]) > 0
+    assert "secret" in caplog.text
     assert live.get("/health").status_code == 200
     program.error = None
     live.ask("/generate", **ASKED)

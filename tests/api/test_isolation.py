@@ -128,15 +128,32 @@ def test_a_saved_slot_is_restored_by_its_key_only(keyed: Live) -> None:
     assert cached(keyed, "plain", id_slot=3) > 100
 
 
-def test_only_names_that_mean_the_same_after_a_restart_last() -> None:
-    tenants = Tenants(["plain"], RING)
-    lasting = {}
-    for key in ("plain", "alice"):
-        tenant = tenants.find(sha256(key.encode()).digest())
-        assert tenant is not None
-        lasting[tenant.name] = tenant.lasting
-    assert lasting == {"key 1": False, "alice": True}
-    assert tenants.anyone.lasting
+def test_a_key_without_a_name_owns_its_prefixes_after_a_restart_and_no_other_does(
+    keyed_engine: Engine,
+) -> None:
+    def served(*keys: str) -> ApiSettings:
+        return ApiSettings(api_keys=keys, share_prefixes="tenant")
+
+    def act(live: Live, key: str, action: str) -> int:
+        path = f"/slots/1?action={action}"
+        fields = {"x-api-key": key}
+        return live.post(path, {"filename": "numbered"}, headers=fields).status_code
+
+    prompt = f"numbered {LONG_PROMPT}"
+    with serving(keyed_engine, served("first", "second")) as live:
+        cached(live, "first", prompt=prompt, id_slot=1)
+        assert act(live, "first", "save") == 200
+    with serving(keyed_engine, served("other", "first")) as live:
+        assert act(live, "other", "restore") == 400
+        assert cached(live, "other", prompt=prompt, id_slot=1) < 100
+        assert act(live, "first", "restore") == 200
+        assert cached(live, "first", prompt=prompt, id_slot=1) > 100
+
+
+def test_the_name_of_a_key_in_a_file_owns_its_prefixes() -> None:
+    for tenants in (Tenants(ring=RING), Tenants(["plain", "alice"], RING)):
+        tenant = tenants.find(sha256(b"alice").digest())
+        assert tenant is not None and tenant.owner == "alice"
 
 
 @pytest.mark.parametrize("path", [*GENERATING, "/generate_stream"])

@@ -51,16 +51,12 @@ class SlotActions:
         sessions = self._service.engine.sessions
         slot = _slot(request.path_params["id"])
         action = request.query.get("action", "")
-        scope = scope_of(request, self._service.divides_prefixes, None)
-        owner = scope.owner
+        owner = scope_of(request, self._service.divides_prefixes, None).owner
         if action == "save":
             return self._answer(sessions.save(slot, _filename(request), owner), _saved, request)
         if action == "restore":
-            return self._answer(
-                sessions.restore(slot, _filename(request), owner, scope.lasting),
-                _restored,
-                request,
-            )
+            restored = sessions.restore(slot, _filename(request), owner)
+            return self._answer(restored, _restored, request)
         if action == "erase":
             erased = sessions.erase(slot, owner)
             return self._answer(erased, lambda n: {"id_slot": slot, "n_erased": n}, request)

@@ -11,7 +11,6 @@ from array import array
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import cached_property
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, TypeVar
@@ -71,7 +70,7 @@ class Sessions:
         self._command = command
         self._placer = placer
         self._config = config
-        self._model = model
+        self._identity = _identity(config, model)  # now: later, another file may be in its place
         self._ctx_size = ctx_size
         self._adapters = adapters
         self._files = ThreadPoolExecutor(1, thread_name_prefix="cllm-session-files")
@@ -98,12 +97,8 @@ class Sessions:
         found = self._command(self._checked(slot), take)
         return _then(found, lambda snapshot: self._file_thread(write, snapshot))
 
-    def restore(
-        self, slot: int, filename: str, owner: str = "", lasting: bool = True
-    ) -> Future[Session]:
+    def restore(self, slot: int, filename: str, owner: str = "") -> Future[Session]:
         """Put a file's prefix into a slot; prompts of its scope that begin with it reuse it.
-
-        lasting: see Scope.
 
         Raises as save does; the future raises InvalidRequest if the file is missing, damaged, or
         saved with another model or another cache layout.
@@ -120,7 +115,7 @@ class Sessions:
             if adapters is None:
                 expected = "a file saved with LoRA adapters that are loaded"
                 raise InvalidRequest("filename", filename, expected)
-            scope = Scope(owner, content.salt, lasting, adapters)
+            scope = Scope(owner, content.salt, adapters)
             return content.tokens, content.state, content.size, scope
 
         def put(content: tuple[array[int], Bytes, int, Scope]) -> Future[Session]:
@@ -144,14 +139,6 @@ class Sessions:
     def close(self) -> None:
         """Finish the file in progress; the rest ends with EngineClosed."""
         self._files.shutdown(cancel_futures=True)
-
-    @cached_property
-    def _identity(self) -> Identity:
-        config = self._config
-        layout = "unified" if config.kv_unified else f"split in {config.sequences}"
-        model = fingerprint(self._model)
-        types = config.cache_type_k, config.cache_type_v
-        return Identity(model, layout, *types, config.alterations)
 
     def _path(self, filename: str, owner: str) -> Path:
         directory = self._config.slot_save_path
@@ -177,6 +164,13 @@ class Sessions:
             closed: Future[_T] = Future()
             closed.set_exception(EngineClosed())
             return closed
+
+
+def _identity(config: EngineConfig, model: Path) -> Identity:
+    """Of the files of this engine; without a directory for them, the model does not matter."""
+    layout = "unified" if config.kv_unified else f"split in {config.sequences}"
+    known = "" if config.slot_save_path is None else fingerprint(model)
+    return Identity(known, layout, config.cache_type_k, config.cache_type_v, config.alterations)
 
 
 def _then(first: Future[_T], next_: Callable[[_T], Future[_U]]) -> Future[_U]:

@@ -199,16 +199,6 @@ def test_scopes_are_kept_apart_across_a_restart(start: Loader, folder: Path) -> 
         assert b"alice" not in content and b"secret" not in content
 
 
-def test_nothing_is_written_for_an_owner_whose_name_does_not_last(
-    start: Loader, folder: Path
-) -> None:
-    engine = start()
-    ask(engine, FIRST, Scope("key 1", lasting=False))
-    engine.close()
-    assert not files(folder)
-    assert ask(start(), [*FIRST, 7], Scope("key 1", lasting=False))[1] == 0
-
-
 def test_only_their_owner_can_read_the_files(start: Loader, folder: Path) -> None:
     before = os.umask(0)
     try:

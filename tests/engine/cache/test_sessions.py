@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import json
+import shutil
 import struct
 import zlib
 from pathlib import Path
@@ -56,6 +57,19 @@ def test_a_prefix_is_restored_by_another_engine(saving: Loader, tmp_path: Path) 
     assert session.n_bytes == (tmp_path / "talk.bin").stat().st_size
     done = finished(second.submit(LONGER, greedy(12)))
     assert (done.usage.cached_tokens, done.text) == (len(PROMPT), expected)
+
+
+@pytest.mark.parametrize("replaced", [True, False])
+def test_a_file_belongs_to_the_model_that_was_loaded(
+    saving: Loader, f32_path: Path, tmp_path: Path, replaced: bool
+) -> None:
+    path = Path(shutil.copy(f32_path, tmp_path / "model.gguf"))
+    engine = saving(path)
+    path.unlink()
+    if replaced:
+        path.write_bytes(b"GGUF, but another model")
+    saved(engine)
+    assert saving().sessions.restore(1, "talk.bin").result(WAIT).n_tokens == len(PROMPT)
 
 
 def test_a_file_is_restored_where_resting_slots_hold_all_cells(
