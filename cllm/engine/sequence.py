@@ -16,6 +16,7 @@ from cllm.engine.generation import FinishReason, Generation, GenerationWriter, T
 from cllm.engine.llama import FloatArray, Vocab
 from cllm.engine.sampling.logprobs import logprobs
 from cllm.engine.sampling.params import SamplingParams
+from cllm.engine.sampling.prefilter import Found
 from cllm.engine.sampling.prompt_scores import PromptScores
 from cllm.engine.sampling.sampler import TokenSampler
 from cllm.engine.sharing import COMMON, EQUAL, AdapterSet, Scope, Share
@@ -25,7 +26,6 @@ from cllm.engine.text.indent import IndentLimit
 from cllm.engine.text.stops import StopMatcher
 
 _ENDLESS = 2**62  # tokens
-_NO_ROW: FloatArray = np.empty(0, dtype=np.float32)
 
 
 class Sequence:
@@ -200,10 +200,10 @@ class Sequence:
         self.sampler.prepare(row, self.tokens)
         return top_k
 
-    def choose_among(self, found: NDArray[np.void]) -> list[int]:
+    def choose_among(self, found: Found | NDArray[np.void]) -> list[int]:
         """Choose what follows from the candidates of the newest token's row, after prepare()."""
         assert self.sampler is not None
-        token = self.sampler.choose(_NO_ROW, self.tokens, found)
+        token = self.sampler.choose_among(found, self.tokens)
         if self.guide is None:
             return [token]
         self.guide.check(token)

@@ -8,7 +8,8 @@ call of each function takes several times as long: so there are few different on
 from __future__ import annotations
 
 import math
-from functools import lru_cache
+from bisect import bisect_left
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +17,9 @@ from numpy.typing import NDArray
 from cllm.engine.llama import CANDIDATE, FloatArray
 from cllm.engine.sampling.params import SamplingParams
 from cllm.engine.sampling.survivors import first_mirostat, unsurprising
+
+MANY = 512
+"""Candidates of a row; llama.cpp chooses from more."""
 
 MIROSTAT_M = 100  # tokens from which mirostat 1 estimates the shape; llama.cpp's default
 
@@ -57,7 +61,10 @@ def _by_mirostat(row: FloatArray, params: SamplingParams, mu: float) -> NDArray[
 
 def records(row: FloatArray, ids: NDArray[np.intp]) -> NDArray[np.void]:
     """CANDIDATE records of some tokens; none if a logit of theirs is not a number."""
-    logits = row[ids]
+    return _records(row[ids], ids)
+
+
+def _records(logits: FloatArray, ids: NDArray[np.intp]) -> NDArray[np.void]:
     if not len(ids) or math.isnan(np.maximum.reduce(logits)):  # which a NaN passes through
         return np.empty(0, dtype=CANDIDATE)
     found = np.empty(len(ids), dtype=CANDIDATE)
@@ -66,28 +73,40 @@ def records(row: FloatArray, ids: NDArray[np.intp]) -> NDArray[np.void]:
     return found
 
 
-def candidates_together(rows: FloatArray, top_k: int) -> list[NDArray[np.void]]:
+class Found(NamedTuple):
+    """What candidates() returns for a first sampler top_k, as lists.
+
+    positions: of the tokens, in the flat matrix of rows. first: that of its row's first logit.
+    """
+
+    positions: list[int]
+    logits: list[float]
+    first: int
+
+    def records(self) -> NDArray[np.void]:
+        """The same as CANDIDATE records."""
+        ids = np.array(self.positions, dtype=np.intp) - self.first
+        return _records(np.array(self.logits, dtype=np.float32), ids)
+
+
+def candidates_together(rows: FloatArray, top_k: int) -> list[Found | NDArray[np.void]]:
     """Return for each of several rows what candidates() returns for a first sampler top_k.
 
-    rows: [count, n_vocab], contiguous.
+    CANDIDATE records where they are many. rows: [count, n_vocab], contiguous.
     """
-    if len(rows) == 1:
-        return [records(rows[0], greatest(rows[0], top_k))]
     positions = _greatest(rows, top_k)
-    if len(positions) == rows.size:  # all of them, with any that are not numbers
-        return [records(row, np.arange(len(row))) for row in rows]
     count, width = rows.shape
-    found = np.empty(len(positions), dtype=CANDIDATE)
-    found["id"] = positions % width
-    found["logit"] = rows.reshape(-1)[positions]
-    ends = positions.searchsorted(_ends(count, width)).tolist()
-    return [found[begin:end] for begin, end in zip([0, *ends], ends, strict=False)]
-
-
-@lru_cache(maxsize=64)
-def _ends(count: int, width: int) -> NDArray[np.intp]:
-    """Positions behind each row of a matrix that is read row by row."""
-    return np.arange(1, count + 1) * width
+    found: list[Found | NDArray[np.void]] = []
+    if len(positions) > count * MANY or len(positions) == rows.size:  # all of them, with any NaN
+        parts = np.split(positions, positions.searchsorted(np.arange(1, count) * width))
+        found += [records(row, part % width) for row, part in zip(rows, parts, strict=True)]
+        return found
+    places, logits, begin = positions.tolist(), rows.reshape(-1)[positions].tolist(), 0
+    for first in range(0, rows.size, width):
+        end = bisect_left(places, first + width, begin)
+        found.append(Found(places[begin:end], logits[begin:end], first))
+        begin = end
+    return found
 
 
 def greatest(row: FloatArray, top_k: int) -> NDArray[np.intp]:

@@ -6,18 +6,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cllm.engine.llama import FloatArray
-from cllm.engine.sampling.prefilter import candidates_together
+from cllm.engine.sampling.prefilter import Found, candidates_together
 from cllm.engine.sequence import Sequence
 
 
 def filtered(
     outputs: list[tuple[Sequence, int, int]], rows: FloatArray
-) -> dict[int, NDArray[np.void]]:
+) -> dict[int, Found | NDArray[np.void]]:
     """The candidates of rows whose first sampler is top_k, by row; adjacent rows at once.
 
     outputs: sequences, each with its rows of scored tokens and of others.
     """
-    found: dict[int, NDArray[np.void]] = {}
+    found: dict[int, Found | NDArray[np.void]] = {}
     begin = at = before = 0  # rows from `begin` to `at` are filtered by top_k `before`
 
     def take() -> None:

@@ -1,0 +1,171 @@
+"""The usual samplers in Python: top_k, top_p, min_p, temperature, and the draw.
+
+llama.cpp's samplers take three times as long after llama_decode, when their code is not in the
+processor's caches, as in a loop. For the few dozen candidates of a token Python is faster. It
+computes in 64 bits what llama.cpp computes in 32. Where a limit is so near that rounding decides,
+or the chosen token has a twin with the same logit, the answer is None, and llama.cpp chooses.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from functools import lru_cache
+from threading import Lock
+
+import numpy as np
+
+from cllm.engine.llama import CANDIDATE, SamplerChain
+from cllm.engine.sampling.params import SamplingParams
+
+_ORDER = ("top_k", "top_p", "min_p", "temperature")
+_MOST = 256  # top_k; llama.cpp is faster where it is greater
+_HUGE = 300.0  # logits whose exponentials are far from the limits of 64 bits
+_FIRST = 128  # random numbers that are made at once
+
+# In 32 bits a sum of n numbers has a relative error of at most n times this, any other result once.
+_ROUNDING = 2.0**-24
+
+
+class Drawer:
+    """Chooses one request's tokens as a chain of llama.cpp's samplers with the same seed does."""
+
+    __slots__ = ("_by_top_p", "_depth", "_temperature", "_top_k", "_top_p", "_uniforms", "drawn")
+
+    @classmethod
+    def of(cls, params: SamplingParams, seed: int) -> Drawer | None:
+        """None: llama.cpp must choose. seed: folded."""
+        active = params.active
+        usual = tuple(name for name in _ORDER if name in active) == active
+        usual = usual and active[:1] == ("top_k",) and params.top_k <= _MOST
+        usual = usual and params.min_keep < 2 and not params.mirostat
+        # llama.cpp knows the probabilities after its own samplers.
+        usual = usual and not (params.sampled_logprobs or params.dynamic_temperature)
+        return cls(params, seed) if usual and _draws_as_llama_cpp() else None
+
+    def __init__(self, params: SamplingParams, seed: int) -> None:
+        active = params.active
+        self._top_k = params.top_k
+        self._top_p = float(np.float32(params.top_p))
+        self._by_top_p = "top_p" in active and self._top_p < 1
+        min_p = float(np.float32(params.min_p)) if "min_p" in active else 0.0
+        self._depth = math.log(min_p) if min_p > 0 else -math.inf
+        self._temperature = 1.0
+        if "temperature" in active:
+            self._temperature = float(np.float32(params.temperature))
+        self._uniforms = Uniforms(seed)
+        self.drawn = 0  # random numbers that llama.cpp would have used
+
+    def draw(self, logits: Sequence[float]) -> int | None:
+        """The position of the chosen token among the candidates; None: llama.cpp must choose.
+
+        logits: at least one, none of them NaN; of all tokens that may be among the top_k.
+        """
+        self.drawn += 1
+        uniform = self._uniforms.next()
+        order = sorted(logits, reverse=True)
+        top_k = self._top_k
+        best = order[0]
+        if not -_HUGE < best < _HUGE:
+            return None
+        # top_p and min_p keep a part of the top_k, from the best on.
+        floor = best + self._depth
+        unsure = 4 * _ROUNDING * (abs(best) + 4)
+        if self._by_top_p:
+            weights = list(map(math.exp, order[:top_k]))
+            enough = self._top_p * sum(weights)
+            slack = enough * _ROUNDING * (3 * len(weights) + 12)
+            reached, kept, sure = 0.0, 0, enough - slack
+            for kept, weight in enumerate(weights, start=1):
+                reached += weight
+                if reached >= sure:
+                    if reached < enough + slack and kept < len(weights):
+                        return None
+                    break
+                following = order[kept]
+                if following < floor + unsure:
+                    if following > floor - unsure:
+                        return None
+                    break
+        else:
+            kept = sum(logit >= floor - unsure for logit in order[:top_k])
+            if kept > 1 and order[kept - 1] < floor + unsure:
+                return None
+        at = 0
+        if kept > 1:
+            at = self._among(order[:kept], uniform)
+            if at < 0:
+                return None
+        chosen = order[at]
+        # Which of two tokens with the same logit comes first is a matter of how llama.cpp sorts.
+        if (at and order[at - 1] == chosen) or order[at + 1 : at + 2] == [chosen]:
+            return None
+        return logits.index(chosen)
+
+    def skip(self) -> None:
+        """Use a random number: llama.cpp chooses."""
+        self.drawn += 1
+        self._uniforms.next()
+
+    def _among(self, order: list[float], uniform: float) -> int:
+        """The position of the one drawn from falling logits; -1: rounding decides."""
+        temperature, best = self._temperature, order[0]
+        weights = [math.exp((logit - best) / temperature) for logit in order]
+        total = sum(weights)
+        target = uniform * total
+        slack = total * _ROUNDING * (6 * abs(best) / temperature + 3 * len(order) + 12)
+        reached, last = 0.0, len(order) - 1
+        for at, weight in enumerate(weights):
+            reached += weight
+            if reached >= target - slack or at == last:
+                return at if at == last or reached >= target + slack else -1
+        raise AssertionError
+
+
+class Uniforms:
+    """The numbers from 0 to 1 that llama.cpp's `dist` draws with a seed: std::mt19937's."""
+
+    __slots__ = ("_left", "_made", "_seed")
+
+    def __init__(self, seed: int) -> None:
+        self._seed = seed
+        self._made = 0
+        self._left: list[int] = []  # in falling order
+        self._make(_FIRST)
+
+    def next(self) -> float:
+        """The next number."""
+        if not self._left:
+            self._make(2 * self._made)
+        return self._left.pop() / 2**64
+
+    def _make(self, count: int) -> None:
+        """Make `count` numbers from the seed on, and leave out those that were made before.
+
+        It is faster than to keep 2.5 kB of a generator's state for each request.
+        """
+        with _lock:
+            _generator.seed(self._seed)
+            words = np.frombuffer(_generator.bytes(8 * count), "<u8")
+        self._left = words[self._made :][::-1].tolist()
+        self._made = count
+
+
+_generator = np.random.RandomState(0)  # the C++ standard's mt19937, seeded as it says
+_lock = Lock()
+
+
+@lru_cache(maxsize=1)
+def _draws_as_llama_cpp() -> bool:
+    """Whether Uniforms are what llama.cpp draws here: C++ libraries may differ."""
+    seed, count, draws = 20_000_003, 1024, 24
+    uniforms = Uniforms(seed)
+    chain = SamplerChain([("dist", (seed,))])
+    records = np.zeros(count, dtype=CANDIDATE)  # with the same logit, so all are as probable
+    records["id"] = np.arange(count)
+    try:
+        return all(
+            chain.choose(records) == math.ceil(uniforms.next() * count) - 1 for _ in range(draws)
+        )
+    finally:
+        chain.close()
