@@ -118,7 +118,7 @@ class Sequence:
         # On the thread that submits: the engine thread has streams that wait.
         self.sampler: TokenSampler | None = TokenSampler(params, vocab)
         plain = params.logprobs is None and params.max_tokens != 0
-        self._prepares = self.sampler.first_top_k if plain else 0
+        self._prepares = self.sampler.filter if plain else 0
         self.preempted = False
         self._newest = 0
         self._vocab = vocab
@@ -185,12 +185,12 @@ class Sequence:
         self.generation.discarded += discard
 
     def prepare(self, row: FloatArray) -> int:
-        """Prepare the logits of the newest token for candidates_together(); return its top_k.
+        """Prepare the logits of the newest token for filtered(); return the sampler's filter.
 
         0: nothing was done, choose() does all.
         """
-        top_k, guide = self._prepares, self.guide
-        if not top_k or self.drafted:
+        wanted, guide = self._prepares, self.guide
+        if not wanted or self.drafted:
             return 0
         assert self.sampler is not None
         if guide is not None:
@@ -198,7 +198,7 @@ class Sequence:
                 return 0
             guide.exclude(row)
         self.sampler.prepare(row, self.tokens)
-        return top_k
+        return wanted
 
     def choose_among(self, found: Found | NDArray[np.void]) -> list[int]:
         """Choose what follows from the candidates of the newest token's row, after prepare()."""

@@ -21,6 +21,10 @@ from cllm.engine.sampling.params import SamplingParams
 _ORDER = ("top_k", "top_p", "min_p", "temperature")
 _MOST = 256  # top_k; llama.cpp is faster where it is greater
 _HUGE = 300.0  # logits whose exponentials are far from the limits of 64 bits
+NEAR = 8.0
+"""Nats below the best logit, from which on tokens are not near; the usual min_p drops more."""
+
+_FAR = math.exp(-NEAR)
 _FIRST = 128  # random numbers that are made at once
 
 # In 32 bits a sum of n numbers has a relative error of at most n times this, any other result once.
@@ -56,56 +60,55 @@ class Drawer:
         self._uniforms = Uniforms(seed)
         self.drawn = 0  # random numbers that llama.cpp would have used
 
-    def draw(self, logits: Sequence[float]) -> int | None:
-        """The position of the chosen token among the candidates; None: llama.cpp must choose.
+    def draw(self, logits: Sequence[float], near: bool = False) -> int | None:
+        """The position of the chosen token among the candidates; None: it is in doubt.
 
-        logits: at least one, none of them NaN; of all tokens that may be among the top_k.
+        The caller counts it in `drawn`. logits: none of them NaN; of all tokens that may be among
+        the top_k, or of those that are `near` the best.
         """
-        self.drawn += 1
-        uniform = self._uniforms.next()
         order = sorted(logits, reverse=True)
-        top_k = self._top_k
-        best = order[0]
-        if not -_HUGE < best < _HUGE:
+        if not order or not -_HUGE < (best := order[0]) < _HUGE:
             return None
         # top_p and min_p keep a part of the top_k, from the best on.
         floor = best + self._depth
         unsure = 4 * _ROUNDING * (abs(best) + 4)
-        if self._by_top_p:
-            weights = list(map(math.exp, order[:top_k]))
-            enough = self._top_p * sum(weights)
-            slack = enough * _ROUNDING * (3 * len(weights) + 12)
-            reached, kept, sure = 0.0, 0, enough - slack
-            for kept, weight in enumerate(weights, start=1):
-                reached += weight
-                if reached >= sure:
-                    if reached < enough + slack and kept < len(weights):
-                        return None
-                    break
-                following = order[kept]
-                if following < floor + unsure:
-                    if following > floor - unsure:
-                        return None
-                    break
-        else:
-            kept = sum(logit >= floor - unsure for logit in order[:top_k])
-            if kept > 1 and order[kept - 1] < floor + unsure:
-                return None
-        at = 0
-        if kept > 1:
-            at = self._among(order[:kept], uniform)
-            if at < 0:
-                return None
+        if len(order) == 1 or order[1] < floor - unsure:
+            return logits.index(best)
+        kept = self._kept(order[: self._top_k], floor, unsure, near)
+        at = self._among(order[:kept], self._uniforms.at(self.drawn)) if kept > 1 else kept - 1
+        if at < 0:
+            return None
         chosen = order[at]
         # Which of two tokens with the same logit comes first is a matter of how llama.cpp sorts.
         if (at and order[at - 1] == chosen) or order[at + 1 : at + 2] == [chosen]:
             return None
         return logits.index(chosen)
 
-    def skip(self) -> None:
-        """Use a random number: llama.cpp chooses."""
-        self.drawn += 1
-        self._uniforms.next()
+    def _kept(self, order: list[float], floor: float, unsure: float, near: bool) -> int:
+        """How many of falling logits top_p and min_p keep; 0: it is in doubt."""
+        if not self._by_top_p:
+            kept = sum(logit >= floor - unsure for logit in order)
+            return 0 if kept > 1 and order[kept - 1] < floor + unsure else kept
+        weights = list(map(math.exp, order))
+        least = self._top_p * sum(weights)
+        slack = least * _ROUNDING * (3 * self._top_k + 12)
+        most = least + slack
+        if near:  # what the others of the top_k may add
+            most += (self._top_k - len(order)) * weights[0] * _FAR
+        least -= slack
+        reached, last = 0.0, len(order)
+        for kept, weight in enumerate(weights, start=1):
+            if kept > 1 and order[kept - 1] < floor + unsure:
+                return 0 if order[kept - 1] > floor - unsure else kept - 1
+            reached += weight
+            if reached >= least and kept < last:
+                return kept if reached >= most else 0
+        return last
+
+    @property
+    def narrows(self) -> bool:
+        """Whether what it keeps is among the tokens that are near the best."""
+        return self._depth > 1 - NEAR
 
     def _among(self, order: list[float], uniform: float) -> int:
         """The position of the one drawn from falling logits; -1: rounding decides."""
@@ -125,30 +128,27 @@ class Drawer:
 class Uniforms:
     """The numbers from 0 to 1 that llama.cpp's `dist` draws with a seed: std::mt19937's."""
 
-    __slots__ = ("_left", "_made", "_seed")
+    __slots__ = ("_begin", "_end", "_seed", "_words")
 
     def __init__(self, seed: int) -> None:
         self._seed = seed
-        self._made = 0
-        self._left: list[int] = []  # in falling order
+        self._begin, self._end = 0, 0
+        self._words: list[int] = []  # those from `_begin` to `_end`
         self._make(_FIRST)
 
-    def next(self) -> float:
-        """The next number."""
-        if not self._left:
-            self._make(2 * self._made)
-        return self._left.pop() / 2**64
+    def at(self, index: int) -> float:
+        """One of them; the index never falls."""
+        while index >= self._end:
+            self._make(2 * self._end)
+        return self._words[index - self._begin] / 2**64
 
-    def _make(self, count: int) -> None:
-        """Make `count` numbers from the seed on, and leave out those that were made before.
-
-        It is faster than to keep 2.5 kB of a generator's state for each request.
-        """
+    def _make(self, end: int) -> None:
+        """Make them again from the seed on; faster than to keep 2.5 kB of a generator's state."""
         with _lock:
             _generator.seed(self._seed)
-            words = np.frombuffer(_generator.bytes(8 * count), "<u8")
-        self._left = words[self._made :][::-1].tolist()
-        self._made = count
+            words = np.frombuffer(_generator.bytes(8 * end), "<u8")
+        self._words = words[self._end :].tolist()
+        self._begin, self._end = self._end, end
 
 
 _generator = np.random.RandomState(0)  # the C++ standard's mt19937, seeded as it says
@@ -165,7 +165,8 @@ def _draws_as_llama_cpp() -> bool:
     records["id"] = np.arange(count)
     try:
         return all(
-            chain.choose(records) == math.ceil(uniforms.next() * count) - 1 for _ in range(draws)
+            chain.choose(records) == math.ceil(uniforms.at(index) * count) - 1
+            for index in range(draws)
         )
     finally:
         chain.close()

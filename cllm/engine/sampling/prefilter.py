@@ -23,6 +23,7 @@ MANY = 512
 
 MIROSTAT_M = 100  # tokens from which mirostat 1 estimates the shape; llama.cpp's default
 
+_MANY_NEAR = 64  # tokens of a row; to find the top_k is faster than to sort more
 _GROUP = 64
 _PARTS = 4  # of a group
 _WIDE = 2**16  # logits; from here on it is faster to search only parts with great maxima
@@ -74,14 +75,16 @@ def _records(logits: FloatArray, ids: NDArray[np.intp]) -> NDArray[np.void]:
 
 
 class Found(NamedTuple):
-    """What candidates() returns for a first sampler top_k, as lists.
+    """Candidates of a row, as lists.
 
     positions: of the tokens, in the flat matrix of rows. first: that of its row's first logit.
+    rows: that matrix, if these are only the tokens near the best one.
     """
 
     positions: list[int]
     logits: list[float]
     first: int
+    rows: FloatArray | None
 
     def records(self) -> NDArray[np.void]:
         """The same as CANDIDATE records."""
@@ -96,15 +99,34 @@ def candidates_together(rows: FloatArray, top_k: int) -> list[Found | NDArray[np
     """
     positions = _greatest(rows, top_k)
     count, width = rows.shape
-    found: list[Found | NDArray[np.void]] = []
     if len(positions) > count * MANY or len(positions) == rows.size:  # all of them, with any NaN
         parts = np.split(positions, positions.searchsorted(np.arange(1, count) * width))
-        found += [records(row, part % width) for row, part in zip(rows, parts, strict=True)]
-        return found
+        return [records(row, part % width) for row, part in zip(rows, parts, strict=True)]
+    return _found(rows, positions, None)
+
+
+def near_together(rows: FloatArray, depth: float) -> list[Found | NDArray[np.void]] | None:
+    """Return for each of several rows the tokens near the best one: up to `depth` nats below.
+
+    None: they are many. rows: [count, n_vocab], contiguous.
+    """
+    if rows.size >= _WIDE:
+        return None
+    floors = np.maximum.reduce(rows, axis=1, keepdims=True, initial=_LOWEST)
+    floors -= depth
+    positions = _positions((rows >= floors).ravel())
+    return _found(rows, positions, rows) if len(positions) <= _MANY_NEAR * len(rows) else None
+
+
+def _found(
+    rows: FloatArray, positions: NDArray[np.intp], near: FloatArray | None
+) -> list[Found | NDArray[np.void]]:
+    """The tokens at rising positions in rows.ravel(), by row."""
     places, logits, begin = positions.tolist(), rows.reshape(-1)[positions].tolist(), 0
+    width, found = rows.shape[1], list[Found | NDArray[np.void]]()
     for first in range(0, rows.size, width):
         end = bisect_left(places, first + width, begin)
-        found.append(Found(places[begin:end], logits[begin:end], first))
+        found.append(Found(places[begin:end], logits[begin:end], first, near))
         begin = end
     return found
 

@@ -31,6 +31,9 @@ from cllm.engine.sampling.survivors import typical
 
 _NAN = "the model's output is not a number (NaN)"
 _FEW = 16  # biases
+NEAR_BEST = -1
+"""TokenSampler.filter: tokens near the best one are enough."""
+
 _RANDOM_SEED = 0xFFFFFFFF  # llama.h: LLAMA_DEFAULT_SEED, "choose one"
 
 
@@ -38,13 +41,13 @@ class TokenSampler:
     """Chooses one request's tokens. Its only state is random numbers and the tokens shown to it.
 
     The same seed and logits give the same tokens, regardless of the rest of the batch.
-    first_top_k: the top_k of a first sampler of that kind, else 0.
+    first_top_k: the top_k of a first sampler of that kind, else 0. filter: the same, or NEAR_BEST.
     """
 
     __slots__ = (
         "_accepted", "_bias", "_biased", "_chain", "_chosen", "_drawer", "_few", "_first",
         "_looks_back", "_make", "_mu", "_params", "_past", "_penalized", "_since", "_typical",
-        "_used", "first_top_k",
+        "_used", "filter", "first_top_k",
     )  # fmt: skip
 
     def __init__(self, params: SamplingParams, vocab: Vocab) -> None:
@@ -79,6 +82,7 @@ class TokenSampler:
             self._typical = SamplerChain([("typical", (params.typical_p, 1))])
         by_top_k = not params.greedy and self._first == "top_k"
         self.first_top_k = params.top_k if by_top_k else 0
+        self.filter = NEAR_BEST if self._drawer and self._drawer.narrows else self.first_top_k
 
     def prepare(self, row: FloatArray, tokens: array[int]) -> None:
         """Write bias and penalties into a row of logits."""
@@ -121,16 +125,20 @@ class TokenSampler:
         if drawer is None:
             assert self._chain is not None
             self._look_back(self._chain, tokens)
-        elif isinstance(found, Found) and found.logits:
-            at = drawer.draw(found.logits)
+        elif isinstance(found, Found):
+            at = drawer.draw(found.logits, found.rows is not None)
             if at is not None:
+                drawer.drawn += 1
                 return found.positions[at] - found.first
-        else:
-            drawer.skip()
+            if found.rows is not None:  # those near the best are too few to tell
+                row = found.rows[found.first // found.rows.shape[1]]
+                all_of_them = candidates_together(row[None], self.first_top_k)
+                return self.choose_among(all_of_them[0], tokens)
         if self._chain is None:
             self._chain = self._make()
         if drawer is not None:
-            self._chain.skip(drawer.drawn - 1 - self._used)
+            self._chain.skip(drawer.drawn - self._used)
+            drawer.drawn += 1
             self._used = drawer.drawn
         return self._by_chain(self._chain, found.records() if isinstance(found, Found) else found)
 

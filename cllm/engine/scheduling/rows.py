@@ -6,30 +6,39 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cllm.engine.llama import FloatArray
-from cllm.engine.sampling.prefilter import Found, candidates_together
+from cllm.engine.sampling.drawing import NEAR
+from cllm.engine.sampling.prefilter import Found, candidates_together, near_together
+from cllm.engine.sampling.sampler import NEAR_BEST
 from cllm.engine.sequence import Sequence
 
 
 def filtered(
     outputs: list[tuple[Sequence, int, int]], rows: FloatArray
 ) -> dict[int, Found | NDArray[np.void]]:
-    """The candidates of rows whose first sampler is top_k, by row; adjacent rows at once.
+    """The candidates of rows whose first sampler is top_k, by row.
 
+    Adjacent rows that want the same filter go through it together.
     outputs: sequences, each with its rows of scored tokens and of others.
     """
     found: dict[int, Found | NDArray[np.void]] = {}
-    begin = at = before = 0  # rows from `begin` to `at` are filtered by top_k `before`
+    begin = at = before = 0  # rows from `begin` to `at` have the filter `before`
+    most = 0  # the greatest top_k of those
 
     def take() -> None:
         if before:
-            together = candidates_together(rows[begin:at], before)
+            few = rows[begin:at]
+            together = near_together(few, NEAR) if before == NEAR_BEST else None
+            if together is None:
+                together = candidates_together(few, most)
             found.update(zip(range(begin, at), together, strict=True))
 
     for sequence, scored, last in outputs:
-        top_k = sequence.prepare(rows[at]) if last and not scored else 0
-        if top_k != before:
+        wanted = sequence.prepare(rows[at]) if last and not scored else 0
+        if wanted != before:
             take()
-            begin, before = at, top_k
+            begin, before, most = at, wanted, 0
+        if wanted:
+            most = max(most, sequence.params.top_k)
         at += scored + last
     take()
     return found

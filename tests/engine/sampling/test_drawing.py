@@ -13,9 +13,9 @@ import pytest
 from cllm.engine import SamplingParams
 from cllm.engine.llama import CANDIDATE, FloatArray, SamplerChain
 from cllm.engine.sampling import drawing
-from cllm.engine.sampling.drawing import Drawer, Uniforms
-from cllm.engine.sampling.prefilter import candidates, candidates_together
-from cllm.engine.sampling.sampler import TokenSampler, folded_seed
+from cllm.engine.sampling.drawing import NEAR, Drawer, Uniforms
+from cllm.engine.sampling.prefilter import candidates, candidates_together, near_together
+from cllm.engine.sampling.sampler import NEAR_BEST, TokenSampler, folded_seed
 
 N_VOCAB = 4096
 NOTHING_BEFORE = array("i", [1])
@@ -46,6 +46,8 @@ def rows_of(rng: np.random.Generator, kind: str, count: int) -> FloatArray:
     rows = rng.standard_normal((count, N_VOCAB)) * rng.choice([0.3, 1.0, 2.0, 4.0])
     if kind == "peaked":
         rows[:, rng.integers(N_VOCAB)] += 20
+    elif kind == "nearly":  # a few tokens near the best
+        rows[:, rng.integers(0, N_VOCAB, 8)] += 12
     elif kind == "ties":
         rows = np.round(rows * 2) / 2
     elif kind == "half":  # as from 16-bit numbers
@@ -62,10 +64,21 @@ def rows_of(rng: np.random.Generator, kind: str, count: int) -> FloatArray:
         rows[:, 5] = np.inf
     elif kind == "steps":  # as far apart as the usual min_p reaches
         rows = np.float32(np.log(0.05)) * rng.integers(0, 3, rows.shape)
-    return rows.astype(np.float32)
+    return np.asarray(rows, dtype=np.float32)
 
 
-KINDS = ("plain", "peaked", "ties", "half", "constrained", "one", "large", "huge", "steps")
+KINDS = (
+    "plain",
+    "peaked",
+    "nearly",
+    "ties",
+    "half",
+    "constrained",
+    "one",
+    "large",
+    "huge",
+    "steps",
+)
 
 
 def random_params(rng: random.Random) -> SamplingParams:
@@ -91,7 +104,8 @@ def test_tokens_are_those_of_llama_cpps_chain(kind: str) -> None:
         for _ in range(4):
             rows = rows_of(numbers, kind, 4)
             expected = [theirs.choose(candidates(row, params, "top_k")) for row in rows]
-            found = candidates_together(rows, params.top_k)
+            found = near_together(rows, NEAR) if mine.filter == NEAR_BEST else None
+            found = candidates_together(rows, params.top_k) if found is None else found
             assert [mine.choose_among(each, NOTHING_BEFORE) for each in found] == expected
             row = rows_of(numbers, kind, 1)[0]
             token = theirs.choose(candidates(row, params, "top_k"))
@@ -140,6 +154,7 @@ def test_doubt_is_where_rounding_decides(temperature: float, distance: float) ->
             for _ in range(8):
                 records["id"], records["logit"] = np.arange(12), logits
                 expected, at = theirs.choose(records[:12].copy()), drawer.draw(logits.tolist())
+                drawer.drawn += 1
                 assert at in (None, expected)
                 answers += at is not None
                 doubts += at is None
@@ -153,8 +168,8 @@ def test_random_numbers_are_llama_cpps(seed: int) -> None:
     count, uniforms, theirs = 4096, Uniforms(seed), SamplerChain([("dist", (seed,))])
     records = np.zeros(count, dtype=CANDIDATE)
     records["id"] = np.arange(count)
-    for _ in range(600):
-        assert theirs.choose(records) == np.ceil(uniforms.next() * count) - 1
+    for index in range(600):
+        assert theirs.choose(records) == np.ceil(uniforms.at(index) * count) - 1
     theirs.close()
 
 
@@ -162,8 +177,8 @@ def test_random_numbers_are_llama_cpps(seed: int) -> None:
 def another_library(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """A C++ library that makes other numbers from the same words."""
     drawing._draws_as_llama_cpp.cache_clear()
-    following = Uniforms.next
-    monkeypatch.setattr(Uniforms, "next", lambda self: 1 - following(self))
+    usual = Uniforms.at
+    monkeypatch.setattr(Uniforms, "at", lambda self, index: 1 - usual(self, index))
     yield
     drawing._draws_as_llama_cpp.cache_clear()
 
