@@ -206,7 +206,8 @@ class Sequence:
         token = self.sampler.choose_among(found, self.tokens)
         if self.guide is None:
             return [token]
-        self.guide.check(token)
+        if not (isinstance(found, Found) and found.logits):  # of which none is forbidden
+            self.guide.check(token)
         return self._guided(self.guide, token, alone=True)
 
     def choose(self, rows: FloatArray) -> list[int]:

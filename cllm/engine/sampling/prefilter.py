@@ -75,7 +75,7 @@ def _records(logits: FloatArray, ids: NDArray[np.intp]) -> NDArray[np.void]:
 
 
 class Found(NamedTuple):
-    """Candidates of a row, as lists.
+    """Candidates of a row, as lists. No logit is -infinity or not a number.
 
     positions: of the tokens, in the flat matrix of rows. first: that of its row's first logit.
     rows: that matrix, if these are only the tokens near the best one.
