@@ -16,7 +16,7 @@ from cllm.engine.generation import FinishReason, Generation, GenerationWriter, T
 from cllm.engine.llama import FloatArray, Vocab
 from cllm.engine.sampling.logprobs import logprobs
 from cllm.engine.sampling.params import SamplingParams
-from cllm.engine.sampling.prefilter import Found
+from cllm.engine.sampling.prefilter import Near
 from cllm.engine.sampling.prompt_scores import PromptScores
 from cllm.engine.sampling.sampler import TokenSampler
 from cllm.engine.sharing import COMMON, EQUAL, AdapterSet, Scope, Share
@@ -200,13 +200,13 @@ class Sequence:
         self.sampler.prepare(row, self.tokens)
         return wanted
 
-    def choose_among(self, found: Found | NDArray[np.void]) -> list[int]:
+    def choose_among(self, found: Near | NDArray[np.void]) -> list[int]:
         """Choose what follows from the candidates of the newest token's row, after prepare()."""
         assert self.sampler is not None
         token = self.sampler.choose_among(found, self.tokens)
         if self.guide is None:
             return [token]
-        if not (isinstance(found, Found) and found.logits):  # of which none is forbidden
+        if not (isinstance(found, Near) and found.logits):  # of which none is forbidden
             self.guide.check(token)
         return self._guided(self.guide, token, alone=True)
 

@@ -1,9 +1,10 @@
 """The usual samplers in Python: top_k, top_p, min_p, temperature, and the draw.
 
 llama.cpp's samplers take three times as long after llama_decode, when their code is not in the
-processor's caches, as in a loop. For the few dozen candidates of a token Python is faster. It
-computes in 64 bits what llama.cpp computes in 32. Where a limit is so near that rounding decides,
-or the chosen token has a twin with the same logit, the answer is None, and llama.cpp chooses.
+processor's caches, as in a loop. For the few tokens near the best one Python is faster, where a
+vocabulary is small enough to find them in one pass. It computes in 64 bits what llama.cpp computes
+in 32. Where a limit is so near that rounding decides, or the chosen token has a twin with the same
+logit, it does not answer, and llama.cpp chooses.
 """
 
 from __future__ import annotations
@@ -19,12 +20,13 @@ from cllm.engine.llama import CANDIDATE, SamplerChain
 from cllm.engine.sampling.params import SamplingParams
 
 _ORDER = ("top_k", "top_p", "min_p", "temperature")
-_MOST = 256  # top_k; llama.cpp is faster where it is greater
+_SMALL = 2**13  # tokens of a vocabulary
 _HUGE = 300.0  # logits whose exponentials are far from the limits of 64 bits
 NEAR = 8.0
 """Nats below the best logit, from which on tokens are not near; the usual min_p drops more."""
 
 _FAR = math.exp(-NEAR)
+_LEAST_MIN_P = math.exp(1 - NEAR)
 _FIRST = 128  # random numbers that are made at once
 
 # In 32 bits a sum of n numbers has a relative error of at most n times this, any other result once.
@@ -37,11 +39,13 @@ class Drawer:
     __slots__ = ("_by_top_p", "_depth", "_temperature", "_top_k", "_top_p", "_uniforms", "drawn")
 
     @classmethod
-    def of(cls, params: SamplingParams, seed: int) -> Drawer | None:
+    def of(cls, params: SamplingParams, seed: int, n_vocab: int) -> Drawer | None:
         """None: llama.cpp must choose. seed: folded."""
         active = params.active
         usual = tuple(name for name in _ORDER if name in active) == active
-        usual = usual and active[:1] == ("top_k",) and params.top_k <= _MOST
+        usual = usual and active[:1] == ("top_k",) and n_vocab <= _SMALL
+        # What min_p keeps must be near the best token.
+        usual = usual and "min_p" in active and params.min_p > _LEAST_MIN_P
         usual = usual and params.min_keep < 2 and not params.mirostat
         # llama.cpp knows the probabilities after its own samplers.
         usual = usual and not (params.sampled_logprobs or params.dynamic_temperature)
@@ -52,19 +56,17 @@ class Drawer:
         self._top_k = params.top_k
         self._top_p = float(np.float32(params.top_p))
         self._by_top_p = "top_p" in active and self._top_p < 1
-        min_p = float(np.float32(params.min_p)) if "min_p" in active else 0.0
-        self._depth = math.log(min_p) if min_p > 0 else -math.inf
+        self._depth = math.log(np.float32(params.min_p))
         self._temperature = 1.0
         if "temperature" in active:
             self._temperature = float(np.float32(params.temperature))
         self._uniforms = Uniforms(seed)
         self.drawn = 0  # random numbers that llama.cpp would have used
 
-    def draw(self, logits: Sequence[float], near: bool = False) -> int | None:
+    def draw(self, logits: Sequence[float]) -> int | None:
         """The position of the chosen token among the candidates; None: it is in doubt.
 
-        The caller counts it in `drawn`. logits: none of them NaN; of all tokens that may be among
-        the top_k, or of those that are `near` the best.
+        The caller counts it in `drawn`. logits: those up to NEAR below the best.
         """
         order = sorted(logits, reverse=True)
         if not order or not -_HUGE < (best := order[0]) < _HUGE:
@@ -74,7 +76,7 @@ class Drawer:
         unsure = 4 * _ROUNDING * (abs(best) + 4)
         if len(order) == 1 or order[1] < floor - unsure:
             return logits.index(best)
-        kept = self._kept(order[: self._top_k], floor, unsure, near)
+        kept = self._kept(order[: self._top_k], floor, unsure)
         at = self._among(order[:kept], self._uniforms.at(self.drawn)) if kept > 1 else kept - 1
         if at < 0:
             return None
@@ -84,7 +86,7 @@ class Drawer:
             return None
         return logits.index(chosen)
 
-    def _kept(self, order: list[float], floor: float, unsure: float, near: bool) -> int:
+    def _kept(self, order: list[float], floor: float, unsure: float) -> int:
         """How many of falling logits top_p and min_p keep; 0: it is in doubt."""
         if not self._by_top_p:
             kept = sum(logit >= floor - unsure for logit in order)
@@ -92,9 +94,8 @@ class Drawer:
         weights = list(map(math.exp, order))
         least = self._top_p * sum(weights)
         slack = least * _ROUNDING * (3 * self._top_k + 12)
-        most = least + slack
-        if near:  # what the others of the top_k may add
-            most += (self._top_k - len(order)) * weights[0] * _FAR
+        far = (self._top_k - len(order)) * weights[0] * _FAR  # what the others of the top_k may add
+        most = least + slack + far
         least -= slack
         reached, last = 0.0, len(order)
         for kept, weight in enumerate(weights, start=1):
@@ -104,11 +105,6 @@ class Drawer:
             if reached >= least and kept < last:
                 return kept if reached >= most else 0
         return last
-
-    @property
-    def narrows(self) -> bool:
-        """Whether what it keeps is among the tokens that are near the best."""
-        return self._depth > 1 - NEAR
 
     def _among(self, order: list[float], uniform: float) -> int:
         """The position of the one drawn from falling logits; -1: rounding decides."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_left
+from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
@@ -17,9 +18,6 @@ from numpy.typing import NDArray
 from cllm.engine.llama import CANDIDATE, FloatArray
 from cllm.engine.sampling.params import SamplingParams
 from cllm.engine.sampling.survivors import first_mirostat, unsurprising
-
-MANY = 512
-"""Candidates of a row; llama.cpp chooses from more."""
 
 MIROSTAT_M = 100  # tokens from which mirostat 1 estimates the shape; llama.cpp's default
 
@@ -62,10 +60,7 @@ def _by_mirostat(row: FloatArray, params: SamplingParams, mu: float) -> NDArray[
 
 def records(row: FloatArray, ids: NDArray[np.intp]) -> NDArray[np.void]:
     """CANDIDATE records of some tokens; none if a logit of theirs is not a number."""
-    return _records(row[ids], ids)
-
-
-def _records(logits: FloatArray, ids: NDArray[np.intp]) -> NDArray[np.void]:
+    logits = row[ids]
     if not len(ids) or math.isnan(np.maximum.reduce(logits)):  # which a NaN passes through
         return np.empty(0, dtype=CANDIDATE)
     found = np.empty(len(ids), dtype=CANDIDATE)
@@ -74,59 +69,64 @@ def _records(logits: FloatArray, ids: NDArray[np.intp]) -> NDArray[np.void]:
     return found
 
 
-class Found(NamedTuple):
-    """Candidates of a row, as lists. No logit is -infinity or not a number.
+class Near(NamedTuple):
+    """The tokens of a row near the best one. No logit is -infinity or not a number.
 
     positions: of the tokens, in the flat matrix of rows. first: that of its row's first logit.
-    rows: that matrix, if these are only the tokens near the best one.
+    rows: that matrix.
     """
 
     positions: list[int]
     logits: list[float]
     first: int
-    rows: FloatArray | None
+    rows: FloatArray
 
-    def records(self) -> NDArray[np.void]:
-        """The same as CANDIDATE records."""
-        ids = np.array(self.positions, dtype=np.intp) - self.first
-        return _records(np.array(self.logits, dtype=np.float32), ids)
+    def row(self) -> FloatArray:
+        """The whole row."""
+        width = self.rows.shape[1]
+        whole: FloatArray = self.rows[self.first // width]
+        return whole
 
 
-def candidates_together(rows: FloatArray, top_k: int) -> list[Found | NDArray[np.void]]:
+def candidates_together(rows: FloatArray, top_k: int) -> list[NDArray[np.void]]:
     """Return for each of several rows what candidates() returns for a first sampler top_k.
 
-    CANDIDATE records where they are many. rows: [count, n_vocab], contiguous.
+    rows: [count, n_vocab], contiguous.
     """
+    if len(rows) == 1:
+        return [records(rows[0], greatest(rows[0], top_k))]
     positions = _greatest(rows, top_k)
+    if len(positions) == rows.size:  # all of them, with any that are not numbers
+        return [records(row, np.arange(len(row))) for row in rows]
     count, width = rows.shape
-    if len(positions) > count * MANY or len(positions) == rows.size:  # all of them, with any NaN
-        parts = np.split(positions, positions.searchsorted(np.arange(1, count) * width))
-        return [records(row, part % width) for row, part in zip(rows, parts, strict=True)]
-    return _found(rows, positions, None)
+    found = np.empty(len(positions), dtype=CANDIDATE)
+    found["id"] = positions % width
+    found["logit"] = rows.reshape(-1)[positions]
+    ends = positions.searchsorted(_ends(count, width)).tolist()
+    return [found[begin:end] for begin, end in zip([0, *ends], ends, strict=False)]
 
 
-def near_together(rows: FloatArray, depth: float) -> list[Found | NDArray[np.void]] | None:
+@lru_cache(maxsize=64)
+def _ends(count: int, width: int) -> NDArray[np.intp]:
+    """Positions behind each row of a matrix that is read row by row."""
+    return np.arange(1, count + 1) * width
+
+
+def near_together(rows: FloatArray, depth: float) -> list[Near] | None:
     """Return for each of several rows the tokens near the best one: up to `depth` nats below.
 
     None: they are many. rows: [count, n_vocab], contiguous.
     """
-    if rows.size >= _WIDE:
-        return None
     floors = np.maximum.reduce(rows, axis=1, keepdims=True, initial=_LOWEST)
     floors -= depth
     positions = _positions((rows >= floors).ravel())
-    return _found(rows, positions, rows) if len(positions) <= _MANY_NEAR * len(rows) else None
-
-
-def _found(
-    rows: FloatArray, positions: NDArray[np.intp], near: FloatArray | None
-) -> list[Found | NDArray[np.void]]:
-    """The tokens at rising positions in rows.ravel(), by row."""
+    if len(positions) > _MANY_NEAR * len(rows):
+        return None
     places, logits, begin = positions.tolist(), rows.reshape(-1)[positions].tolist(), 0
-    width, found = rows.shape[1], list[Found | NDArray[np.void]]()
+    width, found = rows.shape[1], []
     for first in range(0, rows.size, width):
         end = bisect_left(places, first + width, begin)
-        found.append(Found(places[begin:end], logits[begin:end], first, near))
+        found.append(Near(places[begin:end], logits[begin:end], first, rows))
         begin = end
     return found
 

@@ -18,22 +18,19 @@ from numpy.typing import NDArray
 
 from cllm.engine.errors import EngineError
 from cllm.engine.llama import FloatArray, IntArray, Link, SamplerChain, Vocab, dry_link
-from cllm.engine.sampling.drawing import Drawer
+from cllm.engine.sampling.drawing import NEAR, Drawer
 from cllm.engine.sampling.params import MAX_LAST_N, SamplingParams
 from cllm.engine.sampling.prefilter import (
     MIROSTAT_M,
-    Found,
+    Near,
     candidates,
-    candidates_together,
+    near_together,
     records,
 )
 from cllm.engine.sampling.survivors import typical
 
 _NAN = "the model's output is not a number (NaN)"
 _FEW = 16  # biases
-NEAR_BEST = -1
-"""TokenSampler.filter: tokens near the best one are enough."""
-
 _RANDOM_SEED = 0xFFFFFFFF  # llama.h: LLAMA_DEFAULT_SEED, "choose one"
 
 
@@ -41,13 +38,14 @@ class TokenSampler:
     """Chooses one request's tokens. Its only state is random numbers and the tokens shown to it.
 
     The same seed and logits give the same tokens, regardless of the rest of the batch.
-    first_top_k: the top_k of a first sampler of that kind, else 0. filter: the same, or NEAR_BEST.
+    filter: the top_k of a first sampler of that kind, else 0; negative: of its candidates, those near
+        the best one are enough.
     """
 
     __slots__ = (
         "_accepted", "_bias", "_biased", "_chain", "_chosen", "_drawer", "_few", "_first",
         "_looks_back", "_make", "_mu", "_params", "_past", "_penalized", "_since", "_typical",
-        "_used", "filter", "first_top_k",
+        "_used", "filter",
     )  # fmt: skip
 
     def __init__(self, params: SamplingParams, vocab: Vocab) -> None:
@@ -70,7 +68,7 @@ class TokenSampler:
         self._past = array("i")  # what was before the last context shift
         self._since = 0  # the number of `tokens` that are in it
         seed = folded_seed(params.seed)
-        self._drawer = None if params.greedy else Drawer.of(params, seed)
+        self._drawer = None if params.greedy else Drawer.of(params, seed, vocab.n_tokens)
         # With a drawer, llama.cpp's chain is built when a choice is left to it.
         self._make = partial(_chain, params, vocab, seed)
         self._chain = None if params.greedy or self._drawer else self._make()
@@ -81,8 +79,8 @@ class TokenSampler:
         if self._chain is not None and self._first == "typical_p":
             self._typical = SamplerChain([("typical", (params.typical_p, 1))])
         by_top_k = not params.greedy and self._first == "top_k"
-        self.first_top_k = params.top_k if by_top_k else 0
-        self.filter = NEAR_BEST if self._drawer and self._drawer.narrows else self.first_top_k
+        top_k = params.top_k if by_top_k else 0
+        self.filter = -top_k if self._drawer else top_k
 
     def prepare(self, row: FloatArray, tokens: array[int]) -> None:
         """Write bias and penalties into a row of logits."""
@@ -101,7 +99,8 @@ class TokenSampler:
         """
         self.prepare(row, tokens)
         if self._drawer is not None:
-            return self.choose_among(candidates_together(row[None], self.first_top_k)[0], tokens)
+            near = near_together(row[None], NEAR)
+            return self.choose_among(self._candidates(row) if near is None else near[0], tokens)
         if self._chain is None:
             self._chosen = token = int(row.argmax())
             if row[token] != row[token]:
@@ -110,13 +109,12 @@ class TokenSampler:
         self._look_back(self._chain, tokens)
         if self._typical is not None:
             return self._choose_typical(row, self._chain, self._typical)
-        found = candidates(row, self._params, self._first, self._mu)
-        token = self._by_chain(self._chain, found)
+        token = self._by_chain(self._chain, self._candidates(row))
         if self._params.mirostat:
             self._follow_mirostat(self._chain.probability)
         return token
 
-    def choose_among(self, found: Found | NDArray[np.void], tokens: array[int]) -> int:
+    def choose_among(self, found: Near | NDArray[np.void], tokens: array[int]) -> int:
         """Choose the token that follows `tokens` from the candidates of a row that is prepared.
 
         Only with a first sampler top_k. Raises EngineError if a logit is not a number.
@@ -125,22 +123,23 @@ class TokenSampler:
         if drawer is None:
             assert self._chain is not None
             self._look_back(self._chain, tokens)
-        elif isinstance(found, Found):
-            at = drawer.draw(found.logits, found.rows is not None)
+        elif isinstance(found, Near):
+            at = drawer.draw(found.logits)
             if at is not None:
                 drawer.drawn += 1
                 return found.positions[at] - found.first
-            if found.rows is not None:  # those near the best are too few to tell
-                row = found.rows[found.first // found.rows.shape[1]]
-                all_of_them = candidates_together(row[None], self.first_top_k)
-                return self.choose_among(all_of_them[0], tokens)
+        if isinstance(found, Near):
+            found = self._candidates(found.row())
         if self._chain is None:
             self._chain = self._make()
         if drawer is not None:
             self._chain.skip(drawer.drawn - self._used)
             drawer.drawn += 1
             self._used = drawer.drawn
-        return self._by_chain(self._chain, found.records() if isinstance(found, Found) else found)
+        return self._by_chain(self._chain, found)
+
+    def _candidates(self, row: FloatArray) -> NDArray[np.void]:
+        return candidates(row, self._params, self._first, self._mu)
 
     def _look_back(self, chain: SamplerChain, tokens: array[int]) -> None:
         if self._looks_back:

@@ -7,38 +7,33 @@ from numpy.typing import NDArray
 
 from cllm.engine.llama import FloatArray
 from cllm.engine.sampling.drawing import NEAR
-from cllm.engine.sampling.prefilter import Found, candidates_together, near_together
-from cllm.engine.sampling.sampler import NEAR_BEST
+from cllm.engine.sampling.prefilter import Near, candidates_together, near_together
 from cllm.engine.sequence import Sequence
 
 
 def filtered(
     outputs: list[tuple[Sequence, int, int]], rows: FloatArray
-) -> dict[int, Found | NDArray[np.void]]:
+) -> dict[int, Near | NDArray[np.void]]:
     """The candidates of rows whose first sampler is top_k, by row.
 
     Adjacent rows that want the same filter go through it together.
     outputs: sequences, each with its rows of scored tokens and of others.
     """
-    found: dict[int, Found | NDArray[np.void]] = {}
+    found: dict[int, Near | NDArray[np.void]] = {}
     begin = at = before = 0  # rows from `begin` to `at` have the filter `before`
-    most = 0  # the greatest top_k of those
 
     def take() -> None:
         if before:
             few = rows[begin:at]
-            together = near_together(few, NEAR) if before == NEAR_BEST else None
-            if together is None:
-                together = candidates_together(few, most)
+            near = near_together(few, NEAR) if before < 0 else None
+            together = candidates_together(few, abs(before)) if near is None else near
             found.update(zip(range(begin, at), together, strict=True))
 
     for sequence, scored, last in outputs:
         wanted = sequence.prepare(rows[at]) if last and not scored else 0
         if wanted != before:
             take()
-            begin, before, most = at, wanted, 0
-        if wanted:
-            most = max(most, sequence.params.top_k)
+            begin, before = at, wanted
         at += scored + last
     take()
     return found

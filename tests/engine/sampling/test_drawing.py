@@ -4,24 +4,27 @@ from __future__ import annotations
 
 import random
 from array import array
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from cllm.engine import SamplingParams
 from cllm.engine.llama import CANDIDATE, FloatArray, SamplerChain
 from cllm.engine.sampling import drawing
 from cllm.engine.sampling.drawing import NEAR, Drawer, Uniforms
-from cllm.engine.sampling.prefilter import candidates, candidates_together, near_together
-from cllm.engine.sampling.sampler import NEAR_BEST, TokenSampler, folded_seed
+from cllm.engine.sampling.prefilter import Near, candidates, candidates_together, near_together
+from cllm.engine.sampling.sampler import TokenSampler, folded_seed
 
 N_VOCAB = 4096
 NOTHING_BEFORE = array("i", [1])
 
 
 class NoVocab:
+    n_tokens = N_VOCAB
+
     def eog_tokens(self) -> Any:
         return np.array([7, 9], dtype=np.int32)
 
@@ -67,6 +70,12 @@ def rows_of(rng: np.random.Generator, kind: str, count: int) -> FloatArray:
     return np.asarray(rows, dtype=np.float32)
 
 
+def found_in(rows: FloatArray, top_k: int) -> Sequence[Near | NDArray[np.void]]:
+    """As the scheduler finds candidates."""
+    near = near_together(rows, NEAR)
+    return candidates_together(rows, top_k) if near is None else near
+
+
 KINDS = (
     "plain",
     "peaked",
@@ -82,12 +91,13 @@ KINDS = (
 
 
 def random_params(rng: random.Random) -> SamplingParams:
-    samplers = ("top_k", *(n for n in ("top_p", "min_p", "temperature") if rng.random() < 0.85))
+    among = ("top_k", "top_p", "min_p", "temperature")
+    samplers = tuple(n for n in among if n in ("top_k", "min_p") or rng.random() < 0.8)
     return SamplingParams(
         samplers=samplers,
         top_k=rng.choice([1, 2, 40, 40, 40, 64, 256]),
         top_p=rng.choice([0.0, 0.3, 0.5, 0.9, 0.95, 0.95, 0.999, 0.99999999, 1.0]),
-        min_p=rng.choice([0.0, 1e-60, 0.01, 0.05, 0.05, 0.3, 1.0]),
+        min_p=rng.choice([0.001, 0.01, 0.05, 0.05, 0.3, 1.0]),
         temperature=rng.choice([0.01, 0.5, 0.8, 0.8, 1.0, 1.5, 100.0]),
         seed=rng.randrange(2**64),
     )
@@ -104,8 +114,8 @@ def test_tokens_are_those_of_llama_cpps_chain(kind: str) -> None:
         for _ in range(4):
             rows = rows_of(numbers, kind, 4)
             expected = [theirs.choose(candidates(row, params, "top_k")) for row in rows]
-            found = near_together(rows, NEAR) if mine.filter == NEAR_BEST else None
-            found = candidates_together(rows, params.top_k) if found is None else found
+            assert mine.filter == -params.top_k
+            found = found_in(rows, params.top_k)
             assert [mine.choose_among(each, NOTHING_BEFORE) for each in found] == expected
             row = rows_of(numbers, kind, 1)[0]
             token = theirs.choose(candidates(row, params, "top_k"))
@@ -116,7 +126,7 @@ def test_tokens_are_those_of_llama_cpps_chain(kind: str) -> None:
 
 def test_llama_cpp_is_seldom_asked_for_usual_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     mine, theirs = sampler(SamplingParams(seed=5)), llama_cpps(SamplingParams(seed=5))
-    rows = rows_of(np.random.default_rng(1), "plain", 64)
+    rows = rows_of(np.random.default_rng(1), "nearly", 64)
     by_llama_cpp, by_chain = 0, TokenSampler._by_chain
 
     def counted(*arguments: Any) -> int:
@@ -126,10 +136,10 @@ def test_llama_cpp_is_seldom_asked_for_usual_rows(monkeypatch: pytest.MonkeyPatc
 
     monkeypatch.setattr(TokenSampler, "_by_chain", counted)
     for _ in range(40):
-        for row, found in zip(rows, candidates_together(rows, 40), strict=True):
+        for row, found in zip(rows, found_in(rows, 40), strict=True):
             few = candidates(row, SamplingParams(), "top_k")
             assert mine.choose_among(found, NOTHING_BEFORE) == theirs.choose(few)
-    assert by_llama_cpp < 40 * 64 / 100
+    assert by_llama_cpp < 40 * 64 / 20
     mine.close()
     theirs.close()
 
@@ -146,9 +156,9 @@ def test_doubt_is_where_rounding_decides(temperature: float, distance: float) ->
         away = 1 + distance * (-1) ** seed
         top_p = float((np.cumsum(weights) / weights.sum())[cut]) * away
         min_p = float(weights[cut]) * away
-        for fields in ({"top_p": top_p, "min_p": 0.0}, {"top_p": 1.0, "min_p": min_p}):
-            params = SamplingParams(temperature=temperature, seed=seed, **fields)
-            drawer, theirs = Drawer.of(params, folded_seed(seed)), llama_cpps(params)
+        for fields in ({"top_p": top_p, "min_p": 0.001}, {"top_p": 1.0, "min_p": min_p}):
+            params = SamplingParams(top_k=12, temperature=temperature, seed=seed, **fields)
+            drawer, theirs = Drawer.of(params, seed, N_VOCAB), llama_cpps(params)
             assert drawer is not None
             records = np.zeros(12, dtype=CANDIDATE)
             for _ in range(8):
@@ -199,8 +209,9 @@ def test_where_random_numbers_are_others_llama_cpp_chooses() -> None:
     [
         {"samplers": ("temperature", "top_k")},
         {"samplers": ("top_k", "min_p", "top_p")},
-        {"top_k": 257},
         {"top_k": 0},
+        {"min_p": 0.0},
+        {"min_p": 0.0001},
         {"min_keep": 2},
         {"mirostat": 2},
         {"typical_p": 0.5},
@@ -213,4 +224,8 @@ def test_where_random_numbers_are_others_llama_cpp_chooses() -> None:
 def test_llama_cpp_chooses_where_its_samplers_are_not_the_usual_ones(
     fields: dict[str, Any],
 ) -> None:
-    assert Drawer.of(SamplingParams(**fields), 1) is None
+    assert Drawer.of(SamplingParams(**fields), 1, N_VOCAB) is None
+
+
+def test_llama_cpp_chooses_from_a_large_vocabulary() -> None:
+    assert Drawer.of(SamplingParams(), 1, 49_152) is None

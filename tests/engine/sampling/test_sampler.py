@@ -16,7 +16,7 @@ from cllm.engine import Engine, InvalidRequest, SamplingParams
 from cllm.engine.errors import EngineError
 from cllm.engine.llama import CANDIDATE, FloatArray, SamplerChain
 from cllm.engine.sampling.params import SAMPLERS
-from cllm.engine.sampling.prefilter import Found, candidates, candidates_together, greatest
+from cllm.engine.sampling.prefilter import candidates, candidates_together, greatest
 from cllm.engine.sampling.sampler import TokenSampler, folded_seed
 from tests.engine.engine_helpers import finished, greedy
 
@@ -24,6 +24,8 @@ N_VOCAB = 20_000
 
 
 class NoVocab:
+    n_tokens = N_VOCAB
+
     def eog_tokens(self) -> Any:
         return np.array([7, 9], dtype=np.int32)
 
@@ -96,8 +98,7 @@ def test_rows_together_have_the_candidates_of_each_alone(
         rows[1, 100] = np.nan
     params = SamplingParams(top_k=top_k)
     expected = [candidates(row, params, "top_k") for row in rows]
-    for each, wanted in zip(candidates_together(rows, top_k), expected, strict=True):
-        found = each.records() if isinstance(each, Found) else each
+    for found, wanted in zip(candidates_together(rows, top_k), expected, strict=True):
         assert found["id"].tolist() == wanted["id"].tolist()
         assert found["logit"].tolist() == wanted["logit"].tolist()
 
