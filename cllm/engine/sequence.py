@@ -16,6 +16,7 @@ from cllm.engine.generation import FinishReason, Generation, GenerationWriter, T
 from cllm.engine.llama import FloatArray, Vocab
 from cllm.engine.sampling.logprobs import logprobs
 from cllm.engine.sampling.params import SamplingParams
+from cllm.engine.sampling.prefilter import Near
 from cllm.engine.sampling.prompt_scores import PromptScores
 from cllm.engine.sampling.sampler import TokenSampler
 from cllm.engine.sharing import COMMON, EQUAL, AdapterSet, Scope, Share
@@ -25,7 +26,6 @@ from cllm.engine.text.indent import IndentLimit
 from cllm.engine.text.stops import StopMatcher
 
 _ENDLESS = 2**62  # tokens
-_NO_ROW: FloatArray = np.empty(0, dtype=np.float32)
 
 
 class Sequence:
@@ -118,7 +118,7 @@ class Sequence:
         # On the thread that submits: the engine thread has streams that wait.
         self.sampler: TokenSampler | None = TokenSampler(params, vocab)
         plain = params.logprobs is None and params.max_tokens != 0
-        self._prepares = self.sampler.first_top_k if plain else 0
+        self._prepares = self.sampler.filter if plain else 0
         self.preempted = False
         self._newest = 0
         self._vocab = vocab
@@ -186,12 +186,12 @@ class Sequence:
         self.generation.discarded += discard
 
     def prepare(self, row: FloatArray) -> int:
-        """Prepare the logits of the newest token for candidates_together(); return its top_k.
+        """Prepare the logits of the newest token for filtered(); return the sampler's filter.
 
         0: nothing was done, choose() does all.
         """
-        top_k, guide = self._prepares, self.guide
-        if not top_k or self.drafted:
+        wanted, guide = self._prepares, self.guide
+        if not wanted or self.drafted:
             return 0
         assert self.sampler is not None
         if guide is not None:
@@ -199,15 +199,16 @@ class Sequence:
                 return 0
             guide.exclude(row)
         self.sampler.prepare(row, self.tokens)
-        return top_k
+        return wanted
 
-    def choose_among(self, found: NDArray[np.void]) -> list[int]:
+    def choose_among(self, found: Near | NDArray[np.void]) -> list[int]:
         """Choose what follows from the candidates of the newest token's row, after prepare()."""
         assert self.sampler is not None
-        token = self.sampler.choose(_NO_ROW, self.tokens, found)
+        token = self.sampler.choose_among(found, self.tokens)
         if self.guide is None:
             return [token]
-        self.guide.check(token)
+        if not (isinstance(found, Near) and found.logits):  # of which none is forbidden
+            self.guide.check(token)
         return self._guided(self.guide, token, alone=True)
 
     def choose(self, rows: FloatArray) -> list[int]:

@@ -69,6 +69,12 @@ class SamplerChain:
         apply(self._handle, self._reference)
         return array
 
+    def skip(self, count: int) -> None:
+        """Use as many random numbers as `count` choices would."""
+        alone = np.zeros(1, dtype=CANDIDATE)
+        for _ in range(count):
+            self._apply(alone)
+
     def clone(self) -> SamplerChain:
         """A chain that will choose as this one would now."""
         twin = SamplerChain(())

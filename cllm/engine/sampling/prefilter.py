@@ -8,7 +8,9 @@ call of each function takes several times as long: so there are few different on
 from __future__ import annotations
 
 import math
+from bisect import bisect_left
 from functools import lru_cache
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +21,7 @@ from cllm.engine.sampling.survivors import first_mirostat, unsurprising
 
 MIROSTAT_M = 100  # tokens from which mirostat 1 estimates the shape; llama.cpp's default
 
+_MANY_NEAR = 64  # tokens of a row; to find the top_k is faster than to sort more
 _GROUP = 64
 _PARTS = 4  # of a group
 _WIDE = 2**16  # logits; from here on it is faster to search only parts with great maxima
@@ -66,6 +69,25 @@ def records(row: FloatArray, ids: NDArray[np.intp]) -> NDArray[np.void]:
     return found
 
 
+class Near(NamedTuple):
+    """The tokens of a row near the best one. No logit is -infinity or not a number.
+
+    positions: of the tokens, in the flat matrix of rows. first: that of its row's first logit.
+    rows: that matrix.
+    """
+
+    positions: list[int]
+    logits: list[float]
+    first: int
+    rows: FloatArray
+
+    def row(self) -> FloatArray:
+        """The whole row."""
+        width = self.rows.shape[1]
+        whole: FloatArray = self.rows[self.first // width]
+        return whole
+
+
 def candidates_together(rows: FloatArray, top_k: int) -> list[NDArray[np.void]]:
     """Return for each of several rows what candidates() returns for a first sampler top_k.
 
@@ -88,6 +110,25 @@ def candidates_together(rows: FloatArray, top_k: int) -> list[NDArray[np.void]]:
 def _ends(count: int, width: int) -> NDArray[np.intp]:
     """Positions behind each row of a matrix that is read row by row."""
     return np.arange(1, count + 1) * width
+
+
+def near_together(rows: FloatArray, depth: float) -> list[Near] | None:
+    """Return for each of several rows the tokens near the best one: up to `depth` nats below.
+
+    None: they are many. rows: [count, n_vocab], contiguous.
+    """
+    floors = np.maximum.reduce(rows, axis=1, keepdims=True, initial=_LOWEST)
+    floors -= depth
+    positions = _positions((rows >= floors).ravel())
+    if len(positions) > _MANY_NEAR * len(rows):
+        return None
+    places, logits, begin = positions.tolist(), rows.reshape(-1)[positions].tolist(), 0
+    width, found = rows.shape[1], []
+    for first in range(0, rows.size, width):
+        end = bisect_left(places, first + width, begin)
+        found.append(Near(places[begin:end], logits[begin:end], first, rows))
+        begin = end
+    return found
 
 
 def greatest(row: FloatArray, top_k: int) -> NDArray[np.intp]:

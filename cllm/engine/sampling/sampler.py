@@ -11,14 +11,22 @@ import math
 import secrets
 from array import array
 from collections.abc import Iterator
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
 
 from cllm.engine.errors import EngineError
 from cllm.engine.llama import FloatArray, IntArray, Link, SamplerChain, Vocab, dry_link
+from cllm.engine.sampling.drawing import NEAR, Drawer
 from cllm.engine.sampling.params import MAX_LAST_N, SamplingParams
-from cllm.engine.sampling.prefilter import MIROSTAT_M, candidates, records
+from cllm.engine.sampling.prefilter import (
+    MIROSTAT_M,
+    Near,
+    candidates,
+    near_together,
+    records,
+)
 from cllm.engine.sampling.survivors import typical
 
 _NAN = "the model's output is not a number (NaN)"
@@ -30,12 +38,14 @@ class TokenSampler:
     """Chooses one request's tokens. Its only state is random numbers and the tokens shown to it.
 
     The same seed and logits give the same tokens, regardless of the rest of the batch.
-    first_top_k: the top_k of a first sampler of that kind, else 0.
+    filter: the top_k of a first sampler of that kind, else 0; negative: of its candidates, those near
+        the best one are enough.
     """
 
     __slots__ = (
-        "_accepted", "_bias", "_biased", "_chain", "_chosen", "_few", "_first", "_looks_back",
-        "_mu", "_params", "_past", "_penalized", "_since", "_typical", "first_top_k",
+        "_accepted", "_bias", "_biased", "_chain", "_chosen", "_drawer", "_few", "_first",
+        "_looks_back", "_make", "_mu", "_params", "_past", "_penalized", "_since", "_typical",
+        "_used", "filter",
     )  # fmt: skip
 
     def __init__(self, params: SamplingParams, vocab: Vocab) -> None:
@@ -57,14 +67,20 @@ class TokenSampler:
         self._accepted = 0  # tokens shown to the sampler chain
         self._past = array("i")  # what was before the last context shift
         self._since = 0  # the number of `tokens` that are in it
-        self._chain = None if params.greedy else SamplerChain(_links(params, vocab))
+        seed = folded_seed(params.seed)
+        self._drawer = None if params.greedy else Drawer.of(params, seed, vocab.n_tokens)
+        # With a drawer, llama.cpp's chain is built when a choice is left to it.
+        self._make = partial(_chain, params, vocab, seed)
+        self._chain = None if params.greedy or self._drawer else self._make()
+        self._used = 0  # random numbers, by that chain
         self._mu = 2 * params.mirostat_tau
         # llama.cpp's sampler, for rows whose survivors numpy cannot tell.
         self._typical: SamplerChain | None = None
         if self._chain is not None and self._first == "typical_p":
             self._typical = SamplerChain([("typical", (params.typical_p, 1))])
-        by_top_k = self._chain is not None and self._first == "top_k"
-        self.first_top_k = params.top_k if by_top_k else 0
+        by_top_k = not params.greedy and self._first == "top_k"
+        top_k = params.top_k if by_top_k else 0
+        self.filter = -top_k if self._drawer else top_k
 
     def prepare(self, row: FloatArray, tokens: array[int]) -> None:
         """Write bias and penalties into a row of logits."""
@@ -76,35 +92,65 @@ class TokenSampler:
         if self._penalized:
             _penalize(row, self._last(tokens, self._params.penalty_last_n), self._params)
 
-    def choose(
-        self, row: FloatArray, tokens: array[int], found: NDArray[np.void] | None = None
-    ) -> int:
+    def choose(self, row: FloatArray, tokens: array[int]) -> int:
         """Choose the token that follows `tokens`; overwrites `row`, its logits [n_vocab].
 
-        found: the candidates of a row that is prepared. Raises EngineError if a logit is not a
-        number.
+        Raises EngineError if a logit is not a number.
         """
-        if found is None:
-            self.prepare(row, tokens)
+        self.prepare(row, tokens)
+        if self._drawer is not None:
+            near = near_together(row[None], NEAR)
+            return self.choose_among(self._candidates(row) if near is None else near[0], tokens)
         if self._chain is None:
             self._chosen = token = int(row.argmax())
             if row[token] != row[token]:
                 raise EngineError(_NAN)
-        else:
-            if self._looks_back:
-                start = max(self._accepted, len(tokens) - MAX_LAST_N)
-                self._chain.accept(tokens[start:])
-                self._accepted = len(tokens)
-            if self._typical is not None:
-                return self._choose_typical(row, self._chain, self._typical)
-            if found is None:
-                found = candidates(row, self._params, self._first, self._mu)
-            if not len(found):
-                raise EngineError(_NAN)
-            token = self._chain.choose(found)
-            if self._params.mirostat:
-                self._follow_mirostat(self._chain.probability)
+            return token
+        self._look_back(self._chain, tokens)
+        if self._typical is not None:
+            return self._choose_typical(row, self._chain, self._typical)
+        token = self._by_chain(self._chain, self._candidates(row))
+        if self._params.mirostat:
+            self._follow_mirostat(self._chain.probability)
         return token
+
+    def choose_among(self, found: Near | NDArray[np.void], tokens: array[int]) -> int:
+        """Choose the token that follows `tokens` from the candidates of a row that is prepared.
+
+        Only with a first sampler top_k. Raises EngineError if a logit is not a number.
+        """
+        drawer = self._drawer
+        if drawer is None:
+            assert self._chain is not None
+            self._look_back(self._chain, tokens)
+        elif isinstance(found, Near):
+            at = drawer.draw(found.logits)
+            if at is not None:
+                drawer.drawn += 1
+                return found.positions[at] - found.first
+        if isinstance(found, Near):
+            found = self._candidates(found.row())
+        if self._chain is None:
+            self._chain = self._make()
+        if drawer is not None:
+            self._chain.skip(drawer.drawn - self._used)
+            drawer.drawn += 1
+            self._used = drawer.drawn
+        return self._by_chain(self._chain, found)
+
+    def _candidates(self, row: FloatArray) -> NDArray[np.void]:
+        return candidates(row, self._params, self._first, self._mu)
+
+    def _look_back(self, chain: SamplerChain, tokens: array[int]) -> None:
+        if self._looks_back:
+            start = max(self._accepted, len(tokens) - MAX_LAST_N)
+            chain.accept(tokens[start:])
+            self._accepted = len(tokens)
+
+    def _by_chain(self, chain: SamplerChain, found: NDArray[np.void]) -> int:
+        if not len(found):
+            raise EngineError(_NAN)
+        return chain.choose(found)
 
     def _choose_typical(self, row: FloatArray, chain: SamplerChain, whole: SamplerChain) -> int:
         """Choose where typical_p is the first sampler. whole: llama.cpp's, for a whole row."""
@@ -168,9 +214,13 @@ class TokenSampler:
                 chain.close()
 
 
-def _links(params: SamplingParams, vocab: Vocab) -> Iterator[Link]:
+def _chain(params: SamplingParams, vocab: Vocab, seed: int) -> SamplerChain:
+    return SamplerChain(_links(params, vocab, seed))
+
+
+def _links(params: SamplingParams, vocab: Vocab, seed: int) -> Iterator[Link]:
     """llama.cpp's samplers for these parameters (common_sampler_init in common/sampling.cpp)."""
-    seed, active = folded_seed(params.seed), params.active
+    active = params.active
     keep = max(1, params.min_keep)
     for name in active:
         value = getattr(params, name, None)

@@ -6,30 +6,34 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cllm.engine.llama import FloatArray
-from cllm.engine.sampling.prefilter import candidates_together
+from cllm.engine.sampling.drawing import NEAR
+from cllm.engine.sampling.prefilter import Near, candidates_together, near_together
 from cllm.engine.sequence import Sequence
 
 
 def filtered(
     outputs: list[tuple[Sequence, int, int]], rows: FloatArray
-) -> dict[int, NDArray[np.void]]:
-    """The candidates of rows whose first sampler is top_k, by row; adjacent rows at once.
+) -> dict[int, Near | NDArray[np.void]]:
+    """The candidates of rows whose first sampler is top_k, by row.
 
+    Adjacent rows that want the same filter go through it together.
     outputs: sequences, each with its rows of scored tokens and of others.
     """
-    found: dict[int, NDArray[np.void]] = {}
-    begin = at = before = 0  # rows from `begin` to `at` are filtered by top_k `before`
+    found: dict[int, Near | NDArray[np.void]] = {}
+    begin = at = before = 0  # rows from `begin` to `at` have the filter `before`
 
     def take() -> None:
         if before:
-            together = candidates_together(rows[begin:at], before)
+            few = rows[begin:at]
+            near = near_together(few, NEAR) if before < 0 else None
+            together = candidates_together(few, abs(before)) if near is None else near
             found.update(zip(range(begin, at), together, strict=True))
 
     for sequence, scored, last in outputs:
-        top_k = sequence.prepare(rows[at]) if last and not scored else 0
-        if top_k != before:
+        wanted = sequence.prepare(rows[at]) if last and not scored else 0
+        if wanted != before:
             take()
-            begin, before = at, top_k
+            begin, before = at, wanted
         at += scored + last
     take()
     return found

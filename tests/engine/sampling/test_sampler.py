@@ -24,6 +24,8 @@ N_VOCAB = 20_000
 
 
 class NoVocab:
+    n_tokens = N_VOCAB
+
     def eog_tokens(self) -> Any:
         return np.array([7, 9], dtype=np.int32)
 
