@@ -147,13 +147,15 @@ class Connection:
 
     def queue(self) -> bool:
         """The first half of `schedule`: whether the caller has to push the connection."""
-        with self._lock:
-            if self._state is IDLE:
-                self._state = QUEUED
-                return True
-            if self._state is RUNNING:
-                self._state = RUNNING_AGAIN
-            return False  # QUEUED is not written, since `run` changes it without the lock
+        lock = self._lock
+        lock.acquire()  # half as long as `with`, and nothing in between raises
+        idle = self._state is IDLE
+        if idle:
+            self._state = QUEUED
+        elif self._state is RUNNING:
+            self._state = RUNNING_AGAIN
+        lock.release()  # QUEUED is not written, since `run` changes it without the lock
+        return idle
 
     def admitted(self) -> None:
         """It is registered with the poller: workers may run it. By the acceptor."""
@@ -195,12 +197,13 @@ class Connection:
         self._finish(again=interest == AGAIN)
 
     def _finish(self, *, again: bool) -> None:
-        with self._lock:
-            if self._state is RUNNING and not again:
-                self._state = IDLE
-                return
-            self._state = QUEUED
-        self._push(self)
+        lock = self._lock
+        lock.acquire()
+        idle = self._state is RUNNING and not again
+        self._state = IDLE if idle else QUEUED
+        lock.release()
+        if not idle:
+            self._push(self)
 
     @property
     def idle_since(self) -> float | None:

@@ -155,7 +155,16 @@ class Http1:
                         return DONE  # even in the middle of a request: the client has left
                     wanted = connection.transport.read_interest if count == WANT_READ else WRITE
                     return self._park(connection, wanted)
-                parser.feed(buffer[:count])
+                data = buffer[:count].tobytes()
+                request = parser.known(data)
+                if request is not None:
+                    interest = self._answer(connection, workspace, request)
+                    if interest is not None:
+                        return interest
+                    if workspace.others and count < len(buffer):
+                        return self._rest(connection, connection.transport.read_interest)
+                    continue
+                parser.feed(data)
                 if self._fresh and parser.begins_with(PREFACE_LINE):
                     http2 = Http2(self._context, parser.release())
                     connection.become(http2)
@@ -192,17 +201,22 @@ class Http1:
                 self._phase = READING
         return AGAIN
 
+    def _rest(self, connection: Connection, interest: int) -> int:
+        """Wait for the next request."""
+        if self._context.draining:
+            return DONE
+        self._in_head = False
+        if not self._fresh:  # else it counts from the accept
+            connection.deadline = monotonic() + self._context.config.keep_alive_timeout
+        return interest
+
     def _park(self, connection: Connection, interest: int) -> int:
         """Nothing more to read: set the deadline of what is expected next."""
         state = self._parser.state
         config = self._context.config
         if state is _IDLE:
-            if self._context.draining:
-                return DONE
-            self._in_head = False
-            if not self._fresh:  # else it counts from the accept
-                connection.deadline = monotonic() + config.keep_alive_timeout
-        elif self._incoming is not None:
+            return self._rest(connection, interest)
+        if self._incoming is not None:
             self._in_head = False
             connection.deadline = self._incoming.deadline
         elif not self._in_head:  # counted from the first byte of the head

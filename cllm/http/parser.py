@@ -113,6 +113,20 @@ class RequestParser:
         self._position = 0
         buffer += data
 
+    def known(self, data: bytes) -> HttpRequest | None:
+        """The request that `data` is, in place of `feed` and `next_request`; None: feed it.
+
+        Only a head that is remembered, without a body, while nothing is buffered: most requests
+        are of this kind.
+        """
+        if self._buffer or self._step is not _HEAD or len(data) > MAX_REMEMBERED_SIZE:
+            return None
+        head = self._heads.get(data)
+        if head is None or head.length or head.chunked or self._error is not None:
+            return None
+        self._empty_lines = 0
+        return head.request()
+
     def next_request(self) -> HttpRequest | None:
         """The next complete request, or None if bytes are missing.
 
@@ -124,14 +138,6 @@ class RequestParser:
             return None
         try:
             if self._step is _HEAD:
-                buffer = self._buffer
-                # Most often one whole request has come, and its head is known.
-                if not self._position and len(buffer) <= MAX_REMEMBERED_SIZE:
-                    head = self._heads.get(buffer) if type(buffer) is bytes else None
-                    if head is not None and not (head.length or head.chunked):
-                        self._buffer = b""
-                        self._scan = self._empty_lines = 0
-                        return head.request()
                 head = self._read_head()
                 if head is None:
                     return None

@@ -115,10 +115,10 @@ class HttpResponse:
         """
         try:
             if type(self.body) is bytes:
+                start = self._known_start(server)
                 if not request_id:
-                    return self._known_start(server) + _ENDS[keep_alive]
-                line = _request_id_line(request_id)
-                return b"%b%b%b" % (self._known_start(server), line, _ENDS[keep_alive])
+                    return start + _ENDS[keep_alive]
+                return start + _request_id_line(request_id) + _ENDS[keep_alive]
             parts = [_beginning(self.status, server)]
             if (length := self.content_length()) is not None:
                 parts.append(b"Content-Length: %d\r\n" % length)
@@ -251,17 +251,17 @@ def _request_id_line(request_id: str) -> bytes:
 # with the length of a body and all fields also the lines of these.
 MAX_KNOWN_STARTS = 256
 MAX_KNOWN_START = 1024  # bytes
-_starts: tuple[int, dict[tuple[Any, ...], bytes]] = (0, {})
+_starts: tuple[float, dict[tuple[Any, ...], bytes]] = (0.0, {})  # the second, and what is known
 
 
 def _starts_of_now() -> dict[tuple[Any, ...], bytes]:
     """Empty at the beginning of a second. A race builds a start twice, which is harmless."""
     global _starts
-    now = int(time.time())
     second, known = _starts
-    if second != now:
+    now = time.time()
+    if not 0.0 <= now - second < 1.0:
         known = {}
-        _starts = (now, known)
+        _starts = (now // 1.0, known)
     return known
 
 

@@ -867,3 +867,55 @@ except ProtocolError:
     pass
 """
     subprocess.run([sys.executable, "-c", program], check=True, timeout=60)
+
+
+def test_known_gives_the_request_that_feeding_would_give() -> None:
+    data = head("X-Repeated: yes")
+    fed = parse_one(data)
+    parser = RequestParser(Limits())
+    assert parser.known(data) == fed
+    assert parser.state is ParserState.IDLE
+    assert parser.known(data) == fed
+    parser.feed(data)
+    assert parser.next_request() == fed
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        head("X-Never-Seen: before"),
+        head("Cookie: secret"),
+        post(b"{}", "Content-Length: 2"),
+        head() + head(),
+        head()[:-1],
+    ],
+)
+def test_known_leaves_what_is_not_one_remembered_head_without_a_body(data: bytes) -> None:
+    parse_one(head())
+    assert RequestParser(Limits()).known(data) is None
+
+
+def test_known_does_not_take_a_head_in_the_middle_of_another_request() -> None:
+    inner = head()
+    parse_one(inner)
+    parser = RequestParser(Limits())
+    parser.feed(inner[:5])
+    assert parser.known(inner) is None
+    body = RequestParser(Limits())
+    body.feed(post(inner, f"Content-Length: {len(inner)}")[: -len(inner)])
+    assert body.next_request() is None
+    assert body.known(inner) is None
+    body.feed(inner)
+    request = body.next_request()
+    assert request is not None
+    assert request.body == inner
+
+
+def test_known_gives_nothing_after_an_error() -> None:
+    good = head()
+    parse_one(good)
+    parser = RequestParser(Limits())
+    parser.feed(b"\0")
+    with pytest.raises(ProtocolError):
+        parser.next_request()
+    assert parser.known(good) is None
