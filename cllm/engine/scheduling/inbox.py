@@ -39,7 +39,9 @@ class Inbox(Generic[T]):
         self._max_running = max_running
         self._most = max_running + max_queue
         self._process = OwnProcess()
-        self._changed = threading.Condition()
+        # Entered by itself: a condition is entered in Python, where Ctrl-C may leave it locked.
+        self._lock = threading.RLock()
+        self._changed = threading.Condition(self._lock)
         self._arrivals: list[T] = []
         self._cancelled: set[Request] = set()
         self._displaced: list[tuple[T, QueueFull]] = []
@@ -62,7 +64,7 @@ class Inbox(Generic[T]):
         If the queue is full, the newest request of the tenant with the most waiting is refused.
         """
         self._process.check()
-        with self._changed:
+        with self._lock:
             yielding = self._check_open(item.tenant, item.share)
             if yielding is not None:
                 self._displace(yielding)
@@ -76,7 +78,7 @@ class Inbox(Generic[T]):
     def check_open(self, tenant: str, share: Share) -> None:
         """Raise what put would raise now, before the work of preparing a request."""
         self._process.check()
-        with self._changed:
+        with self._lock:
             self._check_open(tenant, share)
 
     def _check_open(self, newcomer: str, share: Share) -> str | None:
@@ -119,7 +121,7 @@ class Inbox(Generic[T]):
 
     def waiting(self, most: int) -> list[tuple[str, int, list[T]]]:
         """Tenants with waiting requests: the name, how many wait, and the oldest `most` of them."""
-        with self._changed:
+        with self._lock:
             return [
                 (tenant, len(items), list(islice(items, most)))
                 for tenant, items in self._waiting.items()
@@ -127,19 +129,19 @@ class Inbox(Generic[T]):
 
     def cancel(self, request: Request) -> None:
         """End a request before the next step."""
-        with self._changed:
+        with self._lock:
             self._cancelled.add(request)
             self._changed.notify()
 
     def wake(self) -> None:
         """Make take() return: the engine thread has something else to do."""
-        with self._changed:
+        with self._lock:
             self._woken = True
             self._changed.notify()
 
     def stop(self) -> None:
         """Make take() return None, and refuse new requests."""
-        with self._changed:
+        with self._lock:
             self.stopping = True
             self._changed.notify()
 
@@ -153,7 +155,7 @@ class Inbox(Generic[T]):
         wait: sleep until there is a message, `longest` seconds at most, then until gather_s
         seconds pass without another request, so that requests that arrive together begin together.
         """
-        with self._changed:
+        with self._lock:
             ended, self._ended = self._ended, 0
             if wait:
                 timeout = None if longest == math.inf else longest
@@ -201,21 +203,21 @@ class Inbox(Generic[T]):
 
     def close(self) -> list[T]:
         """Refuse new requests; return those that were not taken."""
-        with self._changed:
+        with self._lock:
             self.stopping = True
             arrivals, self._arrivals = self._arrivals, []
             return arrivals
 
     def begun(self, item: T) -> None:
         """Note that work on a request begins: it is not refused for other tenants any more."""
-        with self._changed:
+        with self._lock:
             self._forget(item)
 
     def ended(self, item: T, seconds: float) -> None:
         """Note that a request ended, `seconds` after its work began; 0: it did not begin."""
         if seconds:
             self._mean_s += 0.2 * (seconds - self._mean_s)
-        with self._changed:
+        with self._lock:
             self._ended += 1
             self._in_flight -= 1
             self._own[item.tenant] -= 1
