@@ -103,7 +103,7 @@ class Grammars:
         """
         with Uninterrupted():
             found = self._find(constraint, tenant)
-        matcher = found.result() if isinstance(found, Future) else found
+        matcher = _outcome(found) if isinstance(found, Future) else found
         return Guide(matcher.deep_copy(), self._vocab.n_tokens)
 
     def check(self, constraint: Constraint, keep: bool = True, tenant: str = "") -> None:
@@ -120,10 +120,11 @@ class Grammars:
                 raise _again(failed)
         with Uninterrupted():
             found = self._find(constraint, tenant)
+            pending = isinstance(found, Future) and not found.done()
         if isinstance(found, Future):
-            if not found.done():
+            if pending:
                 raise ConstraintPending(found, partial(self._leave, constraint, tenant))
-            found.result()
+            _outcome(found)
 
     def close(self) -> None:
         """End the threads and their children; waiting calls raise EngineClosed."""
@@ -355,6 +356,18 @@ class _Lane:
                 grammars.work(constraint, self.process, quick)
         finally:
             self.process.close()
+
+
+def _outcome(job: Future[LLMatcher]) -> LLMatcher:
+    """Wait for it. Ctrl-C ends the wait, but leaves no lock of the future taken."""
+    running = threading.Lock()
+    running.acquire()
+    with Uninterrupted():
+        job.add_done_callback(lambda _: running.release())
+    with running:
+        pass
+    with Uninterrupted():
+        return job.result()
 
 
 def _again(error: BaseException) -> EngineError:
