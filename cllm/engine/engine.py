@@ -7,7 +7,9 @@ import threading
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any
 
 from cllm.engine.assembly import assemble, release
@@ -25,6 +27,7 @@ from cllm.engine.history import History, RequestRecord
 from cllm.engine.info import ModelInfo
 from cllm.engine.loading.loading import Loaded, load
 from cllm.engine.machine.own_process import OwnProcess
+from cllm.engine.machine.uninterrupted import Uninterrupted
 from cllm.engine.request import Meter
 from cllm.engine.sampling.params import SamplingParams
 from cllm.engine.scheduling.scheduler import Scheduler
@@ -99,7 +102,9 @@ class Engine:
         Raises ModelLoadError (one line with the remedy) or ValueError (a bad configuration).
         """
         config = replace(config or EngineConfig(), **overrides)
-        return cls(load(Path(path), config, progress, tuning_progress), before)
+        loaded = load(Path(path), config, progress, tuning_progress)
+        with Uninterrupted():
+            return cls(loaded, before)
 
     @property
     def _scheduler(self) -> Scheduler:
@@ -181,7 +186,7 @@ class Engine:
         generation = Generation(len(tokens), on_update, self._scheduler.cancel, meter)
         generation.adapters = adapters
         scheduler = self._scheduler
-        with self._tokenizer.borrowed():  # samplers are made from the vocabulary
+        with Uninterrupted(generation.cancel), self._tokenizer.borrowed():  # for samplers
             sequence = EngineSequence(
                 tokens,
                 params,
@@ -200,11 +205,11 @@ class Engine:
                 shifts=self._shifts,
                 reproducible=reproducible,
             )
-        try:
-            scheduler.submit(sequence)
-        except BaseException:
-            sequence.close()
-            raise
+            try:
+                scheduler.submit(sequence)
+            except BaseException:
+                sequence.close()
+                raise
         return generation
 
     def generate(
@@ -224,9 +229,12 @@ class Engine:
 
         Raises what submit raises at once, and the generation's error after its text.
         """
-        ready = threading.Event()
+        ready: SimpleQueue[None] = SimpleQueue()  # no Event, which Ctrl-C may leave locked
         generation = self.submit(
-            prompt, SamplingParams.of(**params), deadline=deadline, on_update=ready.set
+            prompt,
+            SamplingParams.of(**params),
+            deadline=deadline,
+            on_update=partial(ready.put, None),
         )
         return _follow(generation, ready)
 
@@ -381,15 +389,14 @@ class Engine:
             return self._grammars.guide(constraint, tenant)
 
 
-def _follow(generation: Generation, ready: threading.Event) -> Iterator[str]:
+def _follow(generation: Generation, ready: SimpleQueue[None]) -> Iterator[str]:
     try:
         while True:
-            ready.clear()
             done = generation.done
             yield from generation.take()
             if done:
                 break
-            ready.wait()
+            ready.get()
         if generation.error is not None:
             raise generation.error
     finally:

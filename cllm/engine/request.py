@@ -15,6 +15,7 @@ from enum import Enum
 from typing import Any, Protocol
 
 from cllm.engine.errors import EngineError
+from cllm.engine.machine.uninterrupted import Uninterrupted
 
 _log = logging.getLogger("cllm.engine")
 
@@ -151,11 +152,12 @@ class Request:
 
     def cancel(self) -> None:
         """End it before the next decode, wherever it stands; harmless when it has ended."""
-        if not self.cancel_requested and not self.done:
-            self.cancel_requested = True
-            cancel = self._cancel
-            if cancel is not None:
-                cancel(self)
+        with Uninterrupted():
+            if not self.cancel_requested and not self.done:
+                self.cancel_requested = True
+                cancel = self._cancel
+                if cancel is not None:
+                    cancel(self)
 
     def wait(self, timeout: float | None = None) -> None:
         """Wait for the end.
@@ -163,9 +165,10 @@ class Request:
         Raises the request's EngineError if it ended with one, and TimeoutError after `timeout`
         seconds.
         """
-        if not self._latch.acquire(timeout=-1 if timeout is None else max(0.0, timeout)):
-            raise TimeoutError(f"request {self.id} did not finish within {timeout} s")
-        self._latch.release()
+        if not self.done:  # else Ctrl-C in another call may have left it taken
+            if not self._latch.acquire(timeout=-1 if timeout is None else max(0.0, timeout)):
+                raise TimeoutError(f"request {self.id} did not finish within {timeout} s")
+            self._latch.release()
         if self.error is not None:
             raise self.error
 

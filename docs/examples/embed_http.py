@@ -104,12 +104,13 @@ def main() -> None:
     handler.get("/next-note", notes.wait_for_next)
     handler.get_streaming("/countdown", countdown)
 
-    ended = threading.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: ended.set())
+    # Blocked until sigwait(): a handler could miss the moment in which this thread falls asleep.
+    ends = (signal.SIGINT, signal.SIGTERM)
+    signal.pthread_sigmask(signal.SIG_BLOCK, ends)
     with Server(handler, "127.0.0.1", port, ServerConfig(workers=4)) as server:
         print(f"http://127.0.0.1:{server.port}", flush=True)
-        ended.wait()
+        signal.sigwait(ends)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, ends)  # a second one ends it at once
 
 
 if __name__ == "__main__":

@@ -377,7 +377,7 @@ def test_close_waits_for_samplers_that_are_made_from_the_vocabulary(
 
     class Observed(TokenSampler):
         def __init__(self, params: SamplingParams, vocab: Vocab) -> None:
-            borrowers.append(engine._tokenizer._borrowers)
+            borrowers.append(len(engine._tokenizer._borrowers))
             super().__init__(params, vocab)
 
     monkeypatch.setattr("cllm.engine.sequence.TokenSampler", Observed)

@@ -38,6 +38,7 @@ from cllm.engine.errors import (
     described,
     shortened,
 )
+from cllm.engine.machine.uninterrupted import Uninterrupted
 
 if TYPE_CHECKING:
     from cllm.engine.llama import Vocab
@@ -78,7 +79,8 @@ class Grammars:
         self._fresh = CompileQueue(MAX_WAITING)
         self._slow: deque[Constraint] = deque()
         self._compiling: set[Constraint] = set()
-        self._changed = threading.Condition()
+        self._lock = threading.RLock()  # entered by itself, as in Inbox
+        self._changed = threading.Condition(self._lock)
         self._patient_busy = False
         self._mean_s = 0.0  # of a compilation
         self._closed = False
@@ -99,8 +101,9 @@ class Grammars:
         tenant: who asks; tenants take turns. Raises InvalidRequest, QueueFull,
         CompilerUnavailable, EngineClosed.
         """
-        found = self._find(constraint, tenant)
-        matcher = found.result() if isinstance(found, Future) else found
+        with Uninterrupted():
+            found = self._find(constraint, tenant)
+        matcher = _outcome(found) if isinstance(found, Future) else found
         return Guide(matcher.deep_copy(), self._vocab.n_tokens)
 
     def check(self, constraint: Constraint, keep: bool = True, tenant: str = "") -> None:
@@ -109,21 +112,23 @@ class Grammars:
         tenant: as in guide. keep: whether it has to be; else it is enough that it was compiled
         once.
         """
-        with self._changed:
+        with self._lock:
             if not keep and isinstance(self._verdicts.get(_key(constraint)), int):
                 return
             failed, until = self._failed.get(_key(constraint), (None, 0.0))
             if failed is not None and time.monotonic() < until:
                 raise _again(failed)
-        found = self._find(constraint, tenant)
+        with Uninterrupted():
+            found = self._find(constraint, tenant)
+            pending = isinstance(found, Future) and not found.done()
         if isinstance(found, Future):
-            if not found.done():
+            if pending:
                 raise ConstraintPending(found, partial(self._leave, constraint, tenant))
-            found.result()
+            _outcome(found)
 
     def close(self) -> None:
         """End the threads and their children; waiting calls raise EngineClosed."""
-        with self._changed:
+        with self._lock:
             self._closed = True
             self._changed.notify_all()
         for lane in self._lanes:
@@ -139,7 +144,7 @@ class Grammars:
         One that is being compiled is compiled to its end.
         """
         job = None
-        with self._changed:
+        with self._lock:
             if self._fresh.leave(constraint, tenant) and constraint not in self._compiling:
                 job = self._jobs.pop(constraint, None)
                 if constraint in self._slow:
@@ -150,7 +155,7 @@ class Grammars:
 
     def _find(self, constraint: Constraint, tenant: str) -> LLMatcher | Future[LLMatcher]:
         displaced = None
-        with self._changed:
+        with self._lock:
             kept = self._kept.get(constraint)
             if kept is not None:
                 self._kept.move_to_end(constraint)
@@ -194,7 +199,7 @@ class Grammars:
 
     def next(self, quick: bool) -> Constraint | None:
         """The next constraint for a lane, which waits for it; None: the lane must end."""
-        with self._changed:
+        with self._lock:
             if not quick:
                 self._patient_busy = False
             while not self._closed:
@@ -246,7 +251,7 @@ class Grammars:
             self._mean_s += 0.2 * (time.monotonic() - began - self._mean_s)
 
     def _compile(self, constraint: Constraint, process: CompileProcess, cpu_s: float) -> LLMatcher:
-        with self._changed:
+        with self._lock:
             size = self._verdicts.get(_key(constraint))
         if not isinstance(size, int):
             process.start()
@@ -254,7 +259,7 @@ class Grammars:
             size = process.try_out(constraint, cpu_s)
             self._note(constraint, size)
         matcher = compile_constraint(constraint, self._prepared.tokenizer())
-        with self._changed:
+        with self._lock:
             self.compiled += 1
             self._kept[constraint] = matcher, size
             while len(self._kept) > 1 and (
@@ -265,7 +270,7 @@ class Grammars:
         return matcher
 
     def _postponed(self, constraint: Constraint) -> bool:
-        with self._changed:
+        with self._lock:
             if len(self._slow) >= MAX_WAITING:
                 return False
             self._compiling.discard(constraint)
@@ -276,13 +281,13 @@ class Grammars:
     def _note(self, constraint: Constraint, verdict: int | InvalidRequest) -> None:
         if isinstance(verdict, InvalidRequest):  # without the source, which may be long
             verdict = InvalidRequest(verdict.field, shortened(verdict.value), verdict.expected)
-        with self._changed:
+        with self._lock:
             self._verdicts[_key(constraint)] = verdict
             if len(self._verdicts) > _MAX_VERDICTS:
                 self._verdicts.popitem(last=False)
 
     def _settle(self, constraint: Constraint, outcome: LLMatcher | BaseException) -> None:
-        with self._changed:
+        with self._lock:
             job = self._jobs.pop(constraint, None)
             self._fresh.done(constraint)
             self._compiling.discard(constraint)
@@ -351,6 +356,18 @@ class _Lane:
                 grammars.work(constraint, self.process, quick)
         finally:
             self.process.close()
+
+
+def _outcome(job: Future[LLMatcher]) -> LLMatcher:
+    """Wait for it. Ctrl-C ends the wait, but leaves no lock of the future taken."""
+    running = threading.Lock()
+    running.acquire()
+    with Uninterrupted():
+        job.add_done_callback(lambda _: running.release())
+    with running:
+        pass
+    with Uninterrupted():
+        return job.result()
 
 
 def _again(error: BaseException) -> EngineError:

@@ -84,10 +84,13 @@ class Subject:
         return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
 
-def tune(subject: Subject, progress: Callable[[float], None]) -> tuple[Layout, Tuning | None]:
+def tune(
+    subject: Subject, progress: Callable[[float], None], stop: threading.Event
+) -> tuple[Layout, Tuning | None]:
     """The layout to use and the tuning behind it; None if nothing can be measured.
 
-    progress: called with 0.0 to 1.0 during the measurement, on another thread.
+    progress: called with 0.0 to 1.0 during the measurement, on another thread. stop: ends it early,
+    and nothing is remembered.
     """
     default = subject.default
     path = user_cache() / f"tuning-{subject.key()}.json"
@@ -96,13 +99,15 @@ def tune(subject: Subject, progress: Callable[[float], None]) -> tuple[Layout, T
         _tell(known[1], f"taken from {path}")
         return known
     _log.info("tuning: measuring which layout is fastest; no trial begins after %g s", TIME_LIMIT)
-    begun, stop = monotonic(), threading.Event()
+    begun = monotonic()
     try:
         layout, speedup = compute_aside(
-            "cllm-tuning", lambda: _measured(subject, default, stop, progress), stop.set
+            "cllm-tuning", lambda: _measured(subject, default, stop, progress)
         )
     except CannotMeasure as error:
         _log.warning("tuning: nothing can be measured (%s); the defaults are used", error)
+        return default, None
+    if stop.is_set():
         return default, None
     seconds = round(monotonic() - begun, 1)
     tuning = Tuning(_difference(layout, default), speedup, seconds, cached=False)

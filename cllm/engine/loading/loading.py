@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import threading
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
@@ -30,6 +31,7 @@ from cllm.engine.loading.opening import (
     warm_up,
 )
 from cllm.engine.loading.placing import gpu_layers, prepare_devices, rope_of
+from cllm.engine.machine.aside import compute_aside
 from cllm.engine.machine.memory import available_memory
 from cllm.engine.machine.openmp import tell_if_too_late
 from cllm.engine.speculation.draft_model import DraftModel
@@ -73,7 +75,39 @@ Report = Callable[[float], None]
 def load(
     path: Path, config: EngineConfig, progress: Report | None, tuning_progress: Report | None
 ) -> Loaded:
-    """Load a model and warm it up. Raises ModelLoadError, or ValueError for the configuration."""
+    """Load a model and warm it up. Raises ModelLoadError, or ValueError for the configuration.
+
+    On its own thread: in a callback from llama.cpp, such as that of its log, Python would lose a
+    KeyboardInterrupt.
+    """
+    stop = threading.Event()
+    loaded: list[Loaded] = []
+
+    def report(fraction: float) -> None:
+        if stop.is_set():
+            raise _GivenUpError
+        if progress is not None:
+            progress(fraction)
+
+    def work() -> None:
+        loaded.append(_load(path, config, report, tuning_progress or (lambda _: None), stop))
+
+    try:
+        compute_aside("cllm-load", work, stop.set)
+        return loaded[0]
+    except BaseException:
+        for each in loaded:
+            each.close()
+        raise
+
+
+class _GivenUpError(Exception):
+    """The load was abandoned."""
+
+
+def _load(
+    path: Path, config: EngineConfig, progress: Report, tuned: Report, stop: threading.Event
+) -> Loaded:
     prepare_devices(config)
     if config.reproducible:
         config = replace(config, kv_unified=False)  # else tune might choose
@@ -104,7 +138,7 @@ def load(
             layout = with_faster_attention(layout, header.metadata, size.ctx_size, config)
             if config.tune:
                 subject = Subject(path, model, size, config, layout, extra)
-                layout, tuning = tune(subject, tuning_progress or (lambda _: None))
+                layout, tuning = tune(subject, tuned, stop)
                 config = replace(config, **asdict(layout))
             context = _make_context(model, size, config, layout)
             undo.callback(context.close)
@@ -147,10 +181,8 @@ def _kept_by_default(config: EngineConfig, model: llama.Model) -> int:
     return min(config.parallel, MAX_PARALLEL - config.parallel)
 
 
-def _part_of(progress: Report | None, begin: float, share: float) -> Report | None:
+def _part_of(progress: Report, begin: float, share: float) -> Report:
     """Report one of two models' progress as a part of the total."""
-    if progress is None:
-        return None
     return lambda fraction: progress(begin + share * fraction)
 
 

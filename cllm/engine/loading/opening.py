@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import threading
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -22,25 +21,13 @@ _log = logging.getLogger("cllm.engine")
 
 
 def open_model(
-    path: Path, config: EngineConfig, extra_bufts: bool, progress: Callable[[float], None] | None
+    path: Path, config: EngineConfig, extra_bufts: bool, progress: Callable[[float], None]
 ) -> llama.Model:
-    """Load weights and vocabulary. Raises ModelLoadError, and what `progress` raises.
-
-    On its own thread: in a callback from llama.cpp, Python would lose a KeyboardInterrupt.
-    """
+    """Load weights and vocabulary. Raises ModelLoadError, and what `progress` raises."""
     placement = placement_of(config)
     overrides = [KvOverride.parse(text) for text in config.override_kv]
-    stop = threading.Event()
-    loaded: list[llama.Model] = []
-
-    def report(fraction: float) -> None:
-        if stop.is_set():
-            raise _GivenUpError
-        if progress is not None:
-            progress(fraction)
-
-    def work() -> None:
-        model = llama.Model(
+    try:
+        return llama.Model(
             str(path),
             n_gpu_layers=gpu_layers(config),
             mmap=config.mmap,
@@ -49,22 +36,13 @@ def open_model(
             use_extra_bufts=extra_bufts,
             placement=placement,
             overrides=overrides,
-            progress=report,
+            progress=progress,
         )
-        loaded.append(model)
-
-    try:
-        compute_aside("cllm-load", work, stop.set)
-        return loaded[0]
     except llama.LoadError as error:
         raise ModelLoadError(
             f"llama.cpp cannot load {path.name} ({error}); check that the file is whole, that this "
             "llama.cpp supports its architecture, and that there is enough memory"
         ) from None
-    except BaseException:
-        for model in loaded:
-            model.close()
-        raise
 
 
 # general.type or general.architecture of files that are not complete models.
@@ -73,10 +51,6 @@ _PARTS = {
     "mmproj": "what lets a model see or hear (mmproj)",
     "clip": "what lets a model see or hear (mmproj)",
 }
-
-
-class _GivenUpError(Exception):
-    """The load was abandoned."""
 
 
 def open_context(

@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from concurrent.futures import Future, wait
 from typing import TypeVar
+
+from cllm.engine.machine.uninterrupted import Uninterrupted
 
 _T = TypeVar("_T")
 
@@ -24,33 +25,43 @@ def compute_aside(
     An exception raised here meanwhile, such as KeyboardInterrupt, calls `give_up` and propagates
     only when `work` has ended: its resources may be freed then.
     """
-    future: Future[_T] = Future()
+    results: list[_T] = []
+    errors: list[BaseException] = []
+    running = threading.Lock()  # no Future: Ctrl-C may leave its lock taken
+    running.acquire()
 
     def run() -> None:
-        if not future.set_running_or_notify_cancel():
-            return
         try:
-            future.set_result(work())
+            results.append(work())
         except BaseException as error:
-            future.set_exception(error)
+            errors.append(error)
+        finally:
+            running.release()
 
     thread = threading.Thread(target=run, name=name, daemon=True)
     try:
-        thread.start()
-        result = future.result()
+        with Uninterrupted():
+            thread.start()
+        with running:
+            pass
         thread.join()
-        return result
     except BaseException:
-        give_up()
-        _end(future)
+        if thread.ident is not None:
+            with Uninterrupted():
+                give_up()
+            _wait(running)
         raise
+    if errors:
+        raise errors.pop()
+    return results.pop()
 
 
-def _end(future: Future[_T]) -> None:
-    """Wait until it is not running. Not by join(), which considers a thread ended once the call
+def _wait(running: threading.Lock) -> None:
+    """Wait until it is free. Not by join(), which considers a thread ended once the call
     has been interrupted (Python 3.11, bpo-45274)."""
-    while not (future.cancel() or future.done()):
+    while True:
         try:
-            wait([future])
+            with running:
+                return
         except KeyboardInterrupt:
             continue  # already requested

@@ -42,7 +42,9 @@ class Inbox(Generic[T]):
         self._max_running = max_running
         self._most = max_running + max_queue
         self._process = OwnProcess()
-        self._changed = threading.Condition()
+        # Entered by itself: a condition is entered in Python, where Ctrl-C may leave it locked.
+        self._lock = threading.RLock()
+        self._changed = threading.Condition(self._lock)
         self._arrivals: list[T] = []
         self._cancelled: set[Request] = set()
         self._displaced: list[tuple[T, QueueFull]] = []
@@ -65,7 +67,7 @@ class Inbox(Generic[T]):
         If the queue is full, the newest request of the tenant with the most waiting is refused.
         """
         self._process.check()
-        with self._changed:
+        with self._lock:
             yielding = self._check_open(item.tenant, item.share)
             if yielding is not None:
                 self._displace(yielding)
@@ -79,7 +81,7 @@ class Inbox(Generic[T]):
     def check_open(self, tenant: str, share: Share) -> None:
         """Raise what put would raise now, before the work of preparing a request."""
         self._process.check()
-        with self._changed:
+        with self._lock:
             self._check_open(tenant, share)
 
     def _check_open(self, newcomer: str, share: Share) -> str | None:
@@ -122,7 +124,7 @@ class Inbox(Generic[T]):
 
     def waiting(self, most: int) -> list[tuple[str, int, list[T]]]:
         """Tenants with waiting requests: the name, how many wait, and the oldest `most` of them."""
-        with self._changed:
+        with self._lock:
             return [
                 (tenant, len(items), list(islice(items, most)))
                 for tenant, items in self._waiting.items()
@@ -130,19 +132,19 @@ class Inbox(Generic[T]):
 
     def cancel(self, request: Request) -> None:
         """End a request before the next step."""
-        with self._changed:
+        with self._lock:
             self._cancelled.add(request)
             self._changed.notify()
 
     def wake(self) -> None:
         """Make take() return: the engine thread has something else to do."""
-        with self._changed:
+        with self._lock:
             self._woken = True
             self._changed.notify()
 
     def stop(self) -> None:
         """Make take() return None, and refuse new requests."""
-        with self._changed:
+        with self._lock:
             self.stopping = True
             self._changed.notify()
 
@@ -158,7 +160,7 @@ class Inbox(Generic[T]):
         """
         if not (wait or self._has_news()):  # what comes meanwhile is taken next time
             return _NOTHING
-        with self._changed:
+        with self._lock:
             ended, self._ended = self._ended, 0
             if wait:
                 timeout = None if longest == math.inf else longest
@@ -209,21 +211,21 @@ class Inbox(Generic[T]):
 
     def close(self) -> list[T]:
         """Refuse new requests; return those that were not taken."""
-        with self._changed:
+        with self._lock:
             self.stopping = True
             arrivals, self._arrivals = self._arrivals, []
             return arrivals
 
     def begun(self, item: T) -> None:
         """Note that work on a request begins: it is not refused for other tenants any more."""
-        with self._changed:
+        with self._lock:
             self._forget(item)
 
     def ended(self, item: T, seconds: float) -> None:
         """Note that a request ended, `seconds` after its work began; 0: it did not begin."""
         if seconds:
             self._mean_s += 0.2 * (seconds - self._mean_s)
-        with self._changed:
+        with self._lock:
             self._ended += 1
             self._in_flight -= 1
             self._own[item.tenant] -= 1

@@ -14,15 +14,17 @@ from cllm.engine.machine.own_process import OwnProcess
 class Tokenizer:
     """A model's vocabulary; a method that uses it raises EngineClosed after close().
 
-    close() waits for the threads that use the vocabulary, so that it can be freed.
+    close() waits for the threads that use the vocabulary, so that it can be freed. Uses on one
+    thread are not nested.
     """
 
     def __init__(self, vocab: Vocab, process: OwnProcess) -> None:
         """process: the one that loaded the model; in a fork of it, EngineClosed is raised."""
         self.vocab = vocab
         self._process = process
-        self._changed = threading.Condition()
-        self._borrowers = 0
+        self._lock = threading.Lock()
+        self._left = threading.Condition(self._lock)
+        self._borrowers: set[int] = set()  # threads
         self._closed = False
         self._marks: dict[str, int | None] = {}
 
@@ -30,22 +32,25 @@ class Tokenizer:
     def borrowed(self) -> Iterator[None]:
         """Keep the vocabulary open while a block uses it."""
         self._process.check()
-        with self._changed:
+        thread = threading.get_ident()
+        try:
+            self._borrowers.add(thread)  # first: close() looks at it after `_closed` is set
             if self._closed:
                 raise EngineClosed
-            self._borrowers += 1
-        try:
             yield
         finally:
-            with self._changed:
-                self._borrowers -= 1
-                self._changed.notify_all()
+            self._borrowers.discard(thread)
+            if self._closed:
+                with self._lock:
+                    self._left.notify_all()
 
     def close(self) -> None:
         """Refuse new users and wait for the present ones."""
-        with self._changed:
-            self._closed = True
-            self._changed.wait_for(lambda: self._borrowers == 0)
+        self._closed = True
+        # This thread uses it no longer, even if Ctrl-C kept it from saying so.
+        own = {threading.get_ident()}
+        with self._lock:
+            self._left.wait_for(lambda: self._borrowers <= own)
 
     def tokenize(
         self, text: str, add_special: bool, parse_special: bool, name: str = "text"

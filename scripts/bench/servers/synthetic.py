@@ -78,15 +78,14 @@ def _send(stream: EventStream, event: dict[str, object]) -> None:
 def main() -> None:
     """Serve until SIGTERM."""
     port, workers = int(sys.argv[1]), int(sys.argv[2])
-    done = threading.Event()
-    signal.signal(signal.SIGTERM, lambda *_: done.set())
+    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])  # in every thread, for sigwait()
     handler = HttpHandler()
     batches = Batches()
     handler.post("/stream", batches.stream)
     handler.get("/health", lambda request: HttpResponse.json({"success": True}))
     config = ServerConfig(workers=workers, access_log=False, max_connections=20_000, grace=1.0)
     with Server(handler, "127.0.0.1", port, config):
-        done.wait()
+        signal.sigwait([signal.SIGTERM])
 
 
 if __name__ == "__main__":

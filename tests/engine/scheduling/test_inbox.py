@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import pytest
 
@@ -35,8 +36,8 @@ class Of(Item):
 class WatchedCondition(threading.Condition):
     """A condition that tells when somebody begins to wait for it with a timeout."""
 
-    def __init__(self) -> None:
-        super().__init__()
+    def __init__(self, lock: Any) -> None:
+        super().__init__(lock)
         self.gathering = threading.Event()
 
     def wait(self, timeout: float | None = None) -> bool:
@@ -48,7 +49,7 @@ class WatchedCondition(threading.Condition):
 def gather(companions: int) -> list[Item]:
     """What a taker gets with four places and time to gather, once the first was there."""
     inbox: Inbox[Item] = Inbox(4, 0)
-    inbox._changed = changed = WatchedCondition()
+    inbox._changed = changed = WatchedCondition(inbox._lock)
     inbox.put(Item("first"))
     with ThreadPoolExecutor(1) as pool:
         taken = pool.submit(inbox.take, wait=True, gather_s=2 * WAIT)
@@ -100,7 +101,7 @@ def test_what_is_urgent_does_not_wait_for_companions() -> None:
 
 def test_who_works_already_waits_for_nobody() -> None:
     inbox: Inbox[Item] = Inbox(4, 0)
-    inbox._changed = changed = WatchedCondition()
+    inbox._changed = changed = WatchedCondition(inbox._lock)
     inbox.put(Item("first"))
     assert inbox.take(wait=False, gather_s=WAIT) == Messages([Item("first")], set(), [])
     assert not changed.gathering.is_set()

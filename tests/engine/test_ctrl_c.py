@@ -1,0 +1,124 @@
+"""Ctrl-C at any moment of a call leaves an engine that serves other threads and can close."""
+
+from __future__ import annotations
+
+import signal
+import sys
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from functools import partial
+from itertools import count
+from types import FrameType
+from typing import Any
+
+import pytest
+
+from cllm.engine import Constraint, ConstraintPending, Engine
+from cllm.engine.llama import backend
+from tests.engine.engine_helpers import WAIT, Loader, Watched, finished, greedy
+from tests.random_model import random_path
+
+pytestmark = pytest.mark.usefixtures("ctrl_c")
+
+
+def pressed_at(place: int, call: Callable[[], object]) -> bool:
+    """Press Ctrl-C at a place of the call where Python looks for signals; False: it has fewer.
+
+    It does so when a function of its own begins, and after one of C.
+    """
+    left = place
+
+    def look(_frame: FrameType, event: str, _: Any) -> None:
+        nonlocal left
+        if event in ("call", "c_return"):
+            left -= 1
+            if left == 0:
+                sys.setprofile(None)
+                signal.raise_signal(signal.SIGINT)
+
+    sys.setprofile(look)
+    try:
+        call()
+    except KeyboardInterrupt:
+        assert left <= 0
+    finally:
+        sys.setprofile(None)
+    return left <= 0
+
+
+def tokenized(engine: Engine, _: int) -> None:
+    engine.tokenize("Hello")
+
+
+def generated(engine: Engine, _: int) -> None:
+    engine.submit([3, 4], greedy(1))
+
+
+def cancelled(engine: Engine, _: int) -> None:
+    engine.submit([3, 4], greedy(None)).cancel()
+
+
+def streamed(engine: Engine, _: int) -> None:
+    list(engine.stream([3, 4], max_tokens=2))
+
+
+def compiled(engine: Engine, number: int) -> None:
+    wait = threading.current_thread() is not threading.main_thread()
+    with suppress(ConstraintPending):
+        engine.check_constraint(Constraint("regex", f"{number}"), wait=wait)
+
+
+@pytest.mark.parametrize(
+    ("call", "stride"),
+    [(tokenized, 1), (generated, 1), (cancelled, 1), (streamed, 3), (compiled, 1)],
+)
+def test_ctrl_c_at_any_moment_harms_no_other_request(
+    load: Loader, call: Callable[[Engine, int], None], stride: int
+) -> None:
+    engine = load(parallel=2, ctx_size=128, max_queue=1000)
+    other = Watched(engine, [5, 6], greedy(None))
+    with ThreadPoolExecutor(1) as pool:
+        for place in count(1, stride):
+            if not pressed_at(place, partial(call, engine, place)):
+                break
+            pool.submit(call, engine, place).result(WAIT)
+        last = pool.submit(engine.submit, "Hello", greedy(3)).result(WAIT)
+        assert finished(last).usage.completion_tokens == 3
+    assert finished(other.generation).finish_reason == "length"
+    assert engine.healthy
+
+
+def test_ctrl_c_while_a_request_is_queued_ends_it(
+    load: Loader, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = load(parallel=2, ctx_size=512)
+    other = Watched(engine, [5, 6], greedy(100))
+    changed = engine._scheduler._inbox._changed
+    notify = changed.notify
+
+    def press() -> None:
+        monkeypatch.undo()
+        signal.raise_signal(signal.SIGINT)
+        notify()
+
+    monkeypatch.setattr(changed, "notify", press)
+    with pytest.raises(KeyboardInterrupt):
+        engine.submit([3, 4], greedy(None))
+    assert finished(other.generation).usage.completion_tokens == 100
+    other.wait_until(lambda: engine.stats().requests_finished.get("cancelled") == 1)
+
+
+def test_ctrl_c_while_llama_cpp_logs_reaches_the_caller(monkeypatch: pytest.MonkeyPatch) -> None:
+    pressed = []
+
+    def press(_: Any, level: int, text: bytes | None, data: object) -> None:
+        if not pressed and b"llama_context:" in (text or b""):
+            pressed.append(text)
+            signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(type(backend.log_router), "__call__", press)
+    with pytest.raises(KeyboardInterrupt):
+        Engine.load(random_path(), parallel=1, ctx_size=64).close()
+    assert pressed
