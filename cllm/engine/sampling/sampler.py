@@ -38,8 +38,8 @@ class TokenSampler:
     """Chooses one request's tokens. Its only state is random numbers and the tokens shown to it.
 
     The same seed and logits give the same tokens, regardless of the rest of the batch.
-    filter: the top_k of a first sampler of that kind, else 0; negative: of its candidates, those near
-        the best one are enough.
+    filter: the top_k of a first sampler of that kind, else 0; negative: of its candidates,
+        those near the best one are enough.
     """
 
     __slots__ = (
