@@ -63,3 +63,10 @@ def test_what_is_cut_off_within_a_character_ends_before_it(text: str, missing: i
 
 def test_a_token_without_bytes_gives_no_text_and_disturbs_nothing() -> None:
     assert deltas([b"\xc3", b"", b"\xa9"]) == ["", "", "é", ""]
+
+
+def test_a_text_that_another_generation_had_does_not_hide_half_a_character() -> None:
+    pieces, known = [b"ok", b"\xf0\x9f"], dict[int, str]()
+    assert Detokenizer(pieces.__getitem__, known).push(0) == "ok"
+    other = Detokenizer(pieces.__getitem__, known)
+    assert (other.push(1), other.push(0), other.push(0)) == ("", "\ufffdok", "ok")
