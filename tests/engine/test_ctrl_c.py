@@ -111,7 +111,7 @@ def test_ctrl_c_while_a_request_is_queued_ends_it(
 
 
 def test_ctrl_c_while_llama_cpp_logs_reaches_the_caller(monkeypatch: pytest.MonkeyPatch) -> None:
-    pressed = []
+    pressed = list[bytes | None]()
 
     def press(_: Any, level: int, text: bytes | None, data: object) -> None:
         if not pressed and b"llama_context:" in (text or b""):

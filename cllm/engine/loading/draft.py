@@ -60,7 +60,7 @@ class DraftFile:
         cells: int,
         config: EngineConfig,
         layout: Layout,
-        progress: Callable[[float], None],
+        progress: Callable[[float], None] | None,
     ) -> DraftModel:
         """Load it next to the main model. Raises ModelLoadError.
 

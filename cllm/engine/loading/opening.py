@@ -21,7 +21,7 @@ _log = logging.getLogger("cllm.engine")
 
 
 def open_model(
-    path: Path, config: EngineConfig, extra_bufts: bool, progress: Callable[[float], None]
+    path: Path, config: EngineConfig, extra_bufts: bool, progress: Callable[[float], None] | None
 ) -> llama.Model:
     """Load weights and vocabulary. Raises ModelLoadError, and what `progress` raises."""
     placement = placement_of(config)
