@@ -43,6 +43,7 @@ class SamplerChain:
             sampler = getattr(C, f"llama_sampler_init_{name}")(*arguments)
             C.llama_sampler_chain_add(self._handle, sampler)  # the chain owns it from here
         self._candidates = C.llama_token_data_array()
+        self._records: NDArray[np.void] | None = None  # its memory
         self._address = ctypes.c_void_p.from_buffer(self._candidates)  # of its first field, data
         self._reference = ctypes.byref(self._candidates)
 
@@ -61,6 +62,7 @@ class SamplerChain:
 
     def _apply(self, candidates: NDArray[np.void]) -> Any:
         array = self._candidates
+        self._records = candidates  # which `probability` and candidates() read
         self._address.value = candidates.ctypes.data
         array.size = count = len(candidates)
         array.selected = -1
