@@ -19,16 +19,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.engine.engine_helpers import (
-    EXACT,
-    PRECISE,
-    Loader,
-    Watched,
-    finished,
-    greedy,
-    recorded_steps,
-    standing,
-)
+from tests.engine.engine_helpers import EXACT, PRECISE, Loader, Watched, finished, greedy
 
 PROMPTS = [f"Story {i}: " + "the river runs and the letter says " * (i % 5) for i in range(12)]
 
@@ -72,21 +63,6 @@ def test_a_sequence_attends_to_its_own_tokens_only(
     engine = load(f32_path, parallel=4, ctx_size=256, kv_unified=unified, **PRECISE)
     together = [engine.submit(prompt, greedy(8)) for prompt in PROMPTS]
     assert [finished(generation).text for generation in together] == expected
-
-
-def test_prompts_that_keep_their_tiles_stay_with_their_requests(load: Loader) -> None:
-    lengths = (70, 150, 150, 90)
-    prompts = [[300 + (7 * i * k + i) % 211 for i in range(n)] for k, n in enumerate(lengths, 1)]
-    one = load(parallel=1, ctx_size=256, **EXACT)
-    expected = [finished(one.submit(prompt, greedy(20))).text for prompt in prompts]
-    engine = load(parallel=5, ctx_size=256, draft_max=0, **EXACT)
-    finished(engine.submit([299, 300, *prompts[1]], greedy(2)))  # tells what prompts cost
-    steps = recorded_steps(engine)
-    with standing(engine):
-        together = [engine.submit(prompt, greedy(20)) for prompt in prompts]
-    assert [finished(generation).text for generation in together] == expected
-    orders = [list(dict.fromkeys(step)) for step in steps]
-    assert any(order != sorted(order) for order in orders), "the longer prompts come first"
 
 
 def test_sequences_are_decoded_together(load: Loader) -> None:
