@@ -22,7 +22,7 @@ from cllm.engine.constraints.guide import Guide
 from cllm.engine.embedding.embedder import Embedder
 from cllm.engine.embedding.ranking import PairEncoder
 from cllm.engine.errors import EngineError, InvalidRequest, Unsupported
-from cllm.engine.generation import Completion, Generation
+from cllm.engine.generation import Completion, Generation, followed
 from cllm.engine.history import History, RequestRecord
 from cllm.engine.info import ModelInfo
 from cllm.engine.loading.loading import Loaded, load
@@ -236,7 +236,7 @@ class Engine:
             deadline=deadline,
             on_update=partial(ready.put, None),
         )
-        return _follow(generation, ready)
+        return followed(generation, ready)
 
     def check_prompt(self, prompt: str | Sequence[int]) -> None:
         """Check a prompt as submit does.
@@ -387,17 +387,3 @@ class Engine:
     def _guide(self, constraint: Constraint, tenant: str) -> Guide:
         with self._tokenizer.borrowed():
             return self._grammars.guide(constraint, tenant)
-
-
-def _follow(generation: Generation, ready: SimpleQueue[None]) -> Iterator[str]:
-    try:
-        while True:
-            done = generation.done
-            yield from generation.take()
-            if done:
-                break
-            ready.get()
-        if generation.error is not None:
-            raise generation.error
-    finally:
-        generation.cancel()

@@ -7,8 +7,9 @@ writes, through a GenerationWriter.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from queue import SimpleQueue
 from typing import Any
 
 from cllm.engine.request import FinishReason, Meter, Request, RequestWriter, Timings, Usage
@@ -21,6 +22,7 @@ __all__ = [
     "GenerationWriter",
     "Progress",
     "TokenRecord",
+    "followed",
 ]
 
 
@@ -205,3 +207,21 @@ class GenerationWriter(RequestWriter):
         generation = self._generation
         generation._progress.append(Progress(evaluated, generation.timings.prefill_s))
         generation._deltas.append("")
+
+
+def followed(generation: Generation, ready: SimpleQueue[None]) -> Iterator[str]:
+    """The text as it arrives; raises the generation's error after it. Cancels if it is closed.
+
+    ready: gets an item for each update.
+    """
+    try:
+        while True:
+            done = generation.done
+            yield from generation.take()
+            if done:
+                break
+            ready.get()
+        if generation.error is not None:
+            raise generation.error
+    finally:
+        generation.cancel()
