@@ -66,7 +66,7 @@ class Planner:
         self._split_cache = split_cache
         self._slots = slots
         self._ubatch = capacity if ubatch is None else min(capacity, ubatch)
-        self._tiles = tiles and split_cache
+        self._tiles = tiles and split_cache and self._ubatch >= TILE
         self._turns = AdapterTurns()
         self._turns_of: dict[AdapterSet, _Turns] = {}
         self._turn = 0

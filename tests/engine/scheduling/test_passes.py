@@ -95,3 +95,10 @@ def test_texts_of_prompts_in_several_passes_are_those_of_each_alone(
     assert [finished(each).text for each in together] == alone
     falls = [step for step in steps if sorted(step) != step]
     assert falls, "a step began another pass at a lower slot"
+
+
+@pytest.mark.parametrize("ubatch", [16, 33, 63])
+def test_passes_of_less_than_a_tile_read_prompts_of_any_length(load: Loader, ubatch: int) -> None:
+    engine = load(parallel=2, ctx_size=256, ubatch_size=ubatch, flash_attn="on")
+    for length in (ubatch - 1, ubatch, ubatch + 1, TILE, TILE + 1, 3 * ubatch + 5):
+        finished(engine.submit([7] * length, greedy(2)))
