@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import sys
 from collections.abc import Iterator
 
@@ -48,3 +50,27 @@ def test_a_shorter_one_stays() -> None:
     assert sys.getswitchinterval() == 0.0005
     lock_waits.restore()
     assert sys.getswitchinterval() == 0.0005
+
+
+def test_one_that_the_program_sets_meanwhile_stays() -> None:
+    lock_waits.shorten()
+    sys.setswitchinterval(0.02)
+    lock_waits.restore()
+    assert sys.getswitchinterval() == 0.02
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork")
+def test_a_fork_has_the_usual_one_and_shortens_it_for_its_own_engines(usual: float) -> None:
+    lock_waits.shorten()
+    with lock_waits._lock:  # by another thread, as the engine thread may
+        child = os.fork()
+    if child == 0:
+        signal.alarm(20)
+        found = [sys.getswitchinterval()]
+        lock_waits.shorten()
+        found.append(sys.getswitchinterval())
+        lock_waits.restore()
+        found.append(sys.getswitchinterval())
+        os._exit(found != [usual, 0.001, usual])
+    lock_waits.restore()
+    assert os.waitpid(child, 0)[1] == 0
