@@ -40,8 +40,9 @@ class _InitParams(ctypes.Structure):
 
 @cache
 def attention_times(key: int, value: int) -> tuple[AttentionTimes, AttentionTimes] | None:
-    """With flash attention and without it, for heads of these sizes; some 20 ms, once.
+    """With flash attention and without it, for heads of these sizes; measured once.
 
+    It takes 20 ms of processor time for heads of 64, and 65 ms for heads of 256.
     None: this llama.cpp does not export the operations.
     """
     init_backend()
