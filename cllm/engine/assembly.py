@@ -22,6 +22,7 @@ from cllm.engine.layout.sizing import default_cache_ram
 from cllm.engine.loading.loading import Loaded
 from cllm.engine.machine.fingerprint import fingerprint
 from cllm.engine.machine.own_process import OwnProcess
+from cllm.engine.machine.uninterrupted import Uninterrupted
 from cllm.engine.scheduling.admission import Admission
 from cllm.engine.scheduling.disk_loads import DiskLoads
 from cllm.engine.scheduling.pacing import Pacer
@@ -187,17 +188,26 @@ def _checkpoints(loaded: Loaded) -> Checkpoints | None:
     return Checkpoints(limit, model.recurrent, model.vocab.control_tokens())
 
 
+def run(runner: Scheduler | EmbeddingScheduler, running: threading.Lock) -> None:
+    """What the engine thread does. running: held until it ends."""
+    try:
+        runner.run()
+    finally:
+        running.release()
+
+
 def release(
     thread: threading.Thread,
+    running: threading.Lock,
     process: OwnProcess,
     tokenizer: Tokenizer,
     parts: Parts,
     grammars: Grammars,
     loaded: Loaded,
 ) -> None:
-    """Stop the runner, join its thread and free what was loaded.
+    """Stop the runner, wait for the end of its thread and free what was loaded.
 
-    Runs when the engine is closed or collected, and at the interpreter's exit.
+    Runs when the engine is closed or collected, and at the interpreter's exit; again after Ctrl-C.
     """
     if not process.is_current:
         return  # A fork: the process that loaded the engine frees it; this copy ends with the fork.
@@ -206,6 +216,8 @@ def release(
     if threading.current_thread() is thread or runner.in_callback:
         return  # The last reference was dropped in a callback; the process's end frees the rest.
     if thread.ident is not None:
+        with running:  # an interrupted join() would consider the thread ended: see aside.py
+            pass
         thread.join()
     if sessions is not None:
         sessions.close()
@@ -213,4 +225,5 @@ def release(
         disk.close(keep=runner.failure is None)
     grammars.close()
     tokenizer.close()
-    loaded.close()
+    with Uninterrupted():
+        loaded.close()

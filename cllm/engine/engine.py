@@ -12,7 +12,7 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
 
-from cllm.engine.assembly import assemble, release
+from cllm.engine.assembly import assemble, release, run
 from cllm.engine.cache.sessions import Sessions
 from cllm.engine.cache.slot_info import SlotInfo, slot_info
 from cllm.engine.config import EngineConfig
@@ -66,13 +66,17 @@ class Engine:
         if before is not None:
             self._runner.history = before.history
             self.adapters.defaults = before.adapters.defaults
-        thread = threading.Thread(target=self._runner.run, name="cllm-engine", daemon=True)
+        running = threading.Lock()
+        running.acquire()
+        arguments = self._runner, running
+        thread = threading.Thread(target=run, args=arguments, name="cllm-engine", daemon=True)
         # Also runs at interpreter exit and when the engine is collected: freeing the model while
         # the thread decodes, or leaving the thread to a finished interpreter, would crash.
         self._finalizer = weakref.finalize(
             self,
             release,
             thread,
+            running,
             self._process,
             self._tokenizer,
             parts,
@@ -366,7 +370,14 @@ class Engine:
         """
         if threading.current_thread() is self._thread or self._runner.in_callback:
             raise EngineError("close() must not be called on the engine thread")
-        self._finalizer()
+        pending = self._finalizer.peek()
+        try:
+            self._finalizer()
+        except KeyboardInterrupt:
+            if pending is not None:  # the next call goes on, or the exit
+                _, work, arguments, _ = pending
+                self._finalizer = weakref.finalize(self, work, *arguments)
+            raise
 
     def at_rest(self) -> Unloaded:
         """What is known of this idle engine once it is closed; Engine.load continues from that."""

@@ -122,3 +122,38 @@ def test_ctrl_c_while_llama_cpp_logs_reaches_the_caller(monkeypatch: pytest.Monk
     with pytest.raises(KeyboardInterrupt):
         Engine.load(random_path(), parallel=1, ctx_size=64).close()
     assert pressed
+
+
+def test_after_ctrl_c_in_close_the_next_call_frees_the_model(
+    load: Loader, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = load(parallel=1, ctx_size=128)
+    runner, main = engine._scheduler, threading.get_ident()
+    begun, stopping, pressed, go_on = (threading.Event() for _ in range(4))
+    stop, freed = runner.stop, list[None]()
+    close = runner._context.close
+    monkeypatch.setattr(runner._context, "close", lambda: freed.append(close()))
+
+    def stopped() -> None:
+        stop()
+        stopping.set()
+
+    def hold() -> None:  # on the engine thread
+        begun.set()
+        assert stopping.wait(WAIT)
+        if not pressed.is_set():
+            pressed.set()
+            signal.pthread_kill(main, signal.SIGINT)
+        go_on.wait(WAIT)
+
+    monkeypatch.setattr(runner, "stop", stopped)
+    generation = engine.submit([3, 4], greedy(None), on_update=hold)
+    assert begun.wait(WAIT)
+    with pytest.raises(KeyboardInterrupt):
+        engine.close()
+    assert not freed
+    go_on.set()
+    engine.close()
+    assert freed
+    assert generation.done
+    assert not [each for each in threading.enumerate() if each is engine._thread]
