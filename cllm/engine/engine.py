@@ -290,7 +290,7 @@ class Engine:
     def mark(self, text: str) -> int | None:
         """The token that a mark of a template is, if it is a control token or looks like one.
 
-        Remembered: only for texts that are few. Raises InvalidRequest, EngineClosed.
+        Remembered, within bounds. Raises InvalidRequest, EngineClosed.
         """
         return self._tokenizer.mark(text)
 

@@ -147,15 +147,13 @@ class Connection:
 
     def queue(self) -> bool:
         """The first half of `schedule`: whether the caller has to push the connection."""
-        lock = self._lock
-        lock.acquire()  # half as long as `with`, and nothing in between raises
-        idle = self._state is IDLE
-        if idle:
-            self._state = QUEUED
-        elif self._state is RUNNING:
-            self._state = RUNNING_AGAIN
-        lock.release()  # QUEUED is not written, since `run` changes it without the lock
-        return idle
+        with self._lock:  # any thread: Ctrl-C on the main one would leave it taken after acquire()
+            if self._state is IDLE:
+                self._state = QUEUED
+                return True
+            if self._state is RUNNING:
+                self._state = RUNNING_AGAIN
+            return False  # QUEUED is not written, since `run` changes it without the lock
 
     def admitted(self) -> None:
         """It is registered with the poller: workers may run it. By the acceptor."""
@@ -198,7 +196,7 @@ class Connection:
 
     def _finish(self, *, again: bool) -> None:
         lock = self._lock
-        lock.acquire()
+        lock.acquire()  # half as long as `with`; no signal handler runs on the server's threads
         idle = self._state is RUNNING and not again
         self._state = IDLE if idle else QUEUED
         lock.release()

@@ -33,17 +33,19 @@ def test_a_restart_keeps_prefixes_for_their_own_key(tmp_path: Path) -> None:
         for key, salt in (("alice", None), ("bob", "s"), ("plain", None)):
             assert cached(live, key, cache_salt=salt) == 0
     sizes = [path.stat().st_size for path in folder.glob("*/*.prefix")]
-    assert len(sizes) == 2, "none of a numbered key"
-    with load() as engine, serving(engine, KEYED) as live:
-        assert cached(live, "bob") == cached(live, "few") == cached(live, "plain") == 0
+    assert len(sizes) == 3
+    other = ApiSettings(key_ring=RING, api_keys=("other", "plain"))  # "key 1" is another one
+    with load() as engine, serving(engine, other) as live:
+        assert cached(live, "bob") == cached(live, "few") == cached(live, "other") == 0
         assert cached(live, "alice") > 100
+        assert cached(live, "plain") > 100
         assert cached(live, "bob", cache_salt="s") > 100
         with requests.get(
             live.url + "/monitor", stream=True, timeout=PATIENCE, headers={"x-api-key": "root"}
         ) as watched:
             shown = next(events(watched.iter_content(None)))["engine"]
         figures = see(live, "root", "/metrics").text
-    assert shown["cache_disk_entries"] == 2
+    assert shown["cache_disk_entries"] == 3
     assert shown["cache_disk_bytes"] == sum(sizes) < shown["cache_disk_limit"]
-    for line in ("cllm_disk_prefixes_read_total 2.0", "cllm_disk_prefixes 2.0"):
+    for line in ("cllm_disk_prefixes_read_total 3.0", "cllm_disk_prefixes 3.0"):
         assert line in figures

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import signal
 import socket
+import sys
 import threading
 from collections.abc import Callable
+from types import FrameType
+from typing import Any
 
 import pytest
 
@@ -256,3 +260,31 @@ def test_wake_ups_from_many_threads_are_all_seen() -> None:
             assert len(bench.pushed) == 1
             bench.run()
     assert seen == published == [2000] * 4
+
+
+@pytest.mark.parametrize("place", range(1, 8))
+def test_ctrl_c_at_any_moment_of_a_wake_up_leaves_no_lock_taken(place: int) -> None:
+    """A program may answer on its main thread, where Python looks for signals at these events."""
+    bench = Bench()
+    left = place
+
+    def look(_frame: FrameType, event: str, _: Any) -> None:
+        nonlocal left
+        if event in ("call", "c_return"):
+            left -= 1
+            if left == 0:
+                sys.setprofile(None)
+                signal.raise_signal(signal.SIGINT)
+
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    sys.setprofile(look)
+    try:
+        for _ in range(7):
+            bench.connection.queue()
+    except KeyboardInterrupt:
+        pass
+    finally:
+        sys.setprofile(None)
+        signal.signal(signal.SIGINT, before)
+    assert left <= 0
+    assert not bench.connection._lock.locked()

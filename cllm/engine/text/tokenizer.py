@@ -10,6 +10,9 @@ from cllm.engine.errors import EngineClosed, InvalidRequest, PromptTooLong
 from cllm.engine.llama import Vocab
 from cllm.engine.machine.own_process import OwnProcess
 
+MAX_MARKS = 512  # remembered
+MAX_MARK = 64  # characters of one
+
 
 class Tokenizer:
     """A model's vocabulary; a method that uses it raises EngineClosed after close().
@@ -62,15 +65,21 @@ class Tokenizer:
     def mark(self, text: str) -> int | None:
         """The token that a mark of a template is, if it is a control token or looks like one.
 
-        Remembered: only for texts that are few. Raises InvalidRequest.
+        Remembered, within bounds: marks may have names that clients choose. Raises InvalidRequest.
         """
-        if text not in self._marks:
-            tokens = self.tokenize(text, False, parse_special=True)
-            is_one = len(tokens) == 1 and (
-                text[0] + text[-1] == "<>" or self.tokenize(text, False, False) != tokens
-            )
-            self._marks[text] = tokens[0] if is_one else None
-        return self._marks[text]
+        mark = self._marks.get(text, -1)
+        if mark != -1:
+            return mark
+        tokens = self.tokenize(text, False, parse_special=True)
+        is_one = len(tokens) == 1 and (
+            text[0] + text[-1] == "<>" or self.tokenize(text, False, False) != tokens
+        )
+        mark = tokens[0] if is_one else None
+        if len(text) <= MAX_MARK:
+            if len(self._marks) >= MAX_MARKS:
+                self._marks.clear()
+            self._marks[text] = mark
+        return mark
 
     def detokenize(self, tokens: Sequence[int], special: bool) -> str:
         """Tokens -> text; bytes that are not UTF-8 become U+FFFD. Raises InvalidRequest."""

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cllm.engine import Constraint, Engine, SamplingParams
+from cllm.engine.text.tokenizer import MAX_MARK, MAX_MARKS
 from cllm.models import demo_path
 
 CONTROL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|startoftext|>")
@@ -42,6 +43,17 @@ def test_every_text_comes_back_as_it_was(engine: Engine, text: str) -> None:
 @given(st.text())
 def test_any_unicode_comes_back_as_it_was(engine: Engine, text: str) -> None:
     assert engine.detokenize(engine.tokenize(text)) == text
+
+
+def test_marks_with_names_that_clients_choose_take_a_bounded_memory(engine: Engine) -> None:
+    remembered = engine._tokenizer._marks
+    (token,) = engine.tokenize("<|im_end|>", add_special=False, parse_special=True)
+    for number in range(2 * MAX_MARKS):
+        assert engine.mark(f"<parameter=name{number}>") is None
+        assert engine.mark("<|im_end|>") == token
+    assert engine.mark(f"<parameter={'n' * MAX_MARK}>") is None
+    assert len(remembered) <= MAX_MARKS
+    assert all(len(mark) <= MAX_MARK for mark in remembered)
 
 
 SPELLED = "你好🙂é한!"
