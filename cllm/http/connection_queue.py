@@ -10,6 +10,10 @@ Two promises keep that safe, whoever pushes:
    fifth time if the last one that took a connection lacks the processor.
 2. While nobody is in the seat, the acceptor looks, or sleeps watching the poller (`vacant`).
 
+Short responses may leave together (`hold`). While one is held, a worker sleeps that can be woken,
+and after the acceptor's next look those that are held are taken before all others: so they leave
+even if handlers block every worker that is awake.
+
 A worker that was woken for a stall stays awake while there is work. If the queue flows and several
 workers take turns, the acceptor has one of them sleep again: one is faster.
 
@@ -29,11 +33,13 @@ from typing import Generic, Protocol, TypeVar
 
 from cllm.http.poller import DATA, EDGE, READ, Poller, WakeUp
 from cllm.http.thread_state import ThreadStates
+from cllm.http.workspace import FEW
 
 LOOK_INTERVAL = 0.001  # s between two looks of the acceptor while there is work
 
 # Responses that leave together. A response that leaves alone wakes its client, and a client on
 # another processor sleeps again before the next one: that costs as much as a small handler.
+# Enough have to wait in the queue that this processor works while the client reads.
 MOST_HELD = 16
 HOLD_TIME = 0.0005  # s; to answer sixteen small requests and to send sixteen takes less
 
@@ -139,7 +145,11 @@ class ConnectionQueue(Generic[W]):
             self._hold_before = self._last_hold
         self._last_hold = now
         held.append(connection)
-        if len(held) >= MOST_HELD or now - self._hold_before > HOLD_TIME or not self._asleep:
+        if (
+            len(held) >= min(MOST_HELD, len(self.items) - FEW)
+            or now - self._hold_before > HOLD_TIME
+            or not self._asleep
+        ):
             self._sending = True
         if not self._watched:
             self._watch()

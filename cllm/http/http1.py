@@ -36,7 +36,7 @@ from cllm.http.poller import HANGUP, READ, WRITE
 from cllm.http.request import HttpRequest
 from cllm.http.response import CONTINUE, HttpResponse
 from cllm.http.transport import WANT_READ, Buffer, ConnectionLost, Peer
-from cllm.http.workspace import Workspace
+from cllm.http.workspace import FEW, Workspace
 
 _log = logging.getLogger("cllm.http")
 
@@ -303,7 +303,13 @@ class Http1:
         connection.deadline = NEVER
         self._peer_interest = READ
         step = self._exchange.answer(request, self, connection, workspace.counters)
-        if may_hold and step is SENT and self._keep and workspace.others and self._outgoing.short:
+        if (
+            may_hold
+            and step is SENT
+            and len(workspace.others) > FEW
+            and self._keep
+            and self._outgoing.short
+        ):
             self._phase = HELD
             return HOLD
         return self._send(connection, workspace, step)

@@ -90,7 +90,9 @@ class Together:
 
 @pytest.fixture
 def together(serve: Serve, connect: Connect, monkeypatch: pytest.MonkeyPatch) -> Together:
-    # Else the first response leaves at once: it comes long after the one before it.
+    # One that waits is enough; and the first response comes long after the one before it.
+    monkeypatch.setattr("cllm.http.http1.FEW", 0)
+    monkeypatch.setattr("cllm.http.connection_queue.FEW", -100)
     monkeypatch.setattr("cllm.http.connection_queue.HOLD_TIME", 1e9)
     return Together(serve, connect)
 
