@@ -26,6 +26,7 @@ NEVER = float("inf")  # a deadline that does not pass
 # What `advance` gives instead of an interest of the poller.
 DONE = 0  # the connection is to be closed
 AGAIN = -1  # there is more to do; other connections first
+HOLD = -2  # a whole response is ready, which is to leave together with others
 
 
 class Schedule(enum.IntEnum):
@@ -33,8 +34,8 @@ class Schedule(enum.IntEnum):
 
     IDLE = 0  # no thread: parked
     QUEUED = 1  # the queue
-    RUNNING = 2  # a worker, or the acceptor that creates it
-    RUNNING_AGAIN = 3  # a worker, and a wake-up came meanwhile
+    RUNNING = 2  # a worker, the acceptor that creates it, or the queue, after HOLD
+    RUNNING_AGAIN = 3  # the same, and a wake-up came meanwhile
 
 
 IDLE, QUEUED, RUNNING, RUNNING_AGAIN = Schedule
@@ -52,7 +53,7 @@ class Context:
 
     __slots__ = (
         "access_log", "closed", "config", "connections", "draining", "ending", "handle", "handler",
-        "intake", "poller", "push",
+        "hold", "intake", "poller", "push",
     )  # fmt: skip
 
     def __init__(
@@ -63,6 +64,7 @@ class Context:
         connections: dict[int, Connection],
         push: Callable[[Connection], None],
         closed: Callable[[Connection], None],
+        hold: Callable[[Connection], None],
         access_log: AccessLog | None = None,
     ) -> None:
         self.access_log = access_log
@@ -73,6 +75,7 @@ class Context:
         self.poller = poller
         self.connections = connections  # by file descriptor
         self.push = push
+        self.hold = hold  # after HOLD
         self.closed = closed  # called after each close
         self.draining = False  # the server stops: responses close their connection
         self.ending = False  # the grace period has passed: requests in flight are ended
@@ -82,9 +85,9 @@ class ConnectionProtocol(Protocol):
     """HTTP/1.1, or another protocol of a connection. Run by the owner only."""
 
     def advance(self, connection: Connection, workspace: Workspace) -> int:
-        """Do what is possible without waiting; returns an interest to park with, DONE or AGAIN.
+        """Do what is possible without waiting. Raises ConnectionLost.
 
-        Raises ConnectionLost.
+        Returns an interest to park with, DONE, AGAIN or HOLD.
         """
 
     def attend(self, connection: Connection, workspace: Workspace) -> int:
@@ -175,17 +178,22 @@ class Connection:
         """By the worker that took it from the queue: until it would block. Raises nothing."""
         # Without the lock: `schedule` writes nothing while the connection is QUEUED, and a wake-up
         # before this line is one before the run.
-        self._state = RUNNING
+        if self._state is QUEUED:  # after HOLD it is RUNNING, or RUNNING_AGAIN
+            self._state = RUNNING
         try:
             if self.attention:
                 self.attention = False
                 interest = self._protocol.attend(self, workspace)
             else:
                 interest = self._protocol.advance(self, workspace)
-            if interest > 0 and self.armed != interest:
-                self.armed = interest
-                self._rearm(self.fd, interest)
-            if interest == DONE:
+            if interest > 0:
+                if self.armed != interest:
+                    self.armed = interest
+                    self._rearm(self.fd, interest)
+            elif interest == HOLD:
+                self._context.hold(self)
+                return  # another worker may run it by now
+            elif interest == DONE:
                 self.close()
         except ConnectionLost:
             interest = self._break_off(workspace)

@@ -2,10 +2,12 @@
 
 Phases, and what ends each:
 
-    READING     a request is complete → its exchange; the client ended → closed
+    READING     a request is complete → its exchange; a short response → HELD; the client ended →
+                closed
     CONTINUING  the socket took the 100 (Continue) → READING
     ANSWERING   the exchange has given the whole response → FLUSHING; broken → aborted
     FLUSHING    the socket took everything → READING, or the connection ends
+    HELD        it is this response's turn to leave → READING or FLUSHING
 
 A client that half-closes after a request still gets a response that is ready at once. During a
 deferred response or a stream a half-close counts as leaving: TCP does not tell the two apart, and
@@ -20,7 +22,7 @@ from collections.abc import Callable, Sequence
 from time import monotonic
 
 from cllm.http import access_log
-from cllm.http.connection import AGAIN, DONE, NEVER, Connection, Context
+from cllm.http.connection import AGAIN, DONE, HOLD, NEVER, Connection, Context
 from cllm.http.errors import HttpError, ProtocolError
 from cllm.http.exchange import BROKEN, LEFT, SENT, Exchange, Step
 from cllm.http.head import Head
@@ -34,7 +36,7 @@ from cllm.http.poller import HANGUP, READ, WRITE
 from cllm.http.request import HttpRequest
 from cllm.http.response import CONTINUE, HttpResponse
 from cllm.http.transport import WANT_READ, Buffer, ConnectionLost, Peer
-from cllm.http.workspace import Workspace
+from cllm.http.workspace import FEW, Workspace
 
 _log = logging.getLogger("cllm.http")
 
@@ -52,9 +54,10 @@ class Phase(enum.IntEnum):
     CONTINUING = 1
     ANSWERING = 2
     FLUSHING = 3
+    HELD = 4
 
 
-READING, CONTINUING, ANSWERING, FLUSHING = Phase
+READING, CONTINUING, ANSWERING, FLUSHING, HELD = Phase
 
 
 class Http1:
@@ -85,6 +88,8 @@ class Http1:
         phase = self._phase
         if phase is READING:
             return self._read(connection, workspace)
+        if phase is HELD:
+            return self._send_held(connection, workspace)
         if phase is ANSWERING and connection.armed == 0:
             self._look_at_peer(connection)
         step = _ADVANCE[phase]
@@ -158,10 +163,11 @@ class Http1:
                 data = buffer[:count].tobytes()
                 request = parser.known(data)
                 if request is not None:
-                    interest = self._answer(connection, workspace, request)
+                    may_rest = count < len(buffer)  # nothing more had come
+                    interest = self._answer(connection, workspace, request, may_hold=may_rest)
                     if interest is not None:
                         return interest
-                    if workspace.others and count < len(buffer):
+                    if workspace.others and may_rest:
                         return self._rest(connection, connection.transport.read_interest)
                     continue
                 parser.feed(data)
@@ -277,9 +283,17 @@ class Http1:
             self._incoming = None
 
     def _answer(
-        self, connection: Connection, workspace: Workspace, request: HttpRequest
+        self,
+        connection: Connection,
+        workspace: Workspace,
+        request: HttpRequest,
+        *,
+        may_hold: bool = False,
     ) -> int | None:
-        """One exchange; None when it is complete and the next one may begin."""
+        """One exchange; None when it is complete and the next one may begin.
+
+        may_hold: the response may leave together with others; nothing pipelined waits behind it.
+        """
         self._fresh = False
         if self._incoming is not None:
             self._incoming.release()
@@ -289,6 +303,15 @@ class Http1:
         connection.deadline = NEVER
         self._peer_interest = READ
         step = self._exchange.answer(request, self, connection, workspace.counters)
+        if (
+            may_hold
+            and step is SENT
+            and len(workspace.others) > FEW
+            and self._keep
+            and self._outgoing.short
+        ):
+            self._phase = HELD
+            return HOLD
         return self._send(connection, workspace, step)
 
     def _send(self, connection: Connection, workspace: Workspace, step: Step) -> int | None:
@@ -352,6 +375,15 @@ class Http1:
             self._phase = READING
             return self._go_on(connection, workspace, None)
         return self._go_on(connection, workspace, self._complete(connection, workspace))
+
+    def _send_held(self, connection: Connection, workspace: Workspace) -> int:
+        """HELD: send the response, and rest: all that had come was read before it."""
+        if self._context.draining:
+            self._keep = False
+        interest = self._send(connection, workspace, SENT)
+        if interest is not None:
+            return interest
+        return self._rest(connection, connection.transport.read_interest)
 
     # Ends
 

@@ -41,6 +41,11 @@ class Outgoing:
         else:
             self.pending = [head, body] if body else [head]
 
+    @property
+    def short(self) -> bool:
+        """Little is pending."""
+        return self.size <= JOINED
+
     def append(self, pieces: Sequence[Buffer], size: int) -> None:
         """Append bytes as they are; size: of all pieces."""
         self.pending += pieces

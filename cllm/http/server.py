@@ -157,7 +157,7 @@ class Server:
         self._access_log = AccessLog() if self.config.access_log else None
         self._context = Context(
             intake, self.config, self._poller, self._connections, queue.push, self._closed,
-            self._access_log,
+            queue.hold, self._access_log,
         )  # fmt: skip
         self._acceptor_thread = threading.Thread(
             target=self._acceptor.run, name="cllm-acceptor", daemon=True

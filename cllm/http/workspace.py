@@ -9,6 +9,9 @@ from cllm.http.stats import Counters
 # One read takes at most this many bytes.
 RECEIVE_BUFFER = 64 * 1024
 
+# With at most so many others that wait, a response leaves at once.
+FEW = 8
+
 
 class Workspace:
     """One worker's; used by its thread only.

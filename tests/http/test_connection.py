@@ -15,6 +15,7 @@ import pytest
 from cllm.http import HttpHandler
 from cllm.http.connection import (
     AGAIN,
+    HOLD,
     IDLE,
     QUEUED,
     RUNNING,
@@ -61,6 +62,7 @@ class Bench:
         ours, self.theirs = socket.socketpair()
         ours.setblocking(False)
         self.pushed: list[Connection] = []
+        self.held: list[Connection] = []
         self.closes = 0
         poller = new_poller()
         poller.register(ours.fileno(), READ)
@@ -72,6 +74,7 @@ class Bench:
             table,
             self.pushed.append,
             self._closed,
+            self.held.append,
         )
         self.protocol = Scripted()
         self.connection = Connection(
@@ -117,6 +120,23 @@ def test_the_end_of_a_run_in_each_state(during: Schedule, again: bool, after: Sc
     bench = Bench()
     bench.connection._state = during
     bench.connection._finish(again=again)
+    assert bench.connection.state is after
+    assert len(bench.pushed) == (after is QUEUED)
+
+
+@pytest.mark.parametrize(("wake_ups", "after"), [(0, IDLE), (1, QUEUED), (2, QUEUED)])
+def test_a_wake_up_while_a_response_is_held(wake_ups: int, after: Schedule) -> None:
+    bench = Bench()
+    bench.protocol.on_run = lambda: HOLD
+    bench.connection.schedule()
+    bench.run()
+    assert bench.held == [bench.connection]
+    assert not bench.connection.close_if_idle()
+    for _ in range(wake_ups):
+        bench.connection.schedule()
+    assert bench.pushed == [], "its response leaves first"
+    bench.protocol.on_run = lambda: READ
+    bench.held.pop().run(Workspace(()))
     assert bench.connection.state is after
     assert len(bench.pushed) == (after is QUEUED)
 

@@ -70,7 +70,13 @@ def begin() -> Iterator[Begin]:
         pollers.append(new_poller())
         return Records(
             Context(
-                Intake(handler, config), config, pollers[-1], {}, lambda _: None, lambda _: None
+                Intake(handler, config),
+                config,
+                pollers[-1],
+                {},
+                lambda _: None,
+                lambda _: None,
+                lambda _: None,
             )
         )
 

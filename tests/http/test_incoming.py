@@ -272,7 +272,13 @@ def test_a_body_that_always_has_more_to_read_has_its_own_deadline() -> None:
     config = ServerConfig(limits=Limits(body=2**40), body_memory=2**40, body_timeout=1000.0)
     poller = new_poller()
     context = Context(
-        Intake(basic_handler(), config), config, poller, {}, lambda _: None, lambda _: None
+        Intake(basic_handler(), config),
+        config,
+        poller,
+        {},
+        lambda _: None,
+        lambda _: None,
+        lambda _: None,
     )
     protocol = Http1(context)
     client = ("127.0.0.1", 1)
