@@ -252,7 +252,8 @@ class Context:
         if address != self._logits_at or rows > len(self._logits):
             buffer = (ctypes.c_float * (rows * self.n_vocab)).from_address(address)
             # Of numpy's own type: a memoryview cannot write to arrays of the type as_array() gives.
-            self._logits = np.frombuffer(buffer, dtype=np.float32).reshape(rows, self.n_vocab)
+            flat = np.frombuffer(memoryview(buffer), dtype=np.float32)
+            self._logits = flat.reshape(rows, self.n_vocab)
             self._logits_at = address
         return self._logits[:rows]
 
