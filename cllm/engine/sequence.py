@@ -16,7 +16,7 @@ from cllm.engine.generation import FinishReason, Generation, GenerationWriter, T
 from cllm.engine.llama import FloatArray, Vocab
 from cllm.engine.sampling.logprobs import logprobs
 from cllm.engine.sampling.params import SamplingParams
-from cllm.engine.sampling.prefilter import Near
+from cllm.engine.sampling.prefilter import Near, row_of
 from cllm.engine.sampling.prompt_scores import PromptScores
 from cllm.engine.sampling.sampler import TokenSampler
 from cllm.engine.sharing import COMMON, EQUAL, AdapterSet, Scope, Share
@@ -188,7 +188,8 @@ class Sequence:
     def prepare(self, row: FloatArray) -> int:
         """Prepare the logits of the newest token for filtered(); return the sampler's filter.
 
-        0: nothing was done, choose() does all.
+        0: nothing was done, choose() does all. Negative: a few tokens that the constraint forbids
+        may still have their logits.
         """
         wanted, guide = self._prepares, self.guide
         if not wanted or self.drafted:
@@ -197,19 +198,34 @@ class Sequence:
         if guide is not None:
             if not guide.ready:
                 return 0
-            guide.exclude(row)
+            if wanted > 0 or not guide.forbids_few:
+                guide.exclude(row)
         self.sampler.prepare(row, self.tokens)
         return wanted
 
+    def exclude(self, row: FloatArray) -> None:
+        """Exclude in a prepared row what the constraint forbids."""
+        if self.guide is not None:
+            self.guide.exclude(row)
+
     def choose_among(self, found: Near | NDArray[np.void]) -> list[int]:
         """Choose what follows from the candidates of the newest token's row, after prepare()."""
-        assert self.sampler is not None
-        token = self.sampler.choose_among(found, self.tokens)
-        if self.guide is None:
-            return [token]
-        if not (isinstance(found, Near) and found.logits):  # of which none is forbidden
-            self.guide.check(token)
-        return self._guided(self.guide, token, alone=True)
+        sampler, guide = self.sampler, self.guide
+        assert sampler is not None
+        if guide is None:
+            return [sampler.choose_among(found, self.tokens)]
+        token: int | None
+        if isinstance(found, tuple):
+            token = sampler.draw(found) if guide.allows(found[0], found[2]) else None
+            if token is None:
+                row = row_of(found)
+                guide.exclude(row)
+                token = sampler.choose_prepared(row, self.tokens)
+                guide.check(token)
+        else:
+            token = sampler.choose_among(found, self.tokens)
+            guide.check(token)
+        return self._guided(guide, token, alone=True)
 
     def choose(self, rows: FloatArray) -> list[int]:
         """Choose what follows from the logits of the newest token and of each drafted one.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Iterable
 from contextlib import suppress
 from queue import SimpleQueue
 from threading import Thread
@@ -85,6 +86,23 @@ class Guide:
     def ready(self) -> bool:
         """Whether the mask is computed and a token may follow; then exclude() raises nothing."""
         return self._forbidden is not None and not self._ended
+
+    @property
+    def forbids_few(self) -> bool:
+        """Whether few tokens are forbidden, if ready; allows() is then faster than exclude()."""
+        return self._few is not None
+
+    def allows(self, positions: Iterable[int], first: int) -> bool:
+        """Whether none of some tokens is forbidden, if ready. positions: theirs, of a row's logits.
+
+        first: that of the row's first logit.
+        """
+        bits = self._known
+        for position in positions:
+            token = position - first
+            if not bits[token >> 3] >> (token & 7) & 1:
+                return False
+        return True
 
     def exclude(self, row: NDArray[np.float32]) -> None:
         """Set the logits of forbidden tokens to -infinity. Raises TooIntricate."""

@@ -251,7 +251,9 @@ class Context:
             raise RuntimeError("llama.cpp has no logits")
         if address != self._logits_at or rows > len(self._logits):
             buffer = (ctypes.c_float * (rows * self.n_vocab)).from_address(address)
-            self._logits = np.ctypeslib.as_array(buffer).reshape(rows, self.n_vocab)
+            # Of numpy's own type: a memoryview cannot write to arrays of the type as_array() gives.
+            flat = np.frombuffer(memoryview(buffer), dtype=np.float32)
+            self._logits = flat.reshape(rows, self.n_vocab)
             self._logits_at = address
         return self._logits[:rows]
 

@@ -68,13 +68,15 @@ class Drawer:
 
         The caller counts it in `drawn`. logits: those up to NEAR below the best.
         """
+        if len(logits) == 1:  # as in most rows of a model that is sure
+            return 0 if -_HUGE < logits[0] < _HUGE else None
         order = sorted(logits, reverse=True)
         if not order or not -_HUGE < (best := order[0]) < _HUGE:
             return None
         # top_p and min_p keep a part of the top_k, from the best on.
         floor = best + self._depth
         unsure = 4 * _ROUNDING * (abs(best) + 4)
-        if len(order) == 1 or order[1] < floor - unsure:
+        if order[1] < floor - unsure:
             return logits.index(best)
         kept = self._kept(order[: self._top_k], floor, unsure)
         at = self._among(order[:kept], self._uniforms.at(self.drawn)) if kept > 1 else kept - 1

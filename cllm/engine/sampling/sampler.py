@@ -26,6 +26,7 @@ from cllm.engine.sampling.prefilter import (
     candidates,
     near_together,
     records,
+    row_of,
 )
 from cllm.engine.sampling.survivors import typical
 
@@ -98,6 +99,10 @@ class TokenSampler:
         Raises EngineError if a logit is not a number.
         """
         self.prepare(row, tokens)
+        return self.choose_prepared(row, tokens)
+
+    def choose_prepared(self, row: FloatArray, tokens: array[int]) -> int:
+        """What choose() does after prepare()."""
         if self._drawer is not None:
             near = near_together(row[None], NEAR)
             return self.choose_among(self._candidates(row) if near is None else near[0], tokens)
@@ -119,17 +124,15 @@ class TokenSampler:
 
         Only with a first sampler top_k. Raises EngineError if a logit is not a number.
         """
+        if isinstance(found, tuple):
+            token = self.draw(found)
+            if token is not None:
+                return token
+            found = self._candidates(row_of(found))
         drawer = self._drawer
         if drawer is None:
             assert self._chain is not None
             self._look_back(self._chain, tokens)
-        elif isinstance(found, Near):
-            at = drawer.draw(found.logits)
-            if at is not None:
-                drawer.drawn += 1
-                return found.positions[at] - found.first
-        if isinstance(found, Near):
-            found = self._candidates(found.row())
         if self._chain is None:
             self._chain = self._make()
         if drawer is not None:
@@ -137,6 +140,16 @@ class TokenSampler:
             drawer.drawn += 1
             self._used = drawer.drawn
         return self._by_chain(self._chain, found)
+
+    def draw(self, near: Near) -> int | None:
+        """Choose without llama.cpp; None: it is in doubt, and nothing has changed."""
+        drawer, (positions, logits, first, _) = self._drawer, near
+        assert drawer is not None
+        at = drawer.draw(logits)
+        if at is None:
+            return None
+        drawer.drawn += 1
+        return positions[at] - first
 
     def _candidates(self, row: FloatArray) -> NDArray[np.void]:
         return candidates(row, self._params, self._first, self._mu)

@@ -21,11 +21,15 @@ def filtered(
     """
     found: dict[int, Near | NDArray[np.void]] = {}
     begin = at = before = 0  # rows from `begin` to `at` have the filter `before`
+    alike: list[Sequence] = []  # their sequences
 
     def take() -> None:
         if before:
             few = rows[begin:at]
             near = near_together(few, NEAR) if before < 0 else None
+            if before < 0 and near is None:
+                for each, row in zip(alike, few, strict=True):
+                    each.exclude(row)
             together = candidates_together(few, abs(before)) if near is None else near
             found.update(zip(range(begin, at), together, strict=True))
 
@@ -34,6 +38,8 @@ def filtered(
         if wanted != before:
             take()
             begin, before = at, wanted
+            alike.clear()
+        alike.append(sequence)
         at += scored + last
     take()
     return found

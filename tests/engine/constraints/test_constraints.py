@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import re
 import threading
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -236,6 +237,38 @@ def test_constrained_rows_are_filtered_with_the_others(
     together = [engine.submit("Hello", params) for params in asked]
     assert [finished(generation).text for generation in together] == alone
     assert constrained > 30
+
+
+@pytest.mark.parametrize("top_k", [40, 400])
+def test_few_forbidden_tokens_are_looked_for_among_the_best(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch, top_k: int
+) -> None:
+    """And what is chosen is the same as where their logits are removed first."""
+    near = dict.fromkeys(engine.tokenize("a.b,c d e", add_special=False), 20.0)
+    asked = [
+        held("lark", "start: TEXT\nTEXT: /[^.,]*/", seed=seed, top_k=top_k, logit_bias=near)
+        for seed in range(6)
+    ]
+    asked = [replace(each, max_tokens=40, temperature=3.0) for each in asked]
+    refused, allows = 0, Guide.allows
+
+    def counted(guide: Guide, positions: Iterable[int], first: int) -> bool:
+        nonlocal refused
+        allowed = allows(guide, positions, first)
+        refused += not allowed
+        return allowed
+
+    def texts() -> list[str]:
+        together = [engine.submit("Hello", params) for params in asked]
+        return [finished(generation).text for generation in together]
+
+    monkeypatch.setattr(Guide, "allows", counted)
+    found = texts()
+    assert refused > 10 and not any("." in text or "," in text for text in found)
+    refused = 0
+    monkeypatch.setattr(Guide, "forbids_few", False)
+    assert texts() == found
+    assert not refused
 
 
 def test_sentences_in_free_text_are_accepted_with_the_next_mask(engine: Engine) -> None:
