@@ -40,7 +40,7 @@ class Conversation:
     reasoning: False: none; True or an effort's name: think first; None: the template's default.
     template_kwargs: further variables of the template.
     continued: the last message is the assistant's and is continued, not answered.
-    tenant: whose turn it is when constraints are compiled.
+    tenant: whose turn it is when constraints are compiled. cache_salt: as the client gave it.
     opened: the prompt ends with the start of the assistant's turn, if nothing is continued.
     budget: the most tokens of thoughts, -1 for any number; None: as the server says.
     soft_budget: a budget that this model cannot be held to is ignored, not refused.
@@ -57,10 +57,16 @@ class Conversation:
     template_kwargs: Mapping[str, Any] = field(default_factory=dict)
     continued: bool = False
     tenant: str = ""
+    cache_salt: str | None = None
     opened: bool = True
     budget: int | None = None
     soft_budget: bool = False
     shows_thoughts: bool | None = None
+
+    @property
+    def owner(self) -> tuple[str, ...]:
+        """Who alone shares what is remembered of its texts."""
+        return (self.tenant,) if self.cache_salt is None else (self.tenant, self.cache_salt)
 
     @property
     def open_thoughts(self) -> str:

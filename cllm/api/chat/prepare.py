@@ -51,14 +51,13 @@ def prepare(service: Service, conversation: Conversation, tenant: str = "") -> P
     Raises HttpError 400 and InvalidRequest, which name the field of OpenAI's chat completions;
     HttpError 503, EngineClosed; ConstraintPending: ask again when it is compiled.
     """
-    conversation = completed(service, conversation)
+    conversation = replace(completed(service, conversation), tenant=tenant)
     engine, response = service.engine, conversation.response
     template = service.template_for(bool(conversation.tools))
     dialect = dialect_of(template)
     format = dialect.format
     tools = callable_tools(conversation)
     prompt = prompt_of(service, conversation)
-    conversation = replace(conversation, tenant=tenant)
     checked(engine, response, tenant)
     plain = is_plain(response)
     if response is not None and plain and tools:

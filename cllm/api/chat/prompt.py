@@ -29,15 +29,14 @@ class _Way(TypedDict):
 
 
 def prompt_of(service: Service, conversation: Conversation) -> Rendered:
-    """The prompt, which the engine accepts.
+    """The prompt of a completed conversation, which the engine accepts.
 
     Raises HttpError 400 and 503, InvalidRequest, PromptTooLong, Unsupported, EngineClosed.
     """
-    conversation = completed(service, conversation)
     engine, template = service.engine, service.template_for(bool(conversation.tools))
     messages, variables, way = _shown(template, conversation)
     try:
-        prompt = template.prompt(engine, messages, variables, **way)
+        prompt = template.prompt(engine, messages, variables, **way, owner=conversation.owner)
     except TemplateError as error:
         raise HttpError(400, f"messages: {error}") from None
     engine.check_prompt_length(len(prompt.tokens))
