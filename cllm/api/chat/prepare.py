@@ -15,6 +15,7 @@ from cllm.api.chat.constraint import (
 from cllm.api.chat.conversation import Conversation
 from cllm.api.chat.dialect import dialect_of
 from cllm.api.chat.events import Parser, Text
+from cllm.api.chat.offer import Offer
 from cllm.api.chat.prompt import completed, prompt_of
 from cllm.api.chat.tools import callable_tools
 from cllm.api.constraint_fields import checked
@@ -54,6 +55,9 @@ def prepare(service: Service, conversation: Conversation, tenant: str = "") -> P
     conversation = replace(completed(service, conversation), tenant=tenant)
     engine, response = service.engine, conversation.response
     template = service.template_for(bool(conversation.tools))
+    if conversation.tools:
+        offer = Offer(template, conversation.owner, conversation.tools)
+        conversation = replace(conversation, offer=offer)
     dialect = dialect_of(template)
     format = dialect.format
     tools = callable_tools(conversation)

@@ -15,6 +15,7 @@ from itertools import islice
 from sys import getsizeof
 
 from cllm.engine.llama import Vocab
+from cllm.engine.recent import Recent
 
 Owner = tuple[str, ...]
 """Whose pieces they are. No owner can tell by the time taken what another one sent."""
@@ -22,26 +23,17 @@ Owner = tuple[str, ...]
 MOST_BYTES = 2**24
 """Memory of all pieces together."""
 
-_ENTRY = 300  # bytes in addition to text and tokens
 _MOST_CUTS = 1024  # special tokens that a text is cut at
 
 
 class PieceCache:
-    """For any thread.
-
-    Pieces are in two generations: when the young one is full, it replaces the old one. A dict's
-    methods are atomic; a count that two threads change at once may miss a piece, until the next
-    generation begins.
-    """
+    """For any thread."""
 
     def __init__(self, vocab: Vocab, most_bytes: int = MOST_BYTES) -> None:
         self._vocab = vocab
-        self._most = most_bytes // 2
         self._cut: re.Pattern[str] | None = None
         self._looked = False
-        self._young: dict[tuple[Owner, str, bool], array[int]] = {}
-        self._old: dict[tuple[Owner, str, bool], array[int]] = {}
-        self._bytes = 0  # of the young ones
+        self._recent: Recent[tuple[Owner, str, bool], array[int]] = Recent(most_bytes)
 
     def tokenize(self, text: str, add_special: bool, owner: Owner) -> list[int]:
         """The same as Vocab.tokenize with parse_special, and raises the same."""
@@ -62,20 +54,12 @@ class PieceCache:
         return tokens
 
     def _tokens(self, key: tuple[Owner, str, bool]) -> array[int]:
-        tokens = self._young.get(key)
-        if tokens is not None:
-            return tokens
-        tokens = self._old.get(key)
+        tokens = self._recent.get(key)
         if tokens is None:
-            _, piece, add_special = key
+            owner, piece, add_special = key
             tokens = array("i", self._vocab.tokenize(piece, add_special, parse_special=True))
-        owner, piece, _ = key
-        size = _ENTRY + getsizeof(piece) + 4 * len(tokens) + sum(map(getsizeof, owner))
-        if size <= self._most // 4:
-            if self._bytes + size > self._most:
-                self._old, self._young, self._bytes = self._young, {}, 0
-            self._young[key] = tokens
-            self._bytes += size
+            size = getsizeof(piece) + getsizeof(tokens) + sum(map(getsizeof, owner))
+            self._recent.put(key, tokens, size)
         return tokens
 
 

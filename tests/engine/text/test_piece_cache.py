@@ -49,11 +49,10 @@ def test_memory_is_bounded(engine: Engine) -> None:
     cache, cut = PieceCache(engine._vocab, most_bytes=100_000), cuts(engine._vocab)[0]
     for number in range(500):
         cache.tokenize(f"{cut}{number}" + 100 * " word", False, ("",))
-    kept = [*cache._young.items(), *cache._old.items()]
-    taken = sum(len(piece) + 4 * len(tokens) for (_, piece, _), tokens in kept)
+    taken = sum(size for _, size in cache._recent.kept.values())
     assert 25_000 < taken < 100_000
     cache.tokenize(cut + 30_000 * "a", False, ("",))  # longer than is kept
-    assert all(len(piece) < 1000 for (_, piece, _), _ in (*cache._young.items(), *kept))
+    assert all(len(piece) < 1000 for _, piece, _ in cache._recent.kept)
 
 
 def test_a_lone_surrogate_is_named_by_its_place_in_the_whole_text(engine: Engine) -> None:
