@@ -36,6 +36,7 @@ from cllm.engine.sharing import COMMON, EQUAL, Scope, Share
 from cllm.engine.speculation.chance import Chance
 from cllm.engine.speculation.drafter import Drafter
 from cllm.engine.stats import EngineStats
+from cllm.engine.text.piece_cache import Owner
 from cllm.engine.text.tokenizer import Tokenizer, check_prompt_length
 from cllm.engine.unloaded import Unloaded
 
@@ -280,12 +281,18 @@ class Engine:
         generation.cancel()
 
     def tokenize(
-        self, text: str, add_special: bool = True, parse_special: bool = False
+        self,
+        text: str,
+        add_special: bool = True,
+        parse_special: bool = False,
+        *,
+        owner: Owner | None = None,
     ) -> list[int]:
         """Text -> tokens. add_special: BOS and EOS by the model's rules. parse_special:
-        parse special tokens spelled out in the text. Raises InvalidRequest, EngineClosed.
+        parse special tokens spelled out in the text. owner: whose text it is, if its pieces are
+        to be remembered for this owner alone. Raises InvalidRequest, EngineClosed.
         """
-        return self._tokenizer.tokenize(text, add_special, parse_special)
+        return self._tokenizer.tokenize(text, add_special, parse_special, owner=owner)
 
     def mark(self, text: str) -> int | None:
         """The token that a mark of a template is, if it is a control token or looks like one.

@@ -13,6 +13,7 @@ import json
 import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from queue import SimpleQueue
 from typing import Any
 
@@ -141,6 +142,15 @@ def main() -> int:
     parser.add_argument("--requests", type=int, default=24)
     parser.add_argument("--tokens", type=int, default=128, help="of each request, at most")
     options = parser.parse_args()
+    # The server's workers are not the main thread, on which Ctrl-C has to be kept off.
+    with ThreadPoolExecutor(1, "bench") as pool:
+        most = pool.submit(_measure_all, options).result()
+    print(f"at most {most:.1f} µs; the limit is {LIMIT:.0f} µs")
+    return int(most > LIMIT)
+
+
+def _measure_all(options: argparse.Namespace) -> float:
+    """Microseconds a token where it takes the most of them."""
     body: dict[str, Any] = {
         "messages": [{"role": "user", "content": "Tell me a story about a fox and a lantern."}],
         "max_tokens": options.tokens,
@@ -161,5 +171,4 @@ def main() -> int:
             reader.run(bodies[:1], 1)  # compiles grammars, fills caches
             print(f"{name}, {options.streams} streams:")
             most = max(most, measure(clock, reader, bodies, options.streams))
-    print(f"at most {most:.1f} µs; the limit is {LIMIT:.0f} µs")
-    return int(most > LIMIT)
+    return most

@@ -47,6 +47,7 @@ def conversation(asked: CountRequest) -> Conversation:
         budget=_budget(asked),
         soft_budget=asked.budget is None,  # budget_tokens is a target there
         shows_thoughts=asked.shows_thoughts,
+        cache_salt=asked.cache_salt,
     )
 
 

@@ -19,18 +19,16 @@ _INTRODUCTION = (
 _EXAMPLE: tuple[str, Mapping[str, Any]] = ("<name>", {"<argument>": "<value>"})
 
 
-def adapted(
-    messages: Sequence[Shown], dialect: Dialect, tools: Sequence[Mapping[str, Any]]
-) -> list[Shown]:
-    """The messages for a template of this dialect. tools: those that it cannot describe itself."""
+def adapted(messages: Sequence[Shown], dialect: Dialect, introduction: str = "") -> list[Shown]:
+    """The messages for a template of this dialect. introduction: of tools that it cannot show."""
     shown = list(messages)
     if not dialect.parallel:
         shown = _one_call_each(shown)
     shown = [_with_calls(message, dialect) for message in shown]
     if not dialect.results:
         shown = [_result_as_text(message) for message in shown]
-    if tools:
-        shown = _with_tools(shown, dialect, tools)
+    if introduction:
+        shown = _introduced(shown, introduction)
     if not dialect.system:
         shown = _without_system(shown)
     if not dialect.neighbours:
@@ -100,12 +98,14 @@ def _result_as_text(message: Shown) -> Shown:
     return {"role": "user", "content": content}
 
 
-def _with_tools(
-    messages: list[Shown], dialect: Dialect, tools: Sequence[Mapping[str, Any]]
-) -> list[Shown]:
+def introduction(tools: Sequence[Mapping[str, Any]], dialect: Dialect) -> str:
+    """What a system message says of tools that a template of this dialect cannot show."""
     lines = "\n".join(dump(tool["function"]) for tool in tools)
     example = dialect.format.layout.write([_EXAMPLE])
-    introduction = _INTRODUCTION.format(tools=lines, example=example)
+    return _INTRODUCTION.format(tools=lines, example=example)
+
+
+def _introduced(messages: list[Shown], introduction: str) -> list[Shown]:
     first = messages[0] if messages else {"role": ""}
     if first["role"] == "system":
         return [{**first, "content": f"{first['content']}\n\n{introduction}"}, *messages[1:]]

@@ -22,6 +22,7 @@ from cllm.api.chat.control_tokens import ControlTokens, unframed
 
 if TYPE_CHECKING:
     from cllm.engine import Engine
+    from cllm.engine.text.piece_cache import Owner
 
 CHATML = (
     "{% for message in messages %}"
@@ -103,15 +104,17 @@ class ChatTemplate:
         continued: bool = False,
         adapt: Adapt | None = None,
         end: End | None = None,
+        owner: Owner | None = None,
     ) -> Rendered:
         """The prompt as text and as tokens.
 
         The template's special tokens become control tokens; the text of a message stays text, even
-        if it spells such a token. Raises TemplateError, InvalidRequest, EngineClosed.
+        if it spells such a token. owner: see Engine.tokenize.
+        Raises TemplateError, InvalidRequest, EngineClosed.
         """
         text = self._render(messages, variables, continued, adapt, end)
         add_special = not (self._bos and text.startswith(self._bos))
-        return Rendered(unframed(text), self._controls.tokenize(engine, text, add_special))
+        return Rendered(unframed(text), self._controls.tokenize(engine, text, add_special, owner))
 
     def framed(self, value: Any) -> Any:
         """A client's value, which can then be put into a message without becoming a mark."""

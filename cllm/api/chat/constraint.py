@@ -5,6 +5,8 @@ from __future__ import annotations
 import enum
 import json
 from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 from cllm.api.chat.conversation import Conversation, Tool
@@ -76,6 +78,7 @@ def constraint_of(
         return _compiled(engine, conversation, dialect, tools, thinking)
     except InvalidRequest:
         tools = held_tools(engine, conversation)
+        conversation = replace(conversation, offer=None)  # these tools are not those of the offer
     try:
         return _compiled(engine, conversation, dialect, tools, thinking)
     except InvalidRequest as error:
@@ -94,15 +97,37 @@ def _compiled(
 ) -> Constraint | None:
     """All of it as one constraint; raises InvalidRequest where it cannot be held."""
     response = conversation.response.constraint if conversation.response is not None else None
-    format = dialect.format
     thinks = thinking in (Thinking.ALLOWED, Thinking.OPENED)
     budget = _budget(engine, conversation, dialect) if thinks else None
     free = not tools and response is None
-    if budget is None and (free or (not tools and not thinks and format.answer is None)):
+    if budget is None and (free or (not tools and not thinks and dialect.format.answer is None)):
         return response
+    make = partial(_source, engine, conversation, dialect, tools, thinking, budget)
+    if response is None:
+        names = tuple(tool.name for tool in tools)  # those that may be called
+        about = names, conversation.choice, conversation.parallel, thinking, budget
+        source = conversation.once(about, make)
+    else:  # a schema may take far more memory than the tools
+        source = make()
+    constraint = Constraint("lark", source)
+    engine.check_constraint(constraint, wait=False, tenant=conversation.tenant)
+    return constraint
+
+
+def _source(
+    engine: Engine,
+    conversation: Conversation,
+    dialect: Dialect,
+    tools: Sequence[Tool],
+    thinking: Thinking,
+    budget: int | None,
+) -> str:
+    """The grammar of all of it. Raises InvalidRequest."""
+    response = conversation.response.constraint if conversation.response is not None else None
+    format = dialect.format
     grammar = Grammar(engine.mark)
     called = conversation.choice == "required"
-    expressions = ["TEXT"] if free else []
+    expressions = ["TEXT"] if not tools and response is None else []
     if tools:
         forced = called or response is not None
         expressions.append(format.rules(grammar, tools, forced, conversation.parallel))
@@ -113,12 +138,10 @@ def _compiled(
         answer = grammar.json(schema)
         expressions.append(answer if format.answer is None else format.answer(grammar, answer))
     start = grammar.one_of(*expressions)
-    if thinks:
+    if thinking in (Thinking.ALLOWED, Thinking.OPENED):
         opened = thinking is Thinking.OPENED
         start = f"{thoughts(grammar, dialect.think, opened, budget)} {start}"
-    constraint = Constraint("lark", grammar.source(start))
-    engine.check_constraint(constraint, wait=False, tenant=conversation.tenant)
-    return constraint
+    return grammar.source(start)
 
 
 def _budget(engine: Engine, conversation: Conversation, dialect: Dialect) -> int | None:

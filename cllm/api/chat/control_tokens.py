@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Mapping
+from functools import partial
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from cllm.engine import Engine
+    from cllm.engine.text.piece_cache import Owner
 
 # Noncharacters, which ordinary text does not contain.
 _BEGIN, _END = "\ufdd0", "\ufdd1"
@@ -37,22 +39,25 @@ class ControlTokens:
             return [self.frame(entry) for entry in value]
         return value
 
-    def tokenize(self, engine: Engine, text: str, add_special: bool) -> list[int]:
+    def tokenize(
+        self, engine: Engine, text: str, add_special: bool, owner: Owner | None = None
+    ) -> list[int]:
         """A template's text -> tokens: framed parts are text, the rest is parsed.
 
-        Raises InvalidRequest, EngineClosed.
+        owner: see Engine.tokenize. Raises InvalidRequest, EngineClosed.
         """
+        parsed = partial(engine.tokenize, parse_special=True, owner=owner)
         tokens: list[int] = []
         at = 0
         for match in self._framed.finditer(text):
             outside, inside = text[at : match.start()], match[1] or match[2]
             if outside or not at:
-                tokens += engine.tokenize(outside, add_special and not at, parse_special=True)
+                tokens += parsed(outside, add_special and not at)
             if inside:
                 tokens += engine.tokenize(inside, add_special=False)
             at = match.end()
         if text[at:] or not at:
-            tokens += engine.tokenize(text[at:], add_special and not at, parse_special=True)
+            tokens += parsed(text[at:], add_special and not at)
         return tokens
 
 

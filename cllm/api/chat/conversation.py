@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
+    from cllm.api.chat.offer import Offer
     from cllm.api.constraint_fields import Asked
 
 
@@ -40,7 +41,8 @@ class Conversation:
     reasoning: False: none; True or an effort's name: think first; None: the template's default.
     template_kwargs: further variables of the template.
     continued: the last message is the assistant's and is continued, not answered.
-    tenant: whose turn it is when constraints are compiled.
+    tenant: whose turn it is when constraints are compiled. cache_salt: as the client gave it.
+    offer: remembers what follows from the tools.
     opened: the prompt ends with the start of the assistant's turn, if nothing is continued.
     budget: the most tokens of thoughts, -1 for any number; None: as the server says.
     soft_budget: a budget that this model cannot be held to is ignored, not refused.
@@ -57,10 +59,21 @@ class Conversation:
     template_kwargs: Mapping[str, Any] = field(default_factory=dict)
     continued: bool = False
     tenant: str = ""
+    cache_salt: str | None = None
+    offer: Offer | None = None
     opened: bool = True
     budget: int | None = None
     soft_budget: bool = False
     shows_thoughts: bool | None = None
+
+    @property
+    def owner(self) -> tuple[str, ...]:
+        """Who alone shares what is remembered of its texts."""
+        return (self.tenant,) if self.cache_salt is None else (self.tenant, self.cache_salt)
+
+    def once(self, about: Hashable, make: Callable[[], str]) -> str:
+        """A text that follows from the tools and `about`, remembered if there are tools."""
+        return make() if self.offer is None else self.offer.once(about, make)
 
     @property
     def open_thoughts(self) -> str:

@@ -15,6 +15,7 @@ from cllm.api.chat.constraint import (
 from cllm.api.chat.conversation import Conversation
 from cllm.api.chat.dialect import dialect_of
 from cllm.api.chat.events import Parser, Text
+from cllm.api.chat.offer import Offer
 from cllm.api.chat.prompt import completed, prompt_of
 from cllm.api.chat.tools import callable_tools
 from cllm.api.constraint_fields import checked
@@ -51,14 +52,16 @@ def prepare(service: Service, conversation: Conversation, tenant: str = "") -> P
     Raises HttpError 400 and InvalidRequest, which name the field of OpenAI's chat completions;
     HttpError 503, EngineClosed; ConstraintPending: ask again when it is compiled.
     """
-    conversation = completed(service, conversation)
+    conversation = replace(completed(service, conversation), tenant=tenant)
     engine, response = service.engine, conversation.response
     template = service.template_for(bool(conversation.tools))
+    if conversation.tools:
+        offer = Offer(template, conversation.owner, conversation.tools)
+        conversation = replace(conversation, offer=offer)
     dialect = dialect_of(template)
     format = dialect.format
     tools = callable_tools(conversation)
     prompt = prompt_of(service, conversation)
-    conversation = replace(conversation, tenant=tenant)
     checked(engine, response, tenant)
     plain = is_plain(response)
     if response is not None and plain and tools:

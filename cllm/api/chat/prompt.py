@@ -6,9 +6,10 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
+from functools import partial
 from typing import Any, TypedDict
 
-from cllm.api.chat.adaptation import adapted
+from cllm.api.chat.adaptation import adapted, introduction
 from cllm.api.chat.chat_template import Adapt, ChatTemplate, End, Rendered, TemplateError
 from cllm.api.chat.conversation import Conversation
 from cllm.api.chat.dialect import dialect_of, tool_variables, tools_for_template
@@ -29,15 +30,14 @@ class _Way(TypedDict):
 
 
 def prompt_of(service: Service, conversation: Conversation) -> Rendered:
-    """The prompt, which the engine accepts.
+    """The prompt of a completed conversation, which the engine accepts.
 
     Raises HttpError 400 and 503, InvalidRequest, PromptTooLong, Unsupported, EngineClosed.
     """
-    conversation = completed(service, conversation)
     engine, template = service.engine, service.template_for(bool(conversation.tools))
     messages, variables, way = _shown(template, conversation)
     try:
-        prompt = template.prompt(engine, messages, variables, **way)
+        prompt = template.prompt(engine, messages, variables, **way, owner=conversation.owner)
     except TemplateError as error:
         raise HttpError(400, f"messages: {error}") from None
     engine.check_prompt_length(len(prompt.tokens))
@@ -94,10 +94,13 @@ def _shown(
         variables["add_generation_prompt"] = False
     if dialect.format.new_id is short_id:
         messages = [_with_short_ids(message) for message in messages]
-    frame = template.framed
+    frame, introduced = template.framed, ""
+    if tools and not dialect.tools:
+        make = partial(_introduction, template, tools)
+        introduced = conversation.once("introduction", make)
 
     def adapt(shown: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        return adapted(shown, dialect, [] if dialect.tools else frame(tools))
+        return adapted(shown, dialect, introduced)
 
     thoughts, begin = conversation.open_thoughts, dialect.think[0]
     if not thoughts or dialect.format.channels:
@@ -110,6 +113,11 @@ def _shown(
         return (prompt if opened else f"{prompt}{begin}\n") + str(frame(thoughts))
 
     return messages[:-1], variables, {"continued": False, "adapt": adapt, "end": reopen}
+
+
+def _introduction(template: ChatTemplate, tools: Sequence[Mapping[str, Any]]) -> str:
+    """What a system message says of the tools; their texts become no control tokens."""
+    return introduction(template.framed(tools), dialect_of(template))
 
 
 def _described(tool: Mapping[str, Any]) -> dict[str, Any]:

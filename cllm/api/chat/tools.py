@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from cllm.api.chat.conversation import Conversation, Tool
@@ -23,12 +24,7 @@ _ANY_OBJECT: Mapping[str, Any] = {"type": "object"}
 def callable_tools(conversation: Conversation) -> list[Tool]:
     """The tools that may be called. Raises InvalidRequest for an invalid tool."""
     tools, names = conversation.tools, [tool.name for tool in conversation.tools]
-    for number, tool in enumerate(tools):
-        where = f"tools[{number}].function"
-        if not _NAME.fullmatch(tool.name) or names.index(tool.name) != number:
-            once = "1 to 64 letters, digits, '_', '-' or '.', different from other tools' names"
-            raise InvalidRequest(f"{where}.name", tool.name, once)
-        _check(tool.schema, f"{where}.parameters")
+    conversation.once("checks", partial(_check_all, tools, names))
     if conversation.choice == "none":
         return []
     allowed = names if conversation.allowed is None else conversation.allowed
@@ -93,6 +89,17 @@ def _kind(schema: Mapping[str, Any]) -> Any:
     if kind in (None, "", []):
         return "object"
     return kind.lower() if isinstance(kind, str) else kind
+
+
+def _check_all(tools: Sequence[Tool], names: Sequence[str]) -> str:
+    """Refuse tools that are invalid; the text says that none is."""
+    for number, tool in enumerate(tools):
+        where = f"tools[{number}].function"
+        if not _NAME.fullmatch(tool.name) or names.index(tool.name) != number:
+            once = "1 to 64 letters, digits, '_', '-' or '.', different from other tools' names"
+            raise InvalidRequest(f"{where}.name", tool.name, once)
+        _check(tool.schema, f"{where}.parameters")
+    return "valid"
 
 
 def _check(schema: Any, where: str) -> None:

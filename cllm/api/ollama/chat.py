@@ -97,6 +97,7 @@ def conversation_of(asked: ChatRequest) -> Conversation:
         continued=messages[-1]["role"] == "assistant" and "tool_calls" not in messages[-1],
         budget=asked.budget,
         shows_thoughts=asked.shows_thoughts,
+        cache_salt=asked.cache_salt,
     )
 
 

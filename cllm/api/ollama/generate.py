@@ -79,6 +79,7 @@ class Generate:
                 reasoning=asked.think,
                 budget=asked.budget,
                 shows_thoughts=asked.shows_thoughts,
+                cache_salt=asked.cache_salt,
             ),
             tenant,
         )

@@ -134,6 +134,7 @@ def conversation_of(asked: ChatRequest) -> Conversation:
         opened=asked.add_generation_prompt is not False,
         budget=asked.budget,
         shows_thoughts=asked.shows_thoughts,
+        cache_salt=asked.cache_salt,
     )
 
 

@@ -41,18 +41,20 @@ class Drawer:
     @classmethod
     def of(cls, params: SamplingParams, seed: int, n_vocab: int) -> Drawer | None:
         """None: llama.cpp must choose. seed: folded."""
+        if n_vocab > _SMALL:
+            return None
         active = params.active
         usual = tuple(name for name in _ORDER if name in active) == active
-        usual = usual and active[:1] == ("top_k",) and n_vocab <= _SMALL
+        usual = usual and active[:1] == ("top_k",)
         # What min_p keeps must be near the best token.
         usual = usual and "min_p" in active and params.min_p > _LEAST_MIN_P
         usual = usual and params.min_keep < 2 and not params.mirostat
         # llama.cpp knows the probabilities after its own samplers.
         usual = usual and not (params.sampled_logprobs or params.dynamic_temperature)
-        return cls(params, seed) if usual and _draws_as_llama_cpp() else None
+        return cls(params, active, seed) if usual and _draws_as_llama_cpp() else None
 
-    def __init__(self, params: SamplingParams, seed: int) -> None:
-        active = params.active
+    def __init__(self, params: SamplingParams, active: Sequence[str], seed: int) -> None:
+        """active: of the parameters, which take a while to find them."""
         self._top_k = params.top_k
         self._top_p = float(np.float32(params.top_p))
         self._by_top_p = "top_p" in active and self._top_p < 1

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from cllm.engine.errors import EngineClosed, InvalidRequest, PromptTooLong
 from cllm.engine.llama import Vocab
 from cllm.engine.machine.own_process import OwnProcess
+from cllm.engine.text.piece_cache import Owner, PieceCache
 
 MAX_MARKS = 512  # remembered
 MAX_MARK = 64  # characters of one
@@ -30,6 +31,7 @@ class Tokenizer:
         self._borrowers: set[int] = set()  # threads
         self._closed = False
         self._marks: dict[str, int | None] = {}
+        self._pieces = PieceCache(vocab)
 
     @contextmanager
     def borrowed(self) -> Iterator[None]:
@@ -56,11 +58,19 @@ class Tokenizer:
             self._left.wait_for(lambda: self._borrowers <= own)
 
     def tokenize(
-        self, text: str, add_special: bool, parse_special: bool, name: str = "text"
+        self,
+        text: str,
+        add_special: bool,
+        parse_special: bool,
+        name: str = "text",
+        owner: Owner | None = None,
     ) -> list[int]:
-        """Text -> tokens. name: of the field, for errors. Raises InvalidRequest."""
+        """Text -> tokens. name: of the field, for errors. Raises InvalidRequest.
+
+        owner: whose text it is, if its pieces with parse_special are to be remembered.
+        """
         with self.borrowed():
-            return self._tokenize(name, text, add_special, parse_special)
+            return self._tokenize(name, text, add_special, parse_special, owner)
 
     def mark(self, text: str) -> int | None:
         """The token that a mark of a template is, if it is a control token or looks like one.
@@ -126,8 +136,17 @@ class Tokenizer:
                 raise InvalidRequest(name, token, f"tokens from 0 to {n_vocab - 1}")
         return checked
 
-    def _tokenize(self, name: str, text: str, add_special: bool, parse_special: bool) -> list[int]:
+    def _tokenize(
+        self,
+        name: str,
+        text: str,
+        add_special: bool,
+        parse_special: bool,
+        owner: Owner | None = None,
+    ) -> list[int]:
         try:
+            if owner is not None and parse_special:
+                return self._pieces.tokenize(text, add_special, owner)
             return self.vocab.tokenize(text, add_special, parse_special)
         except UnicodeEncodeError as error:
             found = f"a lone surrogate at character {error.start}"

@@ -38,6 +38,7 @@ def conversation(asked: ResponsesRequest, items: Sequence[Item], tools: Toolbox)
         continued=last.get("role") == "assistant" and "tool_calls" not in last,
         budget=asked.budget,
         shows_thoughts=asked.shows_thoughts,
+        cache_salt=asked.cache_salt,
     )
 
 
