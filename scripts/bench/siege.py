@@ -29,6 +29,8 @@ from .siege_http2 import KEY, closed_windows, endless_blocks, rapid_resets
 MAX_CONNECTIONS = 400
 ORDINARY = 6  # clients that ask and wait for the answer
 PACE = 0.02  # s between two steps of an attacker: the attacks share two cores with the server
+SEQUENCES = 8  # of the server
+LONG = 280  # times a text of six tokens
 WARM_UP = 10.0  # s before memory, descriptors and threads are counted
 MIB = 2**20
 
@@ -81,7 +83,15 @@ def siege(server: Server, seconds: float) -> dict[str, Any]:
 
 
 def _warm_up(port: int) -> None:
-    """Let the server start what it starts on demand: pools, and both compilers of constraints."""
+    """Let the server take what it takes on demand: pools, both compilers of constraints, the cache.
+
+    The pages of llama.cpp's cache and of its scores are resident after their first use.
+    """
+    readers = [threading.Thread(target=_fill_cache, args=(port, n)) for n in range(SEQUENCES)]
+    for reader in readers:
+        reader.start()
+    for reader in readers:
+        reader.join()
     end = time.monotonic() + WARM_UP
     counts: Counter[str] = Counter()
     threads = [
@@ -93,6 +103,15 @@ def _warm_up(port: int) -> None:
     _ordinary(port, 0, end, [], [])
     for thread in threads:
         thread.join()
+
+
+def _fill_cache(port: int, number: int) -> None:
+    """A prompt that nearly fills a sequence's part of the cache."""
+    body = {"prompt": f"{number} " + "Once upon a time, " * LONG, "max_tokens": 1}
+    with Client(HOST, port, timeout=60) as client:
+        answer = client.exchange(_request("POST", "/generate", body))
+    if answer.status != 200:
+        raise BenchError(f"a prompt that fills the cache: {answer.status} {answer.body[:300]!r}")
 
 
 def _held(pid: int) -> dict[str, int]:
