@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import math
+import mmap
 import time
 from dataclasses import dataclass
 from functools import cache
@@ -64,7 +65,11 @@ def attention_times(key: int, value: int) -> tuple[AttentionTimes, AttentionTime
 def _compute(ggml: Any, flash: bool, rows: int, key: int, value: int) -> float:
     """Seconds of one thread."""
     tensors = 4 * _HEADS * (_BEHIND * (key + value) + rows * (key + value + 3 * _BEHIND))
-    memory = ggml.ggml_init(_InitParams(_MEMORY + tensors, None, False))
+    size = _MEMORY + tensors
+    # Not from malloc: once it has freed a large block, it keeps blocks up to that size for good.
+    room = mmap.mmap(-1, size)
+    begin = ctypes.c_char.from_buffer(room)
+    memory = ggml.ggml_init(_InitParams(size, ctypes.addressof(begin), False))
     if not memory:
         raise MemoryError
     try:
@@ -89,6 +94,8 @@ def _compute(ggml: Any, flash: bool, rows: int, key: int, value: int) -> float:
         return time.thread_time() - began
     finally:
         ggml.ggml_free(memory)
+        del begin
+        room.close()
 
 
 def _ggml() -> Any:
