@@ -155,9 +155,9 @@ class ConnectionQueue(Generic[W]):
             self._watch()
 
     def _pushed(self) -> None:
-        if not self._awake:
-            self._wake_worker()
-        elif not self._watched:
+        if not self._awake and self._wake_worker():
+            return
+        if not self._watched:  # a handler may hold the worker that is awake
             self._watch()
 
     # Workers
@@ -241,19 +241,23 @@ class ConnectionQueue(Generic[W]):
 
     # Whoever wakes
 
-    def _wake_worker(self, *, even_if_awake: bool = False) -> None:
+    def _wake_worker(self, *, even_if_awake: bool = False) -> bool:
+        """Whether one was woken."""
         condition = self._condition
         with condition:
             if self._awake and not even_if_awake:
-                return
+                return False
             if self._asleep:
                 self._asleep -= 1
                 self._awake += 1
                 condition.notify()
-            elif self._seat.locked() and not self._called and not self._closed:
+                return True
+            if self._seat.locked() and not self._called and not self._closed:
                 self._called = True
                 self._awake += 1
                 self._wake_up.set()
+                return True
+            return False
 
     def _watch(self) -> None:
         self._watched = True

@@ -142,6 +142,30 @@ def test_a_push_just_before_a_worker_sleeps_is_seen() -> None:
     takers.close()
 
 
+class Overtaken:
+    """A condition whose lock another push takes first: it wakes the worker."""
+
+    def __init__(self, queue: ConnectionQueue[Connection]) -> None:
+        self.queue = queue
+        self.condition = queue._condition
+
+    def __enter__(self) -> None:
+        self.condition.__enter__()
+        self.queue._awake += 1
+
+    def __exit__(self, *_: object) -> None:
+        self.condition.__exit__(None, None, None)
+
+
+def test_the_acceptor_watches_a_push_that_finds_the_worker_just_woken() -> None:
+    calls: list[None] = []
+    queue: ConnectionQueue[Connection]
+    queue = ConnectionQueue(new_poller(), {}, lambda: calls.append(None))
+    queue._condition = Overtaken(queue)  # type: ignore[assignment]
+    queue.push(cast(Connection, Item()))
+    assert queue.watched and calls, "the woken worker may be held by the other push's handler"
+
+
 def test_a_push_just_before_a_worker_polls_is_seen() -> None:
     takers = Takers(0)
     queue = takers.queue
