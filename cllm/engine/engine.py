@@ -1,4 +1,7 @@
-"""The engine's public interface: load a model, submit prompts, tokenize, inspect, close."""
+"""The engine's public interface; over 400 lines, most of them say what a method takes and raises.
+
+Load a model, submit prompts, tokenize, inspect, close.
+"""
 
 from __future__ import annotations
 
