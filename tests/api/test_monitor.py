@@ -22,6 +22,7 @@ from cllm.http import HttpRequest, ServerConfig
 from tests.api.api_client import PATIENCE, Live, begin_post, events, eventually, serving
 from tests.api.keyed import RING, ask
 from tests.embedding_models import bert
+from tests.engine.engine_helpers import held
 from tests.http.http2.http2_wire import Http2Client
 
 
@@ -116,8 +117,8 @@ def test_a_request_that_ended_is_told_to_each_watcher_once(live: Live) -> None:
 
 def test_a_key_sees_only_its_own_and_an_admin_all(keyed: Live) -> None:
     ids = {name: ask(keyed, name).json()["data"]["id"] for name in ("alice", "bob")}
-    long = {"prompt": "Once upon a time", "max_tokens": 400, "ignore_eos": True}
-    with begin_post(keyed, "/generate", long, key="bob"):
+    body = {"prompt": "Once upon a time", "max_tokens": 4}
+    with held(keyed.engine), begin_post(keyed, "/generate", body, key="bob"):
         eventually(lambda: any(slot.busy for slot in keyed.engine.slots()), "it runs")
         with watching(keyed, "alice") as seen:
             own = next(seen)

@@ -110,6 +110,17 @@ def standing(engine: Engine) -> Iterator[None]:
     """Let a stream run and hold its next step: what is submitted meanwhile is admitted together."""
     running = Watched(engine, [3], greedy(None))
     running.wait_for_tokens(1)
+    try:
+        with held(engine) as reached:
+            assert reached.wait(WAIT)
+            yield
+    finally:
+        running.generation.cancel()
+
+
+@contextmanager
+def held(engine: Engine) -> Iterator[threading.Event]:
+    """Hold the next step until the block ends; yields an event that is set when the step begins."""
     context = engine._scheduler._context
     real = context.decode
     reached, go_on = threading.Event(), threading.Event()
@@ -121,12 +132,10 @@ def standing(engine: Engine) -> Iterator[None]:
 
     context.decode = decode  # type: ignore[method-assign]
     try:
-        assert reached.wait(WAIT)
-        yield
+        yield reached
     finally:
         context.decode = real  # type: ignore[method-assign]
         go_on.set()
-        running.generation.cancel()
 
 
 @contextmanager
