@@ -32,9 +32,11 @@ class Clock:
 
 
 class Watch(ProcessorWatch):
-    """What others leave is what the test says."""
+    """Of two CPUs; what others leave is what the test says."""
 
     left = 2.0
+    cpus = 2
+    works = True
 
     def spare(self) -> float:
         return self.left
@@ -49,8 +51,10 @@ class Rig:
         self.stats = EngineStats()
         self.seconds = {1: 0.06, 2: 0.03}
         self.on_trial = 0  # steps
-        self.threads = Threads(loaded.contexts, loaded.info.context, self.stats, self.clock)
-        self.threads._watch = self.watch = Watch()
+        self.watch = Watch()
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(f"{Threads.__module__}.ProcessorWatch", lambda: self.watch)
+            self.threads = Threads(loaded.contexts, loaded.info.context, self.stats, self.clock)
 
     def step(self) -> tuple[int, bool]:
         """The threads of a step, as the policy chose them, and whether it was a usual one."""
