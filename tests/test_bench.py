@@ -25,7 +25,7 @@ from cllm.models import demo_path
 from scripts.bench.__main__ import COMMANDS
 from scripts.bench.busy import BusyProcesses, kept
 from scripts.bench.clients.crowd import IdleCrowd, SlowHeaderCrowd
-from scripts.bench.clients.load import ClientError, hammer
+from scripts.bench.clients.load import ClientError, Load, hammer, load_of
 from scripts.bench.clients.probe import Probe
 from scripts.bench.clients.streams import Call, Stream, read_streams
 from scripts.bench.common import BenchError, Report
@@ -173,6 +173,21 @@ def test_throughput_reports_every_installed_server_and_the_ratios(tmp_path: Path
         assert "left out" in text
     assert "- command: `python -m scripts.bench http --quick" in text
     assert "| server " in text
+
+
+@pytest.mark.parametrize(
+    ("printed", "ms"), [("870.00us", 0.87), ("12.50ms", 12.5), ("1.46s ", 1460.0)]
+)
+def test_what_wrk_prints_is_read_in_each_unit(printed: str, ms: float) -> None:
+    text = f"""\
+  Latency Distribution
+     50%  210.00us
+     75%  300.00us
+     99%   {printed}
+  1000 requests in 2.00s, 97.66KB read
+Requests/sec:    500.00
+"""
+    assert load_of(text, 100) == Load(500.0, 1000, 0.21, pytest.approx(ms))
 
 
 def test_ordinary_clients_are_served_next_to_attacks(tmp_path: Path) -> None:

@@ -181,13 +181,17 @@ def measure_load(
 def _wrk(url: str, connections: int, seconds: float, size: int) -> Load:
     whole = max(1, round(seconds))
     command = ["wrk", "-t1", f"-c{connections}", f"-d{whole}s", "--latency", url]
-    text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    return load_of(subprocess.run(command, capture_output=True, text=True, check=True).stdout, size)
+
+
+def load_of(text: str, size: int) -> Load:
+    """What wrk --latency printed. size: bytes of a response. Raises ClientError."""
     if "Non-2xx" in text or "Socket errors" in text:
         raise ClientError(f"wrk saw failures:\n{text}")
     total = re.search(r"(\d+) requests in [\d.]+\w+, ([\d.]+)([KMG]?)B read", text)
     rate = re.search(r"Requests/sec:\s*([\d.]+)", text)
-    p50 = re.search(r"50%\s+([\d.]+)(us|ms|s)\n", text)
-    p99 = re.search(r"99%\s+([\d.]+)(us|ms|s)\n", text)
+    p50 = re.search(r"50%\s+([\d.]+)(us|ms|s)\s", text)
+    p99 = re.search(r"99%\s+([\d.]+)(us|ms|s)\s", text)
     if not (total and rate and p50 and p99):
         raise ClientError(f"cannot read wrk's output:\n{text}")
     requests = int(total[1])
