@@ -52,24 +52,26 @@ def attention_times(key: int, value: int) -> tuple[AttentionTimes, AttentionTime
         return None
     kinds = [(flash, rows) for rows in (1, _ROWS) for flash in (True, False)]
     least = dict.fromkeys(kinds, math.inf)
+    tensors = 4 * _HEADS * (_BEHIND * (key + value) + _ROWS * (key + value + 3 * _BEHIND))
+    # Not from malloc: once it has freed a large block, it keeps blocks up to that size for good.
+    # The same for all, so that no page is new to the process after the first time.
+    memory = mmap.mmap(-1, _MEMORY + tensors)
+    begin = ctypes.addressof(ctypes.c_char.from_buffer(memory))
+    place = _InitParams(len(memory), begin, False)
     for _ in range(_TIMES):  # in turns, so that all meet the same load
         for flash, rows in kinds:
-            seconds = _compute(ggml, flash, rows, key, value)
+            seconds = _compute(ggml, place, flash, rows, key, value)
             least[flash, rows] = min(least[flash, rows], seconds)
+    memory.close()
     with_flash, without = (
         AttentionTimes(least[flash, 1], least[flash, _ROWS] / _ROWS) for flash in (True, False)
     )
     return with_flash, without
 
 
-def _compute(ggml: Any, flash: bool, rows: int, key: int, value: int) -> float:
+def _compute(ggml: Any, place: _InitParams, flash: bool, rows: int, key: int, value: int) -> float:
     """Seconds of one thread."""
-    tensors = 4 * _HEADS * (_BEHIND * (key + value) + rows * (key + value + 3 * _BEHIND))
-    size = _MEMORY + tensors
-    # Not from malloc: once it has freed a large block, it keeps blocks up to that size for good.
-    room = mmap.mmap(-1, size)
-    begin = ctypes.c_char.from_buffer(room)
-    memory = ggml.ggml_init(_InitParams(size, ctypes.addressof(begin), False))
+    memory = ggml.ggml_init(place)
     if not memory:
         raise MemoryError
     try:
@@ -94,8 +96,6 @@ def _compute(ggml: Any, flash: bool, rows: int, key: int, value: int) -> float:
         return time.thread_time() - began
     finally:
         ggml.ggml_free(memory)
-        del begin
-        room.close()
 
 
 def _ggml() -> Any:
