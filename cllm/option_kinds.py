@@ -248,6 +248,8 @@ def quoted(metavar: str, *, files: bool = False) -> Kind:
         texts = [item for item in items if isinstance(item, str)]
         if texts != items:
             raise ValueError("expected a list of texts")
+        if files and any("\0" in each for each in texts):  # csv refuses it before Python 3.11
+            raise ValueError("expected a file name")
         try:
             words = [word.strip() for row in csv.reader(texts) for word in row]
         except csv.Error:
