@@ -7,7 +7,15 @@ from collections import Counter
 import pytest
 
 from cllm.engine.scheduling.planning import _part
-from tests.engine.engine_helpers import Loader, Watched, finished, greedy, recorded_steps
+from tests.engine.engine_helpers import (
+    WAIT,
+    Loader,
+    Watched,
+    finished,
+    greedy,
+    held,
+    recorded_steps,
+)
 
 
 def pieces(pending: int, room: int, behind: int = 0) -> list[int]:
@@ -46,7 +54,10 @@ def test_prompts_and_streams_take_turns_where_they_would_not_be_evaluated_togeth
     stream = Watched(engine, [3, 4, 5], greedy(None))
     stream.wait_for_tokens(1)
     recorded = recorded_steps(engine)
-    finished(engine.submit(list(range(300, 600)), greedy(2)))
+    with held(engine) as reached:  # the stream must not end before the prompt is there
+        assert reached.wait(WAIT)
+        prompt = engine.submit(list(range(300, 600)), greedy(2))
+    finished(prompt)
     stream.generation.cancel()
     stream.wait_until_done()
     steps = [Counter(step) for step in recorded]
