@@ -77,7 +77,9 @@ def test_a_prompt_that_is_in_the_cache_joins_the_streams_at_once(load: Loader) -
     stream = Watched(engine, [3, 4, 5], greedy(None))
     stream.wait_for_tokens(1)
     steps = recorded_steps(engine)
-    again = engine.submit(prompt, greedy(2))
+    with held(engine) as reached:
+        assert reached.wait(WAIT)
+        again = engine.submit(prompt, greedy(2))
     finished(again)
     stream.generation.cancel()
     stream.wait_until_done()
