@@ -60,8 +60,9 @@ def test_a_tenant_with_few_requests_does_not_wait_for_one_with_many(load: Loader
         asked += [submit("few", f"few {number}") for number in range(2)]
     for generation in asked:
         finished(generation)
-    assert [name for name in order if name.startswith("many")] == [f"many {n}" for n in range(8)]
-    assert order.index("few 0") <= 1 and order.index("few 1") <= 3
+    first = list(dict.fromkeys(order))  # a token and the end may be two updates
+    assert [name for name in first if name.startswith("many")] == [f"many {n}" for n in range(8)]
+    assert first.index("few 0") <= 1 and first.index("few 1") <= 3
 
 
 def test_whoever_waits_for_a_busy_slot_lets_others_go_ahead(load: Loader) -> None:
