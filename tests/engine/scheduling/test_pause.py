@@ -44,8 +44,10 @@ def test_a_small_tenant_does_not_wait_until_a_long_generation_ends(four: Engine)
 
 def test_what_was_paused_continues_where_it_was(four: Engine) -> None:
     alone = [finished(four.submit([*LONG, n], greedy(300))).text for n in range(4)]
-    big = begun(four, "big", 4, tokens=300)
-    for _ in range(3):
+    watched = [Watched(four, [*LONG, n], greedy(300), tenant="big") for n in range(4)]
+    big = [each.generation for each in watched]
+    for _ in range(3):  # a slot that is idle would be taken without a pause
+        watched[0].wait_until(lambda: sum(slot.busy for slot in four.slots()) == 4)
         finished(four.submit("Hello", greedy(2), tenant="small"))
     texts = [finished(each).text for each in big]
     stats = four.stats()
