@@ -3,49 +3,23 @@
 from __future__ import annotations
 
 import signal
-import sys
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import partial
 from itertools import count
-from types import FrameType
 from typing import Any
 
 import pytest
 
 from cllm.engine import Constraint, ConstraintPending, Engine
 from cllm.engine.llama import backend
+from tests.ctrl_c import pressed_at
 from tests.engine.engine_helpers import WAIT, Loader, Watched, finished, greedy
 from tests.random_model import random_path
 
 pytestmark = pytest.mark.usefixtures("ctrl_c")
-
-
-def pressed_at(place: int, call: Callable[[], object]) -> bool:
-    """Press Ctrl-C at a place of the call where Python looks for signals; False: it has fewer.
-
-    It does so when a function of its own begins, and after one of C.
-    """
-    left = place
-
-    def look(_frame: FrameType, event: str, _: Any) -> None:
-        nonlocal left
-        if event in ("call", "c_return"):
-            left -= 1
-            if left == 0:
-                sys.setprofile(None)
-                signal.raise_signal(signal.SIGINT)
-
-    sys.setprofile(look)
-    try:
-        call()
-    except KeyboardInterrupt:
-        assert left <= 0
-    finally:
-        sys.setprofile(None)
-    return left <= 0
 
 
 def tokenized(engine: Engine, _: int) -> None:

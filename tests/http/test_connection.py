@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import signal
 import socket
-import sys
 import threading
 from collections.abc import Callable
-from types import FrameType
-from typing import Any
 
 import pytest
 
@@ -29,6 +26,7 @@ from cllm.http.limits import ServerConfig
 from cllm.http.poller import READ, new_poller
 from cllm.http.transport import PlainTransport
 from cllm.http.workspace import Workspace
+from tests.ctrl_c import pressed_at
 
 
 class Scripted:
@@ -286,25 +284,14 @@ def test_wake_ups_from_many_threads_are_all_seen() -> None:
 def test_ctrl_c_at_any_moment_of_a_wake_up_leaves_no_lock_taken(place: int) -> None:
     """A program may answer on its main thread, where Python looks for signals at these events."""
     bench = Bench()
-    left = place
 
-    def look(_frame: FrameType, event: str, _: Any) -> None:
-        nonlocal left
-        if event in ("call", "c_return"):
-            left -= 1
-            if left == 0:
-                sys.setprofile(None)
-                signal.raise_signal(signal.SIGINT)
-
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    sys.setprofile(look)
-    try:
+    def wake() -> None:
         for _ in range(7):
             bench.connection.queue()
-    except KeyboardInterrupt:
-        pass
+
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        assert pressed_at(place, wake)
     finally:
-        sys.setprofile(None)
         signal.signal(signal.SIGINT, before)
-    assert left <= 0
     assert not bench.connection._lock.locked()
