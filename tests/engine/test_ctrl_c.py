@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import signal
+import sys
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -14,6 +16,7 @@ from typing import Any
 import pytest
 
 from cllm.engine import Constraint, ConstraintPending, Engine
+from cllm.engine.assembly import release
 from cllm.engine.llama import backend
 from tests.ctrl_c import pressed_at
 from tests.engine.engine_helpers import WAIT, Loader, Watched, finished, greedy
@@ -117,6 +120,10 @@ def test_after_ctrl_c_in_close_the_next_call_frees_the_model(
         assert stopping.wait(WAIT)
         if not pressed.is_set():
             pressed.set()
+            # Python would notice it only later between its last look for signals and the wait.
+            while sys._current_frames()[main].f_code is not release.__code__:
+                time.sleep(0.001)
+            time.sleep(0.05)
             signal.pthread_kill(main, signal.SIGINT)
         go_on.wait(WAIT)
 
