@@ -26,9 +26,10 @@ from typing import Any
 
 import pytest
 
-from cllm.main import LoadFailed, Message, Program, StopSignal
+from cllm.messages import LoadFailed, Message, StopSignal
 from cllm.models import demo_path
 from cllm.option_table import load_settings
+from cllm.program import Program
 from cllm.version import __version__
 from tests import embedding_models
 
@@ -578,6 +579,27 @@ def test_the_access_log_can_be_turned_off(start: Start) -> None:
 
 
 # Stopping
+
+
+def interrupted_by_its_imports(number: int) -> list[str]:
+    """cLLM, which a signal reaches while it imports what reads its options."""
+    code = (
+        "import os, runpy, sys\n"
+        "class Interrupt:\n"
+        "    def find_spec(self, name, *_):\n"
+        f"        name == 'cllm.option_table' and os.kill(os.getpid(), {int(number)})\n"
+        "sys.meta_path.insert(0, Interrupt())\n"
+        "runpy.run_module('cllm.main', run_name='__main__')"
+    )
+    return [sys.executable, "-c", code]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_stops_it_while_it_imports_its_parts(start: Start, number: int) -> None:
+    child = start(command=interrupted_by_its_imports(number))
+    child.until("stopped")
+    assert child.wait() == 0
+    assert not any("Traceback" in line for line in child.seen)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

@@ -15,10 +15,10 @@ from cllm.api import ApiSettings
 from cllm.api.tenants import Terms
 from cllm.engine import Engine
 from cllm.http import HttpError, HttpRequest, HttpResponse
-from cllm.main import Program
 from cllm.option_table import load_settings
 from cllm.page.assets import FOLDER, POLICY, Assets, takes_gzip, weights_of
 from cllm.page.page import wants_page
+from cllm.program import Program
 from tests.api.keyed import ring
 from tests.page.conftest import Site, serving
 
