@@ -37,6 +37,20 @@ def pytest_runtest_logreport(report: pytest.TestReport) -> None:
         print(f"\n{report.nodeid} ({report.when}): {report.longreprtext[-2000:]}", flush=True)
 
 
+_died: list[str] = []  # tests during which a process of pytest -n ended
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_handlecrashitem(crashitem: str) -> None:
+    _died.append(crashitem)
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Tell a run that lacks tests from one with failures, by its exit status."""
+    if _died:
+        session.exitstatus = pytest.ExitCode.INTERNAL_ERROR
+
+
 @pytest.fixture
 def steady_costs(monkeypatch: pytest.MonkeyPatch) -> None:
     """Assume what steps and drafts cost instead of measuring it.
