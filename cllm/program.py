@@ -240,13 +240,18 @@ class Program:
     def _begin_stop(self, number: int) -> None:
         self.stopping = True
         name = signal.Signals(number).name
+        grace = self.settings.grace
         engine = self.engine  # which the thread of `idling` may close meanwhile
-        if engine is None:
-            state = "loading" if self.service.resting is None else "unloaded"
-            log.info("%s: stopping while the model is %s", name, state)
+        if engine is None and self.service.resting is None:
+            log.info("%s: stopping while the model is loading", name)
             grace = 0.0
+        elif engine is None:
+            log.info(
+                "%s: stopping while the model is unloaded; requests for which it is being loaded "
+                "have %g s to finish",
+                name, grace,
+            )  # fmt: skip
         else:
-            grace = self.settings.grace
             stats = engine.stats()
             running = stats.slots_busy + stats.queue_depth
             finish = f"generations in flight ({running}) have {grace:g} s to finish; "

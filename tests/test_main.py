@@ -636,6 +636,22 @@ def test_an_unloaded_model_is_loaded_for_a_request_and_no_hindrance_to_the_exit(
     child.until("SIGTERM: stopping while the model is unloaded")
 
 
+def test_a_request_for_which_the_model_is_being_loaded_is_answered_before_the_exit(
+    start: Start,
+) -> None:
+    child = start("--sleep-idle-seconds", "0.1").ready()
+    child.until("unloading the model")
+    with contextlib.closing(child.connection()) as connection:
+        connection.request("POST", "/v1/completions", json.dumps(LONG | {"max_tokens": 4}))
+        child.until("a request came: loading the model")
+        child.signal(signal.SIGTERM)
+        response = connection.getresponse()
+        assert response.status == 200, response.read()
+        assert json.loads(response.read())["usage"]["completion_tokens"] == 4
+    assert child.wait() == 0
+    child.until("stopped")
+
+
 def test_a_stream_in_flight_is_finished_before_the_exit(start: Start) -> None:
     child = start("--grace", "600").ready()
     with contextlib.closing(child.connection()) as connection:

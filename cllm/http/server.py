@@ -285,10 +285,8 @@ class Server:
         self._empty.clear()  # it may have been empty before the last connections were accepted
         if self._wait_until_empty(grace):
             return
-        _log.warning(
-            "%d connections are still open after the grace period of %g s; ending them",
-            len(self._connections), grace,
-        )  # fmt: skip
+        after = f" after the grace period of {grace:g} s" if grace > 0 else ""
+        _log.warning("%d connections are still open%s; ending them", len(self._connections), after)
         self._context.ending = True
         self._wait_until_empty(ENDING_TIME)
 
