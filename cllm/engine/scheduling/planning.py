@@ -249,7 +249,7 @@ class Planner:
         crowd.sort(key=_to_read)
         total = sum(map(_to_read, crowd))
         while crowd and not (
-            self._pacer.begin_together(total, generating)
+            self._pacer.begin_together(total, generating, total <= self._capacity)
             and 2 * _to_read(crowd[-1]) <= total + TILE
         ):
             total -= _to_read(crowd.pop())

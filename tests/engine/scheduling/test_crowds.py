@@ -36,7 +36,7 @@ class Machine:
 
     def __post_init__(self) -> None:
         pacer = Pacer(self.max_itl)
-        for streams, tokens in ((1, 0), (self.slots, 0), (0, 40), (0, 300)):
+        for streams, tokens in ((1, 0), (self.slots, 0), (0, 8), (0, 40), (0, 300)):
             pacer.observe(streams, tokens, self.cost(streams, tokens))
         self.planner = Planner(pacer, None, capacity=2048, split_cache=True, slots=self.slots)
 
