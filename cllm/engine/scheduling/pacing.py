@@ -74,8 +74,8 @@ class Pacer:
     def begin_in_turn(self, tokens: int, prompts: int, streams: int) -> bool:
         """Whether some prompts of so many tokens in all begin one after another, each when read.
 
-        That is if the first tokens, or streams, would else wait long, and reading one prompt, on
-        average, stops streams no longer than any step with a prompt may.
+        That is if the first tokens, or streams, would otherwise wait long, and reading one prompt,
+        on average, stops streams no longer than any step with a prompt may.
         """
         if not (self._prompt.known and self._decode.known):
             return False
