@@ -9,7 +9,9 @@ _AUTO_STEPS = 5.0  # the time between two tokens, in decode steps, if not config
 _AUTO_LEAST_S = 0.1  # the minimum: a reader does not notice it
 _ALONE_S = 1.0  # of a step without generating sequences: a new arrival waits this long
 _TOGETHER_S = 10.0  # of reading prompts before all of them begin to generate, at most
+_BATCH_S = 20.0  # the same if one batch can hold them
 _HELD_S = 2.0  # the same while streams wait for it
+_FIRST_S = 2.5  # that first tokens wait for others if reading one prompt fits between two tokens
 _LEAST_TOKENS = 8  # of prompts in a step: smaller products cost as much
 _MEMORY = 0.9  # weight of the past at each observation
 
@@ -27,7 +29,8 @@ class Pacer:
         """max_itl: limit in seconds on the gap between two tokens of a stream; None: auto."""
         self._max_itl = max_itl
         self._decode = _Line(flat=True)
-        self._prompt = _Line(flat=False)
+        # The first step with a prompt also does what a process does once, such as touching memory.
+        self._prompt = _Line(flat=False, forgets=True)
 
     def observe(self, decoding: int, prompt_tokens: int, seconds: float) -> None:
         """Learn from a step: its generating sequences, its prompt tokens and its time."""
@@ -54,18 +57,31 @@ class Pacer:
         step = self._decode.at(decoding) if self._decode.known else 0.0
         target = self._max_itl
         if target is None:
-            target = max(_AUTO_LEAST_S, _AUTO_STEPS * step)
+            target = _gap(step)
             if waiting > decoding:
                 target = max(target, _ALONE_S)
         return max(_LEAST_TOKENS, int(prompt.inverse(max(target - step, step))))
 
-    def begin_together(self, tokens: int, streams: int) -> bool:
+    def begin_together(self, tokens: int, streams: int, one_batch: bool = False) -> bool:
         """Whether prompts of so many tokens in all, more than streams, begin to generate together.
 
-        Not if a gap is configured, which keeps the first ones generating meanwhile.
+        Not if a gap is configured, which keeps the first ones generating meanwhile. one_batch:
+        whether a batch can hold them.
         """
-        most = _HELD_S if streams else _TOGETHER_S
+        most = _HELD_S if streams else _BATCH_S if one_batch else _TOGETHER_S
         return self._max_itl is None and (self.prompt_s(tokens) or 0.0) <= most
+
+    def begin_in_turn(self, tokens: int, prompts: int, streams: int) -> bool:
+        """Whether some prompts of so many tokens in all begin one after another, each when read.
+
+        That is if the first tokens, or streams, would otherwise wait long, and reading one prompt,
+        on average, stops streams no longer than any step with a prompt may.
+        """
+        if not (self._prompt.known and self._decode.known):
+            return False
+        seconds = self._prompt.at(tokens)
+        most = _HELD_S if streams else _FIRST_S
+        return seconds > most and seconds <= prompts * _gap(self._decode.at(prompts))
 
     def step_s(self, decoding: int) -> float | None:
         """Seconds of a step with only this number of generating sequences; None: unknown."""
@@ -84,14 +100,23 @@ class Pacer:
         return arrived + self._prompt.at(pending) if self._prompt.known else arrived
 
 
+def _gap(step: float) -> float:
+    """The time between two tokens of a stream next to prompts, if none is configured."""
+    return max(_AUTO_LEAST_S, _AUTO_STEPS * step)
+
+
 class _Line:
     """Seconds as fixed + each * count, fitted to observations, the newest with the most weight."""
 
-    __slots__ = ("_flat", "_n", "_t", "_x", "_xt", "_xx")
+    __slots__ = ("_flat", "_forgets", "_n", "_t", "_x", "_xt", "_xx")
 
-    def __init__(self, flat: bool) -> None:
-        """flat: whether all counts as fixed while only one count has been observed."""
+    def __init__(self, flat: bool, forgets: bool = False) -> None:
+        """flat: whether all counts as fixed while only one count has been observed.
+
+        forgets: whether the second observation replaces the first.
+        """
         self._flat = flat
+        self._forgets = forgets
         self._n = self._x = self._t = self._xx = self._xt = 0.0
 
     @property
@@ -100,6 +125,8 @@ class _Line:
 
     def add(self, count: int, seconds: float) -> None:
         keep = _MEMORY
+        if self._forgets and self.known:
+            keep, self._forgets = 0.0, False
         self._n = self._n * keep + 1
         self._x = self._x * keep + count
         self._t = self._t * keep + seconds

@@ -56,7 +56,7 @@ def warmed(max_itl: float | None) -> Machine:
     machine = Machine(Pacer(max_itl))
     for _ in range(3):
         machine.step(8, [])
-    for size in (40, 900):
+    for size in (40, 40, 900):
         machine.step(0, [Prompt(0.0, size)])
     machine.gaps.clear()
     return machine
@@ -107,6 +107,27 @@ def test_the_model_follows_a_machine_that_gets_slower() -> None:
 def test_without_any_knowledge_little_is_taken() -> None:
     assert Pacer(None).budget(4, 1, 512) <= 16
     assert Pacer(None).budget(0, 1, 512) == 512
+
+
+def test_the_first_step_of_a_process_counts_only_until_there_is_another() -> None:
+    pacer = Pacer(None)
+    pacer.observe(0, 32, 0.8)
+    assert pacer.prompt_s(32) == pytest.approx(0.8)
+    pacer.observe(0, 64, 0.4)
+    assert pacer.prompt_s(1920) == pytest.approx(12.0)
+    pacer.observe(0, 64, 0.8)
+    assert 12.0 < (pacer.prompt_s(1920) or 0.0) < 24.0, "later ones count together"
+
+
+def test_prompts_of_one_batch_may_take_longer_to_begin_together() -> None:
+    pacer = Pacer(None)
+    pacer.observe(0, 100, 1.0)
+    pacer.observe(0, 100, 1.0)
+    assert pacer.begin_together(900, 0)
+    assert not pacer.begin_together(1900, 0)
+    assert pacer.begin_together(1900, 0, one_batch=True)
+    assert not pacer.begin_together(2100, 0, one_batch=True)
+    assert not pacer.begin_together(900, 1, one_batch=True), "streams would wait for it"
 
 
 def test_a_bound_that_cannot_be_kept_still_lets_prompts_through() -> None:
