@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 
@@ -14,7 +15,10 @@ from cllm.engine.stats import EngineStats
 
 _PLACING_S = 0.05  # of a step, that running streams wait while prefixes are saved and restored
 
-_GAP_S = 0.0004  # the same while fewer have been admitted than there are streams that wait
+# The same while fewer have been admitted than there are streams that wait: the larger one of a time
+# and a share of the last step. Each sequence that is left out would wait for a whole step.
+_GAP_S = 0.0004
+_GAP_SHARE = 0.05
 
 _SAVE_REST = 10  # times as long as placing a prompt that another prefix was saved for took
 _CLAIM_REST = 10  # times as long as a claim, its pause and its saves took, until the next claim
@@ -37,6 +41,7 @@ class Admission:
         self._shared_cells = shared_cells
         self._next_claim = 0.0  # time.perf_counter()
         self._next_save = 0.0
+        self._left = -math.inf  # when admit() returned last: a step ago, if one ran
         self.loads: DiskLoads | None = None
         self._awaits_loads = False  # the first requests that could be admitted do
         self.waiting: FairQueue[Sequence] = FairQueue()
@@ -55,16 +60,22 @@ class Admission:
 
     def admit(self, running: list[Sequence], give_up: GiveUp) -> list[Sequence]:
         """Give slots to waiting sequences and add these to the running ones; return them."""
-        if not self.waiting:
-            self._awaits_loads = False
-            return []
-        began = time.perf_counter()
         admitted: list[Sequence] = []
+        if self.waiting:
+            self._fill(running, give_up, admitted)
+        else:
+            self._awaits_loads = False
+        self._left = time.perf_counter()
+        return admitted
+
+    def _fill(self, running: list[Sequence], give_up: GiveUp, admitted: list[Sequence]) -> None:
+        began = time.perf_counter()
+        gap = min(_PLACING_S, max(_GAP_S, _GAP_SHARE * (began - self._left)))
         streams = sum(sequence.decoding for sequence in running)
         while (sequence := self._next(running)) is not None:
             if not self._admit(sequence, running, give_up, admitted):
                 break
-            most = _GAP_S if len(admitted) < streams else _PLACING_S
+            most = gap if len(admitted) < streams else _PLACING_S
             if len(running) > 1 and time.perf_counter() - began > most:
                 break
         if self.waiting and began >= self._next_claim:
@@ -74,7 +85,6 @@ class Admission:
                 self._admit(claimant, running, give_up, admitted, claimed=True)
                 now = time.perf_counter()
                 self._next_claim = now + (now - began) * _CLAIM_REST
-        return admitted
 
     def _admit(
         self,

@@ -58,16 +58,18 @@ def test_the_planner_learns_whether_requests_wait_for_a_slot(load: Loader) -> No
     }
 
 
-def test_admissions_that_take_long_are_spread_over_the_steps_of_streams(
-    load: Loader, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("share", "slots"), [(0.0, [3, 4, 5, 6]), (1e6, [3, 6, 6, 6])])
+def test_admissions_are_spread_over_steps_of_streams_that_are_short_next_to_them(
+    load: Loader, monkeypatch: pytest.MonkeyPatch, share: float, slots: list[int]
 ) -> None:
     monkeypatch.setattr(admission, "_GAP_S", 0.0)
+    monkeypatch.setattr(admission, "_GAP_SHARE", share)
     engine = load(parallel=6, ctx_size=2048)
     with streaming(engine, 3, lambda engine: engine.stats().slots_busy) as busy:
         waiting = [engine.submit([50 + n], greedy(20)) for n in range(3)]
     for each in waiting:
         finished(each)
-    assert busy[:4] == [3, 4, 5, 6]
+    assert busy[:4] == slots
 
 
 def test_a_tenant_with_few_requests_does_not_wait_for_one_with_many(load: Loader) -> None:
