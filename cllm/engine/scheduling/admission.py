@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from itertools import islice
 
 from cllm.engine.cache.placement import Placer
 from cllm.engine.cache.prefix_cache import Served
@@ -59,6 +60,10 @@ class Admission:
             self._awaits_loads = False
             return []
         began = time.perf_counter()
+        if self.loads is not None:
+            cache = self._placer.cache
+            # Those that are not reached before the next decode have their files read meanwhile.
+            self.loads.ask(islice(self.waiting.candidates(), cache.most_busy - cache.busy))
         admitted: list[Sequence] = []
         streams = sum(sequence.decoding for sequence in running)
         while (sequence := self._next(running)) is not None:
