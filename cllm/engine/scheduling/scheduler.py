@@ -58,8 +58,7 @@ class Scheduler(EngineLoop[Sequence]):
     ) -> None:
         """shift: lets full sequences go on; None: they end."""
         super().__init__(stats, admission.waiting, _GATHER_S)
-        self._context = context
-        self._batch = batch
+        self._context, self._batch = context, batch
         self._placer = placer
         self._cache = placer.cache
         self._planner = planner
