@@ -7,16 +7,13 @@ import time
 from array import array
 from collections.abc import Sequence as Seq
 
-import numpy as np
-from numpy.typing import NDArray
-
 from cllm.engine.cache.prefix_cache import Slot
 from cllm.engine.constraints.guide import Guide
 from cllm.engine.generation import FinishReason, Generation, GenerationWriter, TokenRecord
 from cllm.engine.llama import FloatArray, Vocab
 from cllm.engine.sampling.logprobs import logprobs
 from cllm.engine.sampling.params import SamplingParams
-from cllm.engine.sampling.prefilter import Near, row_of
+from cllm.engine.sampling.prefilter import Found, row_of
 from cllm.engine.sampling.prompt_scores import PromptScores
 from cllm.engine.sampling.sampler import TokenSampler
 from cllm.engine.sharing import COMMON, EQUAL, AdapterSet, Scope, Share
@@ -186,7 +183,7 @@ class Sequence:
         self.generation.discarded += discard
 
     def prepare(self, row: FloatArray) -> int:
-        """Prepare the logits of the newest token for filtered(); return the sampler's filter.
+        """Prepare the logits of the newest token for a RowFilter; return the sampler's filter.
 
         0: nothing was done, choose() does all. Negative: a few tokens that the constraint forbids
         may still have their logits.
@@ -208,8 +205,8 @@ class Sequence:
         if self.guide is not None:
             self.guide.exclude(row)
 
-    def choose_among(self, found: Near | NDArray[np.void]) -> list[int]:
-        """Choose what follows from the candidates of the newest token's row, after prepare()."""
+    def choose_among(self, found: Found) -> list[int]:
+        """Choose what follows from what a RowFilter found in the newest token's row."""
         sampler, guide = self.sampler, self.guide
         assert sampler is not None
         if guide is None:

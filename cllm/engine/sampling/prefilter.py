@@ -76,6 +76,10 @@ that matrix. A plain tuple: to make eight objects of a class takes longer.
 """
 
 
+Found = Near | NDArray[np.void] | int
+"""What the filters below find in a row; an int is the position of its greatest logit."""
+
+
 def row_of(near: Near) -> FloatArray:
     """The whole row."""
     _, _, first, rows = near
@@ -105,6 +109,15 @@ def candidates_together(rows: FloatArray, top_k: int) -> list[NDArray[np.void]]:
 def _ends(count: int, width: int) -> NDArray[np.intp]:
     """Positions behind each row of a matrix that is read row by row."""
     return np.arange(1, count + 1) * width
+
+
+def best_together(rows: FloatArray) -> list[int]:
+    """Return the position of the greatest logit of each row; -1: one is not a number."""
+    places: list[int] = rows.argmax(axis=1).tolist()  # of the first NaN, if there is one
+    for at, place in enumerate(places):
+        if math.isnan(rows.item(at, place)):
+            places[at] = -1
+    return places
 
 
 def near_together(rows: FloatArray, depth: float) -> list[Near] | None:

@@ -22,7 +22,9 @@ from cllm.engine.sampling.drawing import NEAR, Drawer
 from cllm.engine.sampling.params import MAX_LAST_N, SamplingParams
 from cllm.engine.sampling.prefilter import (
     MIROSTAT_M,
+    Found,
     Near,
+    best_together,
     candidates,
     near_together,
     records,
@@ -32,6 +34,9 @@ from cllm.engine.sampling.survivors import typical
 
 _NAN = "the model's output is not a number (NaN)"
 _FEW = 16  # biases
+GREEDY = 2**62
+"""The filter of a sampler that needs only the greatest logit."""
+
 _RANDOM_SEED = 0xFFFFFFFF  # llama.h: LLAMA_DEFAULT_SEED, "choose one"
 
 
@@ -40,7 +45,7 @@ class TokenSampler:
 
     The same seed and logits give the same tokens, regardless of the rest of the batch.
     filter: the top_k of a first sampler of that kind, else 0; negative: of its candidates,
-        those near the best one are enough.
+        those near the best one are enough. GREEDY: the greatest logit is enough.
     """
 
     __slots__ = (
@@ -79,9 +84,11 @@ class TokenSampler:
         self._typical: SamplerChain | None = None
         if self._chain is not None and self._first == "typical_p":
             self._typical = SamplerChain([("typical", (params.typical_p, 1))])
-        by_top_k = not params.greedy and self._first == "top_k"
-        top_k = params.top_k if by_top_k else 0
-        self.filter = -top_k if self._drawer else top_k
+        if params.greedy:
+            self.filter = GREEDY
+        else:
+            top_k = params.top_k if self._first == "top_k" else 0
+            self.filter = -top_k if self._drawer else top_k
 
     def prepare(self, row: FloatArray, tokens: array[int]) -> None:
         """Write bias and penalties into a row of logits."""
@@ -107,10 +114,7 @@ class TokenSampler:
             near = near_together(row[None], NEAR)
             return self.choose_among(self._candidates(row) if near is None else near[0], tokens)
         if self._chain is None:
-            self._chosen = token = int(row.argmax())
-            if row[token] != row[token]:
-                raise EngineError(_NAN)
-            return token
+            return self.choose_among(best_together(row[None])[0], tokens)
         self._look_back(self._chain, tokens)
         if self._typical is not None:
             return self._choose_typical(row, self._chain, self._typical)
@@ -119,11 +123,16 @@ class TokenSampler:
             self._follow_mirostat(self._chain.probability)
         return token
 
-    def choose_among(self, found: Near | NDArray[np.void], tokens: array[int]) -> int:
-        """Choose the token that follows `tokens` from the candidates of a row that is prepared.
+    def choose_among(self, found: Found, tokens: array[int]) -> int:
+        """Choose the token that follows `tokens` from what the filter found in a prepared row.
 
-        Only with a first sampler top_k. Raises EngineError if a logit is not a number.
+        Only with a filter. Raises EngineError if a logit is not a number.
         """
+        if isinstance(found, int):
+            if found < 0:
+                raise EngineError(_NAN)
+            self._chosen = found
+            return found
         if isinstance(found, tuple):
             token = self.draw(found)
             if token is not None:
@@ -136,7 +145,8 @@ class TokenSampler:
         if self._chain is None:
             self._chain = self._make()
         if drawer is not None:
-            self._chain.skip(drawer.drawn - self._used)
+            if drawer.drawn > self._used:
+                self._chain.skip(drawer.drawn - self._used)
             drawer.drawn += 1
             self._used = drawer.drawn
         return self._by_chain(self._chain, found)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
+from itertools import islice
 
 from cllm.engine.cache.placement import Placer
 from cllm.engine.cache.prefix_cache import Served
@@ -70,6 +71,10 @@ class Admission:
 
     def _fill(self, running: list[Sequence], give_up: GiveUp, admitted: list[Sequence]) -> None:
         began = time.perf_counter()
+        if self.loads is not None:
+            cache = self._placer.cache
+            # Those that are not reached before the next decode have their files read meanwhile.
+            self.loads.ask(islice(self.waiting.candidates(), cache.most_busy - cache.busy))
         gap = min(_PLACING_S, max(_GAP_S, _GAP_SHARE * (began - self._left)))
         streams = sum(sequence.decoding for sequence in running)
         while (sequence := self._next(running)) is not None:

@@ -23,13 +23,18 @@ class DiskLoads:
         self._prompt_s = prompt_s
         self._loads: dict[Sequence, Load | None] = {}  # of waiting ones; None: nothing to wait for
 
+    def ask(self, sequences: Iterable[Sequence]) -> None:
+        """Begin to read the prefixes of requests that could get a slot; the first call counts."""
+        for sequence in sequences:
+            if sequence not in self._loads:
+                self._loads[sequence] = self._begin(sequence)
+
     def delays(self, sequence: Sequence) -> bool:
-        """Whether a request that could get a slot waits for a prefix; the first call asks for it.
+        """Whether a request that could get a slot waits for a prefix; it is asked for if need be.
 
         It is in host memory afterwards, unless it could not be read in time.
         """
-        if sequence not in self._loads:
-            self._loads[sequence] = self._begin(sequence)
+        self.ask((sequence,))
         load = self._loads[sequence]
         if load is None:
             return False

@@ -291,6 +291,16 @@ class Planner:
         most = _LAST_STEP * budget if full else budget // 4
         return sum(pending) <= most or all(n == _held_back(n) for n in pending)
 
+    @property
+    def has_unread(self) -> bool:
+        """Whether to call read_texts() during the step that was planned."""
+        return self._speculation is not None and bool(self._speculation.unread)
+
+    def read_texts(self) -> None:
+        """Look for repetitions in what was generated, which the plan did not need."""
+        if self._speculation is not None:
+            self._speculation.read_texts()
+
     def learn(self, plan: Plan, shape: Shape, seconds: float) -> None:
         """Tell the policies a step's time, except with forced tokens, which they do not model."""
         drafted = 0

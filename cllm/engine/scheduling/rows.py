@@ -2,44 +2,74 @@
 
 from __future__ import annotations
 
-import numpy as np
-from numpy.typing import NDArray
-
 from cllm.engine.llama import FloatArray
 from cllm.engine.sampling.drawing import NEAR
-from cllm.engine.sampling.prefilter import Near, candidates_together, near_together
+from cllm.engine.sampling.prefilter import (
+    Found,
+    Near,
+    best_together,
+    candidates_together,
+    near_together,
+)
+from cllm.engine.sampling.sampler import GREEDY
 from cllm.engine.sequence import Sequence
 
+_MOST_FLAT = 31  # steps
 
-def filtered(
-    outputs: list[tuple[Sequence, int, int]], rows: FloatArray
-) -> dict[int, Near | NDArray[np.void]]:
-    """The candidates of rows whose first sampler is top_k, by row.
 
-    Adjacent rows that want the same filter go through it together.
-    outputs: sequences, each with its rows of scored tokens and of others.
-    """
-    found: dict[int, Near | NDArray[np.void]] = {}
-    begin = at = before = 0  # rows from `begin` to `at` have the filter `before`
-    alike: list[Sequence] = []  # their sequences
+class RowFilter:
+    """Finds the candidates of a step's rows. Engine thread only."""
 
-    def take() -> None:
-        if before:
-            few = rows[begin:at]
-            near = near_together(few, NEAR) if before < 0 else None
-            if before < 0 and near is None:
-                for each, row in zip(alike, few, strict=True):
-                    each.exclude(row)
-            together = candidates_together(few, abs(before)) if near is None else near
-            found.update(zip(range(begin, at), together, strict=True))
+    def __init__(self) -> None:
+        # Where many tokens are near the best one, the search for these is in vain. So the next
+        # steps do without it: 1, 3, 7 and so on, and half as many after a success.
+        self._flat = 0  # steps to do without
+        self._left = 0  # of these
 
-    for sequence, scored, last in outputs:
-        wanted = sequence.prepare(rows[at]) if last and not scored else 0
-        if wanted != before:
-            take()
-            begin, before = at, wanted
-            alike.clear()
-        alike.append(sequence)
-        at += scored + last
-    take()
-    return found
+    def filtered(
+        self, outputs: list[tuple[Sequence, int, int]], rows: FloatArray
+    ) -> dict[int, Found]:
+        """What can be chosen in rows that are greedy or whose first sampler is top_k, by row.
+
+        Adjacent rows that want the same filter go through it together.
+        outputs: sequences, each with its rows of scored tokens and of others.
+        """
+        found: dict[int, Found] = {}
+        begin = at = before = 0  # rows from `begin` to `at` have the filter `before`
+        alike: list[Sequence] = []  # their sequences
+
+        def take() -> None:
+            if before:
+                together = self._together(alike, rows[begin:at], before)
+                found.update(zip(range(begin, at), together, strict=True))
+
+        for sequence, scored, last in outputs:
+            wanted = sequence.prepare(rows[at]) if last and not scored else 0
+            if wanted != before:
+                take()
+                begin, before = at, wanted
+                alike.clear()
+            alike.append(sequence)
+            at += scored + last
+        take()
+        return found
+
+    def _together(self, sequences: list[Sequence], rows: FloatArray, wanted: int) -> list[Found]:
+        if wanted == GREEDY:
+            return [*best_together(rows)]
+        if wanted < 0:
+            near = self._near(rows)
+            if near is not None:
+                return [*near]
+            for sequence, row in zip(sequences, rows, strict=True):
+                sequence.exclude(row)
+        return [*candidates_together(rows, abs(wanted))]
+
+    def _near(self, rows: FloatArray) -> list[Near] | None:
+        if self._left:
+            self._left -= 1
+            return None
+        near = near_together(rows, NEAR)
+        self._flat = min(2 * self._flat + 1, _MOST_FLAT) if near is None else self._flat // 2
+        self._left = self._flat
+        return near

@@ -28,7 +28,7 @@ from cllm.engine.scheduling.overlap import Job, Overlap
 from cllm.engine.scheduling.passes import Plan
 from cllm.engine.scheduling.planning import Planner, holes_of, shape_of
 from cllm.engine.scheduling.room import RoomMaker
-from cllm.engine.scheduling.rows import filtered
+from cllm.engine.scheduling.rows import RowFilter
 from cllm.engine.scheduling.shifting import ContextShift
 from cllm.engine.scheduling.threads import Threads
 from cllm.engine.sequence import Sequence, slot_of
@@ -58,8 +58,7 @@ class Scheduler(EngineLoop[Sequence]):
     ) -> None:
         """shift: lets full sequences go on; None: they end."""
         super().__init__(stats, admission.waiting, _GATHER_S)
-        self._context = context
-        self._batch = batch
+        self._context, self._batch = context, batch
         self._placer = placer
         self._cache = placer.cache
         self._planner = planner
@@ -69,7 +68,7 @@ class Scheduler(EngineLoop[Sequence]):
         self._disk = disk
         self._room = RoomMaker(placer, planner, self._running, admission.waiting, stats)
         self._commands = Commands(self._inbox.wake)
-        self._masks = MaskThread()
+        self._filter, self._masks = RowFilter(), MaskThread()
         self._overlap = Overlap()
         self._interruption = Interruption(context, placer.supports_rollback)
         self._adapted = False  # the step in progress has other LoRA adapters than the last one
@@ -290,6 +289,8 @@ class Scheduler(EngineLoop[Sequence]):
     def _jobs(self) -> list[Job]:
         """What need not precede the next decode."""
         jobs: list[Job] = [self._tell] if self._changed else []
+        if self._planner.has_unread:
+            jobs.append(self._planner.read_texts)
         if self._threads.is_due:
             jobs.append(self._threads.look)
         if self._placer.aside.leaving and not self._context.copies_pending:
@@ -318,7 +319,7 @@ class Scheduler(EngineLoop[Sequence]):
         if not count:
             return chosen
         rows, at = self._context.logits(count), 0
-        found = filtered(outputs, rows)
+        found = self._filter.filtered(outputs, rows)
         for sequence, scored, last in outputs:
             drafted, begin = sequence.drafted, at
             at += scored + last

@@ -208,15 +208,10 @@ class Drafter:
         Up to `limit`, and while the chance exceeds `least`. before: the rates of all sequences.
         """
         self.from_model, self._cost = False, 0.0
-        rates = self._rates
-        if rates is None:
-            rates = self._rates = CopyRates(before)
-        length = len(tokens)
-        grown = 0 if self._seen is None else length - self._seen
-        self._balance = min(self._balance + _ALLOWED * grown, _MOST)
-        self._seen = length
-        if not self._lookup.follow(tokens, rates):
+        if not self.follow(tokens, before):
             return []
+        rates = self._rates
+        assert rates is not None
         if self._balance <= 0 and self._lookup.run < _SURE:
             return []
         if self._lookup.longest < _COPIES:
@@ -228,6 +223,17 @@ class Drafter:
                 break
             found.append(chance)
         return found
+
+    def follow(self, tokens: array[int], before: CopyRates) -> bool:
+        """Read new tokens; whether there is a prediction. before: the rates of all sequences."""
+        rates = self._rates
+        if rates is None:
+            rates = self._rates = CopyRates(before)
+        length = len(tokens)
+        grown = 0 if self._seen is None else length - self._seen
+        self._balance = min(self._balance + _ALLOWED * grown, _MOST)
+        self._seen = length
+        return self._lookup.follow(tokens, rates)
 
     def draft(self, tokens: array[int], limit: int, cost: float) -> list[int]:
         """The next `limit` tokens; chances() must have found some.

@@ -19,6 +19,7 @@ from cllm.engine.speculation.lengths import DraftCost, best_lengths, lost
 _log = logging.getLogger("cllm.engine")
 
 _MARGIN = 1.1  # of the speed, that drafts must promise: the chances are estimates
+_LOOK = 16  # steps in which no draft can pay, of which one considers drafts anyway
 _PLAIN = 32  # steps with drafts after which one goes without, so that its time is measured anew
 _PROBE_SHARE = 0.004  # of the steps' time, for drafts that measure what drafts cost
 _PROBE_MOST = 2.0  # steps that may be saved up for it
@@ -29,7 +30,10 @@ _LEAST_CHANCE = 0.5  # of a token in such a draft
 class Speculation:
     """Decides how many tokens each sequence drafts for the next step. Engine thread only."""
 
-    __slots__ = ("_costs", "_drafting", "_max_draft", "_rates", "_saved", "_split_cache", "_steps")
+    __slots__ = (
+        "_costs", "_drafting", "_max_draft", "_passed", "_rates", "_saved", "_split_cache",
+        "_steps", "unread",
+    )  # fmt: skip
 
     def __init__(self, max_draft: int, split_cache: bool, drafting: Drafting | None = None) -> None:
         """max_draft: tokens that one sequence drafts. split_cache: sequences are evaluated together
@@ -43,6 +47,8 @@ class Speculation:
         self._costs: dict[bool, DraftCost] = {}  # of several sequences, and of a lone one
         self._saved = 0.0  # steps that drafts may lose to measure what they cost
         self._steps = 0  # with drafts, since the last one without
+        self._passed = 0  # steps in which no draft could pay, since the last look
+        self.unread: list[Sequence] = []  # whose new tokens nothing has looked at
 
     def draft(self, sequences: list[Sequence], room: int, step_s: float | None) -> None:
         """Add drafts to sequences that are generating.
@@ -50,6 +56,7 @@ class Speculation:
         room: tokens of drafts in the batch. step_s: seconds of a step without drafts; None: not
         measured yet, and nothing is drafted.
         """
+        self.unread = []
         if step_s is None:
             return
         if self._steps >= _PLAIN:
@@ -59,6 +66,13 @@ class Speculation:
         cost = self._cost(count, step_s)
         fixed, each = cost.relative(step_s)
         most = min(self._max_draft, min(room, SPARE_ROWS) // count, cost.trusted)
+        if self._drafting is None and not _may_pay(most, fixed, each * count):
+            self._passed += 1
+            if self._passed < _LOOK:
+                self._saved = min(_PROBE_MOST, self._saved + _PROBE_SHARE)
+                self.unread = sequences
+                return
+        self._passed = 0
         limits = [min(most, s.max_length - len(s.tokens) - 1) for s in sequences]
         drafts = self._from_texts(sequences, limits, fixed, each)
         if self._drafting is not None:
@@ -71,6 +85,13 @@ class Speculation:
         self._steps += 1
         for sequence, draft in zip(sequences, drafts, strict=True):
             sequence.add_draft(draft)
+
+    def read_texts(self) -> None:
+        """Look at the tokens that draft() left unread, so that it need not do it later."""
+        unread, self.unread = self.unread, []
+        for sequence in unread:
+            if sequence.drafter is not None:
+                sequence.drafter.follow(sequence.tokens, self._rates)
 
     def _cost(self, count: int, step_s: float) -> DraftCost:
         cost = self._costs.get(count > 1)
@@ -139,6 +160,15 @@ class Speculation:
     def observe(self, count: int, drafted: int, seconds: float, step_s: float) -> None:
         """Learn what drafts cost from a step of `count` sequences with drafts."""
         self._cost(count, step_s).observe(drafted, seconds - step_s)
+
+
+def _may_pay(most: int, fixed: float, price: float) -> bool:
+    """Whether drafts of up to `most` tokens would make a step faster if all were accepted.
+
+    fixed, price: what drafts, and a drafted token of each sequence, add to a step. If the longest
+    drafts do not pay, shorter ones, or those of fewer sequences, do not either.
+    """
+    return (1 + most) / (1 + fixed + price * most) > _MARGIN
 
 
 def _equalize(sequences: list[Sequence], drafts: list[list[int]]) -> None:

@@ -6,16 +6,20 @@ import os
 import stat
 import subprocess
 import sys
+import threading
 from array import array
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from cllm.engine.cache import disk_writer, prefix_file
 from cllm.engine.cache.disk_index import KIND, DiskIndex
+from cllm.engine.cache.disk_reader import DiskReader
 from cllm.engine.cache.prefix_file import Head
+from cllm.engine.scheduling import admission
 from cllm.engine.sharing import COMMON, Scope
 from tests.engine.cache.disk_helpers import (
     FIRST,
@@ -47,6 +51,43 @@ def test_a_conversation_continues_after_a_restart(
     stats = engine.stats()
     assert stats.disk_read_prefixes == 2
     assert stats.cache_disk_bytes == sum(path.stat().st_size for path in files(folder))
+
+
+def test_files_are_read_during_the_step_before_their_requests_are_reached(
+    start: Loader, fresh: Callable[[list[int]], str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    remembered(start(parallel=2), FIRST, SECOND)
+    monkeypatch.setattr(admission, "_GAP_S", 0.0)
+    monkeypatch.setattr(admission, "_PLACING_S", 0.0)  # so each step admits one more request
+    engine = start(parallel=4)
+    load = DiskReader.load
+    asked: list[array[int]] = []
+    context = engine._scheduler._context
+    decode, entered, proceed = context.decode, threading.Event(), threading.Event()
+
+    def noted(reader: DiskReader, tokens: array[int], *others: Any) -> Any:
+        asked.append(tokens[:3])
+        return load(reader, tokens, *others)
+
+    monkeypatch.setattr(DiskReader, "load", noted)
+    before: list[int] = []  # files asked for by each step
+
+    def watched(*arguments: Any) -> int:
+        before.append(len(asked))
+        entered.set()
+        assert proceed.wait(WAIT)
+        return decode(*arguments)
+
+    monkeypatch.setattr(context, "decode", watched)
+    stream = engine.submit([3], greedy(30))
+    assert entered.wait(WAIT)
+    prompts = [[4], [*FIRST, 7], [*SECOND, 7]]
+    generations = [engine.submit(prompt, greedy(12)) for prompt in prompts]
+    proceed.set()
+    for prompt, generation in zip(prompts, generations, strict=True):
+        assert finished(generation).text == fresh(prompt)
+    finished(stream)
+    assert before[:2] == [1, 4]
 
 
 def test_prefixes_in_host_memory_are_written_at_the_end_too(start: Loader) -> None:

@@ -137,3 +137,26 @@ def test_a_sequence_that_must_not_draft_keeps_a_split_cache_from_drafting(make: 
     play = Play(Speculation(32, split_cache=False), CHEAP)
     play.run([make(prompt), make(prompt, drafter=False)], [prompt[:200], source(dice)])
     assert play.drafted > 0
+
+
+def test_texts_are_read_next_to_the_step_where_no_draft_can_pay(make: Make) -> None:
+    """So that a draft that pays later begins where it would have begun otherwise."""
+    dice, speculation = random.Random(1), Speculation(32, split_cache=True)
+    prompts = [source(dice) for _ in range(2)]
+    sequences = [make(prompt) for prompt in prompts]
+    for _ in range(64):  # a token costs as much as a step
+        speculation.observe(2, 64, STEP_S * 33, STEP_S)
+    unread = 0
+    for position in range(40):
+        speculation.draft(sequences, 512, STEP_S)
+        assert not any(sequence.drafted for sequence in sequences)
+        unread += speculation.unread == sequences
+        speculation.read_texts()
+        assert not speculation.unread
+        for sequence, prompt in zip(sequences, prompts, strict=True):
+            sequence.tokens.append(prompt[position])
+    assert 30 < unread < 40
+    for _ in range(200):
+        speculation.observe(2, 64, STEP_S * 1.5, STEP_S)
+    speculation.draft(sequences, 512, STEP_S)
+    assert [s.rollback()[:2] for s in sequences] == [prompt[40:42] for prompt in prompts]
