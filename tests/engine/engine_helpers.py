@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from cllm.engine import Completion, Engine, Generation, SamplingParams
+from cllm.engine.cache import disk_cache, disk_reader, disk_writer
 from cllm.engine.config import SPARE_ROWS
 from cllm.engine.llama import Batch
 from cllm.engine.speculation.drafting import DraftPolicy
@@ -90,6 +91,17 @@ def assume_costs(monkeypatch: pytest.MonkeyPatch) -> None:
         DraftPolicy, "spend", lambda self, seconds: spend(self, 0.005 if seconds else 0.0)
     )
     monkeypatch.setattr(DraftPolicy, "note_read", lambda *_: None)
+
+
+def assume_quick_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let a cache on disk neither give up nor begin to write by the clock; see steady_disk."""
+    for seconds in ("_SETTLE_S", "_IDLE_S"):
+        monkeypatch.setattr(disk_writer, seconds, 10 * WAIT)
+    for seconds in ("_OPENING_S", "_CLOSING_S"):
+        monkeypatch.setattr(disk_cache, seconds, WAIT)
+    monkeypatch.setattr(disk_reader, "_PATIENCE_S", WAIT)
+    monkeypatch.setattr(disk_reader, "_FIRST_RATE", 1e18)
+    monkeypatch.setattr(disk_reader, "_TELLING", 1 << 62)
 
 
 def recorded_steps(engine: Engine) -> list[list[int]]:

@@ -205,6 +205,7 @@ def test_a_file_of_a_slot_belongs_to_its_set(
         lacking.sessions.restore(0, "talk").result(WAIT)
 
 
+@pytest.mark.usefixtures("steady_disk")
 def test_what_adapters_computed_is_not_kept_on_disk(
     load: Loader, f32_path: Path, adapters: tuple[Path, Path], tmp_path: Path
 ) -> None:

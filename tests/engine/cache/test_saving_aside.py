@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from array import array
 from pathlib import Path
+from time import monotonic
 
 import pytest
 
@@ -71,9 +72,12 @@ def test_a_state_that_is_copied_during_a_decode_has_the_same_bytes(engine: Engin
     copier = threading.Thread(target=copy)
     copier.start()
     try:
-        for position in range(200):
-            batch.token[0], batch.pos[0], batch.seq[0], batch.output[0] = 7, position, 1, 1
-            assert context.decode(batch, 1) == DONE
+        limit = monotonic() + WAIT
+        while len(copies) <= 20 and monotonic() < limit:
+            context.remove(1)
+            for position in range(200):
+                batch.token[0], batch.pos[0], batch.seq[0], batch.output[0] = 7, position, 1, 1
+                assert context.decode(batch, 1) == DONE
     finally:
         ended.set()
         copier.join(WAIT)
