@@ -120,14 +120,26 @@ def recorded_steps(engine: Engine) -> list[list[int]]:
 @contextmanager
 def standing(engine: Engine) -> Iterator[None]:
     """Let a stream run and hold its next step: what is submitted meanwhile is admitted together."""
-    running = Watched(engine, [3], greedy(None))
-    running.wait_for_tokens(1)
+    context = engine._scheduler._context
+    real = context.decode
+    reached, go_on = threading.Event(), threading.Event()
+    running = list[Generation]()
+
+    def decode(batch: Batch, count: int) -> int:
+        if running and running[0].usage.completion_tokens:
+            reached.set()
+            assert go_on.wait(WAIT)
+        return real(batch, count)
+
+    context.decode = decode  # type: ignore[method-assign]
+    running.append(engine.submit([3], greedy(None)))
     try:
-        with held(engine) as reached:
-            assert reached.wait(WAIT)
-            yield
+        assert reached.wait(WAIT)
+        yield
     finally:
-        running.generation.cancel()
+        context.decode = real  # type: ignore[method-assign]
+        go_on.set()
+        running[0].cancel()
 
 
 @contextmanager

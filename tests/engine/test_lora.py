@@ -46,7 +46,8 @@ def tuned(
     first, second = adapters
     files = (str(first), f"{second}:0.5")
     unified = request.param
-    with Engine.load(f32_path, parallel=4, lora=files, kv_unified=unified, **CONFIG) as engine:
+    fields: dict[str, Any] = {"lora": files, "kv_unified": unified, "context_shift": True, **CONFIG}
+    with Engine.load(f32_path, parallel=4, **fields) as engine:
         yield engine
 
 

@@ -28,7 +28,9 @@ OTHERS = [[50 + n, *(400 - i % 300 for i in range(300))] for n in range(3)]
 
 @pytest.fixture
 def engine(load: Loader, f32_path: Path) -> Engine:
-    return load(f32_path, **PRECISE, ctx_size=1024, parallel=4, keep_sequences=0)
+    return load(
+        f32_path, **PRECISE, ctx_size=1024, parallel=4, keep_sequences=0, context_shift=True
+    )
 
 
 def test_prefixes_are_saved_during_the_steps_of_a_stream_and_come_back(engine: Engine) -> None:
