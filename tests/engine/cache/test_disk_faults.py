@@ -369,25 +369,22 @@ def test_several_that_wait_for_one_file_read_it_once(
 def test_closing_does_not_wait_for_a_disk_that_hangs(
     start: Loader, monkeypatch: pytest.MonkeyPatch, folder: Path
 ) -> None:
-    passed = 0.0
+    passed = [0.0]
     for module in (disk_cache, disk_writer):
-        monkeypatch.setattr(module, "monotonic", lambda: monotonic() + passed)
+        monkeypatch.setattr(module, "monotonic", lambda: monotonic() + passed[-1])
     monkeypatch.setattr(disk_cache, "_JOIN_S", 0.1)
     slow = Gate(prefix_file.write)
     monkeypatch.setattr(prefix_file, "write", slow)
     engine = start()
     writer = disk_of(engine).writer
-    finish = writer.finish
 
     def until_it_hangs(deadline: float, keep: bool) -> None:
-        nonlocal passed
-        finish(deadline, keep)
-        assert slow.reached.wait(WAIT)
-        passed = 2 * WAIT
+        type(writer).finish(writer, deadline, keep)
+        passed.append(2 * WAIT * slow.reached.wait(WAIT))
 
     monkeypatch.setattr(writer, "finish", until_it_hangs)
     remembered(engine, FIRST)
-    assert not files(folder)
+    assert slow.reached.is_set() and not files(folder)
     slow.open.set()
     writer.join(WAIT)
     assert not files(folder), "too late"
