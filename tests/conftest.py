@@ -60,3 +60,14 @@ def steady_costs(monkeypatch: pytest.MonkeyPatch) -> None:
     from tests.engine.engine_helpers import assume_costs
 
     assume_costs(monkeypatch)
+
+
+@pytest.fixture
+def steady_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let caches on disk write only when their engine closes, and read whatever is there.
+
+    What is written and read then depends on the prompts alone, not on the machine's load.
+    """
+    from tests.engine.engine_helpers import assume_quick_disk
+
+    assume_quick_disk(monkeypatch)

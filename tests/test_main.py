@@ -653,9 +653,10 @@ def test_a_request_for_which_the_model_is_being_loaded_is_answered_before_the_ex
 
 
 def test_a_stream_in_flight_is_finished_before_the_exit(start: Start) -> None:
-    child = start("--grace", "600").ready()
+    child = start("--grace", "600", "--context-shift").ready()
+    long = LONG | {"max_tokens": 4000}
     with contextlib.closing(child.connection()) as connection:
-        connection.request("POST", "/generate_stream", json.dumps(LONG))
+        connection.request("POST", "/generate_stream", json.dumps(long))
         events = events_of(connection.getresponse())
         next(events)
         child.signal(signal.SIGTERM)
@@ -664,7 +665,7 @@ def test_a_stream_in_flight_is_finished_before_the_exit(start: Start) -> None:
         *_, last = events
     assert last["done"] is True
     assert last["finish_reason"] == "length"
-    assert last["usage"]["completion_tokens"] == LONG["max_tokens"]
+    assert last["usage"]["completion_tokens"] == long["max_tokens"]
     assert child.wait() == 0
 
 

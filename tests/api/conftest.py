@@ -7,7 +7,7 @@ from hashlib import sha256
 
 import pytest
 
-from cllm.api import ApiSettings
+from cllm.api import ApiSettings, keys, tenants
 from cllm.api.tenants import Tenants
 from cllm.engine import Engine, EngineConfig
 from cllm.models import demo_path
@@ -18,7 +18,8 @@ from tests.random_model import random_path
 
 @pytest.fixture(scope="session")
 def engine() -> Iterator[Engine]:
-    with Engine.load(random_path(), parallel=8) as engine:
+    """Eight slots, and texts without an end."""
+    with Engine.load(random_path(), parallel=8, context_shift=True) as engine:
         yield engine
 
 
@@ -44,22 +45,29 @@ def stories() -> Iterator[Live]:
 
 @pytest.fixture
 def narrow() -> Iterator[Engine]:
-    """One slot and one place in the queue."""
-    with Engine.load(random_path(), parallel=1, max_queue=1) as engine:
+    """One slot, one place in the queue, and texts without an end."""
+    with Engine.load(random_path(), parallel=1, max_queue=1, context_shift=True) as engine:
         yield engine
 
 
 @pytest.fixture(scope="session")
 def keyed_engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
     folder = str(tmp_path_factory.mktemp("slots"))
-    config = EngineConfig(parallel=4, ctx_size=512, cache_ram=0, slot_save_path=folder)
+    config = EngineConfig(
+        parallel=4, ctx_size=512, cache_ram=0, slot_save_path=folder, context_shift=True
+    )
     with Engine.load(demo_path(), config) as engine:
         yield engine
 
 
 @pytest.fixture
-def keyed(keyed_engine: Engine) -> Iterator[Live]:
-    """A server whose keys have limits; each test has the same engine and counts of its own."""
+def keyed(keyed_engine: Engine, monkeypatch: pytest.MonkeyPatch) -> Iterator[Live]:
+    """A server whose keys have limits; each test has the same engine and counts of its own.
+
+    What was used stays used: no time passes for limits per minute.
+    """
+    for module in (keys, tenants):
+        monkeypatch.setattr(module, "monotonic", lambda: 1000.0)
     engine = keyed_engine
     plain = Tenants(["plain"]).find(sha256(b"plain").digest())
     assert plain is not None

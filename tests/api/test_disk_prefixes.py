@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import pytest
 import requests
 
 from cllm.api import ApiSettings
@@ -23,6 +24,7 @@ def cached(live: Live, key: str, **fields: Any) -> int:
     return int(answer.json()["timings"]["cache_n"])
 
 
+@pytest.mark.usefixtures("steady_disk")
 def test_a_restart_keeps_prefixes_for_their_own_key(tmp_path: Path) -> None:
     folder = tmp_path / "prefixes"
 

@@ -92,7 +92,7 @@ def test_streams_blocking_requests_and_health_are_served_together(live: Live) ->
 
 def test_an_event_leaves_before_the_generation_has_ended(live: Live) -> None:
     with begin_post(
-        live, "/generate_stream", {"prompt": "Hi", "max_tokens": 2000, **GREEDY}
+        live, "/generate_stream", {"prompt": "Hi", "max_tokens": 100_000, **GREEDY}
     ) as peer:
         received = read_until(peer, b"\n\n")
         read_until(peer, b"data: ")
@@ -102,7 +102,7 @@ def test_an_event_leaves_before_the_generation_has_ended(live: Live) -> None:
 
 def test_a_client_that_vanishes_frees_its_slot(live: Live) -> None:
     cancelled = live.engine.stats().requests_finished.get("cancelled", 0)
-    peer = begin_post(live, "/generate_stream", {"prompt": "Hi", "max_tokens": 2000, **GREEDY})
+    peer = begin_post(live, "/generate_stream", {"prompt": "Hi", "max_tokens": 100_000, **GREEDY})
     read_until(peer, b"data: ")
     peer.close()
     eventually(lambda: idle(live.engine), "the slot is free")
@@ -111,7 +111,7 @@ def test_a_client_that_vanishes_frees_its_slot(live: Live) -> None:
 
 def test_a_client_that_vanishes_from_a_blocking_request_frees_its_slot(live: Live) -> None:
     cancelled = live.engine.stats().requests_finished.get("cancelled", 0)
-    peer = begin_post(live, "/generate", {"prompt": "Hi", "max_tokens": 2000, **GREEDY})
+    peer = begin_post(live, "/generate", {"prompt": "Hi", "max_tokens": 100_000, **GREEDY})
     eventually(lambda: live.engine.stats().slots_busy > 0, "the request is admitted")
     peer.close()
     eventually(lambda: idle(live.engine), "the slot is free")

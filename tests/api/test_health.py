@@ -108,10 +108,10 @@ def test_a_closed_engine_is_unhealthy_and_requests_get_503() -> None:
 
 
 def test_closing_the_engine_ends_a_request_in_flight_with_503() -> None:
-    engine = Engine.load(random_path(), parallel=1)
+    engine = Engine.load(random_path(), parallel=1, context_shift=True)
     answers: list[int] = []
     with serving(engine) as live:
-        fields = {"prompt": "Hi", "max_tokens": 2000, "ignore_eos": True}
+        fields = {"prompt": "Hi", "max_tokens": 100_000, "ignore_eos": True}
         asking = threading.Thread(
             target=lambda: answers.append(live.post("/generate", fields).status_code)
         )

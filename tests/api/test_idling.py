@@ -356,11 +356,15 @@ def test_counters_asked_for_while_the_model_is_being_unloaded_are_those_at_rest(
 
 
 def test_a_request_after_the_engine_has_failed_gets_an_engine_or_503() -> None:
-    with resting(random_path(), seconds=0.5, parallel=1) as (live, program):
-        assert program.engine is not None
+    with resting(random_path(), seconds=10 * PATIENCE, parallel=1) as (live, program):
+        idling = live.service.idling
+        assert program.engine is not None and idling is not None
         program.engine._scheduler._inbox.fail(RuntimeError("on purpose"))
         eventually(lambda: live.service.state is State.UNHEALTHY, "the failure is noticed")
         assert live.post("/generate", ASKED).status_code == 503
+        with idling._changed:  # from here on it may rest
+            idling._seconds = SOON
+            idling._changed.notify()
         wait_for_rest(live)
         assert live.get("/health").status_code == 503
         live.ask("/generate", **ASKED)

@@ -74,7 +74,7 @@ def test_while_no_slot_is_free_the_only_worker_submits_no_generations(
     narrow: Engine, monkeypatch: pytest.MonkeyPatch, path: str
 ) -> None:
     entered, release = threading.Event(), threading.Event()
-    running = narrow.submit("Hello", SamplingParams(max_tokens=2000, ignore_eos=True))
+    running = narrow.submit("Hello", SamplingParams(max_tokens=100_000, ignore_eos=True))
     submit = narrow.submit
 
     def slow(*arguments: Any, **options: Any) -> Generation:
@@ -100,7 +100,7 @@ def test_while_no_slot_is_free_the_only_worker_submits_no_generations(
 
 def test_a_client_that_leaves_cancels_a_generation_asked_in_a_large_body(live: Live) -> None:
     cancelled = live.engine.stats().requests_finished.get("cancelled", 0)
-    fields = {"prompt": "Hi", "max_tokens": 2000, "ignore_eos": True, **PADDING}
+    fields = {"prompt": "Hi", "max_tokens": 100_000, "ignore_eos": True, **PADDING}
     peer = begin_post(live, "/generate", fields)
     eventually(lambda: live.engine.stats().slots_busy > 0, "the request is admitted")
     peer.close()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from contextlib import ExitStack
 from hashlib import sha256
-from time import monotonic
 from typing import Any
 
 import anthropic
@@ -22,15 +21,13 @@ from tests.api.keyed import GENERATING, LONG_PROMPT, SHORT, ask, ring, see
 
 
 def test_requests_over_the_limit_are_429_and_all_answers_tell(keyed: Live) -> None:
-    begun = monotonic()
     answers = [ask(keyed, "few") for _ in range(3)]
     assert [answer.status_code for answer in answers] == [200, 200, 429]
-    least = 30 - (monotonic() - begun)  # the bucket has filled meanwhile
     remaining = [answer.headers["x-ratelimit-remaining-requests"] for answer in answers]
     assert remaining == ["1", "0", "0"]
     assert {answer.headers["x-ratelimit-limit-requests"] for answer in answers} == {"2"}
-    assert least <= int(answers[2].headers["Retry-After"]) <= 30
-    assert least * 1000 <= int(answers[2].headers["retry-after-ms"]) <= 30_000
+    assert answers[2].headers["Retry-After"] == "30"
+    assert answers[2].headers["retry-after-ms"] == "30000"
     assert "2 requests per minute" in answers[2].json()["error"]
     assert see(keyed, "few", "/model/info").status_code == 200  # what costs nothing is not counted
     assert not any("tokens" in name for name in answers[0].headers if "ratelimit" in name.lower())
@@ -61,7 +58,7 @@ def test_tokens_may_be_overdrawn_once_and_then_the_next_request_waits(keyed: Liv
 
 
 def test_tokens_of_a_stream_count_while_it_runs(keyed: Live) -> None:
-    fields = {**SHORT, "max_tokens": 400, "ignore_eos": True}
+    fields = {**SHORT, "max_tokens": 100_000, "ignore_eos": True}
     with begin_post(keyed, "/generate_stream", fields, key="spent") as peer:
         tenant = keyed.service.tenants.find(sha256(b"spent").digest())
         assert tenant is not None
@@ -120,7 +117,7 @@ def test_what_never_began_costs_no_tokens(keyed: Live) -> None:
 
 
 def test_over_its_concurrency_a_key_waits_and_then_gets_429(keyed: Live) -> None:
-    slow = {**SHORT, "max_tokens": 400, "ignore_eos": True}
+    slow = {**SHORT, "max_tokens": 100_000, "ignore_eos": True}
     with ExitStack() as stack:
         running = stack.enter_context(begin_post(keyed, "/generate_stream", slow, key="single"))
         read_until(running, b"data: ")

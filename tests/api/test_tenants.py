@@ -38,8 +38,8 @@ BY_KEY = ({"key": KEYS[0]}, {"key": KEYS[1]})
 
 @pytest.fixture
 def small() -> Iterator[Engine]:
-    """Two slots, and three requests that may wait."""
-    with Engine.load(random_path(), parallel=2, max_queue=3) as engine:
+    """Two slots, three requests that may wait, and texts without an end."""
+    with Engine.load(random_path(), parallel=2, max_queue=3, context_shift=True) as engine:
         yield engine
 
 
@@ -100,7 +100,7 @@ def test_a_stream_that_gives_way_ends_with_an_error_event(small: Engine) -> None
 
 
 def test_an_answer_of_several_parts_is_refused_as_one(small: Engine) -> None:
-    asked = {"model": "any", "prompt": "Hello", "n": 5, "max_tokens": 2000, "ignore_eos": True}
+    asked = {"model": "any", "prompt": "Hello", "n": 5, "max_tokens": 100_000, "ignore_eos": True}
     with serving(small) as live, ExitStack() as stack:
         with frozen(small):
             whole = stack.enter_context(begin_post(live, "/v1/completions", asked))

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from cllm.engine import Completion, Engine, Generation, SamplingParams
+from cllm.engine.cache import disk_cache, disk_reader, disk_writer
 from cllm.engine.config import SPARE_ROWS
 from cllm.engine.llama import Batch
 from cllm.engine.speculation.drafting import DraftPolicy
@@ -92,6 +93,17 @@ def assume_costs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(DraftPolicy, "note_read", lambda *_: None)
 
 
+def assume_quick_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let a cache on disk neither give up nor begin to write by the clock; see steady_disk."""
+    for seconds in ("_SETTLE_S", "_IDLE_S"):
+        monkeypatch.setattr(disk_writer, seconds, 10 * WAIT)
+    for seconds in ("_OPENING_S", "_CLOSING_S"):
+        monkeypatch.setattr(disk_cache, seconds, WAIT)
+    monkeypatch.setattr(disk_reader, "_PATIENCE_S", WAIT)
+    monkeypatch.setattr(disk_reader, "_FIRST_RATE", 1e18)
+    monkeypatch.setattr(disk_reader, "_TELLING", 1 << 62)
+
+
 def recorded_steps(engine: Engine) -> list[list[int]]:
     """A list that grows with each step from here on: the sequence of each token of its batch."""
     context, steps = engine._scheduler._context, list[list[int]]()
@@ -108,14 +120,26 @@ def recorded_steps(engine: Engine) -> list[list[int]]:
 @contextmanager
 def standing(engine: Engine) -> Iterator[None]:
     """Let a stream run and hold its next step: what is submitted meanwhile is admitted together."""
-    running = Watched(engine, [3], greedy(None))
-    running.wait_for_tokens(1)
+    context = engine._scheduler._context
+    real = context.decode
+    reached, go_on = threading.Event(), threading.Event()
+    running = list[Generation]()
+
+    def decode(batch: Batch, count: int) -> int:
+        if running and running[0].usage.completion_tokens:
+            reached.set()
+            assert go_on.wait(WAIT)
+        return real(batch, count)
+
+    context.decode = decode  # type: ignore[method-assign]
+    running.append(engine.submit([3], greedy(None)))
     try:
-        with held(engine) as reached:
-            assert reached.wait(WAIT)
-            yield
+        assert reached.wait(WAIT)
+        yield
     finally:
-        running.generation.cancel()
+        context.decode = real  # type: ignore[method-assign]
+        go_on.set()
+        running[0].cancel()
 
 
 @contextmanager

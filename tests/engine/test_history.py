@@ -97,7 +97,7 @@ def test_a_step_counts_the_rows_of_prompts_and_of_generations(engine: Engine) ->
 
 
 def test_the_last_requests_are_kept_as_they_ended(load: Loader) -> None:
-    engine = load(parallel=1, ctx_size=64)
+    engine = load(parallel=1, ctx_size=64, context_shift=True)
     for _ in range(ENDED + 5):
         finished(engine.submit("Hello", greedy(1), tenant="a"))
     cancelled = Watched(engine, "Hello", greedy(None), tenant="b")
@@ -130,7 +130,7 @@ def test_a_request_says_where_its_prefix_came_from(load: Loader) -> None:
 
 
 def test_waiting_requests_are_told_by_tenant(load: Loader) -> None:
-    engine = load(parallel=1, ctx_size=128)
+    engine = load(parallel=1, ctx_size=128, context_shift=True)
     running = Watched(engine, "Hello", greedy(None))
     running.wait_for_tokens(1)
     asked = [engine.submit("Hello", greedy(1), tenant=name, slot=0) for name in "aab"]

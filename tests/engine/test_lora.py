@@ -46,7 +46,8 @@ def tuned(
     first, second = adapters
     files = (str(first), f"{second}:0.5")
     unified = request.param
-    with Engine.load(f32_path, parallel=4, lora=files, kv_unified=unified, **CONFIG) as engine:
+    fields: dict[str, Any] = {"lora": files, "kv_unified": unified, "context_shift": True, **CONFIG}
+    with Engine.load(f32_path, parallel=4, **fields) as engine:
         yield engine
 
 
@@ -205,6 +206,7 @@ def test_a_file_of_a_slot_belongs_to_its_set(
         lacking.sessions.restore(0, "talk").result(WAIT)
 
 
+@pytest.mark.usefixtures("steady_disk")
 def test_what_adapters_computed_is_not_kept_on_disk(
     load: Loader, f32_path: Path, adapters: tuple[Path, Path], tmp_path: Path
 ) -> None:

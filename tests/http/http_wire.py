@@ -16,7 +16,7 @@ import pytest
 
 from cllm.http import HttpHandler, HttpRequest, HttpResponse, Server, TlsConfig
 
-PATIENCE = 10.0  # s; every wait in these tests ends after this, and then fails
+PATIENCE = 30.0  # s; every wait in these tests ends after this, and then fails
 
 
 @dataclass

@@ -68,8 +68,9 @@ def batches(logger: logging.Logger) -> Batches:
 
 
 def test_the_lines_of_a_server_come_in_order_and_in_batches(
-    serve: Serve, connect: Connect, batches: Batches
+    serve: Serve, connect: Connect, batches: Batches, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(access_log_module, "INTERVAL", PATIENCE)  # however slow the machine is
     server = serve()
     client = connect(server)
     client.send(b"".join(encode(path=f"/path/{number}") for number in range(1000)))

@@ -13,6 +13,7 @@ from cllm.http import (
     HttpHandler,
     HttpResponse,
     Server,
+    acceptor,
     connection_room,
 )
 from cllm.http.connection_room import MIN_IDLE, ClientCounts, IdleConnections
@@ -227,8 +228,10 @@ def test_a_connection_just_accepted_has_a_second_to_send() -> None:
 
 @any_version
 def test_a_client_may_have_so_many_connections(
-    serve: Serve, connect: Connect, caplog: pytest.LogCaptureFixture
-) -> None:
+    serve: Serve, connect: Connect, caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.setattr(acceptor, "WARN_INTERVAL", 10 * PATIENCE)
     server = serve(max_connections_per_client=3)
     clients = [connect(server) for _ in range(3)]
     for client in clients:

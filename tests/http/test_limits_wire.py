@@ -13,7 +13,15 @@ from functools import partial
 
 import pytest
 
-from cllm.http import DeferredResponse, HttpResponse, HttpServerError, Limits, Server, ServerConfig
+from cllm.http import (
+    DeferredResponse,
+    HttpResponse,
+    HttpServerError,
+    Limits,
+    Server,
+    ServerConfig,
+    connection_room,
+)
 from tests.http.http_wire import (
     PATIENCE,
     Connect,
@@ -83,7 +91,14 @@ def test_what_just_fits_is_served(serve: Serve, connect: Connect) -> None:
 # Connections
 
 
+@pytest.fixture
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A client may take its time before it asks: no connection is closed for a new one."""
+    monkeypatch.setattr(connection_room, "MIN_IDLE", 10 * PATIENCE)
+
+
 @any_version
+@pytest.mark.usefixtures("patient")
 def test_at_the_limit_the_next_connection_waits_until_one_closes(
     serve: Serve, connect: Connect
 ) -> None:
@@ -113,6 +128,7 @@ def test_at_the_limit_the_next_connection_waits_until_one_closes(
 
 
 @any_version
+@pytest.mark.usefixtures("patient")
 def test_a_crowd_passes_through_a_small_limit(serve: Serve, connect: Connect) -> None:
     server = serve(max_connections=4)
     served = []

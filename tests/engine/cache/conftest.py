@@ -18,8 +18,8 @@ def folder(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def start(load: Loader, f32_path: Path, folder: Path) -> Loader:
-    """Starts an engine on the directory."""
+def start(load: Loader, f32_path: Path, folder: Path, steady_disk: None) -> Loader:
+    """Starts an engine on the directory; it writes at its end, unless a test sets the times."""
 
     def loader(path: Path = f32_path, **config: Any) -> Engine:
         fields = {**PRECISE, "parallel": 1, "ctx_size": 1024, "cache_disk": str(folder), **config}

@@ -13,6 +13,7 @@ from array import array
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
+from time import monotonic
 from typing import Any
 
 import numpy as np
@@ -305,6 +306,7 @@ def test_reading_that_takes_longer_than_computing_is_given_up(
 ) -> None:
     remembered(start(), FIRST)
     monkeypatch.setattr(disk_reader, "_UNKNOWN_S", 0.1)
+    monkeypatch.setattr(disk_reader, "_PATIENCE_S", 0.0)
     slow = Gate(prefix_file.read)
     monkeypatch.setattr(prefix_file, "read", slow)
     engine = start()
@@ -367,12 +369,20 @@ def test_several_that_wait_for_one_file_read_it_once(
 def test_closing_does_not_wait_for_a_disk_that_hangs(
     start: Loader, monkeypatch: pytest.MonkeyPatch, folder: Path
 ) -> None:
-    monkeypatch.setattr(disk_cache, "_CLOSING_S", 0.2)
+    passed = [0.0]
+    for module in (disk_cache, disk_writer):
+        monkeypatch.setattr(module, "monotonic", lambda: monotonic() + passed[-1])
     monkeypatch.setattr(disk_cache, "_JOIN_S", 0.1)
     slow = Gate(prefix_file.write)
     monkeypatch.setattr(prefix_file, "write", slow)
     engine = start()
     writer = disk_of(engine).writer
+
+    def until_it_hangs(deadline: float, keep: bool) -> None:
+        type(writer).finish(writer, deadline, keep)
+        passed.append(2 * WAIT * slow.reached.wait(WAIT))
+
+    monkeypatch.setattr(writer, "finish", until_it_hangs)
     remembered(engine, FIRST)
     assert slow.reached.is_set() and not files(folder)
     slow.open.set()

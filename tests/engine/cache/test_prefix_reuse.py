@@ -64,7 +64,7 @@ def test_a_conversation_that_goes_on_reuses_the_answer_too(
 def test_a_prefix_is_copied_from_a_slot_that_is_still_running(
     reusing: Loader, fresh: Callable[..., str]
 ) -> None:
-    engine = reusing(parallel=3, ctx_size=1024)
+    engine = reusing(parallel=3, ctx_size=1024, context_shift=True)
     running = Watched(engine, LONG + "One", greedy(None))
     running.wait_for_tokens(3)
     copied = finished(engine.submit(LONG + "Two", greedy(20)))

@@ -210,7 +210,7 @@ def test_without_a_directory_only_erasing_works(load: Loader) -> None:
 
 
 def test_closing_ends_what_still_waits(saving: Loader) -> None:
-    engine = saving()
+    engine = saving(context_shift=True)
     running = Watched(engine, PROMPT, greedy(None))
     running.wait_for_tokens(1)
     saving_, erasing = engine.sessions.save(0, "x"), engine.sessions.erase(0)

@@ -76,7 +76,7 @@ def test_sequences_are_decoded_together(load: Loader) -> None:
 
 @pytest.mark.parametrize("unified", [False, True])
 def test_streams_go_on_while_a_long_prompt_is_read(load: Loader, unified: bool) -> None:
-    engine = load(parallel=2, ctx_size=2048, max_itl_ms=1, kv_unified=unified)
+    engine = load(parallel=2, ctx_size=2048, max_itl_ms=1, kv_unified=unified, context_shift=True)
     running = Watched(engine, "Hello", greedy(None))
     running.wait_for_tokens(5)
     before = running.generation.usage.completion_tokens
@@ -88,7 +88,9 @@ def test_streams_go_on_while_a_long_prompt_is_read(load: Loader, unified: bool) 
 
 
 def test_a_short_prompt_does_not_wait_for_a_long_one(load: Loader) -> None:
-    engine = load(parallel=3, ctx_size=2048, batch_size=64, ubatch_size=32, max_itl_ms=1)
+    engine = load(
+        parallel=3, ctx_size=2048, batch_size=64, ubatch_size=32, max_itl_ms=1, context_shift=True
+    )
     running = Watched(engine, "Hello", greedy(None))
     running.wait_for_tokens(2)
     long = engine.submit([7, 8] * 900, greedy(1))

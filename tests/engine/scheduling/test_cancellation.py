@@ -5,11 +5,12 @@ from __future__ import annotations
 import threading
 from pathlib import Path
 
+from cllm.engine.llama import Batch
 from tests.engine.engine_helpers import WAIT, Loader, Watched, finished, greedy
 
 
 def test_cancelling_frees_the_slot(load: Loader) -> None:
-    engine = load(parallel=1, ctx_size=2048)
+    engine = load(parallel=1, ctx_size=2048, context_shift=True)
     running = Watched(engine, "Hello", greedy(None))
     waiting = engine.submit("World", greedy(3))
     running.wait_for_tokens(3)
@@ -32,7 +33,7 @@ def test_what_was_made_before_stays_takeable(load: Loader, memoryless_path: Path
 
 
 def test_a_waiting_request_can_be_cancelled(load: Loader) -> None:
-    engine = load(parallel=1, ctx_size=2048)
+    engine = load(parallel=1, ctx_size=2048, context_shift=True)
     running = Watched(engine, "Hello", greedy(None))
     running.wait_for_tokens(1)
     waiting = Watched(engine, "World", greedy(5))
@@ -46,14 +47,24 @@ def test_a_waiting_request_can_be_cancelled(load: Loader) -> None:
 
 
 def test_a_prompt_can_be_cancelled_between_chunks(load: Loader) -> None:
-    engine = load(parallel=2, ctx_size=2048, ubatch_size=16)
+    engine = load(parallel=2, ctx_size=2048, ubatch_size=16, context_shift=True)
     stream = Watched(engine, "Hello", greedy(None))
     stream.wait_for_tokens(1)
+    context, chunks = engine._scheduler._context, list[int]()
+    real = context.decode
+
+    def decode(batch: Batch, count: int) -> int:
+        code = real(batch, count)
+        if 1 in batch.seq[:count]:  # the prompt's slot
+            chunks.append(count)
+            if len(chunks) == 3:
+                engine._scheduler._running[-1].generation.cancel()
+        return code
+
+    context.decode = decode  # type: ignore[method-assign]
     long = Watched(engine, [7, 8] * 1000, greedy(5))
-    seen = stream.generation.usage.completion_tokens
-    stream.wait_for_tokens(seen + 3)
-    long.generation.cancel()
     long.wait_until_done()
+    assert long.generation.slot == 1 and len(chunks) == 3
     assert long.generation.usage.completion_tokens == 0
     assert long.generation.finish_reason == "cancelled"
     stream.generation.cancel()
@@ -95,7 +106,7 @@ def _with(lock: threading.Lock, call: object) -> None:
 
 
 def test_cancelling_everything_at_once_leaves_an_idle_engine(load: Loader) -> None:
-    engine = load(parallel=4, ctx_size=1024)
+    engine = load(parallel=4, ctx_size=1024, context_shift=True)
     watched = [Watched(engine, f"Prompt {i}", greedy(None)) for i in range(40)]
     watched[0].wait_for_tokens(2)
     threads = [threading.Thread(target=w.generation.cancel) for w in watched]

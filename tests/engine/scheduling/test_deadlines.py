@@ -36,7 +36,7 @@ def test_a_running_generation_ends_at_its_deadline(load: Loader) -> None:
 
 
 def test_a_waiting_request_ends_at_its_deadline_too(load: Loader) -> None:
-    engine = load(parallel=1, ctx_size=2048)
+    engine = load(parallel=1, ctx_size=2048, context_shift=True)
     running = Watched(engine, "Hello", greedy(None))
     running.wait_for_tokens(1)
     waiting = Watched(engine, "World", greedy(1), deadline=0.05)

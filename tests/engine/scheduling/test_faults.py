@@ -80,7 +80,7 @@ def test_a_snapshot_that_finds_no_memory_is_an_error_that_says_so(
 def test_what_fails_while_a_request_is_placed_costs_that_request(
     load: Loader, monkeypatch: pytest.MonkeyPatch, method: str
 ) -> None:
-    engine = load(parallel=2, ctx_size=512, draft_max=0)
+    engine = load(parallel=2, ctx_size=512, draft_max=0, context_shift=True)
     for prompt in (FIRST, SECOND, [*SECOND[::-1]]):
         finished(engine.submit(prompt, greedy(4)))
     stream = Watched(engine, [3, 4], greedy(None), slot=0)

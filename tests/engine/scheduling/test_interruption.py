@@ -188,7 +188,7 @@ def test_closing_does_not_wait_for_a_step(
 
 
 def test_cancelling_a_stream_does_not_interrupt_the_prompts_of_others(load: Loader) -> None:
-    engine = load(parallel=2, ctx_size=2048, kv_unified=True)
+    engine = load(parallel=2, ctx_size=2048, kv_unified=True, context_shift=True)
     stream = Watched(engine, "Hello", greedy(None))
     stream.wait_for_tokens(1)
     steps = within_steps(engine, lambda n: stream.generation.cancel())
@@ -198,7 +198,7 @@ def test_cancelling_a_stream_does_not_interrupt_the_prompts_of_others(load: Load
 
 
 def test_a_client_that_cancels_one_prompt_after_the_other_stops_nobody(load: Loader) -> None:
-    engine = load(parallel=2, ctx_size=2048, kv_unified=True)
+    engine = load(parallel=2, ctx_size=2048, kv_unified=True, context_shift=True)
     slowed(engine, 2000)  # whatever the machine's load is
     stream = Watched(engine, "Hello", greedy(None))  # prompts would wait for one that ends soon
     stream.wait_for_tokens(1)

@@ -50,7 +50,7 @@ def test_where_time_is_short_the_beginning_is_read_in_parts_and_the_rest_in_tile
 def test_prompts_and_streams_take_turns_where_they_would_not_be_evaluated_together(
     load: Loader, kv_unified: bool
 ) -> None:
-    engine = load(parallel=2, ctx_size=512, kv_unified=kv_unified, draft_max=0)
+    engine = load(parallel=2, ctx_size=512, kv_unified=kv_unified, draft_max=0, context_shift=True)
     stream = Watched(engine, [3, 4, 5], greedy(None))
     stream.wait_for_tokens(1)
     recorded = recorded_steps(engine)
@@ -71,7 +71,7 @@ def test_prompts_and_streams_take_turns_where_they_would_not_be_evaluated_togeth
 
 
 def test_a_prompt_that_is_in_the_cache_joins_the_streams_at_once(load: Loader) -> None:
-    engine = load(parallel=2, ctx_size=512, draft_max=0)
+    engine = load(parallel=2, ctx_size=512, draft_max=0, context_shift=True)
     prompt = list(range(300, 360))
     finished(engine.submit(prompt, greedy(2)))
     stream = Watched(engine, [3, 4, 5], greedy(None))

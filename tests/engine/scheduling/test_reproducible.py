@@ -41,7 +41,7 @@ def test_a_server_can_make_every_request_reproducible(load: Loader) -> None:
 
 
 def test_others_go_on_next_to_a_reproducible_prompt(load: Loader) -> None:
-    engine = load(parallel=2, ctx_size=1024)
+    engine = load(parallel=2, ctx_size=1024, context_shift=True)
     running = Watched(engine, "Hello", greedy(None))
     running.wait_for_tokens(2)
     before = running.generation.usage.completion_tokens

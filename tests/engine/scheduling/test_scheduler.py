@@ -91,7 +91,7 @@ def test_a_tenant_with_few_requests_does_not_wait_for_one_with_many(load: Loader
 
 
 def test_whoever_waits_for_a_busy_slot_lets_others_go_ahead(load: Loader) -> None:
-    engine = load(parallel=2)
+    engine = load(parallel=2, context_shift=True)
     busy = Watched(engine, "a", greedy(None), slot=0)
     busy.wait_for_tokens(1)
     waiting = Watched(engine, "b", greedy(2), slot=0)
@@ -112,7 +112,7 @@ def test_a_slot_that_is_not_there_is_refused(load: Loader) -> None:
 
 
 def test_more_may_not_wait_than_configured(load: Loader) -> None:
-    engine = load(parallel=2, ctx_size=2048, max_queue=3)
+    engine = load(parallel=2, ctx_size=2048, max_queue=3, context_shift=True)
     accepted = [engine.submit("Hello", greedy(None)) for _ in range(5)]
     with pytest.raises(QueueFull) as caught:
         engine.submit("Hello", greedy(1))
@@ -142,7 +142,7 @@ def test_a_full_queue_makes_room_for_another_tenant(load: Loader) -> None:
 
 
 def test_without_a_queue_free_slots_still_serve(load: Loader) -> None:
-    engine = load(parallel=2, ctx_size=2048, max_queue=0)
+    engine = load(parallel=2, ctx_size=2048, max_queue=0, context_shift=True)
     for _ in range(3):
         pair = [Watched(engine, "Hello", greedy(None)) for _ in range(2)]
         with pytest.raises(QueueFull):
@@ -154,7 +154,7 @@ def test_without_a_queue_free_slots_still_serve(load: Loader) -> None:
 
 
 def test_refused_requests_leave_no_trace(load: Loader) -> None:
-    engine = load(parallel=1, ctx_size=2048, max_queue=0)
+    engine = load(parallel=1, ctx_size=2048, max_queue=0, context_shift=True)
     running = Watched(engine, "Hello", greedy(None))
     running.wait_for_tokens(1)
     for _ in range(50):
@@ -170,7 +170,7 @@ def test_refused_requests_leave_no_trace(load: Loader) -> None:
 def test_a_failed_decode_fails_its_requests_and_no_others(
     load: Loader, memoryless_path: Path, code: int
 ) -> None:
-    engine = load(memoryless_path, parallel=2, ctx_size=256)
+    engine = load(memoryless_path, parallel=2, ctx_size=256, context_shift=True)
     expected = finished(engine.submit("Hello", greedy(20))).text
     running = [Watched(engine, f"Prompt {i}", greedy(None)) for i in range(2)]
     waiting = engine.submit("Hello", greedy(20))

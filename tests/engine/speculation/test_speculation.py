@@ -83,7 +83,7 @@ def test_several_sequences_draft_side_by_side(load: Loader, memoryless_path: Pat
 
 @pytest.mark.usefixtures("steady_costs")
 def test_a_cancelled_draft_frees_its_slot(load: Loader, memoryless_path: Path) -> None:
-    engine = load(memoryless_path, parallel=1, ctx_size=1024)
+    engine = load(memoryless_path, parallel=1, ctx_size=1024, context_shift=True)
     engine.generate("x", max_tokens=8)
     watched = Watched(engine, RHYME, greedy(None))
     watched.wait_until(lambda: watched.generation.guessed > 0)

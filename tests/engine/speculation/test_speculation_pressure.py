@@ -86,7 +86,7 @@ def test_a_step_with_drafts_that_fails_ends_only_the_requests_in_it(
 ) -> None:
     """After a code, each sequence is tried alone; then these fail too."""
     texts = expected(load, memoryless_path)
-    engine = load(memoryless_path, parallel=2, ctx_size=512)
+    engine = load(memoryless_path, parallel=2, ctx_size=512, context_shift=True)
     hit = [Watched(engine, prompt, greedy(None)) for prompt in PROMPTS[:2]]
     hit[1].wait_for_tokens(1)
     hit[0].wait_until(lambda: engine.stats().guesses > 0)
