@@ -3,7 +3,6 @@
 
 ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 CONSTRAINTS=scripts/constraints.txt # below ROOT: a path with a space would be two for pip
-BLOCKS=scripts/llama_f16.h
 export PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_INPUT=1
 
 say() { printf '%s\n' "cllm: $*" >&2; }
@@ -174,7 +173,6 @@ compile_llama() {
     local requirement=$1 flags compiler cache cores minutes name wheel
     flags=$(sed -n '/^flags/{s/^flags[^:]*: //p;q}' /proc/cpuinfo 2>/dev/null || true)
     choose_compiler "$flags"
-    choose_blocks "$flags"
     compiler=${CXX:-}
     for name in c++ g++ clang++; do
         [ -n "$compiler" ] || compiler=$(command -v "$name" || true)
@@ -186,7 +184,6 @@ compile_llama() {
     # the compiler or the CPU has changed, so each pair has a cache of its own.
     cache=${XDG_CACHE_HOME:-$HOME/.cache}/cllm/pip/$({
         printf '%s\n' "$flags" "${CMAKE_ARGS:-}"
-        case " $flags " in *" avx512_fp16 "*) cat "$ROOT/$BLOCKS" ;; esac
         uname -m
         "$compiler" --version
     } | cksum | cut -d' ' -f1)
@@ -233,12 +230,6 @@ choose_compiler() {
     done
     say "this CPU has AMX, which llama.cpp can use only if clang compiles it; to use it:"
     say "  sudo apt-get install clang-19 libomp-19-dev && rm -r $VENV, then run this script again"
-}
-
-# Flash attention of a token with heads of 64 numbers takes a quarter of the time (see the file).
-choose_blocks() {
-    case " $1 " in *" avx512_fp16 "*) ;; *) return 0 ;; esac
-    export CXXFLAGS="${CXXFLAGS:+$CXXFLAGS }-include \"$ROOT/$BLOCKS\""
 }
 
 # The chat templates that tests render: llama.cpp's, from the source distribution of llama-cpp-python.

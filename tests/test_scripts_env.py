@@ -6,7 +6,6 @@ import configparser
 import json
 import os
 import re
-import shlex
 import shutil
 import subprocess
 import sys
@@ -230,43 +229,6 @@ def test_a_cpu_with_amx_and_no_clang_gets_a_hint(tmp_path: Path) -> None:
     done = shell('choose_compiler amx_tile; echo "${CC:-none}"', path=str(tmp_path))
     assert done.stdout == "none\n"
     assert "apt-get install clang-19" in done.stderr
-
-
-FP16 = "fpu avx512_fp16 avx2"
-# As llama.cpp's header has them; the program fails to compile if a block is not one register.
-MAPPINGS = "#pragma once\n#define GGML_F16_STEP 128\n#define GGML_F16_EPR 32\n"
-ONE_REGISTER = '#include "simd-mappings.h"\nstatic_assert(GGML_F16_STEP == 32, "a block");\n'
-
-
-def test_blocks_of_f16_are_one_register_where_the_cpu_computes_with_f16(tmp_path: Path) -> None:
-    """In each source that finds llama.cpp's header; others are compiled as they are."""
-    compiler = shutil.which("c++")
-    if compiler is None:
-        pytest.skip("no C++ compiler is installed")
-    root = tmp_path / "a folder"
-    (root / "scripts").mkdir(parents=True)
-    shutil.copy(SCRIPTS / "llama_f16.h", root / "scripts")
-    done = shell(f"ROOT='{root}'; choose_blocks '{FP16}'; printenv CXXFLAGS", CXXFLAGS="-Wall")
-    flags = shlex.split(done.stdout)
-    assert flags == ["-Wall", "-include", str(root / "scripts" / "llama_f16.h")]
-    (tmp_path / "ggml-cpu").mkdir()
-    (tmp_path / "ggml-cpu" / "simd-mappings.h").write_text(MAPPINGS)
-
-    def compiles(source: str, *arguments: str) -> bool:
-        done = subprocess.run(
-            [compiler, *flags, "-fsyntax-only", "-x", "c++", *arguments, "-"],
-            input=source, text=True, capture_output=True, timeout=60, check=False,
-        )  # fmt: skip
-        return done.returncode == 0
-
-    fp16, found = "-D__AVX512FP16__", f"-I{tmp_path / 'ggml-cpu'}"
-    assert compiles(ONE_REGISTER, fp16, found)
-    assert not compiles(ONE_REGISTER, found)  # for a CPU without it
-    assert compiles("int x;", fp16)
-
-
-def test_blocks_of_f16_are_left_alone_on_other_cpus() -> None:
-    assert shell('choose_blocks "fpu avx2 avx512f"; echo "${CXXFLAGS-none}"').stdout == "none\n"
 
 
 def test_a_missing_compiler_is_told_before_anything_is_downloaded(tmp_path: Path) -> None:
