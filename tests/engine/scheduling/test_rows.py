@@ -11,7 +11,7 @@ import pytest
 from cllm.engine import Engine, EngineError, SamplingParams
 from cllm.engine.scheduling import rows
 from cllm.engine.sequence import Sequence
-from tests.engine.engine_helpers import finished
+from tests.engine.engine_helpers import Loader, finished, held
 
 TOP_K = SamplingParams(max_tokens=30, seed=1)
 GREEDY = SamplingParams(max_tokens=30, temperature=0.0, ignore_eos=True)
@@ -30,12 +30,14 @@ def counted(monkeypatch: pytest.MonkeyPatch, owner: Any, name: str) -> list[Any]
 
 
 def test_greedy_rows_are_searched_in_one_pass(
-    engine: Engine, monkeypatch: pytest.MonkeyPatch
+    load: Loader, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    engine = load(parallel=4, ctx_size=512, draft_max=0)
     prompts = [f"{count} sheep" for count in range(4)]
     alone = [finished(engine.submit(prompt, GREEDY)).text for prompt in prompts]
     passes = counted(monkeypatch, rows, "best_together")
-    together = [engine.submit(prompt, GREEDY) for prompt in prompts]
+    with held(engine):
+        together = [engine.submit(prompt, GREEDY) for prompt in prompts]
     assert [finished(generation).text for generation in together] == alone
     assert Counter(map(len, passes))[4] > 20
 
