@@ -11,7 +11,6 @@ _ALONE_S = 1.0  # of a step without generating sequences: a new arrival waits th
 _TOGETHER_S = 10.0  # of reading prompts before all of them begin to generate, at most
 _BATCH_S = 20.0  # the same if one batch can hold them
 _HELD_S = 2.0  # the same while streams wait for it
-_FIRST_S = 2.5  # that first tokens wait for others if reading one prompt fits between two tokens
 _LEAST_TOKENS = 8  # of prompts in a step: smaller products cost as much
 _MEMORY = 0.9  # weight of the past at each observation
 
@@ -57,7 +56,7 @@ class Pacer:
         step = self._decode.at(decoding) if self._decode.known else 0.0
         target = self._max_itl
         if target is None:
-            target = _gap(step)
+            target = max(_AUTO_LEAST_S, _AUTO_STEPS * step)
             if waiting > decoding:
                 target = max(target, _ALONE_S)
         return max(_LEAST_TOKENS, int(prompt.inverse(max(target - step, step))))
@@ -70,18 +69,6 @@ class Pacer:
         """
         most = _HELD_S if streams else _BATCH_S if one_batch else _TOGETHER_S
         return self._max_itl is None and (self.prompt_s(tokens) or 0.0) <= most
-
-    def begin_in_turn(self, tokens: int, prompts: int, streams: int) -> bool:
-        """Whether some prompts of so many tokens in all begin one after another, each when read.
-
-        That is if the first tokens, or streams, would otherwise wait long, and reading one prompt,
-        on average, stops streams no longer than any step with a prompt may.
-        """
-        if not (self._prompt.known and self._decode.known):
-            return False
-        seconds = self._prompt.at(tokens)
-        most = _HELD_S if streams else _FIRST_S
-        return seconds > most and seconds <= prompts * _gap(self._decode.at(prompts))
 
     def step_s(self, decoding: int) -> float | None:
         """Seconds of a step with only this number of generating sequences; None: unknown."""
@@ -98,11 +85,6 @@ class Pacer:
         deadline: a stream of short prompts cannot starve a long one.
         """
         return arrived + self._prompt.at(pending) if self._prompt.known else arrived
-
-
-def _gap(step: float) -> float:
-    """The time between two tokens of a stream next to prompts, if none is configured."""
-    return max(_AUTO_LEAST_S, _AUTO_STEPS * step)
 
 
 class _Line:

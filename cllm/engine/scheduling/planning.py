@@ -31,8 +31,8 @@ _LAST_STEP = 2
 class _Turns:
     """How streams and prompts with the same LoRA adapters take turns.
 
-    prompts_were_read: in the last step. owed: steps of streams before the next crowd, as prompts
-    have stopped them. waited: steps for which prompts have waited for streams to end, less the
+    prompts_were_read: in the last step. owed: steps of streams before the next crowd, as a crowd
+    has stopped them. waited: steps for which prompts have waited for streams to end, less the
     steps since.
     """
 
@@ -71,24 +71,23 @@ class Planner:
         self._turns_of: dict[AdapterSet, _Turns] = {}
         self._turn = 0
 
-    def plan(self, running: list[Sequence], queued: bool = False) -> Plan:
+    def plan(self, running: list[Sequence]) -> Plan:
         """What the next step decodes: a reproducible sequence alone, or some of the others.
 
         They take turns. The sums of a row depend on how many rows are computed with it, so all
         rows of a reproducible sequence are computed in steps of its own, in the same parts.
-        queued: whether requests wait for a slot.
         """
         if plan := self._streams(running):
             return plan
         alone = [sequence for sequence in running if sequence.reproducible]
         if not alone:
-            return self._plan_together(running, queued)
+            return self._plan_together(running)
         together = [sequence for sequence in running if not sequence.reproducible]
         for _ in range(len(alone) + 1):
             self._turn = (self._turn + 1) % (len(alone) + 1)
             if self._turn < len(alone):
                 return [(alone[self._turn], self._fixed_part(alone[self._turn]))]
-            if plan := self._plan_together(together, queued):
+            if plan := self._plan_together(together):
                 return plan
         return []
 
@@ -120,7 +119,7 @@ class Planner:
         most = sequence.pending if sequence.decoding else TILE - slot_of(sequence).length % TILE
         return min(most, sequence.pending, self._capacity)
 
-    def _plan_together(self, running: list[Sequence], queued: bool) -> Plan:
+    def _plan_together(self, running: list[Sequence]) -> Plan:
         """The newest tokens of generating sequences, and as many of prompts as time allows.
 
         All of one set of LoRA adapters, which a step computes with; the sets take turns.
@@ -147,7 +146,7 @@ class Planner:
         waiting = 0  # streams of other sets, for which prompts also leave time
         if len(chosen) < len(ready):
             waiting = sum(s.decoding for s in ready) - sum(s.decoding for s in chosen)
-        crowd = self._crowd(prompts, len(generating) + waiting, queued)
+        crowd = self._crowd(prompts, len(generating) + waiting)
         prompts = crowd or prompts
         turns = self._turns_of.setdefault(adapters, _Turns())
         if len(self._turns_of) > 1:
@@ -169,8 +168,6 @@ class Planner:
             begins = self._add_prompts(counts, prompts, streams, bool(crowd), full)
             if begins and crowd and generating and self._split_cache:
                 turns.owed = 1 + int(self._pacer.prompt_s(sum(map(_to_read, crowd))) or 0.0)
-            elif generating and not crowd:
-                turns.owed = max(1, turns.owed)
         else:
             turns.owed = max(0, turns.owed - 1)
         plan = _in_order(counts)
@@ -236,15 +233,13 @@ class Planner:
             room = max(0, room - count)
         return ends
 
-    def _crowd(self, prompts: list[Sequence], generating: int, queued: bool) -> list[Sequence]:
+    def _crowd(self, prompts: list[Sequence], generating: int) -> list[Sequence]:
         """Prompts that begin to generate in the same step, and that streams wait for; [] if none.
 
         They are more than the streams, and take not too long from the beginning to the end of all.
         The first ones would otherwise stop, after each of a few tokens, for a part of the others.
         None is longer than the others together, which would wait for it, nor passes one that is due
-        before. A prompt whose answer is its first token has nothing to keep in step. Short prompts
-        that would wait long for each other begin in turn, unless requests queue for their slots:
-        these wait longer, and begin sooner if streams end together.
+        before. A prompt whose answer is its first token has nothing to keep in step.
         """
         if len(prompts) <= max(1, generating):
             return []
@@ -253,8 +248,6 @@ class Planner:
         crowd = [s for s in prompts if s.max_length - len(s.tokens) > 1]
         crowd.sort(key=_to_read)
         total = sum(map(_to_read, crowd))
-        if not queued and self._pacer.begin_in_turn(total, len(crowd), generating):
-            return []
         while crowd and not (
             self._pacer.begin_together(total, generating, total <= self._capacity)
             and 2 * _to_read(crowd[-1]) <= total + TILE

@@ -57,7 +57,7 @@ class RoomMaker:
             youngest = max(taking, key=lambda s: s.generation.submitted)
             self._preempt(youngest)
             remaining = [(s, n) for s, n in plan if s is not youngest]
-            return remaining or self._planner.plan(self._running, bool(self._waiting))
+            return remaining or self._planner.plan(self._running)
         (only, count) = plan[0]
         return [(only, count // 2)] if count > 1 else None
 

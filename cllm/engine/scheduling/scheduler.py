@@ -229,7 +229,7 @@ class Scheduler(EngineLoop[Sequence]):
             suspect = self._suspects.pop()
             if suspect in self._running and (plan := self._planner.plan([suspect])):
                 return plan
-        return self._planner.plan(self._room.plannable(), bool(self._waiting))
+        return self._planner.plan(self._room.plannable())
 
     def _undo(self, plan: Plan) -> None:
         """Remove what an incomplete decode left in the memory."""

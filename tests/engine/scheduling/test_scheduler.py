@@ -12,8 +12,6 @@ import pytest
 
 from cllm.engine import EngineError, Generation, InvalidRequest, QueueFull
 from cllm.engine.scheduling import admission
-from cllm.engine.scheduling.passes import Plan
-from cllm.engine.sequence import Sequence
 from tests.engine.engine_helpers import (
     Loader,
     Watched,
@@ -35,27 +33,6 @@ def test_requests_are_served_first_come_first_served(load: Loader) -> None:
         finished(generation)
     finished(engine.submit("last", greedy(1)))
     assert order == list(range(10))
-
-
-def test_the_planner_learns_whether_requests_wait_for_a_slot(load: Loader) -> None:
-    engine = load(parallel=1, ctx_size=128)
-    planner, noted = engine._scheduler._planner, set[tuple[int, bool]]()
-    real = planner.plan
-
-    def plan(running: list[Sequence], queued: bool = False) -> Plan:
-        noted.update((sequence.tokens[0], queued) for sequence in running)
-        return real(running, queued)
-
-    with standing(engine):
-        planner.plan = plan  # type: ignore[method-assign]
-        asked = [engine.submit([50 + n], greedy(2)) for n in range(3)]
-    for each in asked:
-        finished(each)
-    assert {(first, queued) for first, queued in noted if first >= 50} == {
-        (50, True),
-        (51, True),
-        (52, False),
-    }
 
 
 @pytest.mark.parametrize(("share", "slots"), [(0.0, [3, 4, 5, 6]), (1e6, [3, 6, 6, 6])])
