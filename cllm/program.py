@@ -241,14 +241,16 @@ class Program:
         self.stopping = True
         name = signal.Signals(number).name
         grace = self.settings.grace
-        engine = self.engine  # which the thread of `idling` may close meanwhile
-        if engine is None and self.service.resting is None:
+        # In this order: the thread of `idling` sets the engine before it ends the rest.
+        rests = self.service.resting is not None
+        engine = self.engine  # which that thread may close meanwhile
+        if engine is None and not rests:
             log.info("%s: stopping while the model is loading", name)
             grace = 0.0
         elif engine is None:
             log.info(
-                "%s: stopping while the model is unloaded; requests for which it is being loaded "
-                "have %g s to finish",
+                "%s: stopping while the model is unloaded; requests that wait for it have %g s to "
+                "finish; a second signal ends the process now",
                 name, grace,
             )  # fmt: skip
         else:

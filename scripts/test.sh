@@ -53,18 +53,19 @@ report() {
 # tests PYTHON LIMIT ARGUMENTS…: pytest. One or two tests that fail run once more, without others next
 # to them. A test that then passes depends on the machine's load: a fault too, which the last lines name.
 tests() {
-    local python=$1 limit=$2 status=0 failed
+    local python=$1 limit=$2 status=0 failed=()
     local cache=${python%/bin/python}/pytest
     shift 2
     timeout --foreground --kill-after=10 "$limit" \
         "$python" -m pytest -o cache_dir="$cache" --cache-clear "$@" || status=$?
     [ $status = 1 ] || return $status
-    failed=$(sed -n 's/^  "\(.*\)": true,\?$/\1/p' "$cache/v/cache/lastfailed")
-    [ -n "$failed" ] && [ "$(wc -l <<<"$failed")" -le 2 ] || return 1
+    mapfile -t failed < <("$python" -c 'import json, sys; print(*json.load(sys.stdin), sep="\n")' \
+        <"$cache/v/cache/lastfailed")
+    [ ${#failed[@]} -le 2 ] || return 1
     printf '\n== once more what failed\n'
     timeout --foreground --kill-after=10 4m \
-        "$python" -m pytest -o cache_dir="$cache" --last-failed || return
-    printf '%s\n' "$failed" >>"$unstable"
+        "$python" -m pytest -o cache_dir="$cache" "${failed[@]}" || return
+    printf '%s\n' "${failed[@]}" >>"$unstable"
 }
 
 # check_with VERSION PYTHON FOLDER: types of the package and quick tests in an environment of its own.

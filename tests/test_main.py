@@ -623,7 +623,7 @@ def test_a_signal_that_another_thread_receives_stops_the_server_too(start: Start
 def test_an_unloaded_model_is_loaded_for_a_request_and_no_hindrance_to_the_exit(
     start: Start,
 ) -> None:
-    child = start("--sleep-idle-seconds", "0.1").ready()
+    child = start("--sleep-idle-seconds", "0.1").listening()
     child.until("unloading the model")
     status, answer = child.ask("POST", "/tokenize", {"content": "Hello"})
     assert (status, bool(answer["tokens"])) == (200, True)
@@ -639,7 +639,7 @@ def test_an_unloaded_model_is_loaded_for_a_request_and_no_hindrance_to_the_exit(
 def test_a_request_for_which_the_model_is_being_loaded_is_answered_before_the_exit(
     start: Start,
 ) -> None:
-    child = start("--sleep-idle-seconds", "0.1").ready()
+    child = start("--sleep-idle-seconds", "0.1").listening()
     child.until("unloading the model")
     with contextlib.closing(child.connection()) as connection:
         connection.request("POST", "/v1/completions", json.dumps(LONG | {"max_tokens": 4}))

@@ -205,8 +205,10 @@ class Sequence:
         if self.guide is not None:
             self.guide.exclude(row)
 
-    def choose_among(self, found: Found) -> list[int]:
+    def choose_among(self, found: Found | Exception) -> list[int]:
         """Choose what follows from what a RowFilter found in the newest token's row."""
+        if isinstance(found, Exception):
+            raise found
         sampler, guide = self.sampler, self.guide
         assert sampler is not None
         if guide is None:

@@ -71,10 +71,6 @@ class Admission:
 
     def _fill(self, running: list[Sequence], give_up: GiveUp, admitted: list[Sequence]) -> None:
         began = time.perf_counter()
-        if self.loads is not None:
-            cache = self._placer.cache
-            # Those that are not reached before the next decode have their files read meanwhile.
-            self.loads.ask(islice(self.waiting.candidates(), cache.most_busy - cache.busy))
         gap = min(_PLACING_S, max(_GAP_S, _GAP_SHARE * (began - self._left)))
         streams = sum(sequence.decoding for sequence in running)
         while (sequence := self._next(running)) is not None:
@@ -83,6 +79,8 @@ class Admission:
             most = gap if len(admitted) < streams else _PLACING_S
             if len(running) > 1 and time.perf_counter() - began > most:
                 break
+        if self.loads is not None:
+            self._ask_ahead(self.loads)
         if self.waiting and began >= self._next_claim:
             claimant = self._claim(running)
             if claimant is not None:
@@ -203,6 +201,16 @@ class Admission:
                     continue
                 return sequence if self._fits(sequence, running) else None
         return None
+
+    def _ask_ahead(self, loads: DiskLoads) -> None:
+        """Have files read during the next decode, for requests that could get a slot after it."""
+        cache = self._placer.cache
+        could = (
+            sequence
+            for sequence in self.waiting.candidates()
+            if sequence.wanted_slot is None or not cache.slots[sequence.wanted_slot].busy
+        )
+        loads.ask(islice(could, cache.most_busy - cache.busy))
 
     def rest(self) -> float:
         """Seconds for which nothing can be done for the waiting requests while none runs."""

@@ -28,7 +28,7 @@ class Pacer:
         """max_itl: limit in seconds on the gap between two tokens of a stream; None: auto."""
         self._max_itl = max_itl
         self._decode = _Line(flat=True)
-        # The first step with a prompt also does what a process does once, such as touching memory.
+        # The first step of a process with a prompt often takes several times as long as later ones.
         self._prompt = _Line(flat=False, forgets=True)
 
     def observe(self, decoding: int, prompt_tokens: int, seconds: float) -> None:

@@ -28,7 +28,10 @@ _LEAST_CHANCE = 0.5  # of a token in such a draft
 
 
 class Speculation:
-    """Decides how many tokens each sequence drafts for the next step. Engine thread only."""
+    """Decides how many tokens each sequence drafts for the next step.
+
+    Engine thread only, except read_texts(), which may run next to llama_decode.
+    """
 
     __slots__ = (
         "_costs", "_drafting", "_max_draft", "_passed", "_rates", "_saved", "_split_cache",
@@ -65,14 +68,16 @@ class Speculation:
         count = len(sequences)
         cost = self._cost(count, step_s)
         fixed, each = cost.relative(step_s)
-        most = min(self._max_draft, min(room, SPARE_ROWS) // count, cost.trusted)
+        most = min(self._max_draft, min(room, SPARE_ROWS) // count)
         if self._drafting is None and not _may_pay(most, fixed, each * count):
             self._passed += 1
             if self._passed < _LOOK:
                 self._saved = min(_PROBE_MOST, self._saved + _PROBE_SHARE)
-                self.unread = sequences
+                self._steps = 0
+                self.unread = list(sequences)
                 return
         self._passed = 0
+        most = min(most, cost.trusted)
         limits = [min(most, s.max_length - len(s.tokens) - 1) for s in sequences]
         drafts = self._from_texts(sequences, limits, fixed, each)
         if self._drafting is not None:

@@ -42,8 +42,9 @@ def test_greedy_rows_are_searched_in_one_pass(
     assert Counter(map(len, passes))[4] > 20
 
 
-def test_a_row_that_is_no_numbers_ends_its_request_alone(
-    engine: Engine, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("reason", ["NaN", "cannot be prepared"])
+def test_a_damaged_row_ends_its_request_alone(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch, reason: str
 ) -> None:
     prepare, broken = Sequence.prepare, list[Sequence]()
 
@@ -52,6 +53,8 @@ def test_a_row_that_is_no_numbers_ends_its_request_alone(
         if len(sequence.tokens) > sequence.n_prompt + 3 and (not broken or sequence in broken):
             broken[:] = [sequence]
             row[5] = np.nan
+            if reason != "NaN":
+                raise ValueError(reason)
         return found
 
     monkeypatch.setattr(Sequence, "prepare", damaged)
@@ -61,7 +64,7 @@ def test_a_row_that_is_no_numbers_ends_its_request_alone(
         try:
             assert finished(generation).usage.completion_tokens == 30
         except EngineError as error:
-            failed += "NaN" in str(error)
+            failed += reason in str(error)
     assert failed == 1
 
 
