@@ -7,7 +7,9 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from tests.api.api_client import Live, events
+from cllm.engine import Engine
+from tests.api.api_client import Live, events, serving
+from tests.random_model import random_path
 
 ID = re.compile(r"[0-9a-f]{32}")
 
@@ -74,9 +76,10 @@ def test_without_max_tokens_it_stops_at_256(live: Live) -> None:
     assert data["usage"]["completion_tokens"] == 256
 
 
-def test_a_generation_that_fills_the_context_ends_with_length(live: Live) -> None:
-    info = live.engine.info().context
-    data = live.ask("/generate", prompt="Hello", max_tokens=10**9, ignore_eos=True, seed=1)
+def test_a_generation_that_fills_the_context_ends_with_length() -> None:
+    with Engine.load(random_path(), parallel=1, ctx_size=256) as engine, serving(engine) as live:
+        info = engine.info().context
+        data = live.ask("/generate", prompt="Hello", max_tokens=10**9, ignore_eos=True, seed=1)
     assert data["finish_reason"] == "length"
     usage = data["usage"]
     assert usage["prompt_tokens"] + usage["completion_tokens"] in (info.ctx_size, info.ctx_size + 1)
