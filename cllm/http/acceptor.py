@@ -79,6 +79,9 @@ class Acceptor:
         self._sweep_interval = _sweep_interval(config)
         self._next_look = 0.0
         self._next_sweep = monotonic() + self._sweep_interval
+        # A late sweep, such as after the process was stopped, waits for one interval: workers first
+        # read what has arrived in time.
+        self._postponed = False
         self._next_warning = 0.0
         self._paused = False
         self._room = False  # while paused: a connection closed
@@ -123,7 +126,10 @@ class Acceptor:
             self._long_reads.look(now)
             self._next_look = now + LOOK_INTERVAL
         if now >= self._next_sweep:
-            self._sweep(now)
+            late = now - self._next_sweep > self._sweep_interval
+            self._postponed = late and not self._postponed
+            if not self._postponed:
+                self._sweep(now)
             self._next_sweep = now + self._sweep_interval
         if self._paused and (self._room or now >= self._retry_at):
             self._resume()

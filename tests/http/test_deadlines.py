@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import signal
+import socket
+import subprocess
+import sys
 import threading
+import time
 
 import pytest
 
@@ -244,3 +249,35 @@ def test_a_connection_with_a_longer_deadline_outlives_the_sweeps(
         slow.send(b"G")
         assert slow.reply().status == 408
     assert idle.get().status == 200
+
+
+STOPPED = """
+import sys
+
+from cllm.http import HttpHandler, HttpResponse, Server, ServerConfig, acceptor
+
+acceptor.SWEEP_PART = 1.0  # one second between two sweeps
+handler = HttpHandler()
+handler.get("/", lambda request: HttpResponse(200, (), b"served"))
+server = Server(handler, "127.0.0.1", 0, ServerConfig(head_timeout=1.0))
+server.start()
+print(server.port, flush=True)
+sys.stdin.read()
+server.stop()
+"""
+
+
+def test_what_arrived_while_the_process_was_stopped_is_in_time() -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-c", STOPPED], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+    assert process.stdout is not None
+    with process:
+        port = int(process.stdout.readline())
+        with socket.create_connection(("127.0.0.1", port), timeout=PATIENCE) as client:
+            client.sendall(b"GET / HTTP/1.1\r\n")
+            process.send_signal(signal.SIGSTOP)
+            client.sendall(b"Host: x\r\n\r\n")
+            time.sleep(3.0)  # the deadline passes, and two sweeps are missed
+            process.send_signal(signal.SIGCONT)
+            assert client.recv(100).startswith(b"HTTP/1.1 200 ")
