@@ -9,6 +9,7 @@ from itertools import pairwise
 from cllm.engine.cache.prefix_cache import Slot
 from cllm.engine.config import SCORED_ROWS
 from cllm.engine.scheduling.adapter_turns import AdapterTurns
+from cllm.engine.scheduling.overlap import Job
 from cllm.engine.scheduling.pacing import Pacer
 from cllm.engine.scheduling.passes import TILE, Plan, in_passes, whole_passes
 from cllm.engine.scheduling.thread_policy import Shape
@@ -285,14 +286,9 @@ class Planner:
         return sum(pending) <= most or all(n == _held_back(n) for n in pending)
 
     @property
-    def has_unread(self) -> bool:
-        """Whether to call read_texts() during the step that was planned."""
-        return self._speculation is not None and bool(self._speculation.unread)
-
-    def read_texts(self) -> None:
-        """Look for repetitions in what was generated, which the plan did not need."""
-        if self._speculation is not None:
-            self._speculation.read_texts()
+    def reading(self) -> Job | None:
+        """What looks for repetitions in new texts, which the plan did not need; None: nothing."""
+        return None if self._speculation is None else self._speculation.reading
 
     def learn(self, plan: Plan, shape: Shape, seconds: float) -> None:
         """Tell the policies a step's time, except with forced tokens, which they do not model."""

@@ -289,8 +289,8 @@ class Scheduler(EngineLoop[Sequence]):
     def _jobs(self) -> list[Job]:
         """What need not precede the next decode."""
         jobs: list[Job] = [self._tell] if self._changed else []
-        if self._planner.has_unread:
-            jobs.append(self._planner.read_texts)
+        if (reading := self._planner.reading) is not None:
+            jobs.append(reading)
         if self._threads.is_due:
             jobs.append(self._threads.look)
         if self._placer.aside.leaving and not self._context.copies_pending:

@@ -8,6 +8,7 @@ needs a step of its own. So speculation changes neither the text nor its distrib
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from itertools import islice, zip_longest
 
 from cllm.engine.config import SPARE_ROWS
@@ -30,7 +31,7 @@ _LEAST_CHANCE = 0.5  # of a token in such a draft
 class Speculation:
     """Decides how many tokens each sequence drafts for the next step.
 
-    Engine thread only, except read_texts(), which may run next to llama_decode.
+    Engine thread only, except `reading`, which may run next to llama_decode.
     """
 
     __slots__ = (
@@ -91,8 +92,12 @@ class Speculation:
         for sequence, draft in zip(sequences, drafts, strict=True):
             sequence.add_draft(draft)
 
-    def read_texts(self) -> None:
-        """Look at the tokens that draft() left unread, so that it need not do it later."""
+    @property
+    def reading(self) -> Callable[[], None] | None:
+        """What looks at the tokens that draft() left unread, so that it need not do it later."""
+        return self._read_texts if self.unread else None
+
+    def _read_texts(self) -> None:
         unread, self.unread = self.unread, []
         for sequence in unread:
             if sequence.drafter is not None:

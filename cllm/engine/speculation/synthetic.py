@@ -21,7 +21,7 @@ class SyntheticSpeculation:
 
     __slots__ = ("_length", "_model")
 
-    unread: tuple[Sequence, ...] = ()
+    reading = None  # drafts do not depend on texts
 
     def __init__(self, length: int, model: DraftModel | None) -> None:
         self._length = length
@@ -51,9 +51,6 @@ class SyntheticSpeculation:
             if not model.read(list(lengths), model.capacity):
                 return {}
         return model.draft(lengths)
-
-    def read_texts(self) -> None:
-        """Drafts do not depend on texts."""
 
     def observe(self, count: int, drafted: int, seconds: float, step_s: float) -> None:
         """Nothing is learned."""
