@@ -127,7 +127,8 @@ class DiskIndex:
     def remove(self, path: Path) -> None:
         """Delete a file, indexed or not. Raises OSError unless it is gone already."""
         with self._lock:
-            self._forget(path.name)
+            if path.parent == self.folder:  # another folder's file may have the same name
+                self._forget(path.name)
         with suppress(FileNotFoundError):
             path.unlink()
 

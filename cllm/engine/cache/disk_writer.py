@@ -307,8 +307,13 @@ class DiskWriter:
             with suppress(OSError):
                 index.refresh()  # another process may have written some
 
+        none_left = False
+
         def find() -> tuple[Saved | Slot, int] | None:
+            nonlocal none_left
+            none_left = True  # also if find() raises
             found = copies.find(self._is_worth, index.limit - self._round_bytes)
+            none_left = found is None
             if found is not None and isinstance(found[0], Saved):
                 with self._changed:
                     self._found = found[0]
@@ -328,7 +333,7 @@ class DiskWriter:
         with self._changed:
             if saved is not None:
                 self._pending.appendleft((0.0, saved))
-            elif found is None and self._idle_since is not None:
+            elif none_left and self._idle_since is not None:
                 self._round_done = True
 
     def _ask(self, ask: Callable[[], _T]) -> _T | None:

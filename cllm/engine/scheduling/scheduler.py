@@ -134,6 +134,7 @@ class Scheduler(EngineLoop[Sequence]):
             return rest
         if rest == math.inf:
             self._disk.writer.note_idle()
+            self._disk.writer.serve()
             return rest
         self._disk.writer.note_busy()
         return rest if self._running else self._admission.rest()
@@ -158,8 +159,6 @@ class Scheduler(EngineLoop[Sequence]):
         plan = self._plan()
         if not plan:
             self._tell()
-            if self._disk is not None and not (self._running or self._waiting):
-                self._disk.writer.serve()
             return
         shape = shape_of(plan)
         fixed = plan[0][0].reproducible

@@ -109,6 +109,44 @@ def test_an_idle_engine_writes_without_an_end(
     assert ask(one, [*FIRST, 8]) == (fresh([*FIRST, 8]), 300), "its own slot holds it still"
 
 
+def test_an_idle_slot_is_copied_although_a_request_comes_with_each_question(
+    start: Loader, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(disk_writer, "_IDLE_S", 0.0)
+    engine = start(parallel=2)
+    writer = disk_of(engine).writer
+    wake = writer._wake
+
+    def with_a_request() -> None:
+        engine.submit([3], greedy(1))  # it ends in one step
+        wake()
+
+    writer._wake = with_a_request
+    ask(engine, FIRST)
+    wait_for_writer(engine, lambda: writer.written == 1)
+
+
+def test_an_interrupted_search_for_idle_slots_begins_again(
+    start: Loader, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(disk_writer, "_IDLE_S", 0.0)
+    engine = start(parallel=2)
+    writer = disk_of(engine).writer
+    answered, searches = writer._ask, 0
+
+    def interrupted(question: Callable[[], Any]) -> Any:
+        nonlocal searches
+        if question.__name__ == "find" and engine.stats().kv_tokens:
+            searches += 1
+            if searches == 1:
+                return None
+        return answered(question)
+
+    monkeypatch.setattr(writer, "_ask", interrupted)
+    ask(engine, FIRST)
+    wait_for_writer(engine, lambda: writer.written == 1)
+
+
 def test_an_evicted_prefix_is_written_while_a_stream_runs(
     start: Loader, monkeypatch: pytest.MonkeyPatch, folder: Path
 ) -> None:
@@ -287,3 +325,18 @@ def test_the_longest_usable_file_is_found(tmp_path: Path) -> None:
     assert best(1, 2, 9) == ([1, 2, 9, 9], 3)
     assert best(5) is None
     assert index.best(array("i", [1, 2, 3]), "other") is None
+
+
+def test_a_file_of_another_model_does_not_hide_one_of_the_same_name(tmp_path: Path) -> None:
+    tokens, paths = array("i", [1, 2, 3]), []
+    indexes = [DiskIndex(tmp_path, 1 << 20, 100) for _ in "ab"]
+    for index, letter in zip(indexes, "ab", strict=True):
+        index.open(letter * 64)
+        paths.append(index.path_of(tokens, "s"))
+        head = Head(index.identity, KIND, "s", False, len(tokens), 8)
+        prefix_file.write(paths[-1], head, tokens, np.zeros(8, np.uint8), lambda: True)
+        index.refresh()
+    assert paths[0].name == paths[1].name
+    indexes[0].remove(paths[1])
+    assert indexes[0].best(tokens, "s") is not None
+    assert [path.exists() for path in paths] == [True, False]
