@@ -44,7 +44,7 @@ class Admission:
         self._next_save = 0.0
         self._left = -math.inf  # when admit() returned last: a step ago, if one ran
         self.loads: DiskLoads | None = None
-        self._awaits_loads = False  # the first requests that could be admitted do
+        self._delayed: list[Sequence] = []  # first ones that could be admitted, by their prefixes
         self.waiting: FairQueue[Sequence] = FairQueue()
 
     def catch_up(self, running: list[Sequence], give_up: GiveUp) -> None:
@@ -65,7 +65,7 @@ class Admission:
         if self.waiting:
             self._fill(running, give_up, admitted)
         else:
-            self._awaits_loads = False
+            self._delayed = []
         self._left = time.perf_counter()
         return admitted
 
@@ -120,7 +120,7 @@ class Admission:
             return None
         if self._placer.cache.has_idle:
             first = next(self.waiting.candidates())
-            if self._awaits_loads or first.priority < claimant.priority:
+            if self._delayed or first.priority < claimant.priority:
                 return None  # the slot stays free for another one
             if self._fits(claimant, running):
                 return claimant
@@ -187,14 +187,14 @@ class Admission:
         disk; for that a slot stays free.
         """
         cache = self._placer.cache
-        self._awaits_loads = False
+        self._delayed = []
         if self.waiting and cache.has_idle:
             free = cache.most_busy - cache.busy
             for sequence in self.waiting.candidates():
                 if sequence.wanted_slot is not None and cache.slots[sequence.wanted_slot].busy:
                     continue
                 if self.loads is not None and self.loads.delays(sequence):
-                    self._awaits_loads = True
+                    self._delayed.append(sequence)
                     free -= 1
                     if not free:
                         return None
@@ -214,9 +214,9 @@ class Admission:
 
     def rest(self) -> float:
         """Seconds for which nothing can be done for the waiting requests while none runs."""
-        if self.loads is None or not self._awaits_loads:
+        if self.loads is None or not self._delayed:
             return 0.0
-        return self.loads.rest(self.waiting)
+        return self.loads.rest(self.waiting, self._delayed)
 
     def forget(self, sequence: Sequence) -> None:
         """A request has ended."""

@@ -58,11 +58,12 @@ class DiskLoads:
         """A request waits no longer: it runs, or it has ended."""
         self._loads.pop(sequence, None)
 
-    def rest(self, waiting: Iterable[Sequence]) -> float:
-        """Seconds until a prefix that is being read is late, or a deadline passes.
+    def rest(self, waiting: Iterable[Sequence], delayed: Iterable[Sequence]) -> float:
+        """Seconds until a prefix of the delayed requests is late, or a deadline passes.
 
         When one was read, the engine thread is woken.
         """
         times = [sequence.deadline for sequence in waiting]
-        times += [load.until for load in self._loads.values() if load and not load.done]
+        loads = map(self._loads.get, delayed)
+        times += [load.until for load in loads if load is not None]
         return max(0.0, min(times, default=math.inf) - time.monotonic())
