@@ -187,11 +187,14 @@ class Scheduler(EngineLoop[Sequence]):
         plan = done
         if code == DONE:
             self._failures = 0
+            for sequence, count in plan:
+                self._note_decoded(sequence, count)
         else:
             if code != NO_ROOM:
                 self._undo(plan)
             if code != INTERRUPTED or not interrupted:
                 self._blame(plan, code)
+        noted = time.perf_counter()
         chosen = self._sample(plan) if code == DONE else []
         sampled = time.perf_counter()
         now = time.monotonic()
@@ -199,9 +202,9 @@ class Scheduler(EngineLoop[Sequence]):
         published = time.perf_counter()
         stats.steps += 1
         stats.decode_s += decode_ended - decode_began
-        stats.sampling_s += sampled - decode_ended
+        stats.sampling_s += sampled - noted
         in_draft_s = stats.draft_s - drafted_before
-        prepared = decode_began - began
+        prepared = decode_began - began + noted - decode_ended
         stats.other_s += time.perf_counter() - sampled + prepared - in_draft_s
         if code == DONE:
             decoded = shape.generating + stats.guessed_tokens - guessed_before
@@ -211,7 +214,7 @@ class Scheduler(EngineLoop[Sequence]):
                 decoded,
                 generated,
                 decode_ended - decode_began,
-                sampled - decode_ended,
+                sampled - noted,
                 published - sampled,
                 prepared,
             )
@@ -256,8 +259,6 @@ class Scheduler(EngineLoop[Sequence]):
             self._adapted = self._context.adapt(plan[0][0].adapters)
             code = self._compute(plan)
             if code == DONE:
-                for sequence, count in plan:
-                    self._note_decoded(sequence, count)
                 self._stats.decoded_sequences += len(plan)
                 return plan, code
             if code != NO_ROOM:
