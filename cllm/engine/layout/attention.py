@@ -33,6 +33,8 @@ def with_faster_attention(
     types = config.cache_type_k, config.cache_type_v
     if layout.flash_attn != "auto" or types != ("f16", "f16") or llama.offloads():
         return layout
+    if config.reproducible:
+        return layout  # the choice may differ after a restart, and the texts with it
     if any(name.endswith(".kv_lora_rank") for name in metadata):
         return layout  # the heads that are computed are others
     heads, key, value = head_sizes(metadata)

@@ -50,7 +50,13 @@ def test_the_faster_one_is_chosen(model_path: Path, monkeypatch: pytest.MonkeyPa
 
 @pytest.mark.usefixtures("measured")
 @pytest.mark.parametrize(
-    "config", [{"flash_attn": "on"}, {"cache_type_v": "q8_0"}, {"cache_type_k": "f32"}]
+    "config",
+    [
+        {"flash_attn": "on"},
+        {"cache_type_v": "q8_0"},
+        {"cache_type_k": "f32"},
+        {"reproducible": True},
+    ],
 )
 def test_what_is_configured_stays(model_path: Path, config: dict[str, Any]) -> None:
     assert chosen(model_path, **config) == config.get("flash_attn", "auto")
