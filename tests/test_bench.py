@@ -620,6 +620,12 @@ def test_a_wrong_answer_is_a_failure(events: list[dict[str, Any]], done: bytes) 
     assert judge(TWO, answered(TWO, events, done)).fault
 
 
+def test_a_server_without_ignore_eos_may_stop_early() -> None:
+    stream = answered(TWO, completion("a", finish="stop", completion_tokens=1))
+    answer = judge(TWO, stream, may_stop=True)
+    assert (answer.fault, answer.tokens, judge(TWO, stream).fault is None) == (None, 1, False)
+
+
 def test_json_must_have_the_shape_asked_for() -> None:
     request = Request("x", 9, GREEDY, json=True)
     right = completion(json.dumps(THING), finish="stop")

@@ -178,7 +178,7 @@ class AcceptanceRate:
 class Drafter:
     """One sequence's drafts from its text.
 
-    What they gain and cost is counted in tokens. Where they have lost more than a hundredth of the
+    What they gain and cost is counted in tokens. Where they have lost more than 0.5 % of the
     text they are not evaluated again before a long run of predictions was right.
 
     model_rate: the acceptance rate of the draft model, once that was considered. from_model:

@@ -124,8 +124,11 @@ class Contender(Protocol):
 class HttpContender:
     """A server with OpenAI's completions, streamed."""
 
-    def __init__(self, start: Callable[[], Server], counters: bool = False) -> None:
-        self._start = start
+    def __init__(
+        self, start: Callable[[], Server], counters: bool = False, may_stop: bool = False
+    ) -> None:
+        """may_stop: it knows no `ignore_eos`, so its answers may be shorter than asked for."""
+        self._start, self._may_stop = start, may_stop
         self._server = start()
         self._counters = counters
         self.name = self._server.name
@@ -147,7 +150,10 @@ class HttpContender:
         )  # fmt: skip
         asked = chain.from_iterable((*crowd.scripts, *crowd.late))
         got = chain.from_iterable(streams)
-        answers = [judge(*pair) for pair in zip(asked, got, strict=True)]
+        answers = [
+            judge(request, stream, self._may_stop)
+            for request, stream in zip(asked, got, strict=True)
+        ]
         ends = [s.arrivals[-1][1] for script in streams for s in script if s.arrivals]
         if any(answer.cut for answer in answers):
             ends.append(time.monotonic())
@@ -197,10 +203,11 @@ def _call(request: Request) -> Call:
     return Call(request_bytes("POST", path, body), request.leave_after)
 
 
-def judge(request: Request, stream: Stream) -> Answer:
+def judge(request: Request, stream: Stream, may_stop: bool = False) -> Answer:
     """Parse a response; `fault` says what is wrong with it, if anything.
 
     If the client left, only the times count; if the answer was cut, nothing is checked.
+    may_stop: the model may end its text before `max_tokens`.
     """
     answer = Answer(request, stream.sent)
     if stream.left:
@@ -211,13 +218,13 @@ def judge(request: Request, stream: Stream) -> Answer:
         return answer
     try:
         events, times = stream.events()
-        _read(answer, events, times)
+        _read(answer, events, times, may_stop)
     except (ClientError, ValueError, LookupError, TypeError, AttributeError) as error:
         answer.fault = f"{type(error).__name__}: {error}"
     return answer
 
 
-def _read(answer: Answer, events: list[bytes], times: list[float]) -> None:
+def _read(answer: Answer, events: list[bytes], times: list[float], may_stop: bool) -> None:
     request, text, ids = answer.request, "", set()
     finish = usage = None
     if events[-1] != b"[DONE]":
@@ -237,10 +244,11 @@ def _read(answer: Answer, events: list[bytes], times: list[float]) -> None:
     expected = "stop" if request.json else "length"
     if len(ids) != 1:
         raise ClientError("the id changed within a stream")
-    if finish != expected:
+    if finish != expected and not (may_stop and finish == "stop"):
         raise ClientError(f"it finished with {finish!r} instead of {expected!r}")
-    answer.tokens = usage["completion_tokens"] if usage else request.max_tokens
-    if not request.json and answer.tokens != request.max_tokens:
+    counted = request.max_tokens if finish == "length" else len(answer.times)
+    answer.tokens = usage["completion_tokens"] if usage else counted
+    if not request.json and finish == "length" and answer.tokens != request.max_tokens:
         raise ClientError(f"{answer.tokens} tokens instead of {request.max_tokens}")
     if request.json:
         check_shape(json.loads(text), SCHEMA)
@@ -314,7 +322,7 @@ def llama_cpp_server(setup: Setup, work: Workload) -> Contender:
         "--n_ctx", str(work.ctx_size), "--n_threads", setup.some_threads,
         "--interrupt_requests", "false", "--n_gpu_layers", "-1",
     ]  # fmt: skip
-    return HttpContender(lambda: _on_port("llama_cpp.server", command, "/v1/models"))
+    return HttpContender(lambda: _on_port("llama_cpp.server", command, "/v1/models"), may_stop=True)
 
 
 def _on_port(name: str, command: Sequence[str], health: str = "/health") -> Server:
