@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import random
+import threading
 import time
 from itertools import pairwise
 from pathlib import Path
@@ -40,17 +41,25 @@ class Watched:
         self.began = time.perf_counter()
         self.times: list[float] = []
         self._count = 0
+        self._submitted, self._told = threading.Lock(), threading.Event()
         params = SamplingParams(max_tokens=tokens, temperature=0.0, ignore_eos=True)
-        self.generation: Generation = engine.submit(prompt, params, on_update=self._note)
+        with self._submitted:  # the first token may come before submit() returns
+            self.generation: Generation = engine.submit(prompt, params, on_update=self._note)
 
     def _note(self) -> None:
-        count = self.generation.usage.completion_tokens
+        with self._submitted:
+            generation = self.generation
+        count = generation.usage.completion_tokens
         if count > self._count:
             self._count = count
             self.times.append(time.perf_counter())
+        if generation.done:
+            self._told.set()
 
     def finish(self) -> None:
+        """Wait for the result, and for the last call of `_note`, which may come after it."""
         self.generation.result()
+        self._told.wait()
 
     @property
     def first(self) -> float:
