@@ -44,7 +44,7 @@ class Admission:
         self._next_save = 0.0
         self._left = -math.inf  # when admit() returned last: a step ago, if one ran
         self.loads: DiskLoads | None = None
-        self._delayed: list[Sequence] = []  # first ones that could be admitted, by their prefixes
+        self._delayed: list[Sequence] = []  # could be admitted, but wait for a prefix
         self.waiting: FairQueue[Sequence] = FairQueue()
 
     def catch_up(self, running: list[Sequence], give_up: GiveUp) -> None:
