@@ -354,8 +354,8 @@ class Settings:
     )
     kv_unified: bool | None = option(
         None, ENGINE, switch(auto=True),
-        "one key/value cache that all sequences share, instead of an equal part for each; faster if "
-        "requests begin with the same long text; auto: an equal part for each",
+        "one key/value cache that all sequences share, instead of an equal part for each; faster "
+        "if requests begin with the same long text; auto: an equal part for each",
     )  # fmt: skip
     kv_cells: int | None = option(
         None, ENGINE, integer(2, (1 << 31) - 1, auto=True),
