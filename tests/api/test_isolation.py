@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import time
 from hashlib import sha256
@@ -16,6 +17,7 @@ from cllm.engine import Engine
 from cllm.http import ServerConfig
 from tests.api.api_client import Live, begin_post, read_until, serving
 from tests.api.keyed import GENERATING, LONG_PROMPT, RING, SHORT, ask, see
+from tests.http.http2.http2_wire import DATA, END_STREAM, Http2Client, frame, request_fields
 
 # What each sees
 
@@ -205,6 +207,34 @@ def test_clients_behind_a_trusted_proxy_are_told_apart(keyed_engine: Engine) -> 
         forged = "198.51.100.1, 203.0.113.7"
         assert forwarded(live, forged, authorization="Bearer right").status_code == 429
         assert forwarded(live, "203.0.113.8", authorization="Bearer right").status_code == 200
+
+
+def test_http2_tells_clients_behind_a_proxy_apart_before_their_bodies(
+    keyed_engine: Engine,
+) -> None:
+    trusting = ServerConfig(grace=5.0, trusted_proxies=("127.0.0.1",))
+    with (
+        serving(keyed_engine, ApiSettings(api_keys=("right",)), trusting) as live,
+        Http2Client(live.server.port) as proxy,
+    ):
+
+        def ask(client: str, key: str) -> int:
+            """Send the head alone: a wrong key is refused before the body."""
+            fields = [("x-forwarded-for", client), ("authorization", f"Bearer {key}")]
+            stream = proxy.take_stream()
+            head = request_fields("POST", "/generate", *fields)
+            proxy.send(proxy.headers(stream, head, ended=False))
+            if key == "right":
+                proxy.settled()
+                if stream not in proxy.ended:
+                    body = json.dumps({**SHORT, "max_tokens": 1}).encode()
+                    proxy.send(frame(DATA, END_STREAM, stream, body))
+            return proxy.reply(stream).status
+
+        wrong = [ask("203.0.113.7", f"wrong {number}") for number in range(11)]
+        assert wrong == [401] * 10 + [429]
+        assert ask("203.0.113.7", "right") == 429
+        assert ask("203.0.113.8", "right") == 200
 
 
 def test_a_forged_address_is_ignored_without_trusted_proxies(keyed_engine: Engine) -> None:

@@ -188,10 +188,12 @@ class Http2:
         config = self._context.config
         outbox = self._outbox
         streams = self._streams
-        if not self._inbound.incomplete:
+        inbound = self._inbound
+        if not inbound.incomplete or outbox.size >= NO_MORE:  # else the server does not read
             self._incomplete_by = NEVER
-        elif self._incomplete_by == NEVER:  # counted from the first byte
+        elif inbound.progressed or self._incomplete_by == NEVER:  # counted from its first byte
             self._incomplete_by = now + config.head_timeout
+        inbound.progressed = False
         if outbox.window > 0 or not streams.sending:
             self._window_by = NEVER
         elif self._window_by == NEVER:
@@ -200,12 +202,12 @@ class Http2:
         if streams.open:
             self._used = True
             self._idle_by = NEVER
-        elif self._used or self._inbound.last > self._last:
+        elif self._used or inbound.last > self._last:
             self._used = False
-            self._last = self._inbound.last
+            self._last = inbound.last
             self._idle_by = now + self._idle_time
         connection.deadline = min(
-            streams.due, self._inbound.settings_by, self._drain_by, self._incomplete_by,
+            streams.due, inbound.settings_by, self._drain_by, self._incomplete_by,
             self._window_by, self._idle_by, outbox.write_by,
         )  # fmt: skip
         return interest

@@ -40,14 +40,15 @@ DRAIN_PING = b"draining"
 class Inbound:
     """One connection's; run by its owner only.
 
-    backlog: the reader may hold a complete frame. last: the highest stream that the client opened.
+    backlog: the reader may hold a complete frame. progressed: a frame was complete; its reader
+    resets this. last: the highest stream that the client opened.
     closing: further streams are ignored. drained: the client has answered the PING of a stop.
     settings_by: time.monotonic(), when the client has to have acknowledged the settings.
     """
 
     __slots__ = (
         "_context", "_growing", "_guards", "_heads", "_outbox", "_peer", "_reader", "_skipped",
-        "_streams", "_window", "backlog", "closing", "drained", "last", "settings_by",
+        "_streams", "_window", "backlog", "closing", "drained", "last", "progressed", "settings_by",
     )  # fmt: skip
 
     def __init__(
@@ -67,7 +68,7 @@ class Inbound:
         self._growing: dict[int, Stream] = {}  # parts of their bodies came in this read
         self.last = 0
         self.backlog = True
-        self.closing = self.drained = False
+        self.closing = self.drained = self.progressed = False
         self.settings_by = monotonic() + SETTINGS_TIMEOUT
 
     @property
@@ -95,6 +96,7 @@ class Inbound:
                 if frame is None:
                     self.backlog = False
                     break
+                self.progressed = True
                 kind, flags, stream, payload, size = frame
                 if kind == frames.HEADERS:
                     self._on_headers(connection, workspace, flags, stream, payload)
@@ -151,13 +153,12 @@ class Inbound:
         stream.remote_ended = ended
         if head is None or refusal is not None:
             assert refusal is not None
-            request = None if head is None else head.request()
-            context = self._context
-            if request is None:
-                response = context.handler.error_response(refusal)
+            if head is None:
+                response = self._context.handler.error_response(refusal)
+                streams.refuse(stream, None, response, workspace.counters)
             else:
-                response = context.intake.error(refusal, request)
-            streams.refuse(stream, request, response, workspace.counters)
+                stream.head_read = head
+                self._refuse(stream, refusal, workspace)
         elif not ended:
             stream.expect_body(head)
             self._growing[id] = stream
@@ -273,14 +274,16 @@ class Inbound:
     def _on_error(self, error: Http2StreamError, workspace: Workspace) -> None:
         """The client's error on one stream (section 5.4.2)."""
         id = error.stream
-        if id > self.last:  # an idle stream cannot be reset
+        if id > self.last or not id & 1:  # an idle stream cannot be reset
             raise Http2ConnectionError(error.code, error.text)
         _log.debug("stream %d is reset: %s", id, error.text)
         stream = self._streams.open.get(id)
         if stream is not None:
             self._streams.drop(stream, error.text, workspace.counters)
         self._streams.put_reset(id, error.code)
-        self._guards.reset()
+        # Before a client has read the settings it does not know how many streams it may open.
+        if error.code != ErrorCode.REFUSED_STREAM or self.settings_by == NEVER:
+            self._guards.reset()
 
     def _check_not_idle(self, id: int) -> None:
         if id > self.last or not id & 1:
@@ -299,7 +302,7 @@ class Inbound:
         intake = self._context.intake
         incoming = stream.incoming
         if incoming is None:
-            request = stream.partial_request()
+            request = stream.partial_request(intake)
             incoming = stream.incoming = intake.begin(request)
             head = stream.head_read
             response = intake.refusal(request, head.length)
@@ -307,7 +310,7 @@ class Inbound:
                 self._streams.refuse(stream, request, response, workspace.counters)
                 return
             if head.expects_continue and not stream.body:
-                self._outbox.put(frames.headers(stream.id, CONTINUE, ended=False))
+                self._outbox.put(self._outbox.headers(stream.id, CONTINUE, ended=False))
         try:
             incoming.grow(len(stream.body))
         except HttpError as error:
@@ -327,8 +330,10 @@ class Inbound:
 
     def _refuse(self, stream: Stream, error: HttpError, workspace: Workspace) -> None:
         """Respond to a request whose body cannot be taken."""
-        request = stream.partial_request() if stream.incoming is None else stream.incoming.request
-        response = self._context.intake.error(error, request)
+        intake = self._context.intake
+        incoming = stream.incoming
+        request = stream.partial_request(intake) if incoming is None else incoming.request
+        response = intake.error(error, request)
         self._streams.refuse(stream, request, response, workspace.counters)
 
     def _too_large(self) -> HttpError:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from cllm.http.connection import NEVER, Connection
-from cllm.http.http2.frames import DATA, END_STREAM, frame_head
+from cllm.http.http2.frames import DATA, END_STREAM, frame_head, headers
 from cllm.http.limits import ServerConfig
 from cllm.http.outgoing import Outgoing
 from cllm.http.transport import Buffer
@@ -60,6 +60,12 @@ class Outbox:
     def put(self, frame: bytes) -> None:
         """Append a frame, or several."""
         self._outgoing.append((frame,), len(frame))
+
+    def headers(self, stream: int, block: bytes, *, ended: bool) -> bytes:
+        """The frames of the next header block."""
+        if self.table_update:
+            block, self.table_update = self.table_update + block, b""
+        return headers(stream, block, ended=ended)
 
     def put_data(self, stream: int, pieces: Sequence[Buffer], size: int, *, ended: bool) -> None:
         """Append a DATA frame of `size` bytes, which the windows allow."""

@@ -84,10 +84,10 @@ class Stream:
         self.body = bytearray()
         self.receive_window = ReceiveWindow(STREAM_WINDOW)
 
-    def partial_request(self) -> HttpRequest:
+    def partial_request(self, intake: Intake) -> HttpRequest:
         """The request without its body, for checks and refusals."""
         request = self.head_read.request()
-        request.client = self.client
+        request.client = intake.client_of(request, self.client)
         request.id = access_log.request_id(request)
         return request
 
@@ -95,7 +95,7 @@ class Stream:
         """The body is complete and stays for a later turn. Raises HttpError 503."""
         if size:
             if self.incoming is None:
-                self.incoming = intake.begin(self.partial_request())
+                self.incoming = intake.begin(self.partial_request(intake))
             self.incoming.grow(size)
 
     def drop_body(self) -> None:
@@ -118,23 +118,21 @@ class Stream:
         outbox = self._outbox
         request = self.exchange.request
         block = response_block(response, self._server, None if request is None else request.id)
-        if outbox.table_update:
-            block, outbox.table_update = outbox.table_update + block, b""
         if body is None:
-            outbox.put_response(frames.headers(self.id, block, ended=False), 0)
+            outbox.put_response(outbox.headers(self.id, block, ended=False), 0)
             return
         size = len(body)
         self.answered = True
         if not size:
-            outbox.put_response(frames.headers(self.id, block, ended=True), 0)
+            outbox.put_response(outbox.headers(self.id, block, ended=True), 0)
             self.local_ended = True
         elif size <= JOINED and size <= self.window and size <= outbox.room:
             data = frames.frame_head(frames.DATA, frames.END_STREAM, self.id, size)
-            head = frames.headers(self.id, block, ended=False)
+            head = outbox.headers(self.id, block, ended=False)
             outbox.put_response(b"".join((head, data, body)), size)
             self.local_ended = True
         else:
-            outbox.put_response(frames.headers(self.id, block, ended=False), 0)
+            outbox.put_response(outbox.headers(self.id, block, ended=False), 0)
             self.exchange.drop_body()
             self._append((body,), size)
 

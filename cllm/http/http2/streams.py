@@ -175,7 +175,6 @@ class Streams:
         stream.drop()
         if not stream.remote_ended:  # section 8.1: the rest of the request is not needed
             self.put_reset(stream.id, ErrorCode.NO_ERROR)
-            self._guards.reset()
         return True
 
     def _break_off(self, stream: Stream, reason: str, counters: Counters) -> None:

@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+import threading
 import tracemalloc
 from collections.abc import Callable
 
 import pytest
 
-from cllm.http import DeferredResponse, EventStream, HttpHandler, HttpResponse, Server
+from cllm.http import (
+    DeferredResponse,
+    EventStream,
+    HttpError,
+    HttpHandler,
+    HttpRequest,
+    HttpResponse,
+    Server,
+)
 from cllm.http.http2 import guards
 from cllm.http.http2.errors import Http2ConnectionError
 from cllm.http.http2.heads import HeadReader
@@ -26,6 +35,7 @@ from tests.http.http2.http2_wire import (
     PREFACE,
     PRIORITY,
     PROTOCOL_ERROR,
+    REFUSED_STREAM,
     RST_STREAM,
     SETTINGS,
     SETTINGS_TIMEOUT,
@@ -116,6 +126,37 @@ def test_the_connection_ends_and_others_are_served(
     assert server.stats().http2_limits[limit] == 1
     assert other.request().body == b"root"
     wait_until(lambda: server.stats().connections_open == 1, "the connection is closed")
+
+
+def test_refusals_by_the_server_are_no_resets_by_the_client(serve: Serve, http2: Connect) -> None:
+    """Each response comes before the end of its request, and the stream is reset behind it."""
+    handler = basic_handler()
+
+    def refuse(request: HttpRequest) -> None:
+        raise HttpError(503, "busy")
+
+    handler.add_check(refuse)
+    server = serve(handler)
+    client = http2(server)
+    for _ in range(300):
+        stream = client.take_stream()
+        client.send(client.headers(stream, request_fields("POST", "/echo"), ended=False))
+        assert client.reply(stream).status == 503
+    client.settled()
+    assert server.stats().http2_limits == {}
+
+
+def test_streams_before_the_settings_were_read_are_refused_one_by_one(
+    server: Server, http2: Connect
+) -> None:
+    """RFC 9113 section 5.1.2: their number is unlimited until then."""
+    client = http2(server)
+    asked = [client.take_stream() for _ in range(400)]
+    client.send(b"".join(client.headers(each, request_fields("GET", "/wait")) for each in asked))
+    refused = [client.until(RST_STREAM).code for _ in asked[100:]]
+    assert refused == [REFUSED_STREAM] * 300
+    assert client.request().reset == REFUSED_STREAM
+    assert server.stats().http2_limits == {"streams": 301}
 
 
 def test_ordinary_control_frames_are_earned_by_traffic(server: Server, http2: Connect) -> None:
@@ -214,6 +255,32 @@ def test_what_has_begun_must_go_on(serve: Serve, http2: Connect, start: bytes) -
     *_, last = client.all_frames()
     assert (last.kind, last.code) == (GOAWAY, PROTOCOL_ERROR)
     assert server.stats().timeouts_total == 1
+
+
+def test_frames_that_end_within_a_read_may_take_longer(serve: Serve, http2: Connect) -> None:
+    """Each part that arrives has the end of a frame and the beginning of the next one."""
+    client = http2(serve(head_timeout=1.0))
+    client.send(client.headers(1, request_fields("POST", "/echo"), ended=False))
+    client.settled()
+    data = frame(DATA, 0, 1, b"x" * 91) * 8 + frame(DATA, END_STREAM, 1, b"end")
+    client.send(data[:50])
+    for at in range(50, len(data), 100):
+        threading.Event().wait(0.2)
+        client.send(data[at : at + 100])
+    assert client.reply(1).body == b"x" * 728 + b"end"
+
+
+def test_what_the_server_does_not_read_has_no_deadline(serve: Serve, http2: Connect) -> None:
+    """The client has sent its requests whole, and reads the responses late."""
+    handler = HttpHandler()
+    handler.get("/", lambda request: HttpResponse(204, [("x-a", "b" * 12_000)]))
+    server = serve(handler, head_timeout=0.2)
+    client = http2(server, receive_buffer=4096)
+    asked = [client.take_stream() for _ in range(600)]
+    client.send(b"".join(client.headers(each, request_fields()) for each in asked))
+    threading.Event().wait(0.6)
+    assert all(client.reply(each).status == 204 for each in asked)
+    assert server.stats().timeouts_total == 0
 
 
 def test_a_body_must_go_on(serve: Serve, http2: Connect) -> None:

@@ -116,6 +116,12 @@ CONNECTION_ERRORS: list[tuple[str, Send, int]] = [
     ("5.1 idle: DATA", lambda c: data(END_STREAM), PROTOCOL_ERROR),
     ("5.1 idle: RST_STREAM", lambda c: frame(RST_STREAM, 0, 1, uint32(8)), PROTOCOL_ERROR),
     ("5.1 idle: WINDOW_UPDATE", lambda c: frame(WINDOW_UPDATE, 0, 1, uint32(1)), PROTOCOL_ERROR),
+    ("5.1 idle: WINDOW_UPDATE of 0", lambda c: frame(WINDOW_UPDATE, 0, 1, uint32(0)),
+     PROTOCOL_ERROR),
+    ("5.1 a stream of the server: WINDOW_UPDATE of 0",
+     lambda c: wait(c) + wait(c) + frame(WINDOW_UPDATE, 0, 2, uint32(0)), PROTOCOL_ERROR),
+    ("5.1 a stream of the server: a short PRIORITY",
+     lambda c: wait(c) + wait(c) + frame(PRIORITY, 0, 2, b"\0\0\0\1"), FRAME_SIZE_ERROR),
     ("5.1 idle: CONTINUATION", lambda c: frame(CONTINUATION, END_HEADERS, 1), PROTOCOL_ERROR),
     ("5.1 half-closed: CONTINUATION", lambda c: get(c) + frame(CONTINUATION, END_HEADERS, 1),
      PROTOCOL_ERROR),
@@ -440,6 +446,19 @@ def test_100_continue_comes_before_the_body_is_awaited(client: Http2Client) -> N
     assert client.replies[stream].informational == [100]
     client.send(data(END_STREAM, b"12345", stream))
     assert client.reply(stream).body == b"5"
+
+
+def test_the_first_header_block_after_a_smaller_table_says_so(client: Http2Client) -> None:
+    """RFC 7541 section 4.2; a 100 is a header block too."""
+    client.send(settings(s1=0))
+    client.until(SETTINGS, ack=True)
+    fields = request_fields("POST", "/length", ("expect", "100-continue"))
+    client.send(client.headers(client.take_stream(), fields, ended=False))
+    client.until(HEADERS, 1)
+    client.send(data(END_STREAM, b"12345"))
+    assert client.reply(1).body == b"5"
+    first, second = [found.payload for found in client.seen if found.kind == HEADERS]
+    assert (first[:1], second[:1]) == (b"\x20", b"\x88")
 
 
 def test_8_1_a_refusal_before_the_end_of_the_body_is_followed_by_a_reset(server: Server) -> None:
