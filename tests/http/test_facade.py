@@ -10,7 +10,15 @@ from functools import partial
 import pytest
 
 import cllm
-from cllm.http import HttpHandler, HttpRequest, HttpServer, HttpServerError, ServerConfig
+from cllm.http import (
+    HttpHandler,
+    HttpRequest,
+    HttpServer,
+    HttpServerError,
+    ServerConfig,
+    TlsConfig,
+)
+from tests.http.conftest import OVER
 from tests.http.http_wire import RawClient, basic_handler, server_threads
 
 
@@ -21,17 +29,20 @@ def stopped_afterwards() -> Iterator[None]:
     assert server_threads() == []
 
 
-def init(port: int = 0, handler: HttpHandler | None = None) -> None:
-    HttpServer.init("127.0.0.1", port, handler or basic_handler(), ServerConfig(workers=2))
+def init(port: int = 0, handler: HttpHandler | None = None, tls: TlsConfig | None = None) -> None:
+    config = ServerConfig(workers=2)
+    HttpServer.init("127.0.0.1", port, handler or basic_handler(), config, tls=tls)
 
 
-def test_its_life() -> None:
+@pytest.mark.parametrize("protocol", OVER)
+def test_its_life(protocol: str) -> None:
+    tls, client_kind = OVER[protocol]
     assert not HttpServer.isRunning()
-    init()
+    init(tls=tls)
     assert not HttpServer.isRunning()
     HttpServer.start()
     assert HttpServer.isRunning()
-    with RawClient(HttpServer.port()) as client:
+    with client_kind(HttpServer.port()) as client:
         assert client.get("/health").status == 200
     HttpServer.stop()
     assert not HttpServer.isRunning()

@@ -6,20 +6,44 @@ import hashlib
 import random
 import time
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import pytest
 
 from cllm.http import BodyStream, DeferredResponse, HttpHandler, HttpRequest, HttpResponse
 from cllm.http.workspace import RECEIVE_BUFFER
-from tests.http.http_wire import Connect, RawClient, Serve, encode
+from tests.http.http2.translated import TranslatingClient
+from tests.http.http_wire import HTTP_1, HTTP_2, Connect, RawClient, Serve, encode
 
-PROTOCOLS = ("http/1.1", "https/1.1")
+PROTOCOLS = (*HTTP_1, *HTTP_2)
 
 CLIENTS = 32
 PARTS = [b"one ", b"two ", b"three"]
 # Around what one read gives: a record of TLS, and the worker's buffer
 SIZES = (0, 1, 100, 16 * 1024, RECEIVE_BUFFER - 200, RECEIVE_BUFFER, 2 * RECEIVE_BUFFER)
 PIECES = (1, 2, 30, 5000, 16 * 1024, RECEIVE_BUFFER, 1 << 20)  # bytes of one send at most
+
+
+class CuttingSocket:
+    """Sends end at random bytes of frames; a read first sends what is left."""
+
+    def __init__(self, socket: Any, random_: random.Random) -> None:
+        self._socket, self._random, self._left = socket, random_, b""
+
+    def sendall(self, data: bytes) -> None:
+        data = self._left + data
+        end = self._random.randrange(len(data) + 1)
+        self._left = data[end:]
+        self._socket.sendall(data[:end])
+
+    def recv(self, most: int) -> bytes:
+        left, self._left = self._left, b""
+        self._socket.sendall(left)
+        received: bytes = self._socket.recv(most)
+        return received
+
+    def close(self) -> None:
+        self._socket.close()
 
 
 def digest(body: bytes) -> bytes:
@@ -67,6 +91,8 @@ def random_request(random_: random.Random) -> tuple[bytes, bytes]:
 
 
 def talk(client: RawClient, random_: random.Random) -> None:
+    if isinstance(client, TranslatingClient):
+        client.frames.socket = CuttingSocket(client.frames.socket, random_)
     requests = [random_request(random_) for _ in range(random_.randrange(1, 40))]
     pipeline = b"".join(request for request, _ in requests)
     most = random_.choice(PIECES)
