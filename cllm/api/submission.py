@@ -176,9 +176,10 @@ class Submission:
 
 
 def _priority(asked: SharingFields, tenant: Tenant) -> int:
-    priority = asked.priority or 0
-    most_urgent = tenant.terms.priority
-    if priority < most_urgent:
+    priority, terms = asked.priority, tenant.terms
+    if priority is None:
+        return terms.usual_priority
+    if priority < (most_urgent := terms.priority):
         expected = f"an integer of {most_urgent} or more, which is the most urgent allowed here"
         raise InvalidRequest("priority", priority, expected)
     return priority

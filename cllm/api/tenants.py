@@ -42,6 +42,11 @@ class Terms:
     priority: int = 0
     admin: bool = False
 
+    @property
+    def usual_priority(self) -> int:
+        """The priority of requests that name none."""
+        return max(0, self.priority)
+
 
 @dataclass(frozen=True, slots=True)
 class Key:

@@ -13,8 +13,10 @@ import numpy as np
 import openai
 import pytest
 
+from cllm.api import ApiSettings
 from cllm.engine import Engine
 from tests.api.api_client import PATIENCE, Live, begin_post, eventually, idle, serving
+from tests.api.keyed import RING
 from tests.embedding_models import CLS, SEP, WIDTH, bert, qwen3, sentences
 from tests.random_model import random_path
 
@@ -322,6 +324,15 @@ def test_many_clients_at_once_get_their_own_vectors(embedding: Live) -> None:
         thread.join(PATIENCE)
     for number, vectors in enumerate(expected):
         assert found[number] == pytest.approx(vectors[0].tolist(), abs=2e-4)
+
+
+@pytest.mark.parametrize("path", ["/v1/embeddings", "/embedding", "/api/embed"])
+def test_a_key_bounds_the_priority(embedding: Live, path: str) -> None:
+    with serving(embedding.engine, ApiSettings(key_ring=RING)) as live:
+        body: dict[str, Any] = {"input": "the cat", "model": live.service.model_id}
+        for more, status in (({}, 200), ({"priority": 5}, 200), ({"priority": 4}, 400)):
+            response = live.post(path, {**body, **more}, headers={"x-api-key": "late"})
+            assert response.status_code == status, response.text
 
 
 def test_a_full_queue_is_answered_429() -> None:

@@ -17,6 +17,19 @@ from cllm.http import HttpError
 from tests.api.api_client import Live, begin_post, eventually, frozen, read_until, serving
 from tests.api.keyed import GENERATING, LONG_PROMPT, SHORT, ask, ring, see
 
+
+def noted_priorities(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Those of all requests that are submitted to an engine from now on."""
+    submit, priorities = Engine.submit, []
+
+    def noting(*args: Any, **fields: Any) -> Any:
+        priorities.append(fields["priority"])
+        return submit(*args, **fields)
+
+    monkeypatch.setattr(Engine, "submit", noting)
+    return priorities
+
+
 # Limits
 
 
@@ -182,13 +195,7 @@ def test_a_benchmark_counts_for_its_key(keyed: Live) -> None:
 def test_a_benchmark_is_no_more_urgent_than_its_key_allows(
     keyed: Live, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    submit, priorities = Engine.submit, []
-
-    def noting(*args: Any, **fields: Any) -> Any:
-        priorities.append(fields["priority"])
-        return submit(*args, **fields)
-
-    monkeypatch.setattr(Engine, "submit", noting)
+    priorities = noted_priorities(monkeypatch)
     for key in ("late", "root"):
         assert ask(keyed, key, "/benchmark", requests=1, max_tokens=1).status_code == 200
     assert priorities == [5, 0]
@@ -240,6 +247,27 @@ def test_every_generating_endpoint_takes_a_priority(keyed: Live, path: str) -> N
     assert refused.status_code == 400 and "priority" in refused.text
     accepted = keyed.post(path, fields, headers={"x-api-key": "root"})
     assert accepted.status_code == 200
+
+
+@pytest.mark.parametrize("path", [*GENERATING, "/generate_stream", "/api/generate", "/api/chat"])
+def test_without_the_field_the_priority_is_0_or_the_most_urgent_allowed(
+    keyed: Live, path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    priorities = noted_priorities(monkeypatch)
+    fields: dict[str, Any] = {"prompt": "x", "max_tokens": 1, "input": "x", "stream": False}
+    fields["messages"] = [{"role": "user", "content": "x"}]
+    if path.startswith("/api/"):
+        fields |= {"model": keyed.service.model_id, "options": {"num_predict": 1}}
+    if path == "/v1/responses":
+        del fields["prompt"], fields["messages"]
+    if path == "/generate_stream":
+        del fields["stream"]
+    for key in ("late", "root"):
+        response = keyed.post(path, fields, headers={"x-api-key": key})
+        assert response.status_code == 200, response.text
+    assert priorities == [5, 0]
+    refused = keyed.post(path, {**fields, "priority": 4}, headers={"x-api-key": "late"})
+    assert refused.status_code == 400 and "5 or more" in refused.text
 
 
 def test_without_keys_none_may_be_more_urgent(keyed_engine: Engine) -> None:

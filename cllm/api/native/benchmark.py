@@ -217,7 +217,7 @@ class _Run:
                 on_update=request.on_update,
                 tenant=self.name,
                 share=self._tenant.share,
-                priority=max(0, self._tenant.terms.priority),
+                priority=self._tenant.terms.usual_priority,
                 scope=self._scope,
                 meter=self._tenant,
             )
