@@ -291,3 +291,51 @@ def test_wrong_keys_are_bounded_by_address(keyed: Live) -> None:
     assert keyed.get("/health").status_code == 200
     with begin_post(keyed, "/generate", SHORT, source="127.0.0.2", key="bob") as peer:
         assert read_until(peer, b"}").startswith(b"HTTP/1.1 200 ")
+
+
+def status_with(live: Live, authorization: str, x_api_key: str, api_key: str = "") -> int:
+    """Of a request with a key in each field; "": the field is not sent."""
+    fields = {
+        "Authorization": authorization and f"Bearer {authorization}",
+        "x-api-key": x_api_key,
+        "api-key": api_key,
+    }
+    sent = {name: value for name, value in fields.items() if value}
+    return live.get("/usage", headers=sent).status_code
+
+
+def test_each_wrong_key_of_a_request_counts(keyed: Live) -> None:
+    answers = [status_with(keyed, f"a {n}", f"b {n}", f"c {n}") for n in range(4)]
+    assert answers == [401, 401, 401, 429]
+    assert status_with(keyed, "d", "d", "d") == 401, "one key in three fields is the tenth"
+    assert status_with(keyed, "e", "") == 429
+
+
+def test_wrong_keys_next_to_a_right_one_that_is_new_count(keyed: Live) -> None:
+    assert status_with(keyed, "wrong a", "alice", "wrong b") == 200
+    answers = [status_with(keyed, f"wrong {n}", "") for n in range(9)]
+    assert answers == [401] * 8 + [429]
+
+
+def test_a_guess_next_to_a_key_that_is_known_is_not_compared(keyed: Live) -> None:
+    assert status_with(keyed, "", "alice") == 200
+    fields = {"Authorization": "Bearer bob", "x-api-key": "alice"}
+    (told,) = keyed.get("/usage", headers=fields).json()["data"]["tenants"]
+    assert told["tenant"] == "alice"
+    for n in range(12):  # none was counted
+        assert status_with(keyed, f"wrong {n}", "") == (401 if n < 10 else 429)
+    assert status_with(keyed, "another wrong one", "alice") == 200
+
+
+def test_a_client_with_a_dummy_in_one_field_locks_nobody_out(keyed: Live) -> None:
+    assert [status_with(keyed, "none", "alice") for _ in range(12)] == [200] * 12
+    assert [status_with(keyed, "none", key) for key in ("bob", "root", "late")] == [200] * 3
+    assert status_with(keyed, "none", "") == 401
+    answers = [status_with(keyed, f"wrong {n}", "") for n in range(10)]
+    assert answers == [401] * 9 + [429], "the dummy counts once"
+
+
+def test_a_dummy_opens_once_the_file_has_it(keyed: Live) -> None:
+    assert status_with(keyed, "new", "alice") == 200
+    keyed.service.tenants.renew(ring(new=Terms()))
+    assert status_with(keyed, "new", "alice") == 200
