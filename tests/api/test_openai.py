@@ -339,8 +339,9 @@ def test_paths_that_are_not_there_and_bodies_that_are_not_json(stories: Live) ->
 
 def test_a_full_queue_is_429_and_leaves_nothing_behind(narrow: Engine) -> None:
     with serving(narrow) as live:
-        body = {"prompt": ["a", "b", "c", "d"], "max_tokens": 1}
-        with frozen(narrow):
+        body = {"prompt": ["a", "b"], "max_tokens": 1}
+        with frozen(narrow), begin_post(live, "/v1/completions", {**body, "prompt": "a"}):
+            eventually(lambda: narrow.stats().requests_submitted == 2, "there is room for one")
             error = refused(live, "/v1/completions", body, 429)
             assert error["code"] == "rate_limit_exceeded"
         eventually(lambda: idle(narrow), "what was queued before the refusal is gone")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from cllm.api.choices import check_choices
 from cllm.api.envelopes import JSON, encode
 from cllm.api.llama_fields import place_of
 from cllm.api.llama_server.errors import refused
@@ -16,13 +17,10 @@ from cllm.api.llama_server.schemas import COMPLETION, CompletionRequest
 from cllm.api.service import Service
 from cllm.api.submission import Submission, Wanted
 from cllm.api.tenants import tenant_of
-from cllm.engine import InvalidRequest
 from cllm.http import DeferredResponse, HttpRequest, HttpResponse
 
 if TYPE_CHECKING:
     from cllm.engine import Generation
-
-MOST_RESULTS = 128  # generations of one request
 
 
 class Completion:
@@ -44,9 +42,8 @@ class Completion:
     ) -> HttpResponse | DeferredResponse:
         """Continue each prompt the requested number of times; raises as `endpoint`."""
         engine, count = self._service.engine, asked.n_cmpl or asked.n or 1
-        if len(found) * count > MOST_RESULTS:
-            most = f"at most {MOST_RESULTS} completions in all, prompts times n_cmpl"
-            raise InvalidRequest("n_cmpl", count, most)
+        name = "n_cmpl" if asked.n_cmpl else "n"
+        check_choices(self._service, request, len(found), count, name)
         slot, fresh = place_of(asked, engine.info().context.n_slots)
         defaults, tenant = self._service.settings.sampling, tenant_of(request)
         wanted = [

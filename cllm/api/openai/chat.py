@@ -12,6 +12,7 @@ import msgspec
 from cllm.api.chat.conversation import Conversation, Tool
 from cllm.api.chat.fields import named
 from cllm.api.chat.prepare import Prepared, counted, prepare
+from cllm.api.choices import check_choices
 from cllm.api.constraint_fields import asked_constraint
 from cllm.api.llama_fields import most_tokens, place_of
 from cllm.api.openai.chat_reply import ChatFrames, whole
@@ -46,9 +47,10 @@ class ChatCompletions:
         Raises HttpError 400 and 503, InvalidRequest, QueueFull.
         """
         asked = CHAT.decode(request.body)
+        count = asked.n or 1
+        check_choices(self._service, request, 1, count, "n")
         with named(_NAMES):
             prepared = prepare(self._service, conversation_of(asked), tenant_of(request))
-        count = asked.n or 1
         wanted = self._wanted(asked, prepared, count)
         engine = self._service.engine if asked.shows_logprobs else None
         shown = asked.verbose or (asked.verbose is None and self._service.settings.verbose)

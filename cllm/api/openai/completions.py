@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from cllm.api.choices import check_choices
 from cllm.api.constraint_fields import asked_constraint, checked
 from cllm.api.envelopes import encode
 from cllm.api.filling import filling
@@ -14,7 +15,7 @@ from cllm.api.openai.completion_choices import choice_of, whole
 from cllm.api.openai.errors import refused
 from cllm.api.openai.logprobs import TextLogprobs
 from cllm.api.openai.reply import Chunks, Reply, failed
-from cllm.api.openai.schemas import COMPLETION, MOST_CHOICES, CompletionRequest
+from cllm.api.openai.schemas import COMPLETION, CompletionRequest
 from cllm.api.service import Service
 from cllm.api.streamed import made_late
 from cllm.api.submission import Submission, Wanted
@@ -51,12 +52,8 @@ class Completions:
         for tokens in prompts:
             engine.check_prompt(tokens)  # before any is queued
         count = asked.made
-        if len(prompts) * count > MOST_CHOICES:
-            name = "best_of" if count > (asked.n or 1) else "n"
-            bound = f"at most {MOST_CHOICES} choices in all, prompts times {name}"
-            if count == 1:
-                raise InvalidRequest("prompt", f"{len(prompts)} prompts", bound)
-            raise InvalidRequest(name, count, bound)
+        name = "best_of" if count > (asked.n or 1) else "n"
+        check_choices(self._service, request, len(prompts), count, name)
         constraint = checked(engine, asked_constraint(asked), tenant_of(request))
         defaults = self._service.settings.sampling
         most = most_tokens(defaults, asked.n_predict, asked.max_tokens, otherwise=_MOST_TOKENS)

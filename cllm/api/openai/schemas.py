@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from msgspec import UNSET, Meta, Struct, UnsetType
 
+from cllm.api.choices import MOST_CHOICES
 from cllm.api.llama_fields import OrAll, llama_logprobs
 from cllm.api.sampling import SamplingFields, given_sampling
 from cllm.api.schemas import INT32, Schema, TokenId
@@ -19,7 +20,6 @@ from cllm.engine.sampling.params import MAX_NAMED_LOGPROBS
 if TYPE_CHECKING:
     from cllm.api.service import Service
 
-MOST_CHOICES = 128  # generations of one request
 
 Count = Annotated[int, Meta(ge=1, le=INT32)]
 Choices = Annotated[int, Meta(ge=1, le=MOST_CHOICES)]
