@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 TENANT = "tenant"
 """The entry of a request's context that holds its tenant, if a key identifies it."""
 
+MOST_ADDRESSES = 1000
+"""Addresses whose use is counted one by one where there are no keys."""
+
 CACHED = 0.1
 """What a prompt token that was found in the cache counts against the limit of tokens."""
 
@@ -248,8 +251,8 @@ class Tenants:
     """All tenants of a server, by their keys.
 
     plain: keys without a file, called "key 1", "key 2", …; next to a file they have its default
-    terms. anyone: all clients without a key together; the engine divides its slots between their
-    addresses.
+    terms. anyone: all other requests together. Without any key a tenant is a client's address, if
+    it sends a POST request; strangers make no more of them than `MOST_ADDRESSES`.
     """
 
     def __init__(self, plain: Iterable[str] = (), ring: KeyRing | None = None) -> None:
@@ -257,6 +260,8 @@ class Tenants:
         self._by_digest: Mapping[bytes, Tenant] = {}
         self._tenants: tuple[Tenant, ...] = ()
         self.anyone = Tenant("", Terms())
+        self._lock = threading.Lock()
+        self._by_address: dict[str, Tenant] = {}
         self.isolated = ring is not None
         self.renew(ring or KeyRing((), Terms()))
 
@@ -295,8 +300,20 @@ class Tenants:
 
     def of(self, request: HttpRequest) -> Tenant:
         """The tenant of a request."""
-        tenant = request.context.get(TENANT)
-        return self.anyone if tenant is None else tenant
+        tenant: Tenant | None = request.context.get(TENANT)
+        if tenant is not None:
+            return tenant
+        if self.keyed or request.method != "POST":
+            return self.anyone
+        address = address_of(request)
+        return self._by_address.get(address) or self._at(address)
+
+    def _at(self, address: str) -> Tenant:
+        with self._lock:
+            known = self._by_address
+            if not address or (len(known) >= MOST_ADDRESSES and address not in known):
+                return self.anyone
+            return known.setdefault(address, Tenant(address, Terms()))
 
     def sees_all(self, request: HttpRequest) -> bool:
         """Whether a request may see what belongs to others: without a file of keys each may."""
@@ -306,7 +323,11 @@ class Tenants:
         """The tenants that a request may see."""
         if not self.sees_all(request):
             return (self.of(request),)
-        return self._tenants if self.keyed else (self.anyone,)
+        if self.keyed:
+            return self._tenants
+        with self._lock:
+            known = tuple(self._by_address.values())
+        return (*known, self.anyone) if self.anyone.requests else known
 
 
 def tenant_of(request: HttpRequest) -> str:

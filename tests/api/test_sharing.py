@@ -274,8 +274,6 @@ def test_without_keys_none_may_be_more_urgent(keyed_engine: Engine) -> None:
     with serving(keyed_engine) as keyed:
         assert keyed.post("/generate", {**SHORT, "priority": -1}).status_code == 400
         assert keyed.post("/generate", {**SHORT, "priority": 1}).status_code == 200
-        (every,) = keyed.get("/usage").json()["data"]["tenants"]
-        assert (every["tenant"], every["requests"]) == ("", 2)
 
 
 # Wrong keys

@@ -11,12 +11,13 @@ from typing import Any
 
 import pytest
 
-from cllm.api import ApiSettings
+from cllm.api import ApiSettings, tenants
 from cllm.api.tenants import TENANT, tenant_of
 from cllm.engine import Engine
 from cllm.http import HttpRequest
 from tests.api.api_client import (
     PATIENCE,
+    Live,
     begin_post,
     events,
     eventually,
@@ -143,6 +144,43 @@ def test_a_key_says_whose_a_request_is_and_is_not_told(engine: Engine) -> None:
             assert live.get("/model/info", headers={"x-api-key": key}).status_code == 200
         live.get("/health")
     assert seen == ["key 1", "key 2", "key 1", None]
+
+
+def _usage(live: Live) -> dict[str, tuple[int, int, dict[str, int]]]:
+    """By tenant: requests, generated tokens, refusals."""
+    told = live.get("/usage").json()["data"]["tenants"]
+    return {t["tenant"]: (t["requests"], t["generated_tokens"], t["refused"]) for t in told}
+
+
+def _post(live: Live, source: str, **more: Any) -> int:
+    """The status of a short generation."""
+    with begin_post(live, "/generate", {**SHORT, **more}, source=source) as peer:
+        return _answer(peer)[0]
+
+
+def test_without_keys_usage_is_told_by_address(small: Engine) -> None:
+    with serving(small) as live:
+        assert _usage(live) == {}, "a GET request is not counted"
+        assert [_post(live, f"127.0.0.{n}") for n in (1, 2, 2)] == [200] * 3
+        assert _usage(live) == {"127.0.0.1": (1, 4, {}), "127.0.0.2": (2, 8, {})}
+        with frozen(small), ExitStack() as stack:
+            for count in range(1, 6):
+                stack.enter_context(begin_post(live, "/generate", LONG, source="127.0.0.2"))
+                _wait_until_submitted(small, count + 3)
+            assert _post(live, "127.0.0.2") == 429
+        assert _usage(live)["127.0.0.2"][::2] == (8, {"queue": 1})
+        assert _usage(live)["127.0.0.1"] == (1, 4, {})
+    eventually(lambda: idle(small), "nothing is left")
+
+
+def test_addresses_beyond_the_bound_are_counted_together(
+    small: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tenants, "MOST_ADDRESSES", 2)
+    with serving(small) as live:
+        assert [_post(live, f"127.0.0.{n}") for n in (1, 2, 3, 4, 1)] == [200] * 5
+        told = {address: counts[:2] for address, counts in _usage(live).items()}
+        assert told == {"127.0.0.1": (2, 8), "127.0.0.2": (1, 4), "": (2, 8)}
 
 
 def _wait_until_submitted(engine: Engine, count: int) -> None:
