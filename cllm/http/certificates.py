@@ -56,11 +56,22 @@ class TlsConfig:
         return files + ([] if self.client_ca is None else [self.client_ca])
 
 
+@dataclass(frozen=True, slots=True)
+class _Loaded:
+    """What one reading of the files gave."""
+
+    outer: ssl.SSLContext  # has the keys of session tickets, and the sessions without tickets
+    default: ssl.SSLContext  # for unknown names
+    by_name: dict[str, ssl.SSLContext]
+    authorities: str  # content of `client_ca`
+
+
 class Certificates:
     """The contexts of a server. `wrap` from any thread; reloading does not touch connections.
 
-    A connection begins with one outer context, which stays: it holds the keys of session tickets.
-    Before its handshake it gets the context of the certificate of the host that the client names.
+    A connection begins with the outer context, which stays as long as the client authorities do: a
+    client that resumes a session is not asked for its certificate again. Before its handshake the
+    connection gets the context of the certificate of the host that the client names.
     """
 
     def __init__(self, config: TlsConfig, protocols: Sequence[str]) -> None:
@@ -69,9 +80,8 @@ class Certificates:
         self._protocols = list(protocols)
         self._lock = threading.Lock()  # one reload at a time
         self._seen = self._versions()
-        self._default, self._contexts = self._load()
+        self._loaded = self._load(None)
         self._next_look = monotonic() + LOOK_INTERVAL
-        self._outer = self._context()
         self.by_name = len(config.certificates) > 1  # whether the host name matters
 
     def wrap(self, sock: socket.socket, name: str = "") -> ssl.SSLSocket:
@@ -81,16 +91,14 @@ class Certificates:
         """
         if monotonic() >= self._next_look:
             self._look()
-        wrapped = self._outer.wrap_socket(
+        loaded = self._loaded  # once: another thread may reload
+        wrapped = loaded.outer.wrap_socket(
             sock, server_side=True, do_handshake_on_connect=False, suppress_ragged_eofs=False
         )
-        wrapped.context = self._chosen(name)
-        return wrapped
-
-    def _chosen(self, name: str) -> ssl.SSLContext:
         # RFC 6125 section 6.4.3: a wildcard stands for one label.
-        contexts, wildcard = self._contexts, "*." + name.partition(".")[2]
-        return contexts.get(name) or contexts.get(wildcard) or self._default
+        contexts, wildcard = loaded.by_name, "*." + name.partition(".")[2]
+        wrapped.context = contexts.get(name) or contexts.get(wildcard) or loaded.default
+        return wrapped
 
     def reload(self) -> bool:
         """Read the files again. If one cannot be used, log it and keep what is loaded."""
@@ -111,11 +119,14 @@ class Certificates:
     def _reload(self) -> bool:
         self._seen = self._versions()  # before they are read: a later change is seen
         try:
-            self._default, self._contexts = self._load()
+            loaded = self._load(self._loaded)
         except HttpServerError as error:
             _log.error("the new TLS certificates cannot be used, the old ones stay: %s", error)
             return False
-        _log.info("loaded the TLS certificates: %s", ", ".join(sorted(self._contexts)) or "no name")
+        if loaded.outer is not self._loaded.outer:
+            _log.info("the client authorities are new: earlier TLS sessions cannot be resumed")
+        self._loaded = loaded
+        _log.info("loaded the TLS certificates: %s", ", ".join(sorted(loaded.by_name)) or "no name")
         return True
 
     def _versions(self) -> list[tuple[int, int, int] | None]:
@@ -129,8 +140,9 @@ class Certificates:
                 found.append((status.st_ino, status.st_size, status.st_mtime_ns))
         return found
 
-    def _load(self) -> tuple[ssl.SSLContext, dict[str, ssl.SSLContext]]:
-        """(the context for unknown names, those by name)."""
+    def _load(self, before: _Loaded | None) -> _Loaded:
+        """Read the files; raises HttpServerError for one that cannot be used."""
+        authorities = "" if self._config.client_ca is None else _readable(self._config.client_ca)
         contexts: list[ssl.SSLContext] = []
         by_name: dict[str, ssl.SSLContext] = {}
         for certificate, key in self._config.certificates:
@@ -148,7 +160,11 @@ class Certificates:
             contexts.append(context)
             for name in names:
                 by_name.setdefault(name, context)
-        return contexts[0], by_name
+        if before is None or before.authorities != authorities:
+            outer = self._context()
+        else:
+            outer = before.outer
+        return _Loaded(outer, contexts[0], by_name, authorities)
 
     def _context(self) -> ssl.SSLContext:
         """Without a certificate."""
@@ -158,7 +174,6 @@ class Certificates:
         context.set_alpn_protocols(self._protocols)
         file = self._config.client_ca
         if file is not None:
-            _readable(file)
             try:
                 context.load_verify_locations(file)
             except OSError as error:

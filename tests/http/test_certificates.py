@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import shutil
+import socket
 import ssl
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from cllm.http import certificates as certificates_module
 from cllm.http.certificates import host_names
 from tests.http.http_wire import (
     CERTIFICATES,
+    PATIENCE,
     Serve,
     TlsClient,
     basic_handler,
@@ -190,6 +192,167 @@ def test_a_file_that_vanishes_while_it_is_read_leaves_the_old_certificate(
     monkeypatch.setattr(certificates_module, "_readable", vanishing)
     assert not server.reload_certificates()
     assert serial(server) == old
+
+
+# New authorities of client certificates
+
+
+@pytest.fixture(params=["required", "optional"])
+def authorities(request: pytest.FixtureRequest, tmp_path: Path, files: TlsConfig) -> TlsConfig:
+    """With a copy of `client`'s authority, to be changed."""
+    path = str(tmp_path / "client-ca.pem")
+    shutil.copy(CERTIFICATES / "client-ca.pem", path)
+    return TlsConfig((*files.certificates, certificate("example")), path, request.param)
+
+
+def trust(config: TlsConfig, name: str) -> None:
+    assert config.client_ca is not None
+    shutil.copy(CERTIFICATES / name, config.client_ca + ".new")
+    os.replace(config.client_ca + ".new", config.client_ca)
+
+
+class Visitor:
+    """A client that resumes its last session, as browsers do."""
+
+    def __init__(self, name: str | None, version: ssl.TLSVersion, tickets: bool = True) -> None:
+        self.context = client_certificate(name)
+        self.context.minimum_version = self.context.maximum_version = version
+        if not tickets:  # the server remembers the sessions of TLS 1.2 itself
+            self.context.options |= ssl.OP_NO_TICKET
+        self.session: ssl.SSLSession | None = None
+
+    def visit(self, port: int, host: str = "localhost") -> str:
+        """`full` or `resumed`, as the handshake was; `refused` if there was no answer."""
+        raw = socket.create_connection(("127.0.0.1", port), PATIENCE)
+        try:
+            with self.context.wrap_socket(
+                raw, server_hostname=host, session=self.session
+            ) as sock:  # fmt: skip
+                assert b"healthy" in get_over(sock)
+                self.session, resumed = sock.session, sock.session_reused
+                sock.unwrap()  # OpenSSL may forget a session whose connection was cut
+                return "resumed" if resumed else "full"
+        except (ssl.SSLError, ConnectionError):
+            return "refused"
+
+
+VERSIONS = pytest.mark.parametrize(
+    ("version", "tickets"),
+    [
+        (ssl.TLSVersion.TLSv1_2, True),
+        (ssl.TLSVersion.TLSv1_2, False),
+        (ssl.TLSVersion.TLSv1_3, True),
+    ],
+    ids=["TLS 1.2", "TLS 1.2 without tickets", "TLS 1.3"],
+)
+
+
+@VERSIONS
+@pytest.mark.parametrize("by_itself", [True, False], ids=["by itself", "on request"])
+@pytest.mark.parametrize("host", ["localhost", "a.example"])
+def test_new_authorities_lock_out_the_clients_of_the_old_ones(
+    serve: Serve, authorities: TlsConfig, version: ssl.TLSVersion, tickets: bool,
+    by_itself: bool, host: str, monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.setattr(certificates_module, "LOOK_INTERVAL", 0.0 if by_itself else LONG)
+    server = serve(tls=authorities)
+    old, new = Visitor("client", version, tickets), Visitor("stranger", version, tickets)
+    assert [old.visit(server.port, host) for _ in range(2)] == ["full", "resumed"]
+    assert new.visit(server.port, host) == "refused"
+    trust(authorities, "other-ca.pem")
+    if not by_itself:
+        assert server.reload_certificates()
+    assert old.visit(server.port, host) == "refused", "its session was of the old authority"
+    assert [new.visit(server.port, host) for _ in range(2)] == ["full", "resumed"]
+    trust(authorities, "client-ca.pem")
+    if not by_itself:
+        assert server.reload_certificates()
+    assert new.visit(server.port, host) == "refused"
+    assert old.visit(server.port, host) == "full", "the first sessions are not accepted again"
+
+
+@VERSIONS
+def test_new_authorities_leave_clients_without_a_certificate(
+    serve: Serve, authorities: TlsConfig, version: ssl.TLSVersion, tickets: bool
+) -> None:
+    server = serve(tls=authorities)
+    expected = ["refused"] * 2 if authorities.client_auth == "required" else ["full", "resumed"]
+    client = Visitor(None, version, tickets)
+    assert [client.visit(server.port) for _ in range(2)] == expected
+    trust(authorities, "other-ca.pem")
+    assert server.reload_certificates()
+    assert [client.visit(server.port) for _ in range(2)] == expected
+
+
+@VERSIONS
+def test_sessions_of_client_certificates_outlast_new_certificates(
+    serve: Serve, authorities: TlsConfig, version: ssl.TLSVersion, tickets: bool
+) -> None:
+    server = serve(tls=authorities)
+    client = Visitor("client", version, tickets)
+    assert client.visit(server.port) == "full"
+    replace(authorities, "renewed")
+    trust(authorities, "client-ca.pem")  # the same ones in a new file
+    assert server.reload_certificates()
+    assert client.visit(server.port) == "resumed"
+
+
+@VERSIONS
+@pytest.mark.parametrize("broken", ["make.sh", None])
+def test_broken_new_authorities_leave_the_old_ones(
+    serve: Serve, authorities: TlsConfig, version: ssl.TLSVersion, tickets: bool,
+    broken: str | None, caplog: pytest.LogCaptureFixture,
+) -> None:  # fmt: skip
+    server = serve(tls=authorities)
+    old, new = Visitor("client", version, tickets), Visitor("stranger", version, tickets)
+    assert old.visit(server.port) == "full"
+    if broken is None:
+        assert authorities.client_ca is not None
+        os.remove(authorities.client_ca)
+    else:
+        trust(authorities, broken)
+    assert not server.reload_certificates()
+    (error,) = [r.getMessage() for r in caplog.records if r.levelno == logging.ERROR]
+    assert "client-ca.pem" in error and "the old ones stay" in error
+    assert old.visit(server.port) == "resumed"
+    assert new.visit(server.port) == "refused"
+    trust(authorities, "other-ca.pem")
+    assert server.reload_certificates()
+    assert old.visit(server.port) == "refused"
+    assert new.visit(server.port) == "full"
+
+
+def test_a_broken_certificate_keeps_new_authorities_out(
+    serve: Serve, authorities: TlsConfig
+) -> None:
+    server = serve(tls=authorities)
+    old, new = (Visitor(name, ssl.TLSVersion.TLSv1_3) for name in ("client", "stranger"))
+    assert old.visit(server.port) == "full"
+    trust(authorities, "other-ca.pem")
+    shutil.copy(certificate("renewed")[0], authorities.certificates[0][0])  # its key is missing
+    assert not server.reload_certificates()
+    assert [old.visit(server.port), new.visit(server.port)] == ["resumed", "refused"]
+
+
+def test_a_stream_outlasts_new_authorities(serve: Serve, authorities: TlsConfig) -> None:
+    stream = BodyStream()
+    handler = basic_handler()
+    handler.get("/stream", lambda request: HttpResponse.stream(stream))
+    server = serve(handler, tls=authorities)
+    with tls_connection(server.port, client_certificate("client")) as sock:
+        sock.sendall(encode(path="/stream"))
+        stream.write(b"before")
+        received = b""
+        while b"before" not in received:
+            received += sock.recv(65536)
+        trust(authorities, "other-ca.pem")
+        assert server.reload_certificates()
+        assert Visitor("client", ssl.TLSVersion.TLSv1_3).visit(server.port) == "refused"
+        stream.write(b"after")
+        stream.close()
+        while not received.endswith(b"0\r\n\r\n"):
+            received += sock.recv(65536)
+        assert b"after" in received
 
 
 @pytest.mark.parametrize(
