@@ -8,7 +8,7 @@ import ssl
 import pytest
 
 from cllm.http import HttpHandler, ServerConfig, TlsConfig
-from cllm.http.forwarded import MOST_HOPS, TrustedProxies
+from cllm.http.forwarded import MOST_HOPS, MOST_PAIRS, TrustedProxies
 from cllm.http.proxy_protocol import SIGNATURE
 from cllm.http.request import Headers
 from tests.http.http_wire import (
@@ -73,9 +73,57 @@ def test_x_forwarded_for_is_read_from_the_right(value: str, expected: str) -> No
         ('for=1.1.1.1, by=", for=203.0.113.7', PEER[0]),
         ('for=1.1.1.1;by="\\", for="203.0.113.7"', PEER[0]),
         ('by="x, for=1.1.1.1", for=203.0.113.7', "203.0.113.7"),
+        ('host="a;for=1.1.1.1";for=203.0.113.7', "203.0.113.7"),
+        ('for=203.0.113.7;host="a;for=1.1.1.1"', "203.0.113.7"),
+        ('host="a; FOR=1.1.1.1;";proto=https', PEER[0]),
+        ('host="a\\";for=1.1.1.1;by=\\"";for=203.0.113.7', "203.0.113.7"),
+        ('host="a\\\\";for=203.0.113.7;by="\\";for=1.1.1.1;"', "203.0.113.7"),
+        ('host="a;for=1.1.1.1, for=2.2.2.2";for=203.0.113.7, for=10.2.2.2', "203.0.113.7"),
+        ('for=203.0.113.7, host="a;for=1.1.1.1, for=2.2.2.2"', PEER[0]),
+        # Quoted strings
+        ('for="203\\.0.113\\.7"', "203.0.113.7"),
+        ('for="\\[2001:db9::7\\]:4711"', "2001:db9::7"),
+        ('for="[2001:db9::7]";by="[2001:db8::1]:80"', "2001:db9::7"),
+        ('for="2001:db9::7"', "2001:db9::7"),
+        ('for="[2001:db9::7]:_port.1-a_"', "2001:db9::7"),
+        ('for="203.0.113.7:_port"', "203.0.113.7"),
+        ('for="203.0.113.7:"', PEER[0]),
+        ('for="[203.0.113.7"', PEER[0]),
+        ('for="\\"203.0.113.7\\""', PEER[0]),
+        ('for="203.0.113.7, 1.1.1.1"', PEER[0]),
+        ('for=""', PEER[0]),
+        ('for="unknown"', PEER[0]),
+        ("for=UNKNOWN, for=10.2.2.2", "10.2.2.2"),
+        ('for="_SEVKISEK:4711", for=10.2.2.2', "10.2.2.2"),
+        ("for=[2001:db9::7]", PEER[0]),
+        ("for=203.0.113.7:80", PEER[0]),
+        # An element names one address; what a client sends in front does not count.
+        ("for=1.1.1.1;for=203.0.113.7", PEER[0]),
+        ("for=203.0.113.7;by=_a;For=203.0.113.7", PEER[0]),
+        ("for=1.1.1.1;for=2.2.2.2, for=203.0.113.7", "203.0.113.7"),
+        ("for=203.0.113.7, for=1.1.1.1;for=2.2.2.2, for=10.2.2.2", "10.2.2.2"),
+        # Names in any case, blanks, empty pairs and elements
+        ("FOR=203.0.113.7;PROTO=https", "203.0.113.7"),
+        ("\t for=203.0.113.7 \t; proto=https ;by=_a\t,\tfor=10.2.2.2 ", "203.0.113.7"),
+        ("for=203.0.113.7;", "203.0.113.7"),
+        (";;for=203.0.113.7;;proto=https", "203.0.113.7"),
+        (", for=203.0.113.7", "203.0.113.7"),
+        (" ", PEER[0]),
+        ("for=203.0.113.7,", PEER[0]),
+        ("for=203.0.113.7, ,for=10.2.2.2", "10.2.2.2"),
+        # What is no list of pairs
         ("203.0.113.7", PEER[0]),
         ("for = 203.0.113.7", PEER[0]),
+        ("for= 203.0.113.7", PEER[0]),
+        ("for=203.0.113.7 proto=https", PEER[0]),
+        ('for="203.0.113.7"x', PEER[0]),
+        ('for="203.0.113.7', PEER[0]),
+        ("for=203.0.113.7;proto", PEER[0]),
+        ("for=203.0.113.7;=https", PEER[0]),
+        ("for=, for=203.0.113.7", PEER[0]),
         ("for=203.0.113.7" + ", for=10.1.1.1" * 400, PEER[0]),  # too long
+        ("," * MOST_PAIRS + "for=203.0.113.7", PEER[0]),  # too many
+        ("," * (MOST_PAIRS - 1) + "for=203.0.113.7", "203.0.113.7"),
     ],
 )
 def test_forwarded_is_read_as_rfc_7239_says(value: str, expected: str) -> None:
@@ -134,6 +182,15 @@ def test_the_handler_sees_the_client_of_a_trusted_proxy_only(
             assert reply.body == expected
         body = peer.request("POST", "/", b"x" * 70_000, {"X-Forwarded-For": "203.0.113.7"})
         assert body.body == expected + b" 70000"
+
+
+@any_version
+def test_a_client_cannot_choose_its_address_in_a_quoted_string(
+    serve: Serve, connect: Connect
+) -> None:
+    peer = connect(serve(telling(), trusted_proxies=("127.0.0.0/8",)))
+    sent = {"Forwarded": 'host="a;for=1.1.1.1";for=203.0.113.7'}
+    assert peer.request(headers=sent).body == b"203.0.113.7"
 
 
 @any_version
