@@ -58,7 +58,8 @@ REQUEST_ID = re.compile(r"[0-9A-Za-z._:/+=@~\-]{1,128}")
 
 MAX_REMEMBERED = 512  # heads
 MAX_REMEMBERED_SIZE = 1024  # bytes; longer heads rarely repeat
-SECRETS = ("authorization", "proxy-authorization", "cookie", "x-api-key")  # never remembered
+# Fields with a client's secret: never remembered
+SECRETS = ("authorization", "proxy-authorization", "cookie", "x-api-key", "api-key")
 
 
 @dataclass(frozen=True, slots=True)

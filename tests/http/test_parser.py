@@ -794,7 +794,10 @@ def test_remembered_heads_are_bounded() -> None:
     assert len(heads) == size
 
 
-@pytest.mark.parametrize("name", head_module.SECRETS)
+@pytest.mark.parametrize(
+    "name",
+    ["Authorization", "Proxy-Authorization", "Cookie", "X-Api-Key", "x-api-key", "API-Key"],
+)
 def test_a_head_with_a_secret_is_not_remembered(name: str) -> None:
     limits = Limits(fields=98)
     parse_one(head(f"{name}: secret"), limits)

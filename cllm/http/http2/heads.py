@@ -16,7 +16,7 @@ from cllm.http.head import FIELD_CONTENT, TOKEN, Head, build_head
 from cllm.http.http2.errors import ErrorCode, Http2ConnectionError, Http2StreamError
 from cllm.http.http2.hpack import (
     ENTRY_OVERHEAD,
-    SECRETS,
+    NEVER_INDEXED,
     CompressionError,
     Decoder,
     Field,
@@ -193,7 +193,7 @@ def response_block(response: HttpResponse, server: str, request_id: str | None) 
         if length is not None:
             parts.append(encode_field("content-length", str(length)))
         for name, value in response.headers:
-            repeats = len(value) <= MAX_CACHED and name.lower() not in SECRETS
+            repeats = len(value) <= MAX_CACHED and name.lower() not in NEVER_INDEXED
             parts.append(_cached_field(name, value) if repeats else _field(name, value))
         if request_id:
             check_field("X-Request-Id", request_id)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from cllm.http.head import SECRETS
 from cllm.http.http2 import huffman
 
 Field = tuple[str, str]
@@ -41,7 +42,7 @@ STATIC_TABLE: tuple[Field, ...] = (
 STATIC_SIZE = len(STATIC_TABLE)  # the index of the newest dynamic entry
 
 # Sent as never indexed, so that a proxy on the way does not put them into its table (section 7.1.3)
-SECRETS = frozenset(("authorization", "proxy-authorization", "cookie", "set-cookie"))
+NEVER_INDEXED = frozenset((*SECRETS, "set-cookie"))
 
 
 class CompressionError(ValueError):
@@ -195,7 +196,7 @@ def encode_status(status: int) -> bytes:
 
 def encode_field(name: str, value: str) -> bytes:
     """A field with a name in lower case, as a literal that changes no table."""
-    pattern = 0x10 if name in SECRETS else 0
+    pattern = 0x10 if name in NEVER_INDEXED else 0
     index = _NAMES.get(name, 0)
     text = value.encode("latin-1")
     if index:

@@ -209,8 +209,9 @@ def test_only_a_block_that_adds_nothing_leaves_the_table_unchanged() -> None:
 # Encoding
 
 
-def test_secrets_are_sent_as_never_indexed() -> None:
-    assert encode_field("set-cookie", "a")[0] & 0xF0 == 0x10
+@pytest.mark.parametrize("name", ["authorization", "x-api-key", "api-key", "set-cookie"])
+def test_secrets_are_sent_as_never_indexed(name: str) -> None:
+    assert encode_field(name, "a")[0] & 0xF0 == 0x10
     assert encode_field("server", "a")[0] & 0xF0 == 0
 
 
