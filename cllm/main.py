@@ -66,7 +66,10 @@ def hold_standard_streams() -> None:
 
 
 def watch_signals(mailbox: SimpleQueue[Message]) -> None:
-    """The first SIGINT or SIGTERM becomes a message; a second one ends the process at once."""
+    """The first SIGINT or SIGTERM becomes a message; a second one ends the process at once.
+
+    SIGHUP waits until the program knows what it means.
+    """
     received: list[int] = []
 
     def on_signal(number: int, _frame: FrameType | None) -> None:
@@ -77,6 +80,7 @@ def watch_signals(mailbox: SimpleQueue[Message]) -> None:
 
     signal.signal(signal.SIGINT, on_signal)
     signal.signal(signal.SIGTERM, on_signal)
+    signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGHUP,))
 
 
 def key(arguments: Sequence[str]) -> int:

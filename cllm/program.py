@@ -105,13 +105,12 @@ class Program:
         from cllm.http import HttpServerError
         from cllm.startup import warn_of_strangers
 
+        self._watch_hangups()
         allow_open_files(self.settings.max_connections)
         try:
             self.server.start()
         except HttpServerError as error:
             return refuse(str(error))
-        if self.server.tls is not None or self.settings.api_keys_file is not None:
-            signal.signal(signal.SIGHUP, lambda *_: self.mailbox.put(ReloadSignal()))
         if not self.service.tenants.keyed:
             warn_of_strangers(self.settings.host)
         log.info("loading %s", self.settings.model or "the built-in model")
@@ -131,6 +130,15 @@ class Program:
                 self._begin_stop(message.number)
             else:
                 return self._end(message.error)
+
+    def _watch_hangups(self) -> None:
+        """SIGHUP, which has waited since the process began: read files again if there are any.
+
+        Otherwise it ends the process, as when its terminal is closed; under `nohup` it does not.
+        """
+        if self.server.tls is not None or self.settings.api_keys_file is not None:
+            signal.signal(signal.SIGHUP, lambda *_: self.mailbox.put(ReloadSignal()))
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGHUP,))
 
     def _next_message(self) -> Message:
         """The next message. Looks up now and then, as the system may give a signal to any thread.
