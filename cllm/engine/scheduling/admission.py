@@ -112,18 +112,24 @@ class Admission:
         If all are busy, a sequence of a tenant with too many slots pauses. If one is idle, the
         sequence waited only for its turn or for the rest after a save.
         """
-        claim = self.waiting.claim(self._placer.cache.most_busy)
-        if claim is None or claim[0].wanted_slot is not None:
-            return None
-        claimant, tenant = claim
-        if self.loads is not None and self.loads.delays(claimant):
-            return None
-        if self._placer.cache.has_idle:
-            first = next(self.waiting.candidates())
-            if self._delayed or first.priority < claimant.priority:
-                return None  # the slot stays free for another one
-            if self._fits(claimant, running):
+        loads = self.loads
+        has_idle = self._placer.cache.has_idle
+        for claimant, tenants in self.waiting.claims(self._placer.cache.most_busy):
+            # One that waits for a certain slot or for a file leaves the claim to others.
+            if claimant.wanted_slot is not None or (loads is not None and loads.delays(claimant)):
+                continue
+            if has_idle:
+                first = next(self.waiting.candidates())
+                if self._delayed or first.priority < claimant.priority:
+                    return None  # the slot stays free for another one
+                if self._fits(claimant, running):
+                    return claimant
+            if any(self._pause_one(tenant, claimant, running) for tenant in tenants):
                 return claimant
+        return None
+
+    def _pause_one(self, tenant: str, claimant: Sequence, running: list[Sequence]) -> bool:
+        """Pause the youngest sequence of a tenant for the claimant, if there is one that can."""
         others = [s for s in running if s.tenant == tenant and s.priority >= claimant.priority]
         # A prompt that is being scored would begin again; another's sums would change if it did.
         others = [s for s in others if s.scores is None and not s.reproducible]
@@ -138,8 +144,8 @@ class Admission:
                 self._placer.cache.release(slot)
                 self.waiting.pause(youngest)
                 self._stats.pauses += 1
-                return claimant
-        return None
+                return True
+        return False
 
     def _place(self, sequence: Sequence, running: list[Sequence], claimed: bool) -> bool:
         """Let a sequence run; False: not possible before the next decode.

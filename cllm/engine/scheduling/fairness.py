@@ -14,12 +14,16 @@ from __future__ import annotations
 
 from collections import OrderedDict, deque
 from collections.abc import Iterable, Iterator
+from itertools import islice
 from typing import Generic, Protocol, TypeVar
 
 from cllm.engine.sharing import Share
 
 GENERATED = 2
 """What a generated token counts; an evaluated token of a prompt counts 1, a cached one nothing."""
+
+_ROUNDING = 1e-6  # of a slot: sums and quotients of weights are not exact
+CLAIMANTS = 16  # requests of a tenant of which one may claim a slot
 
 _PRUNE_FROM = 64  # tenants without requests that are kept without a check
 
@@ -103,8 +107,8 @@ class FairQueue(Generic[T]):
         self._front: deque[T] = deque()  # preempted requests: they go before all others
         self._arrived = 0
         self._size = 0
-        # claim() has found nothing, and since then no request came, went or began: charges do not
-        # change whether there is a claim, and each step asks.
+        # claims() has found none, and since then no request came, went or began: charges do not
+        # change whether there are any, and each step asks.
         self._unclaimed = False
 
     def __len__(self) -> int:
@@ -148,34 +152,33 @@ class FairQueue(Generic[T]):
             for account in sorted(accounts, key=_Account.rank):
                 yield from account.ordered()
 
-    def claim(self, slots: int) -> tuple[T, str] | None:
-        """A request to serve at once, and the tenant that is to give up one of the slots for it.
+    def claims(self, slots: int) -> Iterator[tuple[T, list[str]]]:
+        """Requests to serve at once, and the tenants of which one is to give up a slot for it.
 
-        The request is of a tenant that would still run no more than its share of the slots with
-        it; the other tenant runs more than its own share, the most of all. None if there are none.
+        In the order in which to try them. A request is of a tenant that would still run no more
+        than its share of the slots with it; the other tenants run more than their own shares.
         """
         if self._unclaimed or self._front or self._size == 0 or len(self._active) < 2:
-            return None
-        claim = self._claim(slots)
-        self._unclaimed = claim is None
-        return claim
-
-    def _claim(self, slots: int) -> tuple[T, str] | None:
+            return
         per_weight = slots / self._weights
+        # What each tenant runs above its share, which may be negative.
+        excess = {
+            tenant: account.running - per_weight * account.weight
+            for tenant, account in self._active.items()
+        }
         poor = [
             account
-            for account in self._active.values()
-            if account.may_run and account.running + 1 <= per_weight * account.weight
-        ]
-        if not poor:
-            return None
-        excess, rich = max(
-            (account.running - per_weight * account.weight, tenant)
             for tenant, account in self._active.items()
-        )
-        if excess < 1:
-            return None
-        return next(min(poor, key=_Account.rank).ordered()), rich
+            if account.may_run and excess[tenant] <= _ROUNDING - 1
+        ]
+        rich = [tenant for tenant, above in excess.items() if above >= 1 - _ROUNDING]
+        self._unclaimed = not (poor and rich)
+        if self._unclaimed:
+            return
+        rich.sort(key=lambda tenant: (excess[tenant], tenant), reverse=True)
+        for account in sorted(poor, key=_Account.rank):
+            for item in islice(account.ordered(), CLAIMANTS):
+                yield item, rich
 
     def take(self, item: T) -> None:
         """Take a request out of the queue to serve it."""

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from cllm.engine.scheduling.fairness import GENERATED, FairQueue
+from cllm.engine.scheduling.fairness import CLAIMANTS, GENERATED, FairQueue
 from cllm.engine.sharing import EQUAL, Share, gives_way
 
 
@@ -226,18 +226,22 @@ def test_the_most_urgent_priority_is_first_then_the_fair_order() -> None:
     assert set(queue) == {urgent, other} and len(queue) == 2
 
 
-def claims(slots: int, running: dict[str, int], waiting: dict[str, int]) -> str | None:
-    """Which tenant takes a slot from which, as "few < many"; running, waiting: requests of each."""
+def claims(
+    slots: int, running: dict[str, int], waiting: dict[str, int], share: Share = EQUAL
+) -> list[str]:
+    """Which tenant may take a slot from which, as "few < many, more", in the order of trying.
+
+    running, waiting: requests of each.
+    """
     queue: FairQueue[Ask] = FairQueue()
-    asks = {tenant: [Ask(tenant) for _ in range(count)] for tenant, count in running.items()}
-    for tenant in asks:
-        queue.extend(asks[tenant])
-        for ask in asks[tenant]:
+    for tenant, count in running.items():
+        asks = [Ask(tenant, share=share) for _ in range(count)]
+        queue.extend(asks)
+        for ask in asks:
             queue.take(ask)
     for tenant, count in waiting.items():
-        queue.extend(Ask(tenant) for _ in range(count))
-    claim = queue.claim(slots)
-    return None if claim is None else f"{claim[0].tenant} < {claim[1]}"
+        queue.extend(Ask(tenant, share=share) for _ in range(count))
+    return [f"{ask.tenant} < {', '.join(others)}" for ask, others in queue.claims(slots)]
 
 
 @pytest.mark.parametrize(
@@ -257,7 +261,26 @@ def claims(slots: int, running: dict[str, int], waiting: dict[str, int]) -> str 
 def test_a_tenant_below_its_share_takes_a_slot_of_one_above(
     slots: int, running: dict[str, int], waiting: dict[str, int], expected: str | None
 ) -> None:
-    assert claims(slots, running, waiting) == expected
+    assert claims(slots, running, waiting)[:1] == ([] if expected is None else [expected])
+
+
+@pytest.mark.parametrize("weight", [0.001, 0.1, 0.2, 0.3, 0.6, 0.7, 0.9, 1, 1.1, 7.7, 1000])
+@pytest.mark.parametrize("tenants", range(2, 12))
+def test_whole_shares_are_found_with_any_weight(tenants: int, weight: float) -> None:
+    """One slot each: the first tenant runs one more, the last one waits."""
+    running = {f"t{number}": 1 for number in range(tenants - 2)} | {"big": 2}
+    assert claims(tenants, running, {"small": 1}, Share(weight)) == ["small < big"]
+
+
+def test_every_tenant_below_its_share_may_claim_from_every_one_above() -> None:
+    running = {"a": 6, "b": 3}
+    assert claims(9, running, {"a": 1, "c": 2, "d": 1}) == ["c < a", "c < a", "d < a"]
+    running = {"a": 5, "b": 7}
+    assert claims(12, running, {"c": 1, "d": 1}) == ["c < b, a", "d < b, a"]
+
+
+def test_a_tenant_with_many_waiting_requests_makes_no_long_list_of_claims() -> None:
+    assert len(claims(4, {"a": 4}, {"b": 10_000})) == CLAIMANTS
 
 
 def test_a_paused_request_is_the_next_of_its_tenant() -> None:

@@ -52,6 +52,20 @@ def test_a_small_tenant_does_not_wait_until_a_long_generation_ends(four: Engine)
         each.cancel()
 
 
+def test_a_request_that_waits_for_a_slot_of_its_own_leaves_the_claim_to_others(
+    four: Engine,
+) -> None:
+    big = begun(four, "big", 4)
+    bound = four.submit("Hello", greedy(4), tenant="bound", slot=0)
+    finished(four.submit("Hello", greedy(4), tenant="small"))
+    assert not any(each.done for each in (*big, bound))
+    # Behind it in the same tenant, too.
+    finished(four.submit("Hello", greedy(4), tenant="bound"))
+    assert not any(each.done for each in (*big, bound))
+    for each in (*big, bound):
+        each.cancel()
+
+
 def test_what_was_paused_continues_where_it_was(
     four: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
