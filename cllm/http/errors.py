@@ -21,7 +21,12 @@ class HttpError(Exception):
 
 
 class ProtocolError(HttpError):
-    """The bytes are not HTTP that this server supports; its response closes the connection."""
+    """The bytes are not HTTP that this server supports; its response closes the connection.
+
+    to_head: the method is HEAD, so the response has no body.
+    """
+
+    to_head = False
 
 
 class HttpServerError(RuntimeError):

@@ -134,8 +134,13 @@ class Exchange:
         sink: Sink,
         source: Source,
         counters: Counters,
+        *,
+        to_head: bool = False,
     ) -> Step:
-        """Answer without the handler; request: None for bytes that are no request."""
+        """Answer without the handler; request: None for bytes that are no request.
+
+        to_head: these bytes are of a HEAD request.
+        """
         self.client = source.client
         if request is not None:
             self.client = self._context.intake.client_of(request, source.client)
@@ -145,7 +150,7 @@ class Exchange:
         log = self._context.access_log
         if log is not None and log.enabled:
             self._begun = monotonic()
-        return self._respond(response, sink)
+        return self._respond(response, sink, to_head=to_head)
 
     # Going on
 
@@ -221,11 +226,13 @@ class Exchange:
         stream.attach(self._schedule)
         return self._pull(stream, sink, most)
 
-    def _respond(self, response: HttpResponse, sink: Sink) -> Step:
+    def _respond(self, response: HttpResponse, sink: Sink, *, to_head: bool = False) -> Step:
         """Hand over a whole response."""
         request = self.request
         body = response.body
-        if response.status in BODYLESS or (request is not None and request.method == "HEAD"):
+        if request is not None:
+            to_head = request.method == "HEAD"
+        if to_head or response.status in BODYLESS:
             body = b""
         try:
             sink.head(response, body)  # type: ignore[arg-type]  # it refuses what is not bytes

@@ -257,8 +257,13 @@ class Http1:
         workspace: Workspace,
         incoming: IncomingBody | None,
         response: HttpResponse,
+        *,
+        to_head: bool = False,
     ) -> int:
-        """Respond without reading on, and end; incoming: None for bytes that are no request."""
+        """Respond without reading on, and end; incoming: None for bytes that are no request.
+
+        to_head: these bytes are of a HEAD request.
+        """
         self._drop_incoming()
         request = None
         if incoming is not None:
@@ -266,14 +271,17 @@ class Http1:
             request.keep_alive = False
         self._refused = True
         connection.deadline = NEVER
-        step = self._exchange.refuse(request, response, self, connection, workspace.counters)
+        step = self._exchange.refuse(
+            request, response, self, connection, workspace.counters, to_head=to_head
+        )
         interest = self._send(connection, workspace, step)
         return DONE if interest is None else interest
 
     def refuse(self, connection: Connection, workspace: Workspace, error: HttpError) -> int:
         """Respond to bytes that are no request, or to a head that timed out, and end."""
         response = self._context.handler.error_response(error, None)
-        return self._turn_away(connection, workspace, None, response)
+        to_head = isinstance(error, ProtocolError) and error.to_head
+        return self._turn_away(connection, workspace, None, response, to_head=to_head)
 
     def _drop_incoming(self) -> None:
         """Drop what is buffered: it will not become a request."""

@@ -146,6 +146,11 @@ class RequestParser:
                 self._begin_body(head)
             return self._read_body()
         except ProtocolError as error:
+            in_body = self.head
+            if in_body is None:
+                error.to_head = self.begins_with(b"HEAD ")
+            else:
+                error.to_head = in_body.method == "HEAD"
             self._error = error
             self.drop()
             raise
@@ -208,10 +213,10 @@ class RequestParser:
             self._check_head(end + 4, complete=True)
             head = parse_head(raw[:-2], self._limits)
             remember(self._heads, raw, head)
-        self._position = self._scan = end + 4
-        self._empty_lines = 0
         if head.length > self._limits.body:
             raise self._body_too_large()
+        self._position = self._scan = end + 4
+        self._empty_lines = 0
         return head
 
     def _check_head(self, stop: int, *, complete: bool) -> None:

@@ -42,26 +42,26 @@ HEAD = b"GET / HTTP/1.1\r\nHost: a\r\n"
 POST = b"POST /echo HTTP/1.1\r\nHost: a\r\n"
 
 
-@pytest.mark.parametrize(
-    ("status", "sent"),
-    [
-        (400, b"GET / HTTP/1.1\r\n\r\n"),
-        (400, b"GET / HTTP/1.1\nHost: a\n\n"),
-        (400, HEAD + b"Bad Name: x\r\n\r\n"),
-        (400, POST + b"Content-Length: +1\r\n\r\n"),
-        (400, POST + b"Content-Length: 1\r\nTransfer-Encoding: chunked\r\n\r\n"),
-        (400, POST + b"Transfer-Encoding: chunked\r\n\r\nxyz\r\n"),
-        (413, POST + b"Content-Length: 1001\r\n\r\n"),
-        (413, POST + b"Transfer-Encoding: chunked\r\n\r\n3e9\r\n"),
-        (414, b"GET /" + b"x" * 100 + b" HTTP/1.1\r\n"),
-        (417, HEAD + b"Expect: a-miracle\r\n\r\n"),
-        (431, HEAD + b"X: y\r\n" * 10 + b"\r\n"),
-        (431, HEAD + b"X: " + b"y" * 1000),
-        (501, POST + b"Transfer-Encoding: gzip, chunked\r\n\r\n"),
-        (501, b"CONNECT a:80 HTTP/1.1\r\nHost: a\r\n\r\n"),
-        (505, b"GET / HTTP/2.0\r\nHost: a\r\n\r\n"),
-    ],
-)
+REFUSED = [
+    (400, b"GET / HTTP/1.1\r\n\r\n"),
+    (400, b"GET / HTTP/1.1\nHost: a\n\n"),
+    (400, HEAD + b"Bad Name: x\r\n\r\n"),
+    (400, POST + b"Content-Length: +1\r\n\r\n"),
+    (400, POST + b"Content-Length: 1\r\nTransfer-Encoding: chunked\r\n\r\n"),
+    (400, POST + b"Transfer-Encoding: chunked\r\n\r\nxyz\r\n"),
+    (413, POST + b"Content-Length: 1001\r\n\r\n"),
+    (413, POST + b"Transfer-Encoding: chunked\r\n\r\n3e9\r\n"),
+    (414, b"GET /" + b"x" * 100 + b" HTTP/1.1\r\n"),
+    (417, HEAD + b"Expect: a-miracle\r\n\r\n"),
+    (431, HEAD + b"X: y\r\n" * 10 + b"\r\n"),
+    (431, HEAD + b"X: " + b"y" * 1000),
+    (501, POST + b"Transfer-Encoding: gzip, chunked\r\n\r\n"),
+    (501, b"CONNECT a:80 HTTP/1.1\r\nHost: a\r\n\r\n"),
+    (505, b"GET / HTTP/2.0\r\nHost: a\r\n\r\n"),
+]
+
+
+@pytest.mark.parametrize(("status", "sent"), REFUSED)
 @pytest.mark.parametrize("behind", [b"", encode()], ids=["first", "behind-another"])
 def test_a_refused_request_has_its_status_a_json_body_and_ends_the_connection(
     serve: Serve, connect: Connect, status: int, sent: bytes, behind: bytes
@@ -79,6 +79,21 @@ def test_a_refused_request_has_its_status_a_json_body_and_ends_the_connection(
     assert answer["error"]
     assert client.ended()
     assert connect(server).get().status == 200
+
+
+@pytest.mark.parametrize(("status", "sent"), REFUSED)
+def test_no_refusal_of_head_has_a_body(
+    serve: Serve, connect: Connect, status: int, sent: bytes
+) -> None:
+    """RFC 9110 section 9.3.2"""
+    if sent.startswith(b"CONNECT "):
+        pytest.skip("CONNECT is a method of its own")
+    client = connect(serve(limits=SMALL))
+    client.send(b"HEAD " + sent.partition(b" ")[2])
+    answer = client.rest()
+    assert answer.startswith(b"HTTP/1.1 %d " % status)
+    assert answer.endswith(b"\r\n\r\n") and answer.count(b"\r\n\r\n") == 1
+    assert int(answer.lower().partition(b"content-length: ")[2].partition(b"\r")[0]) > 0
 
 
 @any_version

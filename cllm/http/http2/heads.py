@@ -71,7 +71,11 @@ class HeadReader:
         if head is None:
             before = self._decoder.changes
             fields = self._decode(block)
-            head = _head(stream, fields, self._limits)
+            try:
+                head = _head(stream, fields, self._limits)
+            except ProtocolError as error:
+                error.to_head = _HEAD_METHOD in fields
+                raise
             if self._decoder.changes == before:
                 self._remember(block, fields, head)
         return head
@@ -107,11 +111,13 @@ class HeadReader:
             return self._decoder.decode(block)
         except CompressionError as error:
             raise Http2ConnectionError(ErrorCode.COMPRESSION_ERROR, str(error)) from None
-        except HeaderListTooLarge:
+        except HeaderListTooLarge as error:
             limits = self._limits
-            raise ProtocolError(
+            refusal = ProtocolError(
                 431, f"the head has more than {limits.head} bytes or {limits.fields} fields"
-            ) from None
+            )
+            refusal.to_head = _HEAD_METHOD in error.fields
+            raise refusal from None
         finally:
             if self._decoder.changes != self._seen:
                 self._seen = self._decoder.changes
@@ -180,6 +186,7 @@ def _malformed(stream: int, text: str) -> Http2StreamError:
     return Http2StreamError(stream, ErrorCode.PROTOCOL_ERROR, text)
 
 
+_HEAD_METHOD = (":method", "HEAD")
 CONTINUE = encode_status(100)
 
 MAX_CACHED = 64  # characters of a response field's value

@@ -50,7 +50,14 @@ class CompressionError(ValueError):
 
 
 class HeaderListTooLarge(ValueError):  # noqa: N818 - named after its setting
-    """The fields exceed the limit. The whole block was decoded, so the table is still right."""
+    """The fields exceed the limit. The whole block was decoded, so the table is still right.
+
+    fields: those within the limit.
+    """
+
+    def __init__(self, text: str, fields: list[Field]) -> None:
+        super().__init__(text)
+        self.fields = fields
 
 
 class Decoder:
@@ -110,7 +117,7 @@ class Decoder:
                 fields.append(field)
         if size > self._max_size or len(fields) > self._max_fields:
             raise HeaderListTooLarge(
-                f"the fields exceed {self._max_size} bytes or {self._max_fields} fields"
+                f"the fields exceed {self._max_size} bytes or {self._max_fields} fields", fields
             )
         return fields
 

@@ -36,6 +36,8 @@ _log = logging.getLogger("cllm.http")
 
 TURN_READS = 16  # of the worker's receive buffer, before other connections get their turn
 
+SETTINGS_TIMEOUT = 10.0  # s until the client has to acknowledge the server's settings
+
 DRAIN_TIMEOUT = 1.0  # s; section 6.8: a round trip between the two GOAWAYs
 
 
@@ -56,7 +58,7 @@ class Http2:
 
     __slots__ = (
         "_context", "_drain_by", "_idle_by", "_inbound", "_incomplete_by", "_last", "_outbox",
-        "_phase", "_streams", "_transport", "_used", "_window_by", "_window_sent",
+        "_phase", "_settings_by", "_streams", "_transport", "_used", "_window_by", "_window_sent",
     )  # fmt: skip
 
     def __init__(self, context: Context, received: bytes = b"") -> None:
@@ -69,6 +71,7 @@ class Http2:
         self._streams = Streams(context, self._outbox, guards)
         self._inbound = Inbound(context, self._outbox, self._streams, guards, received)
         # Deadlines, time.monotonic()
+        self._settings_by = NEVER  # the client has not acknowledged them
         self._incomplete_by = NEVER  # of a frame or a header block
         self._window_by = NEVER  # the connection's window is closed
         self._window_sent = 0  # of the outbox when that deadline was set
@@ -184,11 +187,23 @@ class Http2:
 
     def _park(self, connection: Connection, interest: int) -> int:
         """Nothing more to do: set the deadline of what is expected next."""
-        now = monotonic()
+        self._renew(monotonic())
+        connection.deadline = min(
+            self._streams.due, self._settings_by, self._drain_by, self._incomplete_by,
+            self._window_by, self._idle_by, self._outbox.write_by,
+        )  # fmt: skip
+        return interest
+
+    def _renew(self, now: float) -> None:
+        """Begin the deadlines of what is expected next, and end those of what has come."""
         config = self._context.config
         outbox = self._outbox
         streams = self._streams
         inbound = self._inbound
+        if inbound.acknowledged:
+            self._settings_by = NEVER
+        elif self._settings_by == NEVER:  # counted from when they are sent
+            self._settings_by = now + SETTINGS_TIMEOUT
         if not inbound.incomplete or outbox.size >= NO_MORE:  # else the server does not read
             self._incomplete_by = NEVER
         elif inbound.progressed or self._incomplete_by == NEVER:  # counted from its first byte
@@ -206,11 +221,6 @@ class Http2:
             self._used = False
             self._last = inbound.last
             self._idle_by = now + self._idle_time
-        connection.deadline = min(
-            streams.due, inbound.settings_by, self._drain_by, self._incomplete_by,
-            self._window_by, self._idle_by, outbox.write_by,
-        )  # fmt: skip
-        return interest
 
     @property
     def _idle_time(self) -> float:
@@ -227,7 +237,8 @@ class Http2:
         outbox = self._outbox
         counters = workspace.counters
         self._check_reader(connection, workspace)
-        if self._inbound.settings_by <= now:
+        self._renew(now)  # a connection that always has more to do does not park
+        if self._settings_by <= now:
             counters.limit("settings_timeout")
             raise Http2ConnectionError(
                 ErrorCode.SETTINGS_TIMEOUT, "the client has not acknowledged the settings"
@@ -275,7 +286,7 @@ class Http2:
         _log.info("the HTTP/2 connection of %s:%d ends: %s", *connection.client, error.text)
         if error.limit:
             workspace.counters.limit(error.limit)
-        self._streams.give_up(error.text, workspace.counters)
+        self._streams.drop_all(error.text, workspace.counters)
         self._outbox.put(frames.goaway(self._inbound.last, error.code, error.text))
         self._phase = ENDED
         return self._flush_out(connection, workspace)
@@ -283,7 +294,10 @@ class Http2:
     def _flush_out(self, connection: Connection, workspace: Workspace) -> int:
         """ENDED: send what the outbox has."""
         interest = self._outbox.flush(connection)
-        return interest or linger(connection, workspace, self._context)
+        if interest:
+            return interest
+        self._streams.left(workspace.counters)
+        return linger(connection, workspace, self._context)
 
     def _leave(self, connection: Connection, workspace: Workspace) -> int:
         """The client has ended its side: it gets what is ready."""

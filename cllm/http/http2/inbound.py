@@ -9,9 +9,8 @@ from __future__ import annotations
 import logging
 from collections import deque
 from collections.abc import Callable
-from time import monotonic
 
-from cllm.http.connection import NEVER, Connection, Context
+from cllm.http.connection import Connection, Context
 from cllm.http.errors import HttpError, ProtocolError
 from cllm.http.exchange import LEFT
 from cllm.http.head import Head
@@ -32,8 +31,6 @@ _log = logging.getLogger("cllm.http")
 
 TURN_REQUESTS = 128  # before other connections get their turn
 
-SETTINGS_TIMEOUT = 10.0  # s until the client has to acknowledge the server's settings
-
 DRAIN_PING = b"draining"
 
 
@@ -42,13 +39,14 @@ class Inbound:
 
     backlog: the reader may hold a complete frame. progressed: a frame was complete; its reader
     resets this. last: the highest stream that the client opened.
-    closing: further streams are ignored. drained: the client has answered the PING of a stop.
-    settings_by: time.monotonic(), when the client has to have acknowledged the settings.
+    acknowledged: the client has the server's settings. closing: further streams are ignored.
+    drained: the client has answered the PING of a stop.
     """
 
     __slots__ = (
         "_context", "_growing", "_guards", "_heads", "_outbox", "_peer", "_reader", "_skipped",
-        "_streams", "_window", "backlog", "closing", "drained", "last", "progressed", "settings_by",
+        "_streams", "_window", "acknowledged", "backlog", "closing", "drained", "last",
+        "progressed",
     )  # fmt: skip
 
     def __init__(
@@ -68,8 +66,7 @@ class Inbound:
         self._growing: dict[int, Stream] = {}  # parts of their bodies came in this read
         self.last = 0
         self.backlog = True
-        self.closing = self.drained = self.progressed = False
-        self.settings_by = monotonic() + SETTINGS_TIMEOUT
+        self.acknowledged = self.closing = self.drained = self.progressed = False
 
     @property
     def incomplete(self) -> bool:
@@ -138,11 +135,9 @@ class Inbound:
             return
         self._guards.traffic(1)
         head: Head | None = None
-        refusal: HttpError | None = None
+        refusal: ProtocolError | None = None
         try:
             head = self._heads.read(id, block)
-            if head.length > self._context.config.limits.body:
-                refusal = self._too_large()
         except ProtocolError as error:
             refusal = error
         if len(streams.open) >= MAX_STREAMS:
@@ -151,14 +146,14 @@ class Inbound:
         stream = Stream(id, connection, self._context, self._outbox, streams.ready)
         streams.open[id] = stream
         stream.remote_ended = ended
-        if head is None or refusal is not None:
+        if head is None:
             assert refusal is not None
-            if head is None:
-                response = self._context.handler.error_response(refusal)
-                streams.refuse(stream, None, response, workspace.counters)
-            else:
-                stream.head_read = head
-                self._refuse(stream, refusal, workspace)
+            response = self._context.handler.error_response(refusal)
+            counters = workspace.counters
+            streams.refuse(stream, None, response, counters, to_head=refusal.to_head)
+        elif head.length > self._context.config.limits.body:
+            stream.head_read = head
+            self._refuse(stream, self._too_large(), workspace)
         elif not ended:
             stream.expect_body(head)
             self._growing[id] = stream
@@ -232,7 +227,7 @@ class Inbound:
 
     def _on_settings(self, workspace: Workspace, flags: int, id: int, payload: bytes) -> None:
         if flags & frames.ACK:
-            self.settings_by = NEVER
+            self.acknowledged = True
             return
         peer, outbox = self._peer, self._outbox
         peer.apply(payload)
@@ -282,7 +277,7 @@ class Inbound:
             self._streams.drop(stream, error.text, workspace.counters)
         self._streams.put_reset(id, error.code)
         # Before a client has read the settings it does not know how many streams it may open.
-        if error.code != ErrorCode.REFUSED_STREAM or self.settings_by == NEVER:
+        if error.code != ErrorCode.REFUSED_STREAM or self.acknowledged:
             self._guards.reset()
 
     def _check_not_idle(self, id: int) -> None:

@@ -1,6 +1,6 @@
 """The streams of one connection: their exchanges, and whose turn it is to send.
 
-A stream takes part in up to three queues, and is left there when it ends:
+A stream takes part in up to three queues:
 
     waiting  its request is complete; it begins when fewer bytes of other responses are held
     ready    its exchange was woken, by any thread
@@ -103,11 +103,16 @@ class Streams:
         request: HttpRequest | None,
         response: HttpResponse,
         counters: Counters,
+        *,
+        to_head: bool = False,
     ) -> None:
-        """Respond without the handler, and drop what else comes of the body."""
+        """Respond without the handler, and drop what else comes of the body.
+
+        request: None for a head that is none; to_head: it is of a HEAD request.
+        """
         stream.drop_body()
         stream.discards = True
-        step = stream.exchange.refuse(request, response, stream, stream, counters)
+        step = stream.exchange.refuse(request, response, stream, stream, counters, to_head=to_head)
         self._after(stream, step, counters)
 
     # Responses
@@ -172,6 +177,7 @@ class Streams:
             return False
         self._leaving.append(stream)
         del self.open[stream.id]
+        stream.exchange.drop_body()
         stream.drop()
         if not stream.remote_ended:  # section 8.1: the rest of the request is not needed
             self.put_reset(stream.id, ErrorCode.NO_ERROR)
@@ -234,6 +240,11 @@ class Streams:
     def drop(self, stream: Stream, reason: str, counters: Counters) -> None:
         """It is reset: cancel its exchange."""
         del self.open[stream.id]
+        if stream.request is not None:  # a client may open and reset any number meanwhile
+            self._waiting.remove(stream)
+        if stream.queued:
+            stream.queued = False
+            self._turns.remove(stream)
         stream.drop()
         stream.exchange.cancel(reason, counters)
 
@@ -270,6 +281,8 @@ class Streams:
                 response = self._context.intake.error(error, incoming.request)
                 self.refuse(stream, incoming.request, response, counters)
                 return
+        elif due <= now and stream.window > 0:  # not this window holds it up any more
+            due = stream.write_by = NEVER
         elif due <= now:
             if stream.sent < config.least_sent:
                 counters.timeouts += 1
@@ -296,10 +309,14 @@ class Streams:
             elif not stream.answered:
                 self._after(stream, stream.exchange.end(stream), counters)
 
+    def drop_all(self, reason: str, counters: Counters) -> None:
+        """Cancel what is not in the outbox: the client does not get it."""
+        for stream in list(self.open.values()):
+            self.drop(stream, reason, counters)
+
     def give_up(self, reason: str, counters: Counters) -> None:
-        """Cancel what is in flight: the client does not get it."""
+        """The same, and the outbox does not leave either."""
         for stream in self._leaving:
             stream.exchange.cancel(reason, counters)
         self._leaving.clear()
-        for stream in list(self.open.values()):
-            self.drop(stream, reason, counters)
+        self.drop_all(reason, counters)

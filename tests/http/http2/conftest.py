@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from cllm.http import Server
+from cllm.http.http2.http2 import Http2
 from tests.http.http2.http2_wire import Http2Client
 
 Http2Connect = Callable[..., Http2Client]
@@ -23,3 +24,11 @@ def http2() -> Iterator[Http2Connect]:
             return stack.enter_context(Http2Client(server.port, **options))
 
         yield open_client
+
+
+def protocol_of(server: Server) -> Http2:
+    """Of its only connection."""
+    (connection,) = server._connections.values()
+    protocol = connection._protocol
+    assert isinstance(protocol, Http2)
+    return protocol

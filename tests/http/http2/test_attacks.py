@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 import tracemalloc
 from collections.abc import Callable
 
@@ -22,6 +21,7 @@ from cllm.http.http2.errors import Http2ConnectionError
 from cllm.http.http2.heads import HeadReader
 from cllm.http.http2.hpack import encode_integer
 from cllm.http.limits import Limits
+from tests.http.http2.conftest import protocol_of
 from tests.http.http2.http2_wire import (
     ACK,
     CONTINUATION,
@@ -32,13 +32,10 @@ from tests.http.http2.http2_wire import (
     GOAWAY,
     HEADERS,
     PING,
-    PREFACE,
     PRIORITY,
-    PROTOCOL_ERROR,
     REFUSED_STREAM,
     RST_STREAM,
     SETTINGS,
-    SETTINGS_TIMEOUT,
     WINDOW_UPDATE,
     Http2Client,
     frame,
@@ -226,72 +223,55 @@ def test_a_client_that_does_not_read_loses_its_connection(serve: Serve, http2: C
     assert server.stats().clients_left_total == 1
 
 
-def test_settings_have_to_be_acknowledged(
-    serve: Serve, http2: Connect, monkeypatch: pytest.MonkeyPatch
+def test_bodies_leave_the_memory_although_their_responses_are_not_read(
+    serve: Serve, http2: Connect
 ) -> None:
-    monkeypatch.setattr("cllm.http.http2.inbound.SETTINGS_TIMEOUT", 0.1)
-    server = serve(head_timeout=0.5)
-    client = http2(server)
-    client.acks = False
-    *_, last = client.all_frames()
-    assert (last.kind, last.code) == (GOAWAY, SETTINGS_TIMEOUT)
-    assert server.stats().http2_limits == {"settings_timeout": 1}
-
-
-@pytest.mark.parametrize(
-    "start",
-    [
-        pytest.param(PREFACE[:20], id="the preface"),
-        pytest.param(PREFACE, id="SETTINGS"),
-        pytest.param(PREFACE + frame(SETTINGS, 0, 0) + b"\0\0\5", id="a frame"),
-        pytest.param(PREFACE + frame(SETTINGS, 0, 0) + frame(HEADERS, 0, 1), id="a head"),
-    ],
-)
-def test_what_has_begun_must_go_on(serve: Serve, http2: Connect, start: bytes) -> None:
-    server = serve(head_timeout=0.2)
-    client = http2(server, greet=False)
-    client.acks = False
-    client.send(start)
-    *_, last = client.all_frames()
-    assert (last.kind, last.code) == (GOAWAY, PROTOCOL_ERROR)
-    assert server.stats().timeouts_total == 1
-
-
-def test_frames_that_end_within_a_read_may_take_longer(serve: Serve, http2: Connect) -> None:
-    """Each part that arrives has the end of a frame and the beginning of the next one."""
-    client = http2(serve(head_timeout=1.0))
-    client.send(client.headers(1, request_fields("POST", "/echo"), ended=False))
-    client.settled()
-    data = frame(DATA, 0, 1, b"x" * 91) * 8 + frame(DATA, END_STREAM, 1, b"end")
-    client.send(data[:50])
-    for at in range(50, len(data), 100):
-        threading.Event().wait(0.2)
-        client.send(data[at : at + 100])
-    assert client.reply(1).body == b"x" * 728 + b"end"
-
-
-def test_what_the_server_does_not_read_has_no_deadline(serve: Serve, http2: Connect) -> None:
-    """The client has sent its requests whole, and reads the responses late."""
-    handler = HttpHandler()
-    handler.get("/", lambda request: HttpResponse(204, [("x-a", "b" * 12_000)]))
-    server = serve(handler, head_timeout=0.2)
+    handler = basic_handler()
+    handler.get("/head", lambda request: HttpResponse(204, [("x-a", "b" * 12_000)]))
+    handler.post("/length", lambda request: str(len(request.body)))
+    server = serve(handler, workers=1)
     client = http2(server, receive_buffer=4096)
-    asked = [client.take_stream() for _ in range(600)]
-    client.send(b"".join(client.headers(each, request_fields()) for each in asked))
-    threading.Event().wait(0.6)
-    assert all(client.reply(each).status == 204 for each in asked)
-    assert server.stats().timeouts_total == 0
+    client.settled()
+    outbox = protocol_of(server)._outbox
+    answered = 0
+
+    def ask(method: str, path: str, body: bytes | None = None) -> None:
+        nonlocal answered
+        client.open(method, path, body)
+        answered += 1
+        wait_until(lambda: server.stats().requests_total == answered, "it is answered")
+
+    while not outbox.size:  # the client's socket is full
+        ask("GET", "/head")
+    body = b"y" * 4_000_000
+    ask("POST", "/length", body)
+    tracemalloc.start()
+    try:
+        for _ in range(10):
+            ask("POST", "/length", body)
+        used, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert used < 2.5 * len(body)  # of the last one, perhaps: its parts and the whole
 
 
-def test_a_body_must_go_on(serve: Serve, http2: Connect) -> None:
-    server = serve(body_timeout=0.2)
-    client = http2(server)
-    client.send(client.headers(1, request_fields("POST", "/echo"), ended=False))
-    client.next_stream = 3
-    assert client.request().body == b"root"
-    assert client.reply(1).status == 408
-    assert client.request().body == b"root"
-    assert server.stats().timeouts_total == 1
+@pytest.mark.parametrize("high_water", [1 << 20, 1 << 30], ids=["not begun", "begun"])
+def test_streams_that_are_reset_leave_the_memory(
+    serve: Serve, http2: Connect, high_water: int
+) -> None:
+    """While the connection's window is closed."""
+    handler = basic_handler()
+    handler.get("/long", lambda request: HttpResponse.bytes(b"x" * 3_000_000))
+    server = serve(handler, high_water=high_water)
+    client = http2(server, s4=1 << 24)
+    client.updates = False
+    client.open("GET", "/long")
+    client.settled()
+    for _ in range(80):
+        client.send(frame(RST_STREAM, 0, client.open("GET", "/long"), uint32(8)))
+    client.settled()
+    streams = protocol_of(server)._streams
+    assert (len(streams.open), len(streams._waiting), len(streams._turns)) == (1, 0, 1)
 
 
 def test_the_bucket_fills_with_time(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -308,6 +308,23 @@ def test_a_window_that_opens_by_a_byte_at_a_time_is_not_enough(
     assert client.replies[stream].reset is not None
 
 
+def test_a_window_that_was_closed_and_is_open_has_no_deadline(serve: Serve, http2: Connect) -> None:
+    """The connection's window lets little through, but enough."""
+    server = serve(handler_of(b"x" * 100_000), write_timeout=0.5, min_rate=500)
+    client = http2(server, s4=0)
+    client.updates = False
+    stream = client.open()
+    client.settled()
+    client.send(settings(s4=1 << 20))
+    others = [client.open() for _ in range(3)]
+    pause = threading.Event()
+    for _ in range(15):
+        client.send(frame(WINDOW_UPDATE, 0, 0, uint32(150)))
+        pause.wait(0.1)
+    client.settled()
+    assert client.ended.isdisjoint((stream, *others))
+
+
 def test_a_connection_whose_window_stays_closed_ends(serve: Serve, http2: Connect) -> None:
     server = serve(handler_of(b"x" * 100_000), write_timeout=0.2)
     client = http2(server, s4=1 << 20)

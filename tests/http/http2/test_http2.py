@@ -245,6 +245,21 @@ def test_a_handler_that_blocks_holds_its_connection_and_no_other(
     assert client.reply(behind).body == b"root"
 
 
+def test_a_response_that_has_left_counts_although_a_bad_frame_follows_its_request(
+    serve: Serve, http2: Connect
+) -> None:
+    server = serve()
+    client = http2(server)
+    client.settled()
+    request = client.headers(client.take_stream(), request_fields())
+    client.send(request + frame(DATA, 0, 0, b"on no stream"))
+    client.all_frames()
+    assert client.replies[1].body == b"root"
+    wait_until(lambda: server.stats().connections_open == 0, "it is closed")
+    assert server.stats().responses_by_status == {200: 1}
+    assert server.stats().clients_left_total == 0
+
+
 # How it ends
 
 

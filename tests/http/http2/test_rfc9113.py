@@ -461,6 +461,23 @@ def test_the_first_header_block_after_a_smaller_table_says_so(client: Http2Clien
     assert (first[:1], second[:1]) == (b"\x20", b"\x88")
 
 
+@pytest.mark.parametrize(
+    "fields",
+    [
+        pytest.param(request_fields("HEAD", "/a/../b"), id="400"),
+        pytest.param(request_fields("HEAD", "/" + "a" * 9000), id="414"),
+        pytest.param(request_fields("HEAD", "/", ("expect", "x")), id="417"),
+        pytest.param(request_fields("HEAD", "/", *((f"a{n}", "b") for n in range(101))), id="431"),
+        pytest.param(request_fields("HEAD", "/nothing"), id="404"),
+    ],
+)
+def test_no_response_to_head_has_a_body(client: Http2Client, fields: Fields) -> None:
+    client.send(client.headers(client.take_stream(), fields))
+    reply = client.reply(1)
+    assert reply.status >= 400 and int(reply.headers["content-length"]) > 0
+    assert reply.body == b""
+
+
 def test_8_1_a_refusal_before_the_end_of_the_body_is_followed_by_a_reset(server: Server) -> None:
     with Http2Client(server.port) as client:
         client.send(post(client, ("content-length", str(17 * 2**20))))
