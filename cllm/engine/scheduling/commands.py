@@ -41,6 +41,11 @@ class Commands:
 
     # The engine thread.
 
+    def note_idle(self) -> None:
+        """A request has left its slot: if commands wait, there will be another step."""
+        if self._left:
+            self._wake()
+
     def obey(self, slots: Sequence[Slot]) -> None:
         """Run the commands whose slots are idle; keep the others for later."""
         if not self._left:

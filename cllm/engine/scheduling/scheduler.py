@@ -5,9 +5,6 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable
-from concurrent.futures import Future
-from typing import TypeVar
 
 from cllm.engine.cache.disk_cache import DiskCache
 from cllm.engine.cache.placement import Placer
@@ -38,8 +35,6 @@ _log = logging.getLogger("cllm.engine")
 
 _GATHER_S = 0.002  # that an idle engine waits for more requests after each
 
-_T = TypeVar("_T")
-
 
 class Scheduler(EngineLoop[Sequence]):
     """Runs sequences on a context: admits them, plans and decodes steps, and publishes text."""
@@ -68,6 +63,7 @@ class Scheduler(EngineLoop[Sequence]):
         self._disk = disk
         self._room = RoomMaker(placer, planner, self._running, admission.waiting, stats)
         self._commands = Commands(self._inbox.wake)
+        self.command = self._commands.put  # any thread
         self._filter, self._masks = RowFilter(), MaskThread()
         self._overlap = Overlap()
         self._interruption = Interruption(context, placer.supports_rollback)
@@ -76,10 +72,6 @@ class Scheduler(EngineLoop[Sequence]):
         self._suspects: list[Sequence] = []  # of a failed step; each is decoded alone
 
     # Any thread.
-
-    def command(self, slot: int, run: Callable[[Slot], _T]) -> Future[_T]:
-        """Run something on a slot as soon as no request is in it; see Commands.put."""
-        return self._commands.put(slot, run)
 
     def wake(self) -> None:
         """Let the engine thread look for work."""
@@ -388,6 +380,7 @@ class Scheduler(EngineLoop[Sequence]):
             self._running.remove(sequence)
             sequence.slot = None
             self._placer.release(slot)
+            self._commands.note_idle()
         self._admission.forget(sequence)
         sequence.close()
 
