@@ -82,14 +82,12 @@ class CompilerUnavailable(EngineError):  # noqa: N818 - a public name
 
 
 class QueueFull(EngineError):  # noqa: N818 - a public name
-    """The maximum number of requests is waiting; retry_after is in seconds."""
+    """The maximum number of requests, or of commands, is waiting; retry_after is in seconds."""
 
-    def __init__(self, waiting: int, retry_after: int) -> None:
+    def __init__(self, waiting: int, retry_after: int, what: str = "requests") -> None:
         self.waiting = waiting
         self.retry_after = retry_after
-        super().__init__(
-            f"the queue is full ({waiting} requests wait); try again in {retry_after} s"
-        )
+        super().__init__(f"the queue is full ({waiting} {what} wait); try again in {retry_after} s")
 
 
 class DeadlineExceeded(EngineError):  # noqa: N818 - a public name

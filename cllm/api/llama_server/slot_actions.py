@@ -15,7 +15,7 @@ from cllm.api.envelopes import JSON, encode
 from cllm.api.errors import describe
 from cllm.api.schemas import Schema
 from cllm.api.service import Service
-from cllm.api.tenants import scope_of
+from cllm.api.tenants import scope_of, tenant_of
 from cllm.engine import InvalidRequest
 from cllm.http import DeferredResponse, HttpHandler, HttpRequest, HttpResponse
 
@@ -47,18 +47,23 @@ class SlotActions:
         self._handler = handler
 
     def endpoint(self, request: HttpRequest) -> DeferredResponse:
-        """``?action=save|restore|erase``. Raises InvalidRequest, NotEnabled, HttpError 503."""
+        """``?action=save|restore|erase``.
+
+        Raises InvalidRequest, NotEnabled, QueueFull, HttpError 503.
+        """
         sessions = self._service.engine.sessions
         slot = _slot(request.path_params["id"])
         action = request.query.get("action", "")
         owner = scope_of(request, self._service.divides_prefixes, None).owner
+        tenant = tenant_of(request)
         if action == "save":
-            return self._answer(sessions.save(slot, _filename(request), owner), _saved, request)
+            saved = sessions.save(slot, _filename(request), owner, tenant)
+            return self._answer(saved, _saved, request)
         if action == "restore":
-            restored = sessions.restore(slot, _filename(request), owner)
+            restored = sessions.restore(slot, _filename(request), owner, tenant)
             return self._answer(restored, _restored, request)
         if action == "erase":
-            erased = sessions.erase(slot, owner)
+            erased = sessions.erase(slot, owner, tenant)
             return self._answer(erased, lambda n: {"id_slot": slot, "n_erased": n}, request)
         raise InvalidRequest("action", action, "save, restore or erase")
 
@@ -68,6 +73,8 @@ class SlotActions:
         answer = DeferredResponse()
 
         def done(ended: Future[_T]) -> None:
+            if ended.cancelled():
+                return
             error = ended.exception()
             if error is None:
                 response = HttpResponse.bytes(encode(body(ended.result())), JSON)
@@ -75,6 +82,7 @@ class SlotActions:
                 response = self._handler.error_response(describe(error, request.id), request)
             answer.resolve(response)
 
+        answer.on_cancel(lambda _: future.cancel())  # the client has left
         future.add_done_callback(done)
         return answer
 

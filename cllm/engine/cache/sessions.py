@@ -13,7 +13,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 from urllib.parse import quote
 
 from cllm.engine.adapters import Adapters
@@ -28,10 +28,19 @@ from cllm.engine.machine.fingerprint import fingerprint
 from cllm.engine.sharing import Scope
 
 _T = TypeVar("_T")
-_U = TypeVar("_U")
 
-Command = Callable[[int, Callable[[Slot], Any]], "Future[Any]"]
-"""Runs a function on a slot once no request is in it; see Commands.put."""
+
+class Command(Protocol):
+    """Runs a function on a slot once no request is in it; see Commands.put."""
+
+    def __call__(
+        self,
+        slot: int,
+        run: Callable[..., Any],
+        tenant: str = "",
+        read: Callable[[], Future[Any]] | None = None,
+        write: Callable[[Any], Future[Any]] | None = None,
+    ) -> Future[Any]: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,12 +84,15 @@ class Sessions:
         self._adapters = adapters
         self._files = ThreadPoolExecutor(1, thread_name_prefix="cllm-session-files")
 
-    def save(self, slot: int, filename: str, owner: str = "") -> Future[Session]:
+    def save(
+        self, slot: int, filename: str, owner: str = "", tenant: str | None = None
+    ) -> Future[Session]:
         """Write a slot's prefix to a file; a file of that name is replaced.
 
         owner: of the slot's tokens. Each has a folder of its own, so that none reaches the files
-        of another. Raises NotEnabled and InvalidRequest; the future raises it if the slot is
-        empty or another's.
+        of another. tenant: whose commands are counted together; None: the owner's. Raises
+        NotEnabled and InvalidRequest, and QueueFull if too many commands wait; the future raises
+        it if the slot is empty or another's. Cancelling the future removes a command that waits.
         """
         began, path = time.perf_counter(), self._path(filename, owner)
 
@@ -94,17 +106,23 @@ class Sessions:
             size = session_file.write(path, self._identity, *kept)
             return Session(slot, filename, len(it.tokens), size, time.perf_counter() - began)
 
-        found = self._command(self._checked(slot), take)
-        return _then(found, lambda snapshot: self._file_thread(write, snapshot))
+        return self._command(
+            self._checked(slot),
+            take,
+            owner if tenant is None else tenant,
+            write=lambda snapshot: self._file_thread(write, snapshot),
+        )
 
-    def restore(self, slot: int, filename: str, owner: str = "") -> Future[Session]:
+    def restore(
+        self, slot: int, filename: str, owner: str = "", tenant: str | None = None
+    ) -> Future[Session]:
         """Put a file's prefix into a slot; prompts of its scope that begin with it reuse it.
 
-        Raises as save does; the future raises InvalidRequest if the file is missing, damaged, or
-        saved with another model or another cache layout.
+        The file is read when the slot is idle. Raises as save does; the future raises
+        InvalidRequest if the file is missing, damaged, or saved with another model or another
+        cache layout.
         """
         began, path = time.perf_counter(), self._path(filename, owner)
-        self._checked(slot)
 
         def read() -> tuple[array[int], Bytes, int, Scope]:
             content = session_file.read(path, self._identity)
@@ -118,23 +136,30 @@ class Sessions:
             scope = Scope(owner, content.salt, adapters)
             return content.tokens, content.state, content.size, scope
 
-        def put(content: tuple[array[int], Bytes, int, Scope]) -> Future[Session]:
+        def load(target: Slot, content: tuple[array[int], Bytes, int, Scope]) -> Session:
             tokens, state, size, scope = content
+            if not self._placer.load(target, tokens, state, scope):
+                expected = "a file saved with the same cache settings (flash_attn, kv_cells)"
+                raise InvalidRequest("filename", filename, expected)
+            return Session(slot, filename, len(tokens), size, time.perf_counter() - began)
 
-            def load(target: Slot) -> Session:
-                if not self._placer.load(target, tokens, state, scope):
-                    expected = "a file saved with the same cache settings (flash_attn, kv_cells)"
-                    raise InvalidRequest("filename", filename, expected)
-                seconds = time.perf_counter() - began
-                return Session(slot, filename, len(tokens), size, seconds)
+        return self._command(
+            self._checked(slot),
+            load,
+            owner if tenant is None else tenant,
+            read=lambda: self._file_thread(read),
+        )
 
-            return self._command(slot, load)
+    def erase(self, slot: int, owner: str = "", tenant: str | None = None) -> Future[int]:
+        """Forget an owner's prefix in a slot; the future returns its number of tokens.
 
-        return _then(self._file_thread(read), put)
-
-    def erase(self, slot: int, owner: str = "") -> Future[int]:
-        """Forget an owner's prefix in a slot; the future returns its number of tokens."""
-        return self._command(self._checked(slot), lambda target: self._placer.erase(target, owner))
+        Raises InvalidRequest and QueueFull.
+        """
+        return self._command(
+            self._checked(slot),
+            lambda target: self._placer.erase(target, owner),
+            owner if tenant is None else tenant,
+        )
 
     def close(self) -> None:
         """Finish the file in progress; the rest ends with EngineClosed."""
@@ -171,27 +196,3 @@ def _identity(config: EngineConfig, model: Path) -> Identity:
     layout = "unified" if config.kv_unified else f"split in {config.sequences}"
     known = "" if config.slot_save_path is None else fingerprint(model)
     return Identity(known, layout, config.cache_type_k, config.cache_type_v, config.alterations)
-
-
-def _then(first: Future[_T], next_: Callable[[_T], Future[_U]]) -> Future[_U]:
-    """The result of what `next_` starts with the result of `first`, or the first error."""
-    outcome: Future[_U] = Future()
-
-    def passed_on(second: Future[_U]) -> None:
-        if second.cancelled():
-            outcome.set_exception(EngineClosed())
-        elif (error := second.exception()) is not None:
-            outcome.set_exception(error)
-        else:
-            outcome.set_result(second.result())
-
-    def go_on(done: Future[_T]) -> None:
-        if done.cancelled():
-            outcome.set_exception(EngineClosed())
-        elif (error := done.exception()) is not None:
-            outcome.set_exception(error)
-        else:
-            next_(done.result()).add_done_callback(passed_on)
-
-    first.add_done_callback(go_on)
-    return outcome
