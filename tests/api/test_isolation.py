@@ -12,6 +12,7 @@ import pytest
 import requests
 
 from cllm.api import ApiSettings
+from cllm.api.native.monitor_view import View
 from cllm.api.tenants import Tenants
 from cllm.engine import Engine
 from cllm.http import ServerConfig
@@ -56,6 +57,34 @@ def test_slots_show_a_key_its_own(keyed: Live) -> None:
     assert sum(slot > bare for slot in told("root")) >= 1
     assert sum(slot > bare for slot in told("alice")) == 1
     assert all(slot == bare for slot in told("bob"))
+
+
+@pytest.mark.parametrize("action", ["restore", "erase"])
+def test_a_slot_that_was_restored_or_erased_is_not_its_last_request_s(
+    keyed: Live, action: str
+) -> None:
+    def act(action: str) -> int:
+        fields = {"x-api-key": "alice"}
+        return keyed.post(
+            f"/slots/0?action={action}", {"filename": "own"}, headers=fields
+        ).status_code
+
+    def seen(key: str) -> tuple[int | None, int | None]:
+        """The tokens of slot 0, as /slots and /monitor tell them."""
+        told = see(keyed, key, "/slots").json()[0].get("n_prompt_tokens")
+        shown = View(keyed.service, 0).moment(key).slots[0].tokens
+        return told, shown
+
+    cached(keyed, "alice", id_slot=0)
+    assert act("save") == 200
+    if action == "restore":
+        cached(keyed, "bob", id_slot=0, prompt="Hi")
+        before = seen("bob")
+        assert before[0] == before[1] and before[0] is not None
+    else:
+        assert seen("alice") != (None, None)
+    assert act(action) == 200
+    assert seen("bob") == seen("alice") == (None, None)
 
 
 def test_details_of_the_health_need_an_admin_key(keyed: Live) -> None:

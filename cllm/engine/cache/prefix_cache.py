@@ -57,7 +57,8 @@ class Slot:
 
     leader: another slot, whose prompt is being evaluated and whose first `promised` tokens this
     one waits for instead of evaluating them too.
-    served: the request that it serves, or served last; any thread may read it.
+    served: the request that it serves, or served last; None if its tokens may be another's. Any
+        thread may read it.
     scope: of the requests that may reuse its tokens.
     moved_from: position from which on a context shift moved its tokens; None: no shift. What was
         moved was computed after tokens that are gone, so nobody else may reuse it.
@@ -317,6 +318,7 @@ class PrefixCache:
 
     def occupy(self, slot: Slot, tokens: array[int], length: int, scope: Scope = COMMON) -> None:
         """Give a slot to a request of a scope, whose `tokens` it fills from here on."""
+        slot.served = None
         slot.tokens, slot.length, slot.busy, slot.scope = tokens, length, True, scope
         slot.marks, slot.fixed = [], False
         slot.moved_from = None
@@ -335,6 +337,7 @@ class PrefixCache:
 
     def fill(self, slot: Slot, tokens: array[int], scope: Scope = COMMON) -> None:
         """Note what an idle slot holds now, and in which scope; nothing if `tokens` is empty."""
+        slot.served = None
         slot.tokens, slot.length, slot.scope = tokens, len(tokens), scope
         self.release(slot)
 

@@ -15,7 +15,7 @@ class SlotInfo:
 
     waits: for a prefix that another slot's request is reading.
     tenant, generation, params: of the request that it serves or served last; None if it served
-    none yet.
+    none yet, or if its tokens were restored or erased since.
     """
 
     id: int
@@ -29,7 +29,8 @@ class SlotInfo:
 
 def slot_info(slot: Slot) -> SlotInfo:
     """Describe a slot as of now. Any thread."""
-    generation, params, tenant = slot.served or (None, None, None)
-    return SlotInfo(
-        slot.id, slot.busy, slot.leader is not None, slot.length, tenant, generation, params
-    )
+    served, length = slot.served, slot.length
+    if slot.served is not served:  # the length may be another tenant's
+        served = None
+    generation, params, tenant = served or (None, None, None)
+    return SlotInfo(slot.id, slot.busy, slot.leader is not None, length, tenant, generation, params)

@@ -77,6 +77,26 @@ def test_a_prompt_that_is_being_read_is_not_waited_for(load: Loader) -> None:
     assert second.usage.cached_tokens == 0
 
 
+def test_a_slot_is_nobody_s_while_its_tokens_change(load: Loader) -> None:
+    engine = load(parallel=1, ctx_size=512)
+    context = engine._scheduler._context
+    real, seen = context.remove, list[tuple[str | None, int]]()
+
+    def remove(seq: int, start: int = -1) -> bool:
+        (slot,) = engine.slots()  # as another thread may see it now
+        seen.append((slot.tenant, slot.tokens))
+        return real(seq, start)
+
+    for tenant, prompt in (("alice", PROMPT), ("bob", [5, *PROMPT][:100])):
+        finished(engine.submit(prompt, greedy(1), tenant=tenant))
+    context.remove = remove  # type: ignore[method-assign]
+    # Its beginning comes from host memory, from where more is restored than it has.
+    done = finished(engine.submit([*PROMPT[:120], 7], greedy(1), tenant="alice"))
+    assert done.usage.cached_tokens == 120
+    assert (None, 200) in seen
+    assert not any(tenant == "bob" and tokens > 100 for tenant, tokens in seen)
+
+
 def test_files_of_slots_belong_to_their_owner(load: Loader, tmp_path: Path) -> None:
     engine = load(parallel=1, ctx_size=512, cache_ram=0, slot_save_path=str(tmp_path))
     sessions = engine.sessions
