@@ -87,6 +87,15 @@ class FrameReader:
         """A frame, a header block or the preface has begun and is not complete."""
         return self._position < len(self._buffer) or self._stream > 0 or not self.started
 
+    @property
+    def partial_data(self) -> tuple[int, int]:
+        """Of a DATA frame that is not complete: (stream, bytes received); else (0, 0)."""
+        size = len(self._buffer) - self._position
+        if size < HEAD_SIZE or self._preface or self._stream:
+            return 0, 0
+        _, _, kind, _, stream = _HEAD.unpack_from(self._buffer, self._position)
+        return (stream & MAX_STREAM, size - HEAD_SIZE) if kind == DATA else (0, 0)
+
     def next_frame(self) -> Frame | None:
         """The next frame, or None if bytes are missing.
 

@@ -176,9 +176,9 @@ class Http2:
         for _ in range(TURN_READS):
             streams.take_turns(workspace.counters)
             interest = outbox.flush(connection)
+            streams.left(workspace.counters)
             if interest:
                 return interest
-            streams.left(workspace.counters)
             if streams.begin_waiting(workspace.counters):
                 continue
             if not outbox.size and (outbox.window <= 0 or not streams.sending):
@@ -294,15 +294,13 @@ class Http2:
     def _flush_out(self, connection: Connection, workspace: Workspace) -> int:
         """ENDED: send what the outbox has."""
         interest = self._outbox.flush(connection)
-        if interest:
-            return interest
         self._streams.left(workspace.counters)
-        return linger(connection, workspace, self._context)
+        return interest or linger(connection, workspace, self._context)
 
     def _leave(self, connection: Connection, workspace: Workspace) -> int:
         """The client has ended its side: it gets what is ready."""
-        if not self._outbox.flush(connection):
-            self._streams.left(workspace.counters)
+        self._outbox.flush(connection)
+        self._streams.left(workspace.counters)
         self._streams.give_up(LEFT, workspace.counters)
         self._phase = ENDED
         return DONE

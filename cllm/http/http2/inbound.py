@@ -39,13 +39,14 @@ class Inbound:
 
     backlog: the reader may hold a complete frame. progressed: a frame was complete; its reader
     resets this. last: the highest stream that the client opened.
+    in_body: the frame that is not complete is of a body that is awaited.
     acknowledged: the client has the server's settings. closing: further streams are ignored.
     drained: the client has answered the PING of a stop.
     """
 
     __slots__ = (
         "_context", "_growing", "_guards", "_heads", "_outbox", "_peer", "_reader", "_skipped",
-        "_streams", "_window", "acknowledged", "backlog", "closing", "drained", "last",
+        "_streams", "_window", "acknowledged", "backlog", "closing", "drained", "in_body", "last",
         "progressed",
     )  # fmt: skip
 
@@ -66,12 +67,15 @@ class Inbound:
         self._growing: dict[int, Stream] = {}  # parts of their bodies came in this read
         self.last = 0
         self.backlog = True
-        self.acknowledged = self.closing = self.drained = self.progressed = False
+        self.acknowledged = self.closing = self.drained = self.in_body = self.progressed = False
 
     @property
     def incomplete(self) -> bool:
-        """A frame, a block of fields or the preface has begun and is not complete."""
-        return self._reader.incomplete
+        """A frame, a block of fields or the preface has begun and is not complete.
+
+        Not a frame of a body: that has the body's deadline.
+        """
+        return self._reader.incomplete and not self.in_body
 
     def feed(self, data: bytes) -> None:
         """Take received bytes."""
@@ -109,11 +113,7 @@ class Inbound:
                         handle(self, workspace, flags, stream, payload)
             except Http2StreamError as error:
                 self._on_error(error, workspace)
-        if self._growing:
-            growing, self._growing = self._growing, {}
-            for each in growing.values():
-                if not (each.remote_ended or each.local_ended or each.discards):
-                    self._take_in(each, workspace)
+        self._take_in_all(workspace)
 
     def _on_headers(
         self, connection: Connection, workspace: Workspace, flags: int, id: int, block: bytes
@@ -292,8 +292,25 @@ class Inbound:
 
     # Bodies of requests
 
-    def _take_in(self, stream: Stream, workspace: Workspace) -> None:
-        """A part of a body has arrived; the rest comes in a later turn."""
+    def _take_in_all(self, workspace: Workspace) -> None:
+        """Look after the bodies that have grown, by a part of a frame too."""
+        self.in_body = False
+        id, size = (0, 0) if self.backlog else self._reader.partial_data
+        if id and (stream := self._streams.open.get(id)) is not None:
+            self._growing[id] = stream
+        if not self._growing:
+            return
+        growing, self._growing = self._growing, {}
+        for stream in growing.values():
+            if not (stream.remote_ended or stream.local_ended or stream.discards):
+                self._take_in(stream, workspace, size if stream.id == id else 0)
+                self.in_body |= stream.id == id and not stream.discards
+
+    def _take_in(self, stream: Stream, workspace: Workspace, more: int) -> None:
+        """A part of a body has arrived; the rest comes in a later turn.
+
+        more: bytes of a frame that is not complete.
+        """
         intake = self._context.intake
         incoming = stream.incoming
         if incoming is None:
@@ -307,7 +324,7 @@ class Inbound:
             if head.expects_continue and not stream.body:
                 self._outbox.put(self._outbox.headers(stream.id, CONTINUE, ended=False))
         try:
-            incoming.grow(len(stream.body))
+            incoming.grow(len(stream.body) + more)
         except HttpError as error:
             self._refuse(stream, error, workspace)
             return
@@ -321,6 +338,7 @@ class Inbound:
             raise _wrong_length(stream.id)
         stream.remote_ended = True
         request = stream.head_read.request(bytes(stream.body))
+        stream.body = bytearray()  # the request may wait
         self._streams.take(stream, request, workspace.counters)
 
     def _refuse(self, stream: Stream, error: HttpError, workspace: Workspace) -> None:

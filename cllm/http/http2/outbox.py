@@ -29,12 +29,13 @@ class Outbox:
 
     window, initial_window: what the client's settings and updates allow, in bytes.
     held: bytes of responses that wait for a window. data_sent: bytes in DATA frames so far.
+    taken: bytes that were ever put in.
     write_by: time.monotonic(), the deadline of what is in the outbox.
     """
 
     __slots__ = (
         "_outgoing", "_sent_frames", "data_sent", "held", "initial_window", "table_update",
-        "window", "write_by",
+        "taken", "window", "write_by",
     )  # fmt: skip
 
     def __init__(self, config: ServerConfig) -> None:
@@ -42,7 +43,7 @@ class Outbox:
         self.window = DEFAULT_WINDOW
         self.initial_window = DEFAULT_WINDOW
         self.held = 0
-        self.data_sent = 0
+        self.data_sent = self.taken = 0
         self._sent_frames = 0  # of responses
         self.table_update = b""  # goes before the next header block
         self.write_by = NEVER
@@ -53,6 +54,11 @@ class Outbox:
         return self._outgoing.size
 
     @property
+    def left(self) -> int:
+        """Bytes that have left, of those that were ever put in."""
+        return self.taken - self._outgoing.size
+
+    @property
     def room(self) -> int:
         """Bytes of data that may become frames now; not positive: none."""
         return min(self.window, FULL - self.size)
@@ -60,6 +66,7 @@ class Outbox:
     def put(self, frame: bytes) -> None:
         """Append a frame, or several."""
         self._outgoing.append((frame,), len(frame))
+        self.taken += len(frame)
 
     def headers(self, stream: int, block: bytes, *, ended: bool) -> bytes:
         """The frames of the next header block."""
@@ -71,6 +78,7 @@ class Outbox:
         """Append a DATA frame of `size` bytes, which the windows allow."""
         head = frame_head(DATA, END_STREAM if ended else 0, stream, size)
         self._outgoing.append((head, *pieces), len(head) + size)
+        self.taken += len(head) + size
         self.window -= size
         self.data_sent += size
         self._sent_frames += 1

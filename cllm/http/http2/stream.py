@@ -41,12 +41,14 @@ class Stream:
     window, pending, size (of it, in bytes): of the response. answered: its end follows `pending`.
     more: the exchange may have more to give. queued: it waits for its turn to send.
     write_by: time.monotonic(): its window is closed and has to open by then; sent: bytes since.
+    leaves_at: what has left the outbox when this stream's end has.
     """
 
     __slots__ = (
         "_connection", "_outbox", "_ready", "_server", "announced", "answered", "body", "client",
-        "discards", "exchange", "head_read", "id", "incoming", "local_ended", "more", "pending",
-        "queued", "receive_window", "remote_ended", "request", "sent", "size", "window", "write_by",
+        "discards", "exchange", "head_read", "id", "incoming", "leaves_at", "local_ended", "more",
+        "pending", "queued", "receive_window", "remote_ended", "request", "sent", "size", "window",
+        "write_by",
     )  # fmt: skip
 
     def __init__(
@@ -73,7 +75,7 @@ class Stream:
         self.size = 0
         self.answered = self.more = self.queued = False
         self.write_by = NEVER
-        self.sent = 0
+        self.sent = self.leaves_at = 0
 
     # The request
 
@@ -86,7 +88,10 @@ class Stream:
 
     def partial_request(self, intake: Intake) -> HttpRequest:
         """The request without its body, for checks and refusals."""
-        request = self.head_read.request()
+        return self.known(self.head_read.request(), intake)
+
+    def known(self, request: HttpRequest, intake: Intake) -> HttpRequest:
+        """The same request, with its client and id."""
         request.client = intake.client_of(request, self.client)
         request.id = access_log.request_id(request)
         return request

@@ -54,7 +54,7 @@ class Streams:
         self.ready: deque[Stream] = deque()
         self._waiting: deque[Stream] = deque()
         self._turns: deque[Stream] = deque()
-        self._leaving: list[Stream] = []  # their ends are in the outbox
+        self._leaving: deque[Stream] = deque()  # their ends are in the outbox
         self._resets: dict[int, None] = {}
         self.answered = 0
         self.due = NEVER
@@ -71,7 +71,10 @@ class Streams:
             stream.hold_body(len(request.body), self._context.intake)
         except HttpError as error:
             stream.request = None
-            self.refuse(stream, request, self._context.intake.error(error, request), counters)
+            intake = self._context.intake
+            self.refuse(
+                stream, request, intake.error(error, stream.known(request, intake)), counters
+            )
         else:
             self._waiting.append(stream)
 
@@ -176,6 +179,7 @@ class Streams:
         if not stream.local_ended:
             return False
         self._leaving.append(stream)
+        stream.leaves_at = self._outbox.taken
         del self.open[stream.id]
         stream.exchange.drop_body()
         stream.drop()
@@ -190,10 +194,11 @@ class Streams:
         self.put_reset(stream.id, ErrorCode.INTERNAL_ERROR)
 
     def left(self, counters: Counters) -> None:
-        """The outbox is empty: the responses whose ends were in it are complete."""
-        for stream in self._leaving:
-            stream.exchange.finish(counters)
-        self._leaving.clear()
+        """Bytes of the outbox have left: the responses whose ends were among them are complete."""
+        leaving = self._leaving
+        left = self._outbox.left
+        while leaving and leaving[0].leaves_at <= left:
+            leaving.popleft().exchange.finish(counters)
 
     # Sending in turns
 
@@ -206,7 +211,7 @@ class Streams:
         """Give it a turn if it has something to send, or a deadline if its window is closed."""
         if not (stream.size or stream.more):
             stream.write_by = NEVER
-        elif stream.window > 0:
+        elif stream.window > 0 or not stream.size:  # its end needs no window
             if not stream.queued:
                 stream.queued = True
                 self._turns.append(stream)

@@ -8,6 +8,7 @@ from collections.abc import Callable
 import pytest
 
 from cllm.http import (
+    DeferredResponse,
     HttpHandler,
     HttpResponse,
 )
@@ -21,12 +22,14 @@ from tests.http.http2.http2_wire import (
     HEADERS,
     PREFACE,
     PROTOCOL_ERROR,
+    RST_STREAM,
     SETTINGS,
     SETTINGS_TIMEOUT,
     Http2Client,
     frame,
     request_fields,
     settings,
+    uint32,
 )
 from tests.http.http_wire import Gate, Serve, basic_handler, wait_until
 
@@ -144,3 +147,40 @@ def test_a_body_must_go_on(serve: Serve, http2: Connect) -> None:
     assert client.reply(1).status == 408
     assert client.request().body == b"root"
     assert server.stats().timeouts_total == 1
+
+
+def test_a_body_may_be_as_slow_as_in_http_1(serve: Serve, http2: Connect) -> None:
+    """A frame of it takes longer than a head may, and than a body without progress."""
+    client = http2(serve(head_timeout=0.3, body_timeout=0.6, min_rate=1000))
+    client.send(client.headers(1, request_fields("POST", "/echo"), ended=False))
+    data = frame(DATA, END_STREAM, 1, b"x" * 8000)
+    for at in range(0, len(data), 400):
+        client.send(data[at : at + 400])
+        threading.Event().wait(0.1)  # 4 kB/s
+    assert client.reply(1).body == b"x" * 8000
+
+
+def test_a_frame_of_a_body_must_go_on(serve: Serve, http2: Connect) -> None:
+    client = http2(serve(body_timeout=0.2))
+    client.send(client.headers(1, request_fields("POST", "/echo"), ended=False))
+    client.send(frame(DATA, END_STREAM, 1, b"x" * 8000)[:4000])
+    assert client.reply(1).status == 408
+
+
+def test_a_stream_that_was_reset_leaves_no_deadline(serve: Serve, http2: Connect) -> None:
+    """It was the only one that waited for the connection's window."""
+    deferred = DeferredResponse()
+    handler = basic_handler()
+    handler.get("/long", lambda request: b"x" * 100_000)
+    handler.get("/later", lambda request: deferred)
+    client = http2(serve(handler, write_timeout=0.2), s4=1 << 20)
+    client.updates = False
+    later, long = client.open("GET", "/later"), client.open("GET", "/long")
+    while len(client.replies[long].so_far if long in client.replies else b"") < 65535:
+        client.frame()
+    client.send(frame(RST_STREAM, 0, long, uint32(8)))
+    client.settled()
+    threading.Event().wait(0.5)
+    client.settled()
+    deferred.resolve(HttpResponse.empty())
+    assert client.reply(later).status == 204

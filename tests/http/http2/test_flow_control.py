@@ -17,7 +17,9 @@ from cllm.http import (
     HttpResponse,
     StreamClosed,
 )
+from cllm.http.http2.outbox import FULL
 from cllm.http.http2.windows import ReceiveWindow
+from tests.http.http2.conftest import protocol_of
 from tests.http.http2.http2_wire import (
     DATA,
     END_STREAM,
@@ -345,3 +347,42 @@ def test_a_client_that_reads_slowly_keeps_its_stream(serve: Serve, http2: Connec
         client.frame()
         threading.Event().wait(0.05)  # 4 kB/s, and 1 s in all
     assert len(client.replies[stream].so_far) == 4_000
+
+
+def test_the_end_of_a_stream_needs_no_window(serve: Serve, http2: Connect) -> None:
+    """It comes while other data fills the outbox, and the stream's window is used up."""
+    stream = BodyStream()
+    handler = handler_of(b"x" * 8_000_000)
+    handler.get("/stream", lambda request: HttpResponse.stream(stream))
+    server = serve(handler, write_timeout=1.0)
+    client = http2(server, receive_buffer=4096)
+    client.updates = False
+    client.send(frame(WINDOW_UPDATE, 0, 0, uint32(1 << 30)))
+    ending = client.open("GET", "/stream")
+    client.settled()
+    stream.write(b"y" * 65535)
+    while len(client.replies[ending].so_far if ending in client.replies else b"") < 65535:
+        client.frame()
+    other = client.open()
+    client.send(frame(WINDOW_UPDATE, 0, other, uint32(1 << 30)))
+    outbox = protocol_of(server)._outbox
+    wait_until(lambda: outbox.size >= FULL, "the socket is full")
+    stream.close()
+    assert client.reply(ending).reset is None
+    assert server.stats().http2_limits == {}
+
+
+def test_a_response_counts_once_it_has_left_although_others_wait(
+    serve: Serve, http2: Connect
+) -> None:
+    server = serve(handler_of(b"x" * 8_000_000), high_water=1 << 30)
+    client = http2(server, receive_buffer=4096, s4=1 << 30)
+    client.updates = False
+    client.send(frame(WINDOW_UPDATE, 0, 0, uint32(1 << 30)))
+    client.open()
+    outbox = protocol_of(server)._outbox
+    wait_until(lambda: outbox.size >= FULL, "the socket is full")
+    nothing = client.open("GET", "/nothing")
+    assert client.reply(nothing).status == 404
+    assert outbox.size > 0
+    wait_until(lambda: server.stats().responses_by_status == {404: 1}, "it is counted")

@@ -1,4 +1,4 @@
-"""HTTP/2 connections: several streams at once, their cancellation, how a connection ends."""
+"""HTTP/2 connections: several streams at once, cancellation, ends; over 400 lines, small cases."""
 
 from __future__ import annotations
 
@@ -16,12 +16,14 @@ from cllm.http import (
     HttpHandler,
     HttpRequest,
     HttpResponse,
+    Limits,
     Server,
 )
 from tests.http.http2.http2_wire import (
     CANCEL,
     DATA,
     GOAWAY,
+    HEADERS,
     INTERNAL_ERROR,
     NO_ERROR,
     PING,
@@ -226,6 +228,21 @@ def test_requests_in_one_read_are_all_answered(serve: Serve, http2: Connect) -> 
         asked = [client.take_stream() for _ in range(100)]
         client.send(b"".join(client.headers(each, request_fields()) for each in asked))
         assert all(client.reply(each).body == b"root" for each in asked)
+
+
+def test_a_refusal_of_a_request_that_waits_has_an_id(serve: Serve, http2: Connect) -> None:
+    handler = basic_handler()
+    handler.get("/long", lambda request: b"x" * 3_000_000)
+    server = serve(handler, body_memory=100_000, limits=Limits(body=100_000))
+    client = http2(server)
+    client.updates = False
+    client.open("GET", "/long")
+    client.settled()
+    client.open("POST", "/echo", b"y" * 60_000)
+    refused = client.open("POST", "/echo", b"y" * 60_000)
+    client.until(HEADERS, refused)
+    reply = client.replies[refused]
+    assert reply.status == 503 and reply.headers["x-request-id"]
 
 
 def test_a_handler_that_blocks_holds_its_connection_and_no_other(
