@@ -230,7 +230,7 @@ def test_bodies_leave_the_memory_although_their_responses_are_not_read(
     handler.get("/head", lambda request: HttpResponse(204, [("x-a", "b" * 12_000)]))
     handler.post("/length", lambda request: str(len(request.body)))
     server = serve(handler, workers=1)
-    client = http2(server, receive_buffer=4096)
+    client = http2(server, receive_buffer=65536)
     client.settled()
     outbox = protocol_of(server)._outbox
     answered = 0
@@ -240,6 +240,7 @@ def test_bodies_leave_the_memory_although_their_responses_are_not_read(
         client.open(method, path, body)
         answered += 1
         wait_until(lambda: server.stats().requests_total == answered, "it is answered")
+        wait_until(lambda: server.stats().parked == 1, "and what can leave has left")
 
     while not outbox.size:  # the client's socket is full
         ask("GET", "/head")
