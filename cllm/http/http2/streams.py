@@ -143,7 +143,7 @@ class Streams:
                 self._break_off(stream, stream.exchange.broken_by, counters)
             elif stream.size or self._outbox.size >= (1 if stream.exchange.may_block else FULL):
                 stream.more = True
-                self.queue(stream)
+                self.queue(stream, woken=True)
             else:
                 self._continue(stream, counters)
 
@@ -207,11 +207,14 @@ class Streams:
         """A stream has something to send, and its own window is open."""
         return bool(self._turns)
 
-    def queue(self, stream: Stream) -> None:
-        """Give it a turn if it has something to send, or a deadline if its window is closed."""
+    def queue(self, stream: Stream, *, woken: bool = False) -> None:
+        """Give it a turn if it has something to send, or a deadline if its window is closed.
+
+        woken: it may have ended, which needs no window.
+        """
         if not (stream.size or stream.more):
             stream.write_by = NEVER
-        elif stream.window > 0 or not stream.size:  # its end needs no window
+        elif stream.window > 0 or (woken and not stream.size):
             if not stream.queued:
                 stream.queued = True
                 self._turns.append(stream)

@@ -380,6 +380,7 @@ def test_a_response_counts_once_it_has_left_although_others_wait(
     client.updates = False
     client.send(frame(WINDOW_UPDATE, 0, 0, uint32(1 << 30)))
     client.open()
+    client.settled()
     outbox = protocol_of(server)._outbox
     wait_until(lambda: outbox.size >= FULL, "the socket is full")
     nothing = client.open("GET", "/nothing")
