@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import logging
 import logging.handlers
+import os
 import sys
 import time
 import traceback
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from functools import lru_cache
 from typing import TYPE_CHECKING, TextIO
 
@@ -72,18 +74,72 @@ class _BatchStream(_Stream):
         finally:
             self.release()
 
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802
+        """As the base class; standard error may be closed, which it does not expect."""
+        with suppress(Exception):
+            super().handleError(record)
+
 
 class _BatchFile(logging.handlers.WatchedFileHandler, _BatchStream):
-    """The same for a file that log rotation may move."""
+    """The same for a file that log rotation may move.
+
+    Where no new file can be opened, lines go on to the moved one, and each line tries again: an
+    exception would end the thread that logs.
+    """
+
+    _told: str | None = None  # the reason that standard error got
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write the record; raises nothing."""
+        self.reopenIfNeeded()
+        if self.stream is not None:
+            _BatchStream.emit(self, record)
 
     def write_access(self, lines: Sequence[AccessLine], epoch: float) -> None:
         """See cllm.http.access_log.BatchHandler."""
         self.acquire()
         try:
             self.reopenIfNeeded()
-            super().write_access(lines, epoch)
+            if self.stream is not None:
+                super().write_access(lines, epoch)
         finally:
             self.release()
+
+    def reopenIfNeeded(self) -> None:  # noqa: N802
+        """Open the file if it was moved, or closed at the end of the program; raises nothing."""
+        old = self.stream
+        try:
+            if old is not None and self._is_in_place():
+                return
+            self.stream = self._open()
+            self._statstream()
+        except OSError as error:
+            self._tell(error)
+            return
+        self._told = None
+        if old is not None:
+            with suppress(OSError, ValueError):  # such as a full disk; the descriptor is closed
+                old.close()
+
+    def _is_in_place(self) -> bool:
+        try:
+            found = os.stat(self.baseFilename)
+        except FileNotFoundError:
+            return False
+        return (found.st_dev, found.st_ino) == (self.dev, self.ino)
+
+    def _tell(self, error: OSError) -> None:
+        """On standard error, once for each reason."""
+        reason = error.strerror or str(error)
+        if reason == self._told or not logging.raiseExceptions:
+            return
+        self._told = reason
+        with suppress(Exception):
+            print(
+                f"--log-file: cannot open {self.baseFilename} again: {reason}; "
+                "the log goes on in the file that was moved",
+                file=sys.stderr,
+            )
 
 
 class HumanFormatter(logging.Formatter):

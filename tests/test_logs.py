@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import json
 import logging
+import os
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -70,3 +73,120 @@ def test_a_stream_that_fails_raises_nothing(capsys: pytest.CaptureFixture[str]) 
     handler.setFormatter(HumanFormatter())
     handler.write_access(LINES, 0.0)
     assert "ValueError" in capsys.readouterr().err
+
+
+class Files:
+    """A handler of a file in a folder that the test may take away."""
+
+    def __init__(self, tmp_path: Path) -> None:
+        self.folder, self.away = tmp_path / "logs", tmp_path / "away"
+        self.folder.mkdir()
+        self.file = self.folder / "log"
+        self.handler = _BatchFile(self.file, encoding="utf-8")
+        self.handler.setFormatter(HumanFormatter())
+        self.written = 0
+
+    def write(self, way: str) -> str:
+        """One line as a record or as a batch; gives a part of it that no other line has."""
+        self.written += 1
+        mark = f"/line-{self.written}"
+        line = (0.0, ("192.0.2.1", 7), "GET", mark, 200, 0, 0.0, "-")
+        if way == "batch":
+            self.handler.write_access([line], 0.0)
+        else:
+            self.handler.handle(record_of(line, 0.0))
+        return f"path={mark} "
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> Iterator[Files]:
+    files = Files(tmp_path)
+    yield files
+    files.handler.close()
+
+
+WAYS = pytest.mark.parametrize("way", ["record", "batch"])
+
+
+@WAYS
+@pytest.mark.parametrize("instead", ["nothing", "a file"])
+def test_a_file_that_cannot_be_begun_anew_is_tried_again(
+    files: Files, way: str, instead: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first = files.write(way)
+    files.folder.rename(files.away)
+    if instead == "a file":
+        files.folder.touch()
+    meanwhile = [files.write(way) for _ in range(3)]
+    told = capsys.readouterr().err
+    assert told.count(str(files.file)) == 1, "once, not for each line"
+    assert told.count("\n") == 1
+    if instead == "a file":
+        files.folder.unlink()
+    files.folder.mkdir()
+    last = files.write(way)
+    old, new = (files.away / "log").read_text(), files.file.read_text()
+    assert [mark in old for mark in (first, *meanwhile, last)] == [True] * 4 + [False]
+    assert last in new and new.count("\n") == 1
+    files.folder.rename(files.away / "again")
+    files.write(way)
+    assert str(files.file) in capsys.readouterr().err, "a new failure is told again"
+
+
+@WAYS
+def test_a_failure_of_another_kind_is_told_too(
+    files: Files, way: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    files.folder.rename(files.away)
+    files.write(way)
+    files.folder.touch()
+    files.write(way)
+    first, second = capsys.readouterr().err.splitlines()
+    assert os.strerror(errno.ENOENT) in first
+    assert os.strerror(errno.ENOTDIR) in second
+
+
+@WAYS
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="only Linux has a device that is full")
+def test_a_full_disk_does_not_keep_the_file_from_being_begun_anew(files: Files, way: str) -> None:
+    files.file.unlink()
+    files.file.symlink_to("/dev/full")
+    files.write(way)  # what cannot be written stays in the stream, which then cannot be closed
+    files.file.unlink()
+    assert files.write(way) in files.file.read_text()
+
+
+@WAYS
+def test_a_handler_that_was_closed_opens_its_file_again(files: Files, way: str) -> None:
+    files.handler.close()
+    assert files.write(way) in files.file.read_text()
+
+
+@WAYS
+def test_a_failure_that_cannot_be_told_raises_nothing(
+    files: Files, way: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files.write(way)
+    files.folder.rename(files.away)
+    closed = io.StringIO()
+    closed.close()
+    for stream in (closed, None):
+        monkeypatch.setattr("sys.stderr", stream)
+        assert files.write(way) in (files.away / "log").read_text()
+        files.handler.close()
+        files.write(way)  # it cannot be opened
+        files.away.rename(files.folder)
+        assert files.write(way) in files.file.read_text()
+        files.folder.rename(files.away)
+
+
+def test_a_failure_to_write_that_cannot_be_told_raises_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    stream = io.StringIO()
+    stream.close()
+    monkeypatch.setattr("sys.stderr", stream)
+    handler = _BatchStream(stream)
+    handler.setFormatter(HumanFormatter())
+    handler.write_access(LINES, 0.0)
+    handler.handle(record_of(LINES[0], 0.0))
