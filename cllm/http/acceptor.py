@@ -16,6 +16,7 @@ from cllm.http.forwarded import TrustedProxies
 from cllm.http.limits import ServerConfig
 from cllm.http.long_reads import LongReads
 from cllm.http.poller import READ, Poller, WakeUp, new_poller
+from cllm.http.report import report, report_failure
 from cllm.http.transport import Transport, shut_down
 
 _log = logging.getLogger("cllm.http")
@@ -100,7 +101,7 @@ class Acceptor:
                 self._turn()
             except Exception:
                 # Any error: without this thread no client could connect.
-                _log.exception("the acceptor failed; it continues")
+                report_failure(_log, "the acceptor failed; it continues")
                 sleep(AFTER_FAILURE)
         self._close_listeners()
 
@@ -231,7 +232,7 @@ class Acceptor:
         now = monotonic()
         if now >= self._next_warning:
             self._next_warning = now + WARN_INTERVAL
-            _log.warning(text, value)
+            report(_log, logging.WARNING, text, value)
 
     def _resume(self) -> None:
         self._paused = False

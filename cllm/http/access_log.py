@@ -22,6 +22,7 @@ from functools import lru_cache
 from time import monotonic, time
 from typing import Protocol, runtime_checkable
 
+from cllm.http.report import report_failure
 from cllm.http.request import HttpRequest
 
 _log = logging.getLogger("cllm.access")
@@ -171,20 +172,21 @@ class AccessLog:
             self.flush()
 
     def flush(self) -> None:
-        """Write the lines that wait."""
+        """Write the lines that wait. Raises nothing: a handler that fails costs its batch only."""
         with self._writing:
             while self._waiting:
-                _emit([self._waiting.popleft() for _ in range(min(len(self._waiting), BATCH))])
+                batch = [self._waiting.popleft() for _ in range(min(len(self._waiting), BATCH))]
+                try:
+                    _emit(batch)
+                except (Exception, SystemExit):
+                    report_failure(_own_log, "the access log failed; it continues")
 
     def _run(self) -> None:
         while not self._ending.is_set():
             self._wake.wait()
             self._wake.clear()
             while self._waiting and not self._ending.wait(INTERVAL):
-                try:
-                    self.flush()
-                except Exception:
-                    _own_log.exception("the access log failed; it continues")
+                self.flush()
             # First this, then one more look: an `add` in between sees it, or is seen.
             self._awake = False
             if self._waiting:

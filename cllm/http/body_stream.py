@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any, ClassVar
 
 from cllm.http.errors import StreamClosed
+from cllm.http.report import report_failure
 
 # An empty line, whichever end-of-line is used (WHATWG HTML section 9.2.5). A CRLF that is cut after
 # its CR does not count: its LF may follow.
@@ -290,7 +291,7 @@ class IterableStream(BodyStream):
             for item in self._iterator:
                 return [self.frame(item)], False
         except BaseException:  # a SystemExit or asyncio's CancelledError too
-            _log.exception("a streaming handler failed after its response had begun")
+            report_failure(_log, "a streaming handler failed after its response had begun")
             end = self.end_event("internal error")
             if end:
                 return [end], True
@@ -313,7 +314,7 @@ class IterableStream(BodyStream):
             try:
                 close()
             except Exception:
-                _log.exception("a streaming handler failed while it was being closed")
+                report_failure(_log, "a streaming handler failed while it was being closed")
 
 
 def _octets(data: object) -> bytes:
@@ -337,4 +338,4 @@ def call_all(callbacks: Iterable[Callable[[str], object]], reason: str) -> None:
         try:
             callback(reason)
         except Exception:
-            _log.exception("a cancel callback failed")
+            report_failure(_log, "a cancel callback failed")

@@ -16,6 +16,7 @@ from cllm.http.access_log import AccessLog
 from cllm.http.intake import Intake
 from cllm.http.limits import ServerConfig
 from cllm.http.poller import Poller
+from cllm.http.report import report, report_failure
 from cllm.http.transport import ConnectionLost, Peer, Transport
 from cllm.http.workspace import Workspace
 
@@ -198,7 +199,7 @@ class Connection:
         except ConnectionLost:
             interest = self._break_off(workspace)
         except BaseException:  # SystemExit too: it would end this worker, which is not replaced
-            _log.exception("a connection failed and is closed: %s", self.client)
+            report_failure(_log, "a connection failed and is closed: %s", self.client)
             interest = self._break_off(workspace)
         self._finish(again=interest == AGAIN)
 
@@ -244,7 +245,7 @@ class Connection:
             else:
                 self.transport.close()
         except OSError as error:
-            _log.debug("closing %s: %s", self.client, error)
+            report(_log, logging.DEBUG, "closing %s: %s", self.client, error)
         self._context.closed(self)
 
     def _break_off(self, workspace: Workspace) -> int:
@@ -252,7 +253,7 @@ class Connection:
         try:
             self._protocol.lost(self, workspace)
         except BaseException:
-            _log.exception("a cancellation failed: %s", self.client)
+            report_failure(_log, "a cancellation failed: %s", self.client)
         self.close(abort=True)
         return DONE
 

@@ -7,6 +7,7 @@ import threading
 from collections.abc import Callable
 
 from cllm.http.body_stream import BodyStream, call_all
+from cllm.http.report import report_failure
 from cllm.http.response import HttpResponse
 
 _log = logging.getLogger("cllm.http")
@@ -118,7 +119,7 @@ class DeferredResponse:
                 if not _is_response(result):
                     raise TypeError(f"the middleware gave a {type(result).__name__}")
             except BaseException as error:
-                _log.exception("a middleware failed on a deferred response")
+                report_failure(_log, "a middleware failed on a deferred response")
                 if isinstance(response.body, BodyStream):
                     response.body.cancel(f"a middleware failed: {error}")
                 result = _failure()

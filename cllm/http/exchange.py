@@ -25,6 +25,7 @@ from cllm.http.body_stream import BodyStream, IterableStream
 from cllm.http.connection import NEVER, Context
 from cllm.http.deferred import DeferredResponse
 from cllm.http.errors import HttpError
+from cllm.http.report import report
 from cllm.http.request import HttpRequest
 from cllm.http.response import BODYLESS, HttpResponse
 from cllm.http.stats import Counters
@@ -245,7 +246,8 @@ class Exchange:
     def _unsendable(self, error: ValueError) -> HttpResponse:
         request = self.request
         assert request is not None
-        _log.error("request %s: the handler's response cannot be sent: %s", request.id, error)
+        message = "request %s: the handler's response cannot be sent: %s"
+        report(_log, logging.ERROR, message, request.id, error)
         text = f"internal error; see the log for request {request.id}"
         return self._context.handler.error_response(HttpError(500, text), request)
 

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 from cllm.http.body_stream import BodyStream, compact_json
 from cllm.http.deferred import DeferredResponse
 from cllm.http.errors import HttpError
+from cllm.http.report import report_failure
 from cllm.http.request import HttpRequest
 from cllm.http.response import JSON, HttpResponse, field_line
 from cllm.http.sse import IterableEventStream
@@ -136,7 +137,7 @@ class HttpHandler:
             if not isinstance(body, bytes):
                 raise TypeError(f"the body is a {type(body).__name__}, not bytes")
         except Exception:
-            _log.exception("the error_body hook failed")
+            report_failure(_log, "the error_body hook failed")
             body, content_type = json_error_body(error.status, error.message, request)
         return HttpResponse.bytes(body, content_type, error.status, error.headers)
 
@@ -191,7 +192,7 @@ class HttpHandler:
             raise error
         # SystemExit and asyncio's CancelledError too
         id = request.id or uuid.uuid4().hex
-        _log.exception("request %s: %s %s failed", id, request.method, request.path)
+        report_failure(_log, "request %s: %s %s failed", id, request.method, request.path)
         message = f"internal error; see the log for request {id}"
         return self.error_response(HttpError(500, message), request)
 

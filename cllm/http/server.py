@@ -25,6 +25,7 @@ from cllm.http.limits import ServerConfig
 from cllm.http.listeners import address_of, listen
 from cllm.http.poller import READ, new_poller
 from cllm.http.proxy_protocol import ProxyProtocol
+from cllm.http.report import report
 from cllm.http.stats import ServerStats, add_up
 from cllm.http.tls import Handshake
 from cllm.http.transport import PlainTransport, Transport, shut_down
@@ -135,7 +136,7 @@ class Server:
                 ) from error
             self._state = _State.RUNNING
         names = ", ".join(address_of(listener, self.scheme) for listener in listeners)
-        _log.info("listening on %s with %d workers", names, len(self._workers))
+        report(_log, logging.INFO, "listening on %s with %d workers", names, len(self._workers))
 
     def _build(self, listeners: list[socket.socket]) -> None:
         self._stopped.clear()
@@ -277,7 +278,7 @@ class Server:
             with self._lock:
                 self._state = _State.STOPPED
             self._stopped.set()
-        _log.info("stopped")
+        report(_log, logging.INFO, "stopped")
 
     def _drain(self, grace: float) -> None:
         self._acceptor.stop_listening()
@@ -286,7 +287,8 @@ class Server:
         if self._wait_until_empty(grace):
             return
         after = f" after the grace period of {grace:g} s" if grace > 0 else ""
-        _log.warning("%d connections are still open%s; ending them", len(self._connections), after)
+        left = len(self._connections)
+        report(_log, logging.WARNING, "%d connections are still open%s; ending them", left, after)
         self._context.ending = True
         self._wait_until_empty(ENDING_TIME)
 
@@ -310,9 +312,8 @@ class Server:
             self._access_log.stop()
         stuck = [worker.thread for worker in self._workers if worker.thread.is_alive()]
         for thread in stuck:
-            _log.error(
-                "%s is blocked in a handler and was not joined:\n%s", thread.name, _stack(thread)
-            )
+            text = "%s is blocked in a handler and was not joined:\n%s"
+            report(_log, logging.ERROR, text, thread.name, _stack(thread))
         if not self._acceptor_thread.is_alive():
             self._acceptor.release()
         # A thread left running uses only `queue`, finds it closed and ends.

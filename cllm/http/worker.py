@@ -8,6 +8,7 @@ from time import sleep
 
 from cllm.http.connection import Connection
 from cllm.http.connection_queue import ConnectionQueue
+from cllm.http.report import report_failure
 from cllm.http.workspace import Workspace
 
 _log = logging.getLogger("cllm.http")
@@ -34,7 +35,7 @@ class Worker:
                 connection = take()
             except Exception:
                 # Any error, most likely out of memory: no other worker replaces this one.
-                _log.exception("%s failed; it continues", self.thread.name)
+                report_failure(_log, "%s failed; it continues", self.thread.name)
                 sleep(AFTER_FAILURE)
                 continue
             if connection is None:
