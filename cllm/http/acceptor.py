@@ -83,6 +83,7 @@ class Acceptor:
         # A late sweep, such as after the process was stopped, waits for one interval: workers first
         # read what has arrived in time.
         self._postponed = False
+        self._lock = threading.Lock()  # of the warnings and of `turned_away`
         self._next_warning = 0.0
         self._paused = False
         self._room = False  # while paused: a connection closed
@@ -138,6 +139,15 @@ class Acceptor:
     def wake(self) -> None:
         """Make the thread check everything again. Any thread."""
         self._wake_up.set()
+
+    def enter(self, host: str) -> bool:
+        """Count a client's connection; False if the client is at its limit. Any thread."""
+        if self.clients.enter(host):
+            return True
+        with self._lock:
+            self.turned_away += 1
+        self._warn("closed a connection of %s: this client is at its connection limit", host)
+        return False
 
     def connection_closed(self, host: str) -> None:
         """There may be room for a new connection. Any thread."""
@@ -199,8 +209,8 @@ class Acceptor:
                 self._pause(str(error))
                 return
             host = address[0]
-            if not self.clients.enter(host):
-                self._turn_away(sock, host)
+            if not self.enter(host):
+                sock.close()
                 continue
             # Only now, so that a client at its limit cannot cause others' connections to be closed.
             # If the last idle one was used at this moment, the table exceeds its limit by one.
@@ -215,11 +225,6 @@ class Acceptor:
                 self._pause(str(error))
                 return
 
-    def _turn_away(self, sock: socket.socket, host: str) -> None:
-        self.turned_away += 1
-        sock.close()
-        self._warn("closed a connection of %s: this client is at its connection limit", host)
-
     def _pause(self, reason: str, until: float | None = None) -> None:
         self._retry_at = monotonic() + RETRY_ACCEPT if until is None else until
         self._room = False
@@ -230,8 +235,11 @@ class Acceptor:
 
     def _warn(self, text: str, value: str) -> None:
         now = monotonic()
-        if now >= self._next_warning:
-            self._next_warning = now + WARN_INTERVAL
+        with self._lock:
+            due = now >= self._next_warning
+            if due:
+                self._next_warning = now + WARN_INTERVAL
+        if due:
             report(_log, logging.WARNING, text, value)
 
     def _resume(self) -> None:

@@ -206,9 +206,7 @@ class Server:
             protocol = Handshake(context, sock, self._certificates, self._follow)
         proxies = context.intake.proxies
         if self.config.proxy_protocol and proxies is not None:
-            protocol = ProxyProtocol(
-                context, protocol, proxies.trusts, self._acceptor.clients.enter
-            )
+            protocol = ProxyProtocol(context, protocol, proxies.trusts, self._acceptor.enter)
         connection = Connection(
             context,
             PlainTransport(sock),

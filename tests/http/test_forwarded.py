@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 import socket
 import ssl
 
 import pytest
 
-from cllm.http import HttpHandler, ServerConfig, TlsConfig
+from cllm.http import HttpHandler, ServerConfig, TlsConfig, acceptor
 from cllm.http.forwarded import MOST_HOPS, MOST_PAIRS, TrustedProxies
 from cllm.http.proxy_protocol import SIGNATURE
 from cllm.http.request import Headers
@@ -331,15 +332,21 @@ def test_mapped_addresses_of_clients_are_counted_as_what_they_stand_for(
 
 @any_version
 def test_the_connections_of_a_client_behind_a_proxy_are_counted(
-    serve: Serve, connect: Connect
-) -> None:
+    serve: Serve, connect: Connect, caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.setattr(acceptor, "WARN_INTERVAL", 10 * PATIENCE)
     server = serve(
         telling(), proxy_protocol=True, trusted_proxies=("127.0.0.0/8",),
         max_connections_per_client=1,
     )  # fmt: skip
     first = connect(server, preamble=SIGNATURE + V4)
     assert first.get().status == 200
-    assert turned_away(connect, server, SIGNATURE + V4)
+    with caplog.at_level(logging.WARNING):
+        assert turned_away(connect, server, SIGNATURE + V4)
+        assert turned_away(connect, server, SIGNATURE + V4)
+    assert caplog.text.count("a connection of 203.0.113.7") == 1, "one warning"
+    assert server.stats().turned_away_total == 2
     assert connect(server, preamble=SIGNATURE + V6).get().status == 200
     first.close()
     assert len(server._acceptor.clients) <= 2
