@@ -197,6 +197,7 @@ class Server:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         except OSError:
             sock.close()  # macOS: EINVAL where the peer has already reset the connection
+            self._acceptor.clients.leave(client[0])
             return
         context = self._context
         protocol: ConnectionProtocol

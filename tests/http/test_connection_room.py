@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import socket
 import threading
 
 import pytest
@@ -298,6 +299,17 @@ def test_counts_are_right_however_connections_end(serve: Serve, connect: Connect
         wait_until(lambda: server.stats().connections_open == 0, f"round {round_} has ended")
     wait_until(lambda: len(server._acceptor.clients) == 0, "none is counted")
     assert server.stats().turned_away_total == 0
+
+
+def test_a_connection_that_was_reset_before_it_began_is_not_counted(serve: Serve) -> None:
+    server = serve(max_connections_per_client=1)
+    # A socket without TCP_NODELAY stands for the TCP socket of macOS whose peer has reset it.
+    ours, theirs = socket.socketpair(socket.AF_UNIX)
+    with ours, theirs:
+        assert server._acceptor.enter("192.0.2.1")
+        server._admit(ours, ("192.0.2.1", 4711))
+        assert theirs.recv(1) == b"", "it is closed"
+    assert len(server._acceptor.clients) == 0
 
 
 def test_addresses_and_networks_are_counted() -> None:
