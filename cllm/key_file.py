@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 import secrets
 import sys
@@ -10,7 +9,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cllm.option_kinds import did_you_mean
+from cllm.option_kinds import did_you_mean, shown
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -24,6 +23,7 @@ else:
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _DIGEST = re.compile(r"[0-9a-fA-F]{64}")
+_LONG = re.compile(r"([0-9_]{200})[0-9_]+")  # not a digest
 _MOST = 10**12
 _MOST_WEIGHT = 1000.0
 
@@ -37,17 +37,28 @@ class KeyFileError(ValueError):
 def read_key_file(path: str) -> KeyRing:
     """Read and check a file. Raises KeyFileError."""
     try:
-        content = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+        content = _parsed(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
         raise KeyFileError(f"cannot read {path}: {error.strerror}") from None
     except UnicodeDecodeError:
         raise KeyFileError(f"{path} is not UTF-8 text") from None
-    except (tomllib.TOMLDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         raise KeyFileError(f"{path} is not valid TOML: {error}") from None
     try:
         return _ring(content)
     except KeyFileError as error:
         raise KeyFileError(f"{path}: {error}") from None
+
+
+def _parsed(text: str) -> Mapping[str, Any]:
+    try:
+        return tomllib.loads(text)
+    except tomllib.TOMLDecodeError:
+        raise
+    except ValueError:
+        # Python reads no number of thousands of digits. The beginning of one is out of every bound
+        # too, so that it is refused by its name.
+        return tomllib.loads(_LONG.sub(lambda found: found[1].rstrip("_"), text))
 
 
 def _ring(content: Mapping[str, Any]) -> KeyRing:
@@ -96,7 +107,7 @@ def _table(where: str, value: object) -> Mapping[str, Any]:
 def _check_names(where: str, given: Mapping[str, Any], known: Any) -> None:
     for name in given:
         if name not in known:
-            place = f"{where}.{name}" if where else name
+            place = f"{where}.{shown(name)}" if where else shown(name)
             raise KeyFileError(f"{place}: there is no such field{did_you_mean(name, known)}")
 
 
@@ -107,7 +118,9 @@ def _terms(where: str, given: Mapping[str, Any], default: Mapping[str, Any]) -> 
     for name, value in given.items():
         check, expected = _FIELDS[name]
         if not check(value):
-            raise KeyFileError(f"{where}.{name}: {value!r} is not valid; expected {expected}")
+            raise KeyFileError(
+                f"{where}.{name}: {shown(value, repr)} is not valid; expected {expected}"
+            )
     if "queued" in values and "concurrent" not in values:
         raise KeyFileError(f"{where}.queued: has no effect without concurrent; give both")
     return Terms(**values)
@@ -120,7 +133,7 @@ def _integer(low: int, high: int) -> Callable[[object], bool]:
 def _is_weight(value: object) -> bool:
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         return False
-    return math.isfinite(value) and 1 / _MOST_WEIGHT <= value <= _MOST_WEIGHT
+    return 1 / _MOST_WEIGHT <= value <= _MOST_WEIGHT  # compares whole numbers of any size
 
 
 _COUNT = _integer(1, _MOST), f"a whole number from 1 to {_MOST}"

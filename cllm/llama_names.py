@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from cllm.option_kinds import did_you_mean
+from cllm.option_kinds import did_you_mean, shown
 from cllm.option_sources import SettingsError
 
 PREFIX = "LLAMA_ARG_"
@@ -96,7 +96,14 @@ def _scaled(value: str) -> Words:
 
 
 def _drafts(value: str) -> Words:
-    return [f"--draft-max={min(int(value), 32)}"]
+    return [f"--draft-max={min(_whole(value), 32)}"]
+
+
+def _whole(value: str) -> int:
+    try:
+        return int(value)
+    except ValueError:
+        raise ValueError("expected a whole number") from None
 
 
 def _speculation(value: str) -> Words:
@@ -145,7 +152,7 @@ _FLAGS: dict[tuple[str, ...], Name] = {
     ("--rerank", "--reranking"): Name(0, lambda value: ["--pooling=rank"]),
     ("-rea",): _same("--reasoning"),
     ("--threads-http",): _same("--workers"),
-    ("--sse-ping-interval",): Name(1, lambda v: [f"--sse-ping={max(0, int(v))}"]),
+    ("--sse-ping-interval",): Name(1, lambda v: [f"--sse-ping={max(0, _whole(v))}"]),
     ("-v", "--verbose", "--log-verbose"): Name(0, lambda value: ["--log-level=debug"]),
     ("--log-disable",): Name(0, lambda value: ["--log-level=error"]),
     ("--log-jsonl",): _switch("--log-json"),
@@ -304,7 +311,12 @@ def in_own_words(argv: Sequence[str]) -> Words:
             value = value if equals else next(waiting, "")
             found += [flag, value] if value else [flag]
             total = value if flag == "--ctx-size" else total
-            if flag == "--cache-ram" and value.isdecimal() and 0 < int(value) < 1 << 20:
+            if (
+                flag == "--cache-ram"
+                and value.isdecimal()
+                and len(value) < 8
+                and 0 < int(value) < 1 << 20
+            ):
                 raise SettingsError(
                     f"--cache-ram: {value} would be bytes; llama-server's {value} MiB are {value}M"
                 )
@@ -344,7 +356,7 @@ def from_variables(environ: Mapping[str, str]) -> Words:
         if off is not None:
             word = value.lower()
             if word not in _ON | _OFF:
-                raise SettingsError(f'{variable}: got "{value}", expected on or off')
+                raise SettingsError(f'{variable}: got "{shown(value)}", expected on or off')
             switched = flag if word in _ON else off
             if switched:
                 found += _words(variable, FLAGS.get(switched, _switch(switched)), "")
@@ -363,5 +375,5 @@ def _words(source: str, name: Name, value: str) -> Words:
     try:
         return name.words(value)
     except ValueError as error:
-        given = f'got "{value}", ' if value else ""
+        given = f'got "{shown(value)}", ' if value else ""
         raise SettingsError(f"{source}: {given}{error}") from None

@@ -14,6 +14,8 @@ from typing import Any
 
 _ON = {"on", "true", "yes", "1"}
 _OFF = {"off", "false", "no", "0"}
+_SHOWN = 80  # characters of a value in an error message
+_LARGEST = (1 << 63) - 1  # where there is no other bound
 _UNITS = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
 
 
@@ -38,9 +40,11 @@ def text(metavar: str = "TEXT") -> Kind:
     """Any non-empty text."""
 
     def parse(raw: object) -> str:
-        if not isinstance(raw, (str, int, float)) or isinstance(raw, bool) or not str(raw).strip():
-            raise ValueError("expected text")
-        return str(raw)
+        if isinstance(raw, (str, int, float)) and not isinstance(raw, bool):
+            word = _word(raw, "text")
+            if word.strip():
+                return word
+        raise ValueError("expected text")
 
     return Kind(metavar, parse, lambda value: "" if value is None else str(value))
 
@@ -128,8 +132,8 @@ def shares() -> Kind:
 
     def parse(raw: object) -> tuple[float, ...]:
         items = raw if isinstance(raw, list) else [raw]
-        words = [word for item in items for word in re.split("[,/]+", str(item).strip(",/ "))]
-        with suppress(ValueError):
+        with suppress(ValueError, RecursionError):
+            words = [word for item in items for word in re.split("[,/]+", str(item).strip(",/ "))]
             found = tuple(float(word) for word in words if word)
             if all(math.isfinite(share) and share >= 0 for share in found):
                 return found
@@ -186,7 +190,9 @@ def _number(
             value = convert(raw)
         except (ValueError, KeyError, OverflowError):
             raise ValueError(expected) from None
-        if not low <= value <= (high if high is not None else float("inf")):
+        if high is None and value > _LARGEST:
+            raise ValueError(f"{expected}, below 2^63")
+        if value < low or (high is not None and not value <= high):
             raise ValueError(expected)
         return value
 
@@ -213,9 +219,10 @@ def switch(*, auto: bool = False) -> Kind:
             return raw
         if auto and (raw is None or raw == "auto"):
             return None
-        word = str(raw).strip().lower()
+        expected = "on, off or auto" if auto else "on or off"
+        word = _word(raw, expected).strip().lower()
         if word not in _ON | _OFF:
-            raise ValueError("expected on, off or auto" if auto else "expected on or off")
+            raise ValueError(f"expected {expected}")
         return word in _ON
 
     def show(value: bool | None) -> str:
@@ -228,7 +235,7 @@ def names() -> Kind:
     """A list of words: separated by commas, given several times, or a YAML list."""
 
     def parse(raw: object) -> tuple[str, ...]:
-        items = raw if isinstance(raw, list) else [str(raw)]
+        items = raw if isinstance(raw, list) else [_word(raw, "a list of words")]
         if not all(isinstance(item, str) for item in items):
             raise ValueError("expected a list of words")
         words = [word.strip() for item in items for word in item.split(",")]
@@ -276,14 +283,15 @@ def pairs() -> Kind:
     """Names with values: `a=1,b=2`, given several times, or a YAML mapping."""
 
     def parse(raw: object) -> dict[str, Any]:
+        expected = "NAME=VALUE, separated by commas"
         if isinstance(raw, dict):
-            return {str(name): value for name, value in raw.items()}
-        items = raw if isinstance(raw, list) else [str(raw)]
+            return {_word(name, expected): value for name, value in raw.items()}
+        items = raw if isinstance(raw, list) else [raw]
         found: dict[str, Any] = {}
-        for item in (part for each in items for part in str(each).split(",")):
+        for item in (part for each in items for part in _word(each, expected).split(",")):
             name, equals, value = item.partition("=")
             if not equals or not name.strip() or not value.strip():
-                raise ValueError("expected NAME=VALUE, separated by commas")
+                raise ValueError(f"expected {expected}")
             found[name.strip()] = value.strip()
         return found
 
@@ -297,7 +305,7 @@ def json_object() -> Kind:
     """A JSON object, or a YAML mapping."""
 
     def parse(raw: object) -> dict[str, Any]:
-        with suppress(ValueError):
+        with suppress(ValueError, RecursionError):
             value = json.loads(raw) if isinstance(raw, str) else raw
             if isinstance(value, dict):
                 return value
@@ -324,9 +332,27 @@ def is_visible_ascii(word: str) -> bool:
     return all("!" <= character <= "~" for character in word)
 
 
+def shown(value: object, spell: Callable[[object], str] = str) -> str:
+    """A value as an error message repeats it: the beginning."""
+    try:
+        text = spell(value)
+    except (ValueError, RecursionError):
+        # A number of thousands of digits or what contains one, or deeply nested.
+        text = hex(value) if isinstance(value, int) else f"a {type(value).__name__}"
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}…"
+
+
+def _word(raw: object, expected: str) -> str:
+    """A value as text. Raises ValueError: Python spells no number of thousands of digits."""
+    try:
+        return str(raw)
+    except (ValueError, RecursionError):
+        raise ValueError(f"expected {expected}") from None
+
+
 def did_you_mean(word: object, known: Iterable[str]) -> str:
     """`; did you mean "port"?`, or nothing if no known word is similar."""
     import difflib
 
-    near = difflib.get_close_matches(str(word).lower(), list(known), n=1)
+    near = difflib.get_close_matches(shown(word).lower(), list(known), n=1)
     return f'; did you mean "{near[0]}"?' if near else ""

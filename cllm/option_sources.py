@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, Field, dataclass, field, fields
 from typing import Any, ClassVar, NoReturn, Protocol, TypeVar
 
-from cllm.option_kinds import Kind, did_you_mean
+from cllm.option_kinds import Kind, did_you_mean, shown
 
 ENV_PREFIX = "CLLM_"
 
@@ -161,11 +161,24 @@ def from_file(options: Sequence[Option], file_name: str | None) -> dict[str, Any
         return {}
     import yaml
 
+    class Loader(yaml.SafeLoader):
+        """Gives the text of a scalar that is no value of its kind, such as the date 2020-99-99."""
+
+        def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+            try:
+                return super().construct_object(node, deep)
+            except (ValueError, KeyError, AttributeError, IndexError):
+                if not isinstance(node, yaml.ScalarNode):
+                    raise
+                return node.value
+
     try:
         with open(file_name, encoding="utf-8") as stream:
             text = stream.read()
-        content = yaml.safe_load(text)
-        node = yaml.compose(text, yaml.SafeLoader)
+        content = yaml.load(text, Loader)
+        node = yaml.compose(text, Loader)
+    except RecursionError:
+        raise SettingsError(f"--config: {file_name} is nested too deeply") from None
     except OSError as error:
         raise SettingsError(f"--config: cannot read {file_name}: {error.strerror}") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -179,10 +192,10 @@ def from_file(options: Sequence[Option], file_name: str | None) -> dict[str, Any
         raise SettingsError(f'--config: {file_name} must hold "name: value" lines')
     keys = [key.value for key, _ in node.value]
     for key in content:
-        if keys.count(str(key)) > 1:  # safe_load keeps the last one
-            raise SettingsError(f"{file_name}: {key} is given twice")
+        if keys.count(shown(key)) > 1:  # the last one is kept
+            raise SettingsError(f"{file_name}: {shown(key)} is given twice")
     pairs = [
-        (str(key).replace("-", "_").lower(), f"{file_name}: {key}", value)
+        (shown(key).replace("-", "_").lower(), f"{file_name}: {shown(key)}", value)
         for key, value in content.items()
     ]
     return _read_all(options, pairs, lambda o: o.flag[2:])
@@ -217,5 +230,5 @@ def _read(item: Option, raw: object, source: str) -> Any:
     try:
         return item.kind.parse(raw)
     except ValueError as error:
-        got = "" if item.kind.is_secret else f'got "{raw}", '
+        got = "" if item.kind.is_secret else f'got "{shown(raw)}", '
         raise SettingsError(f"{source}: {got}{error}") from None

@@ -206,18 +206,24 @@ class Program:
 
     def _reload(self) -> None:
         """Read the files of certificates and keys again; what cannot be used stays as it is."""
-        if self.server.tls is not None:
-            self.server.reload_certificates()
-        if self.settings.api_keys_file is None:
-            return
+        for what, reload in (
+            ("certificates", self.server.reload_certificates),
+            ("keys", self._reload_keys),
+        ):
+            try:
+                reload()
+            except Exception:  # whatever is wrong with them, the server goes on
+                log.exception("SIGHUP: the %s could not be read again", what)
+
+    def _reload_keys(self) -> None:
         try:
             ring = key_ring(self.settings)
         except SettingsError as error:
             log.error("SIGHUP: %s; the keys stay as they are", error)
             return
-        assert ring is not None
-        self.service.tenants.renew(ring)
-        log.info("SIGHUP: %s has %d keys", self.settings.api_keys_file, len(ring.keys))
+        if ring is not None:
+            self.service.tenants.renew(ring)
+            log.info("SIGHUP: %s has %d keys", self.settings.api_keys_file, len(ring.keys))
 
     def _serve(self, engine: Engine) -> None:
         from cllm.startup import announce, calm_collector

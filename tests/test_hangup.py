@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import errno
 import os
+import re
+import resource
+import shutil
 import signal
 import sys
 from hashlib import sha256
@@ -13,7 +16,7 @@ import pytest
 
 from tests.http.http_wire import certificate, client_context, wait_until
 from tests.test_https import health
-from tests.test_main import Child, Start, start, unreadable_yet
+from tests.test_main import Child, Start, refusal, start, unreadable_yet
 
 __all__ = ["start", "unreadable_yet"]
 
@@ -102,6 +105,49 @@ def test_the_keys_are_read_again_also_under_nohup(
     child.signal(signal.SIGHUP)
     child.until("SIGHUP: .* has 1 keys")
     assert child.get("/health")[0] == 200
+
+
+@pytest.mark.parametrize(
+    ("value", "told"),
+    [
+        ("weight = 1" + 400 * "0", r"keys\.alice\.weight: 10+… is not valid; expected a number"),
+        ("queued = " + 5000 * "9", r"keys\.alice\.queued: 9+… is not valid; expected a whole"),
+        ("priority = 0x" + 5000 * "f", r"keys\.alice\.priority: 0xf+… is not valid; expected"),
+    ],
+    ids=["float", "decimal", "hexadecimal"],
+)
+def test_a_number_that_is_too_large_leaves_the_keys_as_they_are(
+    start: Start, keys: tuple[str, str], value: str, told: str
+) -> None:
+    child = start(*keys).ready()
+    with open(keys[1], "a", encoding="utf-8") as file:
+        file.write(value)
+    child.signal(signal.SIGHUP)
+    child.until(f"SIGHUP: --api-keys-file: .* {told}.*; the keys stay as they are")
+    assert max(map(len, child.seen)) < 400
+    assert child.get("/health")[0] == 200
+    assert told_at_start(*keys, told=told)
+
+
+def told_at_start(*argv: str, told: str) -> bool:
+    return re.search(told, refusal(*argv)) is not None
+
+
+def test_whatever_is_wrong_with_the_files_the_server_goes_on(
+    start: Start, tmp_path: Path, keys: tuple[str, str]
+) -> None:
+    """No memory for their content; the log says where."""
+    own = shutil.copy(CERT, tmp_path)
+    child = start("--tls-cert", own, "--tls-key", KEY, *keys).ready()
+    resource.prlimit(child.process.pid, resource.RLIMIT_AS, (1 << 40, 1 << 40))
+    for file in (own, keys[1]):
+        os.truncate(file, 2 << 40)  # takes no space on the disk
+    child.signal(signal.SIGHUP)
+    child.until("SIGHUP: the certificates could not be read again")
+    child.until("MemoryError")
+    child.until("SIGHUP: the keys could not be read again")
+    child.until("MemoryError")
+    assert health(child.port, client_context())[0], "it answers with the old certificate"
 
 
 def test_a_hangup_without_files_to_read_again_ends_the_program(

@@ -40,6 +40,9 @@ def test_a_key_has_what_it_sets_else_the_default(file: Path) -> None:
     [
         ("", "holds no key"),
         ("[keys.a", "not valid TOML"),
+        ("a = " + 5000 * "[", "not valid TOML"),
+        (f"a = {5000 * '9'}x", "not valid TOML"),
+        (f"a = {5000 * '9'}", "a: there is no such field"),
         ("keys = 3", r"keys: expected a table, \[keys\]"),
         ("[keys]\na = 3", r"keys.a: expected a table, \[keys.a\]"),
         ("[key.a]", 'key: there is no such field; did you mean "keys"'),
@@ -53,6 +56,8 @@ def test_a_key_has_what_it_sets_else_the_default(file: Path) -> None:
         ("[default]\nadmin = true", "default.admin: there is no such field"),
         ("[default]\nsha256 = 1", "default.sha256: there is no such field"),
         (f'[keys.a]\nsha256 = "{A}"\nrequest_per_minute = 1', 'mean "requests_per_minute"'),
+        (f'[keys.a]\nsha256 = "{A}"\n{500 * "x"} = 1', "keys.a.x+…: there is no such field"),
+        (f'[keys.a]\nsha256 = "{A}"\npriority{5000 * ".a"} = 1', "keys.a.priority: .* expected "),
         (f'[keys.a]\nsha256 = "{A}"\nqueued = 1', "queued: has no effect without concurrent"),
         *(
             (f'[keys.a]\nsha256 = "{A}"\n{field} = {value}', f"keys.a.{field}: .* expected ")
@@ -75,15 +80,26 @@ def test_a_key_has_what_it_sets_else_the_default(file: Path) -> None:
                 ("priority", "4294967296"),
                 ("admin", "1"),
                 ("admin", '"yes"'),
+                # Numbers that Python does not compare with others, read or spell.
+                ("weight", "1" + 400 * "0"),
+                ("weight", "-" + 5000 * "9"),
+                ("requests_per_minute", 5000 * "9"),
+                ("tokens_per_minute", "1" + 5000 * "_0"),
+                ("concurrent", "0x" + 5000 * "f"),
+                ("queued", "0b" + 20_000 * "1"),
+                ("priority", f"[1, 0x{5000 * 'f'}]"),
+                ("admin", 5000 * "9"),
             )
         ),
     ],
+    ids=lambda part: part[-40:],
 )
 def test_a_file_that_cannot_be_used_is_refused_by_name(file: Path, text: str, words: str) -> None:
     file.write_text(text)
     with pytest.raises(KeyFileError, match=words) as caught:
         read_key_file(str(file))
     assert str(caught.value).startswith((str(file), f"cannot read {file}"))
+    assert len(str(caught.value)) < len(str(file)) + 300
     assert "sk-oops" not in str(caught.value), "what should be a digest may be a key"
 
 

@@ -210,3 +210,10 @@ def test_built_in_templates_have_their_names_and_an_unknown_one_lists_them() -> 
     assert api_settings(settings_of("--chat-template chatml")).chat_template is not None
     with pytest.raises(SettingsError, match="chatml"):
         api_settings(settings_of("--chat-template chatmal"))
+
+
+@pytest.mark.parametrize("number", [5000 * "9", "x"], ids=["huge", "word"])
+@pytest.mark.parametrize("name", ["--draft", "--sse-ping-interval", "--cache-ram", "-c", "-np"])
+def test_what_is_no_usable_number_is_named_with_what_was_expected(name: str, number: str) -> None:
+    said = complaint(f"{name} {number}")
+    assert f'got "{number[:80]}' in said and "expected a " in said and len(said) < 300

@@ -197,6 +197,59 @@ def test_a_bad_argument_is_named_with_what_was_expected(argv: list[str], said: s
     assert said in complaint(*argv)
 
 
+# Python does not read the first, does not spell the second, and makes infinity of the third.
+HUGE = {"decimal": 5000 * "9", "hexadecimal": f"0x{5000 * 'f'}", "exponent": "1.0e+400"}
+NUMBERS = [
+    item.name
+    for item in options_of(Settings)
+    if item.kind.metavar in ("N", "N,…", "SECONDS", "BYTES")
+]
+
+
+@pytest.mark.parametrize("value", HUGE.values(), ids=HUGE)
+@pytest.mark.parametrize("name", NUMBERS)
+def test_a_huge_number_is_refused_in_one_short_line(name: str, value: str, yaml_file: Path) -> None:
+    yaml_file.write_text(f"{name}: {value}")
+    flag = "--" + name.replace("_", "-")
+    for source, said in (
+        (flag, complaint(flag, value)),
+        (f"CLLM_{name.upper()}", complaint(**{f"CLLM_{name.upper()}": value})),
+        (f"{yaml_file}: {name}", complaint("--config", str(yaml_file))),
+    ):
+        assert said.startswith(f"{source}: got "), said
+        assert "expected " in said and len(said) < len(source) + 200
+
+
+@pytest.mark.parametrize(
+    ("value", "kind"),
+    [
+        ("mlock", "on or off"), ("model", "text"), ("alias", "a list of words"),
+        ("sampling", "NAME=VALUE"), ("flash_attn", "one of"), ("tls_cert", "a list"),
+    ],
+)  # fmt: skip
+def test_a_huge_number_where_none_is_expected(value: str, kind: str, yaml_file: Path) -> None:
+    yaml_file.write_text(f"{value}: {HUGE['hexadecimal']}")
+    said = complaint("--config", str(yaml_file))
+    assert f"expected {kind}" in said and len(said) < len(str(yaml_file)) + 300
+
+
+@pytest.mark.parametrize(
+    "value", ["!!bool x", "!!timestamp x", "!!int ''", "!!float x", "2020-99-99"]
+)
+def test_a_value_that_is_not_what_it_says_is_text(value: str, yaml_file: Path) -> None:
+    yaml_file.write_text(f"port: {value}")
+    assert "port: got " in complaint("--config", str(yaml_file))
+    yaml_file.write_text(f"? {value}\n: 1")
+    assert "there is no such setting" in complaint("--config", str(yaml_file))
+
+
+def test_what_is_nested_too_deeply_is_refused(yaml_file: Path) -> None:
+    yaml_file.write_text("port: " + 20_000 * "[")
+    assert f"{yaml_file} is nested too deeply" in complaint("--config", str(yaml_file))
+    said = complaint("--chat-template-kwargs", 100_000 * "[")
+    assert "expected a JSON object" in said and len(said) < 300
+
+
 def test_a_bad_variable_is_named() -> None:
     assert complaint(CLLM_PORT="x") == (
         'CLLM_PORT: got "x", expected a whole number from 0 to 65535'

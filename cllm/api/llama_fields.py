@@ -6,6 +6,7 @@ effect here are listed in docs/api.md.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -108,6 +109,9 @@ NOTHING: Mapping[str, Any] = {
     "reasoning_budget_message": "",
 }
 
+
+_INTEGER = re.compile(r"-?\d+")
+_DIGITS = 40  # of a token; Python reads no thousands of them, and so many are out of range too
 
 # llama-server's names and letters -> the engine's names.
 _SAMPLERS = {
@@ -282,8 +286,8 @@ def logit_bias(engine: Engine, given: Mapping[str, Any] | Sequence[Any]) -> dict
             case _:
                 field = f"logit_bias[{number}]"
                 raise InvalidRequest(field, pair, "a token or text and its bias, or false")
-        if isinstance(what, str) and isinstance(given, Mapping) and what.lstrip("-").isdecimal():
-            what = int(what)
+        if isinstance(what, str) and isinstance(given, Mapping) and _INTEGER.fullmatch(what):
+            what = int(what[:_DIGITS])
         tokens = [what] if isinstance(what, int) else engine.tokenize(what, add_special=False)
         found.update(dict.fromkeys(tokens, bias))
     return found

@@ -194,7 +194,11 @@ def spelled(engine: Engine) -> tuple[str, str]:
     return first, second
 
 
-@pytest.mark.parametrize("source", ["{% if %}", "{{ x", "{% nonsense %}"])
+@pytest.mark.parametrize(
+    "source",
+    ["{% if %}", "{{ x", "{% nonsense %}", f"{{{{ {5000 * '9'} }}}}", f"{{{{ {5000 * '['} }}}}"],
+    ids=["if", "open", "nonsense", "huge number", "deep"],
+)
 def test_a_template_that_cannot_be_read(source: str) -> None:
     with pytest.raises(TemplateError, match="cannot be read"):
         ChatTemplate(source)

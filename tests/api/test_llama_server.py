@@ -266,6 +266,19 @@ def test_the_forms_of_logit_bias(stories: Live, bias: Any) -> None:
     assert biased["tokens"] != [260]
 
 
+def test_a_token_of_logit_bias_that_is_no_number_is_text(stories: Live) -> None:
+    assert complete(stories, prompt="Once upon", n_predict=1, logit_bias={"--5": 1})["content"]
+
+
+def test_a_huge_token_of_logit_bias_is_refused(stories: Live) -> None:
+    for token in (5000 * "9", "-" + 5000 * "9"):
+        asked = {"prompt": "Once upon", "logit_bias": {token: 1}}
+        refused = stories.post("/completion", asked)
+        assert refused.status_code == 400, refused.text
+        message = refused.json()["error"]["message"]
+        assert message.startswith("logit_bias: ") and len(message) < 200
+
+
 def test_samplers_that_are_not_named_do_nothing(stories: Live) -> None:
     wild = {"prompt": STORY, "temperature": 50, "top_k": 1, "seed": 1, "n_predict": 10}
     greedy = complete(stories, prompt=STORY, n_predict=10)["content"]

@@ -78,7 +78,7 @@ class ChatTemplate:
         try:
             self._template = _ENVIRONMENT.from_string(source)
             self.variables = jinja2.meta.find_undeclared_variables(_ENVIRONMENT.parse(source))
-        except jinja2.TemplateError as error:
+        except (jinja2.TemplateError, ValueError, RecursionError) as error:
             raise TemplateError(f"the chat template cannot be read: {error}") from None
         self.wants_objects = True
         self.wants_objects = self._shows_objects_as_json()
