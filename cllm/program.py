@@ -222,7 +222,7 @@ class Program:
             log.error("SIGHUP: %s; the keys stay as they are", error)
             return
         if ring is not None:
-            self.service.tenants.renew(ring)
+            self.service.renew_keys(ring)
             log.info("SIGHUP: %s has %d keys", self.settings.api_keys_file, len(ring.keys))
 
     def _serve(self, engine: Engine) -> None:

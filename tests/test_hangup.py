@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import json
 import os
 import re
 import resource
@@ -16,7 +18,7 @@ import pytest
 
 from tests.http.http_wire import certificate, client_context, wait_until
 from tests.test_https import health
-from tests.test_main import Child, Start, refusal, start, unreadable_yet
+from tests.test_main import LONG, Child, Start, events_of, refusal, start, unreadable_yet
 
 __all__ = ["start", "unreadable_yet"]
 
@@ -131,6 +133,27 @@ def test_a_number_that_is_too_large_leaves_the_keys_as_they_are(
 
 def told_at_start(*argv: str, told: str) -> bool:
     return re.search(told, refusal(*argv)) is not None
+
+
+def test_requests_that_wait_get_the_new_terms_of_their_key(
+    start: Start, keys: tuple[str, str]
+) -> None:
+    file = Path(keys[1])
+    head = file.read_text()
+    file.write_text(f"{head}concurrent = 1\n")
+    child = start("--context-shift", *keys).ready()
+    with contextlib.ExitStack() as stack:
+        streams = []
+        for _ in range(2):
+            connection = stack.enter_context(contextlib.closing(child.connection()))
+            body = json.dumps(LONG | {"max_tokens": 1_000_000})
+            connection.request("POST", "/generate_stream", body, {"x-api-key": "alice"})
+            streams.append(events_of(connection.getresponse()))
+        assert next(streams[0])["done"] is False
+        file.write_text(f"{head}concurrent = 2\n")
+        child.signal(signal.SIGHUP)
+        assert next(streams[1])["done"] is False
+        assert next(streams[0])["done"] is False
 
 
 def test_whatever_is_wrong_with_the_files_the_server_goes_on(

@@ -14,6 +14,7 @@ from cllm.api.errors import describe
 from cllm.api.keys import OPEN, require_key
 from cllm.api.lanes import LARGE, Answer, Endpoint, Lane, check_displaced
 from cllm.api.llama_server import routes as llama_server
+from cllm.api.metering import metered
 from cllm.api.metrics import Metrics
 from cllm.api.native import routes as native
 from cllm.api.native.health import unavailable
@@ -25,7 +26,7 @@ from cllm.api.route import Family, Route
 from cllm.api.schemas import TOO_DEEP
 from cllm.api.service import Service, State
 from cllm.api.submission import Submission
-from cllm.api.tenants import is_anthropic, metered
+from cllm.api.tenants import is_anthropic
 from cllm.engine import ConstraintPending, EngineError, PromptTooLong, QueueFull
 from cllm.http import HttpError, HttpHandler, HttpRequest, HttpResponse
 from cllm.http.incoming import BodyMemory

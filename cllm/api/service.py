@@ -164,6 +164,14 @@ class Service:
             return self._tool_template
         return self.chat_template
 
+    def renew_keys(self, ring: KeyRing) -> None:
+        """Another content of the file of keys, which requests that wait heed too."""
+        changed = self.tenants.renew(ring)
+        engine = self._engine
+        if engine is not None:
+            for tenant in changed:
+                tenant.tell(engine)
+
     def loading_progress(self, fraction: float) -> None:
         """How much of the model has been read, 0 … 1; shown by ``/health``."""
         self.progress = fraction

@@ -99,18 +99,20 @@ class Submission:
         answer: _Whole[Embedding] = _Whole(
             request.id, lambda ended: respond(ended[0]), refuse, self._metrics
         )
-        tenant = self._service.tenants.of(request)
+        engine, tenant = self._service.engine, self._service.tenants.of(request)
         tenant.check_tokens()
-        embedding = self._service.engine.embedder.submit(
+        share = tenant.share
+        embedding = engine.embedder.submit(
             inputs,
             name=name,
             deadline=self._deadline(request),
             on_update=answer.on_update,
             tenant=tenant_of(request),
-            share=tenant.share,
+            share=share,
             priority=_priority(asked, tenant),
             meter=tenant,
         )
+        tenant.submitted(engine, share)
         answer.bind([embedding])
         return answer.deferred
 
@@ -136,7 +138,7 @@ class Submission:
     ) -> Sequence[Generation]:
         service, deadline = self._service, self._deadline(request)
         engine, tenant, name = service.engine, service.tenants.of(request), tenant_of(request)
-        priority = _priority(asked, tenant)
+        share, priority = tenant.share, _priority(asked, tenant)
         tenant.check_tokens()  # it may have waited, and others came before
         scope = scope_of(request, service.divides_prefixes, asked.cache_salt)
         lora = lora_of(asked)
@@ -152,7 +154,7 @@ class Submission:
                         slot=each.slot,
                         fresh=each.fresh,
                         tenant=name,
-                        share=tenant.share,
+                        share=share,
                         priority=priority,
                         scope=scope,
                         lora=lora,
@@ -163,6 +165,7 @@ class Submission:
             for generation in generations:
                 generation.cancel()
             raise
+        tenant.submitted(engine, share)
         return generations
 
     def _deadline(self, request: HttpRequest) -> float:

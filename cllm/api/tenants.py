@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import lru_cache
 from hashlib import sha256
@@ -13,11 +13,10 @@ from typing import TYPE_CHECKING, Any
 
 from cllm.api.rate_limits import Bucket, Field, anthropic_fields, openai_fields, retry_fields
 from cllm.engine.sharing import COMMON, Scope, Share
-from cllm.http import DeferredResponse, HttpError, HttpRequest, HttpResponse
-from cllm.http.handler import Answer, Middleware, Next
+from cllm.http import HttpError, HttpRequest
 
 if TYPE_CHECKING:
-    from cllm.engine import Request
+    from cllm.engine import Engine, Request
 
 TENANT = "tenant"
 """The entry of a request's context that holds its tenant, if a key identifies it."""
@@ -97,6 +96,16 @@ class Tenant:
             self._requests = _renewed(self._requests, terms.requests_per_minute, now)
             self._tokens = _renewed(self._tokens, terms.tokens_per_minute, now)
             self.limited = self._requests is not None or self._tokens is not None
+
+    def tell(self, engine: Engine) -> None:
+        """Let the requests that wait in the engine have the present terms too."""
+        with self._lock:  # so that the engine hears of the newest last
+            engine.renew(self.name, self.share)
+
+    def submitted(self, engine: Engine, share: Share) -> None:
+        """Requests were submitted with a share that was read before: other terms may have come."""
+        if self.share is not share:
+            self.tell(engine)
 
     # Requests
 
@@ -265,22 +274,29 @@ class Tenants:
         self.isolated = ring is not None
         self.renew(ring or KeyRing((), Terms()))
 
-    def renew(self, ring: KeyRing) -> None:
-        """Another content of the file. A tenant that keeps its name keeps its counts."""
+    def renew(self, ring: KeyRing) -> Sequence[Tenant]:
+        """Another content of the file. A tenant that keeps its name keeps its counts.
+
+        Returns the tenants that are new or have other terms, to `tell` the engine.
+        """
         known = {tenant.name: tenant for tenant in self._tenants}
         wanted = [Key(f"key {n}", d, ring.default) for n, d in enumerate(self._plain, 1)]
         by_digest = {}
+        changed: dict[Tenant, None] = {}
         for key in (*wanted, *ring.keys):  # a key of the file takes precedence
             tenant = known.get(key.name)
             if tenant is None:
                 # "key 1" is another key when the options name others. Names have no blank.
                 owner = f"key {sha256(key.digest).hexdigest()}" if key in wanted else None
                 tenant = Tenant(key.name, key.terms, owner)
+                changed[tenant] = None
             elif tenant.terms != key.terms:
                 tenant.renew(key.terms)
+                changed[tenant] = None
             by_digest[key.digest] = tenant
         self._by_digest = by_digest
         self._tenants = tuple(dict.fromkeys(by_digest.values()))
+        return tuple(changed)
 
     @property
     def keyed(self) -> bool:
@@ -361,34 +377,6 @@ def scope_of(request: HttpRequest, divided: bool, salt: str | None) -> Scope:
         return Scope("", digest)
     tenant: Tenant | None = request.context.get(TENANT)
     return Scope(address_of(request) if tenant is None else tenant.owner, digest)
-
-
-def metered(tenants: Tenants, uncounted: Collection[str] = ()) -> Middleware:
-    """Counts POST requests against the limits of their tenants, and tells what is left of them.
-
-    uncounted: paths that limits do not apply to.
-    """
-
-    def count(request: HttpRequest, next: Next) -> Answer:
-        if request.path in uncounted:
-            return next(request)
-        tenant = tenants.of(request)
-        if not tenant.limited:
-            if request.method == "POST":
-                tenant.take()
-            return next(request)
-        anthropic = is_anthropic(request)
-        if request.method == "POST":
-            tenant.take(anthropic)
-        answer = next(request)
-
-        def add(response: HttpResponse) -> HttpResponse:
-            response.headers += tenant.fields(anthropic)
-            return response
-
-        return answer.then(add) if isinstance(answer, DeferredResponse) else add(answer)
-
-    return count
 
 
 def is_anthropic(request: HttpRequest) -> bool:

@@ -246,6 +246,13 @@ class Engine:
         )
         return followed(generation, ready)
 
+    def renew(self, tenant: str, share: Share) -> None:
+        """Give a tenant another share, also for its requests that wait; none that runs is ended.
+
+        Its next request brings its own.
+        """
+        self._runner.renew(tenant, share)
+
     def check_prompt(self, prompt: str | Sequence[int]) -> None:
         """Check a prompt as submit does.
 

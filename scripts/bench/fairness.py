@@ -16,7 +16,8 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from cllm.api.tenants import TENANT, Key, KeyRing, Tenant, Tenants, Terms, metered
+from cllm.api.metering import metered
+from cllm.api.tenants import TENANT, Key, KeyRing, Tenant, Tenants, Terms
 from cllm.engine import Request
 from cllm.engine.scheduling.fairness import FairQueue
 from cllm.engine.sharing import EQUAL

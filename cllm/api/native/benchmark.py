@@ -208,7 +208,7 @@ class _Run:
             self._tenant.check_tokens()
         except HttpError:
             return False
-        request = _Request(self._ended)
+        request, share = _Request(self._ended), self._tenant.share
         try:
             request.generation = self._engine.submit(
                 self.prompt,
@@ -216,13 +216,14 @@ class _Run:
                 deadline=self._request_timeout,
                 on_update=request.on_update,
                 tenant=self.name,
-                share=self._tenant.share,
+                share=share,
                 priority=self._tenant.terms.usual_priority,
                 scope=self._scope,
                 meter=self._tenant,
             )
         except QueueFull:
             return False
+        self._tenant.submitted(self._engine, share)
         self._in_flight.add(request)
         request.on_update()
         return True

@@ -118,6 +118,10 @@ class EmbeddingScheduler(EngineLoop[Job]):
 
     # Any thread.
 
+    def renew(self, tenant: str, share: Share) -> None:
+        """Give a tenant another weight; `share.concurrent` does not apply."""
+        super().renew(tenant, Share(share.weight))
+
     def cancel(self, request: Request) -> None:
         """End a request before the next step; a step that computes only it is interrupted."""
         super().cancel(request)

@@ -43,7 +43,7 @@ T = TypeVar("T", bound=Queued)
 
 
 class _Account(Generic[T]):
-    """A tenant with requests. used: virtual tokens. share: as its newest request has it.
+    """A tenant with requests. used: virtual tokens. share: of its newest request or `renew`.
 
     waiting: requests and their arrival numbers, by priority; none of the queues is empty.
     """
@@ -131,15 +131,19 @@ class FairQueue(Generic[T]):
         for item in items:
             self._unclaimed = False
             account = self._active.get(item.tenant) or self._activate(item.tenant, item.share)
-            if account.share is not item.share:
-                self._weights += item.share.weight - account.weight
-                account.share = item.share
-                account.weight = item.share.weight
+            self._set_share(account, item.share)
             if not account.waiting:
                 account.used = max(account.used, floor)
             self._arrived += 1
             account.add(item, self._arrived)
             self._size += 1
+
+    def renew(self, tenant: str, share: Share) -> None:
+        """Another share, also for requests that wait; no effect on a tenant without requests."""
+        account = self._active.get(tenant)
+        if account is not None:
+            self._unclaimed = False
+            self._set_share(account, share)
 
     def candidates(self) -> Iterator[T]:
         """The waiting requests that may run, in the order in which to serve them now."""
@@ -228,6 +232,12 @@ class FairQueue(Generic[T]):
                 self._size -= 1
         if not account.waiting and not account.running:
             self._deactivate(item.tenant, account)
+
+    def _set_share(self, account: _Account[T], share: Share) -> None:
+        if account.share is not share:
+            self._weights += share.weight - account.weight
+            account.share = share
+            account.weight = share.weight
 
     def _floor(self) -> float:
         """The counter of a returning tenant: the level, within the waiting tenants' counters."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import threading
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any, Generic
 
@@ -21,18 +21,20 @@ class Messages(Generic[T]):
     """What take() returns.
 
     displaced: requests that left the queue for those of other tenants, and the errors to end them.
+    shares: of tenants, newer than those of the arrivals.
     """
 
     arrivals: list[T]
     cancelled: set[Request]
     displaced: list[tuple[T, QueueFull]]
+    shares: dict[str, Share] = field(default_factory=dict)
 
 
 _NOTHING: Messages[Any] = Messages([], set(), [])
 
 
 class Inbox(Generic[T]):
-    """Requests on their way to the engine thread; put, cancel, wake and stop are for any thread."""
+    """Requests on their way to the engine thread; put, renew, cancel, wake, stop: any thread."""
 
     def __init__(self, max_running: int, max_queue: int) -> None:
         """max_running: requests that can be worked on at once; they do not count as waiting."""
@@ -48,6 +50,7 @@ class Inbox(Generic[T]):
         self._arrivals: list[T] = []
         self._cancelled: set[Request] = set()
         self._displaced: list[tuple[T, QueueFull]] = []
+        self._shares: dict[str, Share] = {}
         self._waiting: dict[str, dict[T, None]] = {}  # by tenant, the newest last
         self._in_flight = 0
         self._ended = 0  # since the last take()
@@ -130,6 +133,12 @@ class Inbox(Generic[T]):
                 for tenant, items in self._waiting.items()
             ]
 
+    def renew(self, tenant: str, share: Share) -> None:
+        """Give a tenant another share, also for its requests that wait."""
+        with self._lock:
+            self._shares[tenant] = share
+            self._changed.notify()
+
     def cancel(self, request: Request) -> None:
         """End a request before the next step."""
         with self._lock:
@@ -173,7 +182,8 @@ class Inbox(Generic[T]):
             arrivals, self._arrivals = self._arrivals, []
             cancelled, self._cancelled = self._cancelled, set()
             displaced, self._displaced = self._displaced, []
-            return Messages(arrivals, cancelled, displaced)
+            shares, self._shares = self._shares, {}
+            return Messages(arrivals, cancelled, displaced, shares)
 
     def _gather(self, seconds: float, ended: int) -> None:
         """Wait until no request arrives for `seconds`, or for five times as long in all.
@@ -194,7 +204,7 @@ class Inbox(Generic[T]):
         return bool(self._arrivals or self._displaced or self._ended) or self._is_urgent()
 
     def _is_urgent(self) -> bool:
-        return bool(self._cancelled) or self._woken or self.stopping
+        return bool(self._cancelled or self._shares) or self._woken or self.stopping
 
     def fail(self, error: BaseException) -> None:
         """Refuse new requests because of an error, and make take() return None."""

@@ -42,8 +42,8 @@ W = TypeVar("W", bound=Work)
 class EngineLoop(ABC, Generic[W]):
     """Serves requests until it is stopped; a subclass says what a step does.
 
-    submit, cancel, check_open, stop, snapshot and the properties are for any thread; all else is
-    the engine thread's.
+    submit, renew, cancel, check_open, stop, snapshot and the properties are for any thread; all
+    else is the engine thread's.
     """
 
     def __init__(self, stats: EngineStats, waiting: FairQueue[W], gather_s: float = 0.0) -> None:
@@ -74,6 +74,10 @@ class EngineLoop(ABC, Generic[W]):
     def check_open(self, tenant: str, share: Share = EQUAL) -> None:
         """Raise what submit would raise now, before effort goes into preparing a request."""
         self._inbox.check_open(tenant, share)
+
+    def renew(self, tenant: str, share: Share) -> None:
+        """Give a tenant another share, also for its requests that wait."""
+        self._inbox.renew(tenant, share)
 
     def cancel(self, request: Request) -> None:
         """End a request before the next step."""
@@ -182,6 +186,8 @@ class EngineLoop(ABC, Generic[W]):
             self._waiting.extend(messages.arrivals)
             for work in messages.arrivals:
                 self._next_deadline = min(self._next_deadline, work.deadline)
+        for tenant, share in messages.shares.items():
+            self._waiting.renew(tenant, share)
         for work, refusal in messages.displaced:
             # One that was admitted or has ended meanwhile has left the queue already.
             if not (work.writer.admitted or work.request.done):

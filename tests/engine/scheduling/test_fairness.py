@@ -322,6 +322,21 @@ def test_requests_that_end_leave_from_wherever_they_are() -> None:
     assert queue.known == 0 and list(queue) == []
 
 
+def test_a_new_share_applies_to_waiting_requests_and_to_claims() -> None:
+    queue: FairQueue[Ask] = FairQueue()
+    rich, poor = [Ask("a") for _ in range(4)], Ask("b", share=Share(weight=0.1))
+    queue.extend([*rich, poor])
+    for ask in rich:
+        queue.take(ask)
+    assert list(queue.claims(4)) == []
+    queue.renew("b", Share(weight=1.0, concurrent=0))
+    assert list(queue.candidates()) == []
+    queue.renew("b", Share(weight=1.0))
+    assert [claim[0] for claim in queue.claims(4)] == [poor]
+    queue.renew("c", Share())
+    assert queue.known == 2, "a tenant without requests is not known"
+
+
 def test_requests_of_a_tenant_take_turns_where_they_rotate() -> None:
     queue: FairQueue[Ask] = FairQueue()
     asks = [Ask("a"), Ask("a"), Ask("a")]
