@@ -81,6 +81,7 @@ class Certificates:
         self._lock = threading.Lock()  # one reload at a time
         self._seen = self._versions()
         self._loaded = self._load(None)
+        self._failure = ""  # why the files could not be used
         self._next_look = monotonic() + LOOK_INTERVAL
         self.by_name = len(config.certificates) > 1  # whether the host name matters
 
@@ -106,38 +107,46 @@ class Certificates:
             return self._reload()
 
     def _look(self) -> None:
-        """Reload if a file has changed. New files that could not be used are not tried again."""
+        """Reload if a file has changed, or could not be used: it may have been in the making."""
         if not self._lock.acquire(False):
             return  # another thread does
         try:
             self._next_look = monotonic() + LOOK_INTERVAL
-            if self._versions() != self._seen:
-                self._reload()
+            if self._failure or self._versions() != self._seen:
+                self._reload(again=bool(self._failure))
         finally:
             self._lock.release()
 
-    def _reload(self) -> bool:
+    def _reload(self, *, again: bool = False) -> bool:
+        """again: nobody asks, so the same failure is not logged a second time."""
         self._seen = self._versions()  # before they are read: a later change is seen
         try:
             loaded = self._load(self._loaded)
         except HttpServerError as error:
-            _log.error("the new TLS certificates cannot be used, the old ones stay: %s", error)
+            text, before = str(error), self._failure
+            self._failure = text
+            if not (again and text == before):
+                _log.error("the new TLS certificates cannot be used, the old ones stay: %s", text)
             return False
-        if loaded.outer is not self._loaded.outer:
+        new_authorities = loaded.outer is not self._loaded.outer
+        self._loaded, self._failure = loaded, ""
+        if new_authorities:
             _log.info("the client authorities are new: earlier TLS sessions cannot be resumed")
-        self._loaded = loaded
         _log.info("loaded the TLS certificates: %s", ", ".join(sorted(loaded.by_name)) or "no name")
         return True
 
-    def _versions(self) -> list[tuple[int, int, int] | None]:
-        found: list[tuple[int, int, int] | None] = []
+    def _versions(self) -> list[tuple[int, int, int, int] | None]:
+        found: list[tuple[int, int, int, int] | None] = []
         for file in self._config.files:
             try:
                 status = os.stat(file)
             except OSError:
                 found.append(None)
             else:
-                found.append((status.st_ino, status.st_size, status.st_mtime_ns))
+                # The last one changes with the owner and the mode, too.
+                found.append(
+                    (status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
+                )
         return found
 
     def _load(self, before: _Loaded | None) -> _Loaded:

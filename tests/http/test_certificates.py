@@ -14,7 +14,7 @@ import pytest
 
 from cllm.http import BodyStream, HttpResponse, HttpServerError, Server, TlsConfig
 from cllm.http import certificates as certificates_module
-from cllm.http.certificates import host_names
+from cllm.http.certificates import Certificates, host_names
 from tests.http.http_wire import (
     CERTIFICATES,
     PATIENCE,
@@ -175,6 +175,37 @@ def test_a_broken_new_file_leaves_the_old_certificate(
     assert cert in errors[0] and "another certificate" in errors[0]
     shutil.copy(certificate("renewed")[1], key)
     assert serial(server) != old
+
+
+def test_a_passing_failure_is_tried_again(
+    serve: Serve,
+    files: TlsConfig,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Nothing of the files changes when it has passed: too many were open."""
+    monkeypatch.setattr(certificates_module, "LOOK_INTERVAL", 0.0)
+    server = serve(tls=files)
+    old = serial(server)
+    real = certificates_module._readable
+
+    def fails(path: str) -> str:
+        raise HttpServerError(f"{path} cannot be read: Too many open files")
+
+    monkeypatch.setattr(certificates_module, "_readable", fails)
+    replace(files, "renewed")
+    assert [serial(server) for _ in range(3)] == [old] * 3
+    assert len([r for r in caplog.records if r.levelno == logging.ERROR]) == 1
+    monkeypatch.setattr(certificates_module, "_readable", real)
+    assert serial(server) != old
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may give files away")
+def test_another_owner_of_a_key_is_a_change(files: TlsConfig) -> None:
+    certificates = Certificates(files, ["http/1.1"])
+    versions = certificates._versions()
+    os.chown(files.certificates[0][1], 12345, 12345)
+    assert certificates._versions() != versions
 
 
 def test_a_file_that_vanishes_while_it_is_read_leaves_the_old_certificate(
