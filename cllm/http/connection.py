@@ -225,12 +225,15 @@ class Connection:
             self._state = RUNNING  # this thread owns it
         idle = self._protocol.idle_since(self) is not None and self.transport.probe() is Peer.QUIET
         if idle:
-            self.close()
+            self.close(notify=False)  # nothing ends a long read of the acceptor
         self._finish(again=False)
         return idle
 
-    def close(self, *, abort: bool = False) -> None:
-        """By the owner; `abort`: the peer sees an error, not an end. Closing again does nothing."""
+    def close(self, *, abort: bool = False, notify: bool = True) -> None:
+        """By the owner; closing again does nothing.
+
+        abort: the peer sees an error, not an end. notify: see Transport.
+        """
         connections = self._context.connections
         # Removed from the table first: once closed, its descriptor number may be reused. Both
         # look-ups may fail if stop() closes a connection that a stuck worker is closing.
@@ -243,7 +246,7 @@ class Connection:
             if abort:
                 self.transport.abort()
             else:
-                self.transport.close()
+                self.transport.close(notify=notify)
         except OSError as error:
             report(_log, logging.DEBUG, "closing %s: %s", self.client, error)
         self._context.closed(self)

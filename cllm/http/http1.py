@@ -212,7 +212,9 @@ class Http1:
         if self._context.draining:
             return DONE
         self._in_head = False
-        if not self._fresh:  # else it counts from the accept
+        # The first request's time counts from the accept, and that of later ones from the response
+        # before: not from a wake-up without content, such as a record of TLS with a KeyUpdate.
+        if connection.deadline == NEVER and not self._fresh:
             connection.deadline = monotonic() + self._context.config.keep_alive_timeout
         return interest
 

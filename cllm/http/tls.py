@@ -6,7 +6,8 @@ plain socket:
 - A read gives at most one record (16 KiB). OpenSSL keeps the rest of a record that did not fit,
   which the poller does not see; so the worker's buffer must hold a record.
 - A write that would block has begun its records. It must be repeated with the same bytes.
-- OpenSSL reads on until it has content, so a long read is ended from outside (long_reads.py).
+- OpenSSL reads on until it has content, so a long read is ended from outside (long_reads.py). The
+  end of a connection reads too.
 - There is no sendmsg: small pieces are joined, so that a head and its body are one record.
 """
 
@@ -124,17 +125,23 @@ class TlsTransport(PlainTransport):
         # The socket is without TLS from here on; what it reads is only dropped.
         self._read = lambda size, buffer: self._recv_into(buffer)
 
-    def close(self) -> None:
-        if self.is_own():
+    def close(self, *, notify: bool = True) -> None:
+        if notify and self.is_own():
             self._notify()
         super().close()
 
     def _notify(self) -> None:
-        """Send close_notify if there is room; the peer's is not awaited."""
+        """Send close_notify if there is room; the peer's is not awaited.
+
+        Python then reads what has come, since the peer's may be there: this is a read too.
+        """
+        self.reading_since = monotonic()
         try:
             self._tls.unwrap()
         except (OSError, ValueError):
             return  # most often it says that the peer's has not come
+        finally:
+            self.reading_since = NOT_READING
 
 
 def join(buffers: Sequence[Buffer], most: int) -> Buffer:

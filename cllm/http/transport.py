@@ -77,7 +77,8 @@ class Transport(Protocol):
     def shut_write(self) -> None:
         """End this side, so that the peer sees the end of the written data."""
 
-    def close(self) -> None: ...
+    def close(self, *, notify: bool = True) -> None:
+        """End both directions; notify: say so with TLS's close_notify first, which may read."""
 
     def abort(self) -> None:
         """Close so that the peer sees an error instead of an end."""
@@ -155,7 +156,7 @@ class PlainTransport:
         except OSError as error:
             raise ConnectionLost(str(error)) from None
 
-    def close(self) -> None:
+    def close(self, *, notify: bool = True) -> None:
         if self.is_own():
             shut_down(self._socket)
         self._socket.close()

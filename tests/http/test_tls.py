@@ -305,6 +305,22 @@ def test_a_body_cut_by_the_clients_end_is_no_request(serve: Serve) -> None:
     assert bodies == []
 
 
+def test_an_idle_connection_is_closed_for_a_new_one_without_close_notify(
+    serve: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # OpenSSL would read what has come, on the acceptor, as long as it has no content.
+    monkeypatch.setattr("cllm.http.connection_room.MIN_IDLE", 0.0)
+    server = serve(tls=LOCALHOST, max_connections=1, keep_alive_timeout=LONG)
+    with TlsClient(server.port) as idle:
+        assert idle.get().status == 200
+        with TlsClient(server.port) as new:
+            assert new.get().status == 200
+        assert server.stats().reclaimed_total == 1
+        assert isinstance(idle.socket, ssl.SSLSocket)
+        with pytest.raises(ssl.SSLEOFError):
+            idle.socket.recv(1)
+
+
 def test_an_error_response_is_seen_in_spite_of_unread_bytes(serve: Serve) -> None:
     server = serve(tls=LOCALHOST)
     with TlsClient(server.port) as client:
@@ -330,41 +346,74 @@ def test_a_client_that_leaves_cancels_its_stream(serve: Serve) -> None:
 # Records without content
 
 
-def key_updates(secret: bytes, count: int) -> bytes:
-    """Records of TLS_AES_256_GCM_SHA384 with a KeyUpdate each (RFC 8446 sections 4.6.3, 7.2)."""
+def expand(secret: bytes, label: bytes, size: int) -> bytes:
+    """HKDF-Expand-Label of RFC 8446 section 7.1, with SHA-384."""
+    info = size.to_bytes(2, "big") + bytes([6 + len(label)]) + b"tls13 " + label + b"\0\1"
+    return hmac.digest(secret, info, "sha384")[:size]
 
-    def expand(label: bytes, size: int) -> bytes:
-        info = size.to_bytes(2, "big") + bytes([6 + len(label)]) + b"tls13 " + label + b"\0\1"
-        return hmac.digest(secret, info, "sha384")[:size]
 
-    head, content = b"\x17\3\3\0\x16", b"\x18\0\0\1\0" + b"\x16"
-    records = []
-    for _ in range(count):
-        records.append(head + AESGCM(expand(b"key", 32)).encrypt(expand(b"iv", 12), content, head))
-        secret = expand(b"traffic upd", 48)
+def record(secret: bytes, number: int, kind: bytes, content: bytes) -> bytes:
+    """One record of TLS_AES_256_GCM_SHA384; `number` counts since the secret is new."""
+    head = b"\x17\3\3" + (len(content) + 17).to_bytes(2, "big")
+    start = int.from_bytes(expand(secret, b"iv", 12), "big")
+    nonce = (start ^ number).to_bytes(12, "big")
+    return head + AESGCM(expand(secret, b"key", 32)).encrypt(nonce, content + kind, head)
+
+
+def key_updates(secret: bytes, count: int, request: bytes = b"") -> bytes:
+    """Records with a KeyUpdate each (RFC 8446 sections 4.6.3, 7.2), behind one of a request."""
+    records = [record(secret, 0, b"\x17", request)] if request else []
+    for index in range(count):
+        first = len(records) if index == 0 else 0
+        records.append(record(secret, first, b"\x16", b"\x18\0\0\1\0"))
+        secret = expand(secret, b"traffic upd", 48)
     return b"".join(records)
 
 
+@contextlib.contextmanager
+def with_secret(port: int, keys: Path) -> Iterator[tuple[socket.socket, bytes]]:
+    """A socket after the handshake, for records that the test makes with the secret."""
+    context = client_context()
+    context.minimum_version = ssl.TLSVersion.TLSv1_3
+    context.keylog_filename = str(keys)
+    with tls_connection(port, context) as sock:
+        assert sock.cipher()[0] == "TLS_AES_256_GCM_SHA384"  # type: ignore[index]
+        lines = keys.read_text().splitlines()
+        (secret,) = [line.split()[2] for line in lines if line.startswith("CLIENT_TRAFFIC_SECRET")]
+        with socket.socket(fileno=os.dup(sock.fileno())) as raw:
+            raw.settimeout(PATIENCE)
+            yield raw, bytes.fromhex(secret)
+
+
+@pytest.mark.parametrize(
+    "request_before",
+    [b"", encode(headers={"Connection": "close"}), b"NONSENSE\r\n\r\n"],
+    ids=["at once", "behind the last request", "behind an error"],
+)
 def test_records_without_content_hold_no_worker(
-    serve: Serve, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    serve: Serve, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request_before: bytes
 ) -> None:
     """OpenSSL reads them all in one call: 0.3 s for these, and without end if more come."""
     monkeypatch.setattr("cllm.http.long_reads.LONGEST_READ", 0.01)
     # Another request is enough; a sweep would come later.
     monkeypatch.setattr("cllm.http.acceptor._sweep_interval", lambda config: LONG)
-    context = client_context()
-    context.minimum_version = ssl.TLSVersion.TLSv1_3
-    context.keylog_filename = str(tmp_path / "keys")
     server = serve(tls=LOCALHOST, workers=1)
-    with tls_connection(server.port, context) as sock:
-        assert sock.cipher()[0] == "TLS_AES_256_GCM_SHA384"  # type: ignore[index]
-        lines = (tmp_path / "keys").read_text().splitlines()
-        (secret,) = [line.split()[2] for line in lines if line.startswith("CLIENT_TRAFFIC_SECRET")]
-        with socket.socket(fileno=os.dup(sock.fileno())) as raw:
-            raw.settimeout(PATIENCE)
-            raw.sendall(key_updates(bytes.fromhex(secret), 20_000))
-            with tls_connection(server.port, client_context()) as other:
-                assert b"healthy" in get_over(other)
-            with pytest.raises(ConnectionError):
-                while raw.recv(65536):  # the server's session tickets, then the reset
-                    pass
+    with with_secret(server.port, tmp_path / "keys") as (raw, secret):
+        raw.sendall(key_updates(secret, 20_000, request_before))
+        with tls_connection(server.port, client_context()) as other:
+            assert b"healthy" in get_over(other)
+        with pytest.raises(ConnectionError):
+            while raw.recv(65536):  # the server's session tickets, a response, then the reset
+                pass
+
+
+def test_records_without_content_keep_no_idle_connection(serve: Serve, tmp_path: Path) -> None:
+    server = serve(tls=LOCALHOST, keep_alive_timeout=0.4)
+    with with_secret(server.port, tmp_path / "keys") as (raw, secret):
+        records = key_updates(secret, 300, encode())
+        size = 27  # of each KeyUpdate
+        raw.sendall(records[: -300 * size])
+        with pytest.raises(ConnectionError):
+            for at in range(len(records) - 300 * size, len(records), size):
+                raw.sendall(records[at : at + size])
+                threading.Event().wait(0.1)
