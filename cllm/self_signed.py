@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 from collections.abc import Sequence
 from datetime import datetime, timedelta, timezone
+from hashlib import sha256
 from ipaddress import ip_address
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -24,13 +25,18 @@ _LOCAL = ("localhost", "127.0.0.1", "::1")
 def self_signed(host: str) -> tuple[str, str]:
     """Files of a certificate for this machine's names and `host`, and of its key.
 
-    The same files at each start, until they are about to expire or the names have changed. Raises
-    SettingsError without the package cryptography.
+    The same files at each start, until they are about to expire; others for other hosts, whose
+    servers may run. Raises SettingsError for a host that no certificate can name, and without the
+    package cryptography.
     """
-    names = list(dict.fromkeys((*_LOCAL, socket.gethostname(), *_named(host))))
+    own = list(dict.fromkeys((*_LOCAL, socket.gethostname())))
+    further = [name for name in _named(host) if name not in own]
+    names = [*own, *further]
     folder = user_cache() / "tls"
     folder.mkdir(mode=0o700, exist_ok=True)
-    certificate, key = folder / "self-signed.pem", folder / "self-signed.key"
+    digest = sha256(" ".join(sorted(further)).encode()).hexdigest()[:12]
+    stem = f"self-signed-{digest}" if further else "self-signed"
+    certificate, key = folder / f"{stem}.pem", folder / f"{stem}.key"
     if not _usable(certificate, names) or not key.is_file():
         _make(certificate, key, names)
     return str(certificate), str(key)
@@ -38,7 +44,20 @@ def self_signed(host: str) -> tuple[str, str]:
 
 def _named(host: str) -> Sequence[str]:
     given = (name.strip() for name in host.split(","))
-    return [name for name in given if name not in ("", "0.0.0.0", "::")]
+    plain = dict.fromkeys(_plain(name) for name in given if name)
+    return [name for name in plain if name not in ("0.0.0.0", "::")]
+
+
+def _plain(name: str) -> str:
+    """A host as a certificate has it: an address in its usual form, a name in ASCII."""
+    try:
+        return str(ip_address(name.partition("%")[0]))
+    except ValueError:
+        pass
+    try:
+        return name.encode("idna").decode()
+    except UnicodeError as error:
+        raise SettingsError(f"--host: {name!r} is no name for a certificate: {error}") from None
 
 
 def _usable(certificate: Path, names: Sequence[str]) -> bool:
@@ -55,7 +74,9 @@ def _usable(certificate: Path, names: Sequence[str]) -> bool:
     except (OSError, ValueError, x509.ExtensionNotFound):
         return False
     has = [str(item.value) for item in known]
-    return has == list(names) and found.not_valid_after_utc - RENEW > datetime.now(timezone.utc)
+    return sorted(has) == sorted(names) and found.not_valid_after_utc - RENEW > datetime.now(
+        timezone.utc
+    )
 
 
 def _make(certificate: Path, key: Path, names: Sequence[str]) -> None:

@@ -122,5 +122,42 @@ def test_a_self_signed_certificate_is_made_once_and_can_be_trusted(
     finally:
         child.process.kill()
         child.process.wait()
-    self_signed("host.example")
-    assert Path(cert).read_bytes() != before, "made again for another name"
+    other, _ = self_signed("host.example")
+    assert other != cert and Path(other).read_bytes() != before
+    assert Path(cert).read_bytes() == before, "a server that has it may run"
+
+
+@pytest.mark.parametrize(
+    ("hosts", "same"),
+    [
+        ("2001:DB8::1", "2001:db8:0::1"),
+        ("fe80::1%lo", "fe80::1"),
+        ("bücher.example", "xn--bcher-kva.example"),
+        ("127.0.0.2,127.0.0.3", "127.0.0.3, 127.0.0.2"),
+        ("0.0.0.0,::", "localhost"),
+    ],
+)
+def test_the_same_hosts_have_the_same_certificate(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, hosts: str, same: str
+) -> None:
+    pytest.importorskip("cryptography")
+    from cllm.self_signed import self_signed
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    cert, key = self_signed(hosts)
+    before = Path(cert).read_bytes()
+    for again in (hosts, same, hosts):
+        assert self_signed(again) == (cert, key)
+        assert Path(cert).read_bytes() == before
+
+
+def test_a_host_that_no_certificate_can_name_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("cryptography")
+    from cllm.option_table import SettingsError
+    from cllm.self_signed import self_signed
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    with pytest.raises(SettingsError, match=r"--host: 'a\.\.b' is no name for a certificate"):
+        self_signed("a..b")

@@ -216,7 +216,9 @@ def _reason(error: Exception) -> str:
     reason = getattr(error, "reason", None)
     if reason == "KEY_VALUES_MISMATCH":
         return "the key belongs to another certificate"
-    if reason in ("PEM", "PEM_LIB", "NO_START_LINE", "NO_CERTIFICATE_OR_CRL_FOUND"):
+    # Python has no name for some of OpenSSL's reasons.
+    unnamed = "PEM lib" in str(error)
+    if unnamed or reason in ("PEM", "PEM_LIB", "NO_START_LINE", "NO_CERTIFICATE_OR_CRL_FOUND"):
         return "a file is not PEM, or has not what it should have"
     return str(error)
 

@@ -393,8 +393,10 @@ def test_a_stream_outlasts_new_authorities(serve: Serve, authorities: TlsConfig)
         ("localhost.pem", "missing.key", "missing.key: No such file"),
         ("localhost.pem", "encrypted.key", "the key is encrypted"),
         ("localhost.pem", "renewed.key", "belongs to another certificate"),
-        ("localhost.key", "localhost.key", "PEM"),
-        ("make.sh", "localhost.key", "PEM"),
+        ("localhost.key", "localhost.key", "is not PEM"),
+        ("make.sh", "localhost.key", "is not PEM"),
+        (os.devnull, "localhost.key", "is not PEM"),
+        ("localhost.pem", os.devnull, "is not PEM"),
     ],
 )
 def test_a_file_that_cannot_be_used_is_named_at_the_start(cert: str, key: str, what: str) -> None:
