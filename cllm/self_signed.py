@@ -29,15 +29,14 @@ def self_signed(host: str) -> tuple[str, str]:
     servers may run. Raises SettingsError for a host that no certificate can name, and without the
     package cryptography.
     """
-    own = list(dict.fromkeys((*_LOCAL, socket.gethostname())))
-    further = [name for name in _named(host) if name not in own]
-    names = [*own, *further]
+    names = list(dict.fromkeys((*_LOCAL, *_named(f"{socket.gethostname()},{host}"))))
+    further = names[len(_LOCAL) :]
     folder = user_cache() / "tls"
     folder.mkdir(mode=0o700, exist_ok=True)
     digest = sha256(" ".join(sorted(further)).encode()).hexdigest()[:12]
-    stem = f"self-signed-{digest}" if further else "self-signed"
+    stem = f"self-signed-{digest}"
     certificate, key = folder / f"{stem}.pem", folder / f"{stem}.key"
-    if not _usable(certificate, names) or not key.is_file():
+    if not _usable(certificate, key, names):
         _make(certificate, key, names)
     return str(certificate), str(key)
 
@@ -60,10 +59,11 @@ def _plain(name: str) -> str:
         raise SettingsError(f"--host: {name!r} is no name for a certificate: {error}") from None
 
 
-def _usable(certificate: Path, names: Sequence[str]) -> bool:
-    """Whether it is for these names and valid for a while."""
+def _usable(certificate: Path, key: Path, names: Sequence[str]) -> bool:
+    """Whether it is of this key, for these names and valid for a while."""
     try:
         from cryptography import x509
+        from cryptography.hazmat.primitives.serialization import load_pem_private_key
     except ModuleNotFoundError:
         raise SettingsError(
             "--tls-self-signed needs cryptography; in cLLM's folder: pip install '.[tls]'"
@@ -71,8 +71,11 @@ def _usable(certificate: Path, names: Sequence[str]) -> bool:
     try:
         found = x509.load_pem_x509_certificate(certificate.read_bytes())
         known = found.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+        private = load_pem_private_key(key.read_bytes(), None)
     except (OSError, ValueError, x509.ExtensionNotFound):
         return False
+    if private.public_key() != found.public_key():
+        return False  # two programs made one at the same time
     has = [str(item.value) for item in known]
     return sorted(has) == sorted(names) and found.not_valid_after_utc - RENEW > datetime.now(
         timezone.utc

@@ -122,9 +122,13 @@ def test_a_self_signed_certificate_is_made_once_and_can_be_trusted(
     finally:
         child.process.kill()
         child.process.wait()
-    other, _ = self_signed("host.example")
+    other, other_key = self_signed("host.example")
     assert other != cert and Path(other).read_bytes() != before
     assert Path(cert).read_bytes() == before, "a server that has it may run"
+    Path(other_key).write_bytes(Path(key).read_bytes())  # two first starts at once
+    between = Path(other).read_bytes()
+    assert self_signed("host.example") == (other, other_key)
+    assert Path(other).read_bytes() != between
 
 
 @pytest.mark.parametrize(
@@ -135,6 +139,7 @@ def test_a_self_signed_certificate_is_made_once_and_can_be_trusted(
         ("bücher.example", "xn--bcher-kva.example"),
         ("127.0.0.2,127.0.0.3", "127.0.0.3, 127.0.0.2"),
         ("0.0.0.0,::", "localhost"),
+        ("localhost", "127.0.0.1,::1"),
     ],
 )
 def test_the_same_hosts_have_the_same_certificate(

@@ -171,7 +171,12 @@ class Http1:
                         return self._rest(connection, connection.transport.read_interest)
                     continue
                 parser.feed(data)
-                if self._fresh and parser.begins_with(PREFACE_LINE):
+                # Over TLS it is chosen by ALPN (RFC 9113 section 3.2).
+                if (
+                    self._fresh
+                    and parser.begins_with(PREFACE_LINE)
+                    and not connection.transport.encrypted
+                ):
                     http2 = Http2(self._context, parser.release())
                     connection.become(http2)
                     return http2.advance(connection, workspace)

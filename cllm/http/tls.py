@@ -50,6 +50,7 @@ PLAIN_HTTP = "this port expects TLS; use https:// instead of http://"
 class TlsTransport(PlainTransport):
     """TCP with TLS."""
 
+    encrypted = True
     read_interest = READ  # a read gives one record; the socket may hold more
     __slots__ = ("_begun", "_read", "_tls", "_write", "reading_since")
 

